@@ -1,0 +1,59 @@
+"""Every exception the toolkit raises on purpose.
+
+    GrpoError
+    ├── RecipeError (ValueError)       a key, value or combination in a recipe or on the command line
+    ├── PluginError (ValueError)       a plug-in name or path that does not lead to a callable
+    ├── DataError (ValueError)         a row, column or file of tasks that cannot be used
+    ├── RewardError (RuntimeError)     a reward raised, or returned something that is not a score
+    ├── EngineError (RuntimeError)     an engine failed, lost a request or refused one
+    │   └── WeightsError               weights did not arrive, or are not the ones that were sent
+    └── RunError (RuntimeError)        a run directory that cannot be written, read or resumed
+
+The command line turns every `GrpoError` into one sentence and exit code 2; anything else is a
+bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GrpoError(Exception):
+    """Base of all errors raised on purpose; the message says what to do next."""
+
+
+class RecipeError(GrpoError, ValueError):
+    """A recipe key, value or combination of values that cannot be run."""
+
+
+class PluginError(GrpoError, ValueError):
+    """A plug-in that cannot be found, loaded or called with the given arguments."""
+
+
+class DataError(GrpoError, ValueError):
+    """Tasks that cannot be read or used."""
+
+
+class RewardError(GrpoError, RuntimeError):
+    """A reward that raised, or returned something other than one number or None per completion."""
+
+
+class EngineError(GrpoError, RuntimeError):
+    """A rollout engine that failed, lost a request or refused one."""
+
+
+class WeightsError(EngineError):
+    """Weights that did not arrive in an engine, or are not the ones the learner sent."""
+
+
+class RunError(GrpoError, RuntimeError):
+    """A run directory that cannot be written, read or resumed."""
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
+    """One sentence for an unknown `name`, with close matches first and every valid choice after."""
+    choices = sorted(valid)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(choices)}."

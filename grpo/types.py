@@ -1,0 +1,300 @@
+"""What flows through a training step, as frozen records of plain Python and numpy.
+
+    Task -> Prompt -> Request -> Completion -> Rollout -> Group -> Row -> (learner)
+
+Dimensions are written as suffixes everywhere in the project:
+    P prompts in a step · G completions of one prompt · T tokens of a completion
+    R rows of a micro-batch · L padded row length · V vocabulary · N any count named beside it
+
+Token ids travel from the sampler to the loss; text is never tokenised a second time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Message = dict[str, str]
+Metrics = dict[str, float]
+Status = Literal[
+    "correct",
+    "wrong",
+    "scored",
+    "unparseable_answer",
+    "unparseable_gold",
+    "timeout",
+    "limit",
+    "grader_error",
+    "not_applicable",
+]
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One problem, before any template.
+
+    Task(uid="multiplication/7x8", prompt="What is 7 * 8?", answer="56", cluster="7x8")
+    """
+
+    uid: str
+    prompt: str | list[Message]
+    answer: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])  # forwarded to rewards
+    cluster: str = ""  # tasks that share a cluster are not independent (bootstrap); "" = uid
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """A task through a template: what the model reads.
+
+    `prefill` is the part of the answer already written at the end of `text` (say "<think>\\n");
+    rewards see it put back in front of the completion.
+    """
+
+    task: Task
+    text: str
+    ids: tuple[int, ...]
+    prefill: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are drawn. Filters apply after the temperature, in the order top-k, top-p, min-p.
+
+    temperature 0 is greedy (log-probs are then those at temperature 1).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = off
+    min_p: float = 0.0
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()  # stop strings; the text up to and including the match is kept
+    eos_ids: tuple[int, ...] = ()  # any of these ends the completion and is part of it
+    raw_logprobs: bool = False  # also return log-probs at temperature 1, unfiltered
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Version:
+    """A set of policy weights: the optimiser step it was made at and the hash of its content."""
+
+    step: int
+    hash: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ack:
+    """What an engine says after loading weights: which, how many tensors, and a canary's log-prob.
+
+    `canary` is the summed log-prob of a fixed token sequence under the weights now resident.
+    """
+
+    version: Version
+    tensors: int
+    canary: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """`n` completions of one token prefix. Noise for sample i, position t is keyed by (*key, i, t)."""
+
+    uid: str
+    ids: tuple[int, ...]
+    n: int
+    sampling: Sampling
+    key: tuple[int, ...]  # (seed, split, prompt, visit)
+    deadline: float | None = None  # time.monotonic() after which the request may be aborted
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """A run of tokens from one source under one weights version."""
+
+    ids: np.ndarray  # int64 [T]
+    source: Literal["model", "tool"] = "model"
+    version: Version
+    logprobs: np.ndarray  # float32 [T], under the distribution that was sampled
+    raw_logprobs: np.ndarray | None = None  # float32 [T], temperature 1 and unfiltered
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One sampled continuation of a request; `text` is decoded once, special tokens kept out."""
+
+    request: str  # Request.uid
+    index: int  # 0 .. n-1
+    segments: tuple[Segment, ...]
+    text: str
+    finish: FinishReason
+
+    @property
+    def ids(self) -> np.ndarray:
+        """int64 [T], all segments in order."""
+        return np.concatenate([s.ids for s in self.segments])
+
+    @property
+    def logprobs(self) -> np.ndarray:
+        """float32 [T], sampler log-probs of all segments in order."""
+        return np.concatenate([s.logprobs for s in self.segments])
+
+    @property
+    def mask(self) -> np.ndarray:
+        """bool [T]: True where the model, not a tool, wrote the token."""
+        return np.concatenate([np.full(len(s.ids), s.source == "model") for s in self.segments])
+
+    def __len__(self) -> int:
+        return sum(len(s.ids) for s in self.segments)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A verdict. `value` None means unscored: it leaves the group's baseline and the loss.
+
+    Score(value=1.0, status="correct", detail="42 == 42", parts={"accuracy": 1.0})
+    """
+
+    value: float | None
+    status: Status
+    detail: str = ""
+    parts: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rollout:
+    """A completion with its score."""
+
+    prompt: Prompt
+    completion: Completion
+    score: Score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """The G rollouts of one prompt, in sample order."""
+
+    prompt: Prompt
+    visit: int  # how often this prompt was drawn before (fresh noise each time)
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One completion as the learner sees it. Rows of one group share `group` and `prompt_ids`."""
+
+    group: int
+    prompt_ids: tuple[int, ...]
+    ids: np.ndarray  # int64 [T]
+    mask: np.ndarray  # bool [T], tokens that are trained on
+    logprobs: np.ndarray  # float32 [T], the sampler's
+    advantages: np.ndarray  # float32 [T]
+    weights: np.ndarray  # float32 [T]; the loss is sum(weight * token loss), denominators included
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Samples completions. Only `rollout/collect.py` knows what a group is."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; returns at once."""
+        ...
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Completions finished since the last call; waits up to `timeout` s (None: for one)."""
+        ...
+
+    def cancel(self, uids: Sequence[str]) -> None:
+        """Forget requests; their completions are not returned."""
+        ...
+
+    def load_weights(
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        version: Version,
+        in_flight: Literal["finish", "continue", "abort"] = "finish",
+    ) -> Ack:
+        """Replace the weights; `Ack` proves which ones are now resident."""
+        ...
+
+    def sleep(self) -> None:
+        """Release what learning needs (KV cache, device memory)."""
+        ...
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+        ...
+
+    def close(self) -> None:
+        """Release everything."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """Turns rows into policy updates."""
+
+    def step(self, rows: Sequence[Row]) -> Metrics:
+        """One rollout batch: every optimiser step the recipe asks for."""
+        ...
+
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """Named tensors of the policy, as the engines should hold them."""
+        ...
+
+    def version(self) -> Version:
+        """The version of what `weights` gives now."""
+        ...
+
+    def save(self, path: str) -> None:
+        """Model in Hugging Face layout, optimiser, scheduler and RNG, under `path`."""
+        ...
+
+    def load(self, path: str) -> None:
+        """The state `save` wrote."""
+        ...
+
+
+class Reward(Protocol):
+    """TRL's calling convention, so that rewards move both ways.
+
+    `completions` are strings (or message lists where the prompt is one), prefill included.
+    Returns one float, or None for "not applicable", per completion.
+    """
+
+    def __call__(
+        self,
+        *,
+        prompts: Sequence[str | list[Message]],
+        completions: Sequence[str | list[Message]],
+        completion_ids: Sequence[Sequence[int]],
+        **columns: Any,
+    ) -> Sequence[float | None]:
+        """Score a batch."""
+        ...
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """A reward of ours: the same call, and a typed outcome per completion behind it."""
+
+    def verify(self, completion: str, task: Task) -> Score:
+        """The outcome for one completion (prefill included). Never raises on model output."""
+        ...
+
+
+class TaskSource(Protocol):
+    """Where problems come from. Train and held-out are disjoint by construction."""
+
+    def size(self, split: Literal["train", "heldout"]) -> int | None:
+        """Number of tasks, None if unbounded."""
+        ...
+
+    def task(self, split: Literal["train", "heldout"], index: int) -> Task:
+        """The task at `index`: the same one every time, on every machine."""
+        ...

@@ -1,0 +1,273 @@
+"""The recipe schema: every setting with its type, default, unit and meaning, and nothing else.
+
+Names are TRL's where the meaning is TRL's. Unknown keys are refused; combinations that cannot run
+are refused here, before torch is imported. A new kind of stage is one class and one line in STAGES.
+`grpo.config.load` reads a YAML file into these classes and words the errors.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Count = Annotated[int, Field(ge=1)]
+Index = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+# grpo/objective.py holds the functions; their names are repeated here because it imports torch.
+LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo")
+
+
+def F(default: Any, description: str) -> Any:
+    """A field with its one-line description (shown in error messages)."""
+    return Field(default, description=description)
+
+
+class Section(BaseModel):
+    """Frozen settings; an unknown key is an error, never a setting that silently does nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Plugin(Section):
+    """`name`, `package.module:attr` or `path/file.py:attr`, with keyword arguments for it."""
+
+    name: str = F(..., "built-in name, package.module:attr, or path/file.py:attr")
+    args: dict[str, Any] = F({}, "keyword arguments, checked against the plug-in's signature")
+
+
+class RewardSpec(Plugin):
+    """One reward; the score of a completion is the weighted sum over rewards."""
+
+    weight: Annotated[float, Field(allow_inf_nan=False)] = F(1.0, "factor in the weighted sum")
+
+
+class Run(Section):
+    """What all stages share."""
+
+    dir: str = F("", "folder the run is written to; empty: runs/<recipe name>")
+    seed: Index = F(0, "seed of weights, task order and sampling noise")
+    threads: Index = F(0, "CPU threads in all; 0: every core")
+    trackers: tuple[str, ...] = F((), "accelerate trackers: tensorboard, wandb, trackio")
+    save_steps: Index = F(50, "steps between checkpoints; 0: only the last one")
+    save_total_limit: Index = F(2, "newest checkpoints kept; 0: all")
+    num_samples_logged: Index = F(2, "completions written out per step")
+
+
+class Model(Section):
+    """The policy the stage starts from."""
+
+    path: str = F(..., "local folder, Hugging Face hub id, or stage:NAME of an earlier stage")
+    dtype: Dtype = F("float32", "compute type; master weights are always float32")
+
+
+class Data(Section):
+    """Tasks and how they become prompts."""
+
+    source: str = F(..., "task source: built-in name, package.module:attr, or path/file.py:attr")
+    args: dict[str, Any] = F({}, "keyword arguments of the source")
+    template: Literal["r1_zero", "chat", "raw"] = F("r1_zero", "how a task becomes prompt text")
+    system_prompt: str | None = F(None, "replaces the template's system text")
+    prefill: str = F("", "start of the completion written into the prompt, say '<think>\\n'")
+    chat_template_kwargs: dict[str, Any] = F({}, "passed to apply_chat_template")
+    max_prompt_length: Count = F(512, "prompt tokens")
+    overlong: Literal["drop", "truncate", "error"] = F("drop", "what happens to longer prompts")
+
+
+class Rollout(Section):
+    """How groups of completions are sampled."""
+
+    engine: str = F("torch", "rollout engine: built-in name, package.module:attr, or file.py:attr")
+    prompts_per_step: Count = F(32, "prompts sampled per step")
+    num_generations: Count = F(8, "completions per prompt (the group size G)")
+    max_completion_length: Count = F(256, "completion tokens")
+    temperature: Positive = F(1.0, "softmax temperature of sampling; the loss uses the same")
+    top_p: Share = F(1.0, "nucleus mass; 1: off")
+    top_k: Index = F(0, "most likely tokens kept; 0: off")
+    min_p: Annotated[float, Field(ge=0, le=1)] = F(0.0, "floor relative to the likeliest; 0: off")
+    stop: tuple[str, ...] = F((), "strings that end a completion (kept in it)")
+    max_rows: Count = F(256, "completions decoded at once")
+    dtype: Dtype | None = F(None, "type the engine computes in; empty: model.dtype")
+
+
+class Algorithm(Section):
+    """The policy-gradient estimator."""
+
+    advantage: str = F(
+        "grpo", "group baseline: built-in name, package.module:attr, or file.py:attr"
+    )
+    loss_type: str = F("dapo", "objective: grpo, dr_grpo, dapo, bnpo, or a plug-in")
+    beta: Amount = F(0.0, "KL coefficient; 0 loads no reference model")
+    kl_estimator: Literal["k1", "k2", "k3"] = F("k3", "estimator of the KL to the reference")
+    epsilon: Positive = F(0.2, "lower clip range of the ratio")
+    epsilon_high: Positive | None = F(None, "upper clip range; empty: epsilon")
+    delta: Annotated[float, Field(gt=1)] | None = F(None, "two-sided clip: cap of the ratio")
+    num_iterations: Count = F(1, "passes over each rollout batch")
+    num_minibatches: Count = F(1, "optimiser steps per pass")
+    mask_truncated_completions: bool = F(False, "leave completions cut by length out of the loss")
+
+
+class Learner(Section):
+    """Optimiser, schedule and how a batch is cut."""
+
+    max_steps: Count = F(100, "rollout batches")
+    learning_rate: Positive = F(1e-6, "peak learning rate of AdamW")
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = F("constant", "after the warm-up")
+    warmup_steps: Index = F(0, "steps of linear warm-up")
+    weight_decay: Amount = F(0.0, "decoupled weight decay")
+    adam_beta1: Decay = F(0.9, "decay of the first moment")
+    adam_beta2: Decay = F(0.999, "decay of the second moment")
+    max_grad_norm: Amount = F(1.0, "gradient norm clip; 0: off")
+    tokens_per_micro_batch: Count = F(16384, "tokens of one forward and backward")
+    share_prompts: bool = F(True, "run each prompt once for its whole group")
+    gradient_checkpointing: bool = F(False, "recompute activations: less memory, more time")
+
+
+class Eval(Section):
+    """Held-out evaluation: before and after always, and every `steps` steps."""
+
+    steps: Index = F(0, "steps between evaluations; 0: only before and after")
+    num_tasks: Count = F(200, "held-out tasks")
+    num_samples: Count = F(4, "completions per task for pass@1 and mean length")
+    temperature: Positive = F(1.0, "temperature of those completions")
+
+
+class RLStage(Section):
+    """Reinforcement learning with verifiable rewards."""
+
+    kind: Literal["rl"] = "rl"
+    name: Name = "rl"
+    model: Model
+    data: Data
+    rollout: Rollout = Rollout()
+    rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
+    algorithm: Algorithm = Algorithm()
+    learner: Learner = Learner()
+    eval: Eval = Eval()
+    callbacks: tuple[Plugin, ...] = ()
+
+    @model_validator(mode="after")
+    def _can_run(self) -> RLStage:
+        rollout, algorithm, learner = self.rollout, self.algorithm, self.learner
+        if rollout.num_generations < 2 and algorithm.advantage in ("grpo", "dr_grpo", "rloo"):
+            raise ValueError(
+                f"rollout.num_generations = {rollout.num_generations} leaves no group to compare "
+                f"with: algorithm.advantage = {algorithm.advantage!r} needs at least 2 "
+                "(or use algorithm.advantage=batch or none)"
+            )
+        completions = rollout.prompts_per_step * rollout.num_generations
+        if completions % algorithm.num_minibatches:
+            raise ValueError(
+                f"algorithm.num_minibatches = {algorithm.num_minibatches} does not divide "
+                f"rollout.prompts_per_step * rollout.num_generations = "
+                f"{rollout.prompts_per_step} * {rollout.num_generations} = {completions}; "
+                f"valid: a divisor of {completions}"
+            )
+        longest = self.data.max_prompt_length + rollout.max_completion_length
+        if learner.tokens_per_micro_batch < longest:
+            raise ValueError(
+                f"learner.tokens_per_micro_batch = {learner.tokens_per_micro_batch} cannot hold "
+                f"one row: data.max_prompt_length + rollout.max_completion_length = "
+                f"{self.data.max_prompt_length} + {rollout.max_completion_length} = {longest}; "
+                f"valid: {longest} or more"
+            )
+        if learner.warmup_steps > learner.max_steps:
+            raise ValueError(
+                f"learner.warmup_steps = {learner.warmup_steps} is more than learner.max_steps = "
+                f"{learner.max_steps}; valid: 0 to {learner.max_steps}"
+            )
+        return self
+
+
+class PretrainModel(Section):
+    """Size of a model made from nothing; the tokenizer is one token per character."""
+
+    architecture: Literal["llama", "qwen2"] = F("llama", "Hugging Face model family")
+    hidden_size: Count = F(128, "width of the residual stream")
+    num_layers: Count = F(4, "transformer blocks")
+    num_heads: Count = F(4, "attention heads")
+    num_kv_heads: Count | None = F(None, "key/value heads; empty: num_heads")
+    intermediate_size: Count = F(512, "width of the MLP")
+    max_position: Count = F(512, "longest sequence in tokens")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> PretrainModel:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"model.num_heads = {self.num_heads} does not divide model.hidden_size = "
+                f"{self.hidden_size}"
+            )
+        if self.num_heads % (self.num_kv_heads or self.num_heads):
+            raise ValueError(
+                f"model.num_kv_heads = {self.num_kv_heads} does not divide model.num_heads = "
+                f"{self.num_heads}"
+            )
+        return self
+
+
+class PretrainData(Section):
+    """Text to pretrain on."""
+
+    source: str = F(..., "task source whose tasks carry a worked answer")
+    args: dict[str, Any] = F({}, "keyword arguments of the source")
+
+
+class PretrainLearner(Section):
+    """AdamW with linear warm-up and cosine decay."""
+
+    max_steps: Count = F(300, "optimiser steps")
+    batch_size: Count = F(256, "sequences per optimiser step")
+    learning_rate: Positive = F(1e-3, "peak learning rate")
+    warmup_steps: Index = F(20, "steps of linear warm-up")
+    weight_decay: Amount = F(0.01, "decoupled weight decay")
+
+
+class PretrainStage(Section):
+    """A tiny base model from scratch."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    name: Name = "pretrain"
+    model: PretrainModel = PretrainModel()
+    data: PretrainData
+    learner: PretrainLearner = PretrainLearner()
+
+
+STAGES: dict[str, type[RLStage] | type[PretrainStage]] = {"rl": RLStage, "pretrain": PretrainStage}
+Stage = Annotated[RLStage | PretrainStage, Field(discriminator="kind")]
+
+
+class Recipe(Section):
+    """A named list of stages, run in order."""
+
+    name: Name
+    run: Run = Run()
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+
+    @property
+    def run_dir(self) -> str:
+        """Where the run is written: run.dir, or runs/<name>."""
+        return self.run.dir or f"runs/{self.name}"
+
+    @model_validator(mode="after")
+    def _stages_connect(self) -> Recipe:
+        earlier: list[str] = []
+        for stage in self.stages:
+            if stage.name in earlier or stage.name in {"run", "name"}:
+                raise ValueError(
+                    f"stage name {stage.name!r} is taken; give each stage its own name"
+                )
+            path = stage.model.path if isinstance(stage, RLStage) else ""
+            if path.startswith("stage:") and path.removeprefix("stage:") not in earlier:
+                valid = ", ".join(f"stage:{name}" for name in earlier) or "none (it is the first)"
+                raise ValueError(
+                    f"model.path = {path!r} of stage {stage.name!r} is not an earlier stage; "
+                    f"valid: {valid}"
+                )
+            earlier.append(stage.name)
+        return self

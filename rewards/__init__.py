@@ -1,0 +1,26 @@
+"""Rewards: a completion in, a score out.
+
+`REWARDS` names every built-in; a factory takes the recipe's `args` and returns a reward function
+by TRL's calling convention. Importing this package loads no torch and no sympy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from grpo.rewards.accuracy import Accuracy
+from grpo.rewards.compose import RewardSet
+from grpo.rewards.control import Random
+from grpo.rewards.countdown import Countdown
+from grpo.rewards.format import Format
+from grpo.rewards.score_file import score_file
+
+REWARDS: dict[str, Callable[..., Any]] = {
+    "accuracy": Accuracy,
+    "countdown": Countdown,
+    "format": Format,
+    "random": Random,
+}
+
+__all__ = ["REWARDS", "RewardSet", "score_file"]

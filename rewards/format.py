@@ -1,0 +1,43 @@
+"""Format: one `<think>` block, then one `<answer>` block, both non-empty, nothing outside.
+
+R1-Zero's format reward as one linear scan. (The usual regexes score every multi-line thought 0
+without DOTALL, or accept two answers.) A `<think>` that the template already wrote is part of the
+completion that rewards see, so it counts as present.
+"""
+
+from __future__ import annotations
+
+import re
+
+from grpo.rewards.verifier import VerifierReward
+from grpo.types import Score, Task
+
+_TAG = re.compile(r"</?(?:think|answer)>")
+_EXPECTED = ["<think>", "</think>", "<answer>", "</answer>"]
+
+
+def format_fault(text: str) -> str | None:
+    """Why the text does not follow the format, or None if it does."""
+    tags = [match.group() for match in _TAG.finditer(text)]
+    if tags != _EXPECTED:
+        return f"tags are {' '.join(tags[:8]) or 'missing'}"
+    before, thought, between, answer, after = _TAG.split(text)
+    if before.strip() or between.strip() or after.strip():
+        return "text outside the blocks"
+    if not thought.strip():
+        return "empty thought"
+    return None if answer.strip() else "empty answer"
+
+
+class Format(VerifierReward):
+    """1 if the completion follows the R1-Zero format, else 0."""
+
+    name = "format"
+    needs = ()
+
+    def verify(self, completion: str, task: Task) -> Score:
+        """correct or wrong, with the first fault as detail."""
+        fault = format_fault(completion)
+        if fault is None:
+            return Score(value=1.0, status="correct")
+        return Score(value=0.0, status="wrong", detail=fault)

@@ -1,0 +1,133 @@
+"""What all verifiers share: TRL's calling convention in front of one method, `verify`.
+
+A verifier is written per completion and returns a typed `Score`. This base turns it into a TRL
+reward function: messages become text, columns become one `Task` a row, and a score without a value
+becomes None. `scores` is the same call with the whole `Score`, which `RewardSet` prefers because a
+None alone cannot say whether the reward was not applicable or the gold was unusable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from grpo.errors import RewardError
+from grpo.types import Message, Score, Task
+
+# What TRL passes besides the data set's columns.
+NOT_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric", "environments"})
+
+
+def text_of(value: str | Sequence[Message]) -> str:
+    """The text of a prompt or completion: itself, or the contents of its messages, joined."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(str(message.get("content") or "") for message in value)
+
+
+def columns_at(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:
+    """The columns of one row. Raises RewardError when a column is not one value per completion."""
+    picked: dict[str, Any] = {}
+    for name, values in columns.items():
+        if name in NOT_COLUMNS:
+            continue
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise RewardError(f"column {name!r} must be a list with one value per completion")
+        if len(values) != rows:  # pyright: ignore[reportUnknownArgumentType]
+            raise RewardError(
+                f"column {name!r} has {len(values)} values for {rows} completions"  # pyright: ignore[reportUnknownArgumentType]
+            )
+        picked[name] = values[row]
+    return picked
+
+
+def make_task(prompt: str | Sequence[Message], columns: Mapping[str, Any]) -> Task:
+    """A `Task` from one row of columns; `answer`, else TRL's `solution`, is the gold answer."""
+    gold = columns.get("answer")
+    if gold is None:
+        gold = columns.get("solution")
+    return Task(
+        uid=str(columns.get("uid", "")),
+        prompt=prompt if isinstance(prompt, str) else list(prompt),
+        answer=None if gold is None else str(gold),
+        columns=columns,
+    )
+
+
+class VerifierReward:
+    """Base of the built-in verifiers: subclasses write `verify`.
+
+    `needs` names the columns without which the reward has nothing to check; each entry is a name
+    or alternatives joined by "|". Rows that lack one are "not_applicable" in training (a mixture
+    may hold other tasks) and an error in `grpo score`.
+    """
+
+    name: ClassVar[str] = "verifier"
+    needs: ClassVar[tuple[str, ...]] = ("answer|solution",)
+
+    @property
+    def __name__(self) -> str:  # TRL names its metrics after this
+        return self.name
+
+    def verify(self, completion: str, task: Task) -> Score:
+        """The outcome for one completion, prefill included. Never raises on model output."""
+        raise NotImplementedError
+
+    def applies(self, task: Task) -> bool:
+        """Whether the task carries every column in `needs`."""
+        return not missing_columns(self.needs, task)
+
+    def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
+        """`verify` on every pair, in order; rewards with worker processes override this."""
+        return [self.verify(c, t) for c, t in zip(completions, tasks, strict=True)]
+
+    def scores(
+        self,
+        *,
+        completions: Sequence[str | list[Message]],
+        prompts: Sequence[str | list[Message]] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Any,
+    ) -> list[Score]:
+        """One `Score` per completion, by TRL's calling convention."""
+        rows = len(completions)
+        asked = prompts if prompts is not None else [""] * rows
+        tasks = [
+            make_task(prompt, columns_at(columns, row, rows)) for row, prompt in enumerate(asked)
+        ]
+        applicable = [row for row in range(rows) if self.applies(tasks[row])]
+        found = self.verify_all(
+            [text_of(completions[row]) for row in applicable], [tasks[row] for row in applicable]
+        )
+        result = [Score(value=None, status="not_applicable")] * rows
+        for row, score in zip(applicable, found, strict=True):
+            result[row] = score
+        return result
+
+    def __call__(
+        self,
+        *,
+        completions: Sequence[str | list[Message]],
+        prompts: Sequence[str | list[Message]] | None = None,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """One float or None per completion, by TRL's calling convention."""
+        scored = self.scores(
+            completions=completions, prompts=prompts, completion_ids=completion_ids, **columns
+        )
+        return [score.value for score in scored]
+
+    def close(self) -> None:
+        """Release workers, if the reward has any."""
+
+
+def missing_columns(needs: Sequence[str], task: Task) -> list[str]:
+    """The entries of `needs` for which a task has no value."""
+
+    def has(name: str) -> bool:
+        if name in ("answer", "solution") and task.answer is not None:
+            return True
+        return task.columns.get(name) is not None
+
+    return [need for need in needs if not any(map(has, need.split("|")))]

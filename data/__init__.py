@@ -1,0 +1,30 @@
+"""Tasks: where prompts and their gold answers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from grpo.data.arithmetic import Arithmetic
+from grpo.data.countdown import Countdown
+from grpo.data.gsm8k import gsm8k
+from grpo.data.hub import hub
+from grpo.data.jsonl import jsonl
+from grpo.data.math import math
+from grpo.data.multiplication import Multiplication
+from grpo.data.parity import Parity
+from grpo.data.prompts import PromptTemplate
+from grpo.data.source import TaskOrder
+from grpo.types import TaskSource
+
+SOURCES: dict[str, Callable[..., TaskSource]] = {
+    "parity": Parity,
+    "multiplication": Multiplication,
+    "countdown": Countdown,
+    "arithmetic": Arithmetic,
+    "gsm8k": gsm8k,
+    "math": math,
+    "jsonl": jsonl,
+    "hub": hub,
+}
+
+__all__ = ["SOURCES", "PromptTemplate", "TaskOrder"]

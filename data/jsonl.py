@@ -1,0 +1,186 @@
+"""Tasks from rows: any JSONL file, and the common ground of every source that reads a table.
+
+Rows with the same prompt text are one problem. They share a cluster and never straddle the split:
+either the hash of the prompt decides, or an explicit held-out table does, whose prompts are then
+taken out of train.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from grpo.data.source import Split, check_fraction, check_index, is_heldout, stable_hash
+from grpo.errors import DataError
+from grpo.types import Message, Task
+
+Row = Mapping[str, Any]
+
+
+class Rows:
+    """A TaskSource over tasks in memory. `removed` train rows had a held-out prompt."""
+
+    def __init__(
+        self,
+        name: str,
+        train: Sequence[Task],
+        heldout: Sequence[Task] | None,
+        heldout_fraction: float,
+    ) -> None:
+        if heldout is None:
+            check_fraction(f"{name}: heldout_fraction", heldout_fraction)
+            held = [is_heldout(task.cluster, heldout_fraction) for task in train]
+            heldout = [task for task, h in zip(train, held, strict=True) if h]
+            kept = [task for task, h in zip(train, held, strict=True) if not h]
+            self.removed = 0
+        else:
+            taken = {task.cluster for task in heldout}
+            kept = [task for task in train if task.cluster not in taken]
+            self.removed = len(train) - len(kept)
+        self.name = name
+        self.tasks: dict[Split, Sequence[Task]] = {"train": kept, "heldout": heldout}
+
+    def size(self, split: Split) -> int:
+        """Number of tasks in the split."""
+        return len(self.tasks[split])
+
+    def task(self, split: Split, index: int) -> Task:
+        """The task at `index` of the split, in file order."""
+        check_index(self.name, index, self.size(split))
+        return self.tasks[split][index]
+
+
+def jsonl(
+    *,
+    path: str,
+    prompt: str = "prompt",
+    answer: str | None = "answer",
+    heldout_path: str | None = None,
+    heldout_fraction: float = 0.1,
+) -> Rows:
+    """Tasks of a JSONL file; `prompt` and `answer` name columns, all others go to the rewards.
+
+    Prompts are strings or message lists. `answer` null means that the rows have no gold answer.
+    Raises DataError for a missing or empty file, bad JSON (with its line) and missing columns.
+    """
+    to_task = column_mapper(prompt, answer)
+    train = make_tasks("jsonl", path, read_jsonl(path), to_task)
+    heldout = None
+    if heldout_path is not None:
+        heldout = make_tasks("jsonl", heldout_path, read_jsonl(heldout_path), to_task)
+    return Rows("jsonl", train, heldout, heldout_fraction)
+
+
+def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
+    """Rows of a file, each with its place ("file.jsonl:3") for error messages."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        what = "is a folder, not a file" if file.is_dir() else "does not exist"
+        raise DataError(f"data file {path} {what}")
+    rows: list[tuple[str, Row]] = []
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"data file {path} is not UTF-8 text: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}:{number} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(
+                f"{path}:{number} must be a JSON object with columns, not a {type(row).__name__}"
+            )
+        rows.append((f"{path}:{number}", row))
+    if not rows:
+        raise DataError(f"data file {path} is empty")
+    return rows
+
+
+def make_tasks(
+    name: str,
+    origin: str,
+    rows: Iterable[tuple[str, Row]],
+    to_task: Callable[[str, Row], tuple[str | list[Message], str | None, dict[str, Any]]],
+) -> list[Task]:
+    """Tasks from rows; `to_task(place, row)` gives the prompt, the answer and the other columns."""
+    tasks: list[Task] = []
+    seen: dict[str, int] = {}
+    for place, row in rows:
+        prompt, answer, columns = to_task(place, row)
+        cluster = f"{name}/{stable_hash(_canonical(prompt)):016x}"
+        repeat = seen.get(cluster, 0)
+        seen[cluster] = repeat + 1
+        tasks.append(
+            Task(
+                uid=f"{cluster}-{repeat}" if repeat else cluster,
+                prompt=prompt,
+                answer=answer,
+                columns=columns,
+                cluster=cluster,
+            )
+        )
+    if not tasks:
+        raise DataError(f"{origin} holds no rows")
+    return tasks
+
+
+def column_mapper(
+    prompt: str, answer: str | None
+) -> Callable[[str, Row], tuple[str | list[Message], str | None, dict[str, Any]]]:
+    """A `to_task` for `make_tasks` that takes two columns and forwards the rest."""
+
+    def to_task(place: str, row: Row) -> tuple[str | list[Message], str | None, dict[str, Any]]:
+        text = checked_prompt(place, prompt, column(place, row, prompt))
+        gold = None if answer is None else column(place, row, answer)
+        others = {key: value for key, value in row.items() if key not in (prompt, answer)}
+        return text, gold if gold is None else answer_text(place, gold), others
+
+    return to_task
+
+
+def column(place: str, row: Row, name: str) -> Any:
+    """`row[name]`, or a DataError that names the columns there are and the closest ones."""
+    if name not in row:
+        close = difflib.get_close_matches(name, list(row), n=2, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        have = ", ".join(sorted(row)) or "none"
+        raise DataError(f"{place} has no column {name!r}.{hint} Columns: {have}.")
+    return row[name]
+
+
+def checked_prompt(place: str, name: str, value: Any) -> str | list[Message]:
+    """The prompt itself if it is non-empty text or a list of role/content messages."""
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, list) and value:
+        messages = [
+            {"role": m["role"], "content": m["content"]}
+            for m in value
+            if isinstance(m, dict)
+            and isinstance(m.get("role"), str)
+            and isinstance(m.get("content"), str)
+        ]
+        if len(messages) == len(value):
+            return messages
+    raise DataError(
+        f"{place}: column {name!r} must be non-empty text or a list of messages with role and "
+        f"content, not {value!r:.80}"
+    )
+
+
+def answer_text(place: str, value: Any) -> str:
+    """Gold answers as text: numbers are written out, anything else but text is refused."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise DataError(f"{place}: the answer must be text or a number, not {value!r:.80}")
+    return str(value)
+
+
+def _canonical(prompt: str | list[Message]) -> str:
+    text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+    return " ".join(text.split())

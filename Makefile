@@ -1,0 +1,89 @@
+# From nothing but Python >= 3.11 and make:
+#   make demo         install, then R1-Zero on 16-bit parity in about two minutes
+#   make test         install, then the tests
+#   make check        format, lint, types, imports between rooms, spelling
+#   make test-readme  install, then run every command and snippet of the README
+#
+# Variables:
+#   PYTHON       interpreter the environment is made with (found by itself when >= 3.11)
+#   VENV         where the environment lives (.venv)
+#   TORCH_INDEX  wheel index asked first for torch; the default has CPU builds. For NVIDIA GPUs:
+#                make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
+#                Empty, or out of reach: pip's ordinary configuration.
+#   PYTEST_ARGS  more arguments for pytest, say PYTEST_ARGS="-k objective"
+
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+VENV ?= .venv
+RECIPE ?= recipes/parity-r1-zero.yaml
+WORKERS ?= auto
+PYTEST_ARGS ?=
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help install dev demo test test-slow check format test-readme clean
+
+help:
+	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
+
+install: $(INSTALLED)
+dev: $(INSTALLED_DEV)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "make: no Python >= 3.11 found; set PYTHON=/path/to/python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { \
+		echo "make: '$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt install python3-venv" >&2; \
+		rm -rf $(VENV); exit 1; }
+
+# torch first and alone: on Linux the ordinary package index serves a CUDA build of several GB, so the
+# CPU index is asked before it, once and briefly. Elsewhere the ordinary package is a CPU build.
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	@if $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
+	elif [ -n "$(TORCH_INDEX)" ] && { [ "$$(uname -s)" = Linux ] || [ "$(origin TORCH_INDEX)" != file ]; } \
+		&& $(PIP) install --quiet --no-deps --retries 0 --timeout 5 --index-url $(TORCH_INDEX) \
+			-c constraints.txt torch; then \
+		echo "torch: installed by way of TORCH_INDEX=$(TORCH_INDEX)"; \
+	else \
+		echo "torch: TORCH_INDEX did not serve; using pip's ordinary configuration"; \
+		$(PIP) install --quiet -c constraints.txt torch; \
+	fi
+	@touch $@
+
+$(INSTALLED): pyproject.toml constraints.txt $(VENV)/.torch
+	$(PIP) install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/grpo train $(RECIPE)
+
+test: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-slow: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m "slow" $(PYTEST_ARGS)
+
+test-readme: $(INSTALLED_DEV)
+	$(BIN)/python tests/readme/run_readme.py README.md
+
+check: $(INSTALLED_DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --warnings
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+
+format: $(INSTALLED_DEV)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,18 @@
+"""Shared by all tests: one thread a process, no hub, no surprise from the surroundings."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported anywhere: pytest-xdist runs one process per core, and two processes with
+# two threads each on two cores run several times slower than one thread each.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("PYTHONWARNINGS", None)
+
+from hypothesis import settings
+
+# A shared machine makes single examples slow now and then; the examples themselves are fixed.
+settings.register_profile("grpo", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("grpo")

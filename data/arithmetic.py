@@ -9,6 +9,7 @@ from grpo.data.source import (
     Split,
     check_fraction,
     check_index,
+    check_int,
     demonstration_text,
     is_heldout,
     stable_hash,
@@ -28,11 +29,8 @@ class Arithmetic:
     heldout_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.terms < 2 or self.max_term < 1:
-            raise DataError(
-                "arithmetic: needs terms >= 2 and max_term >= 1, not "
-                f"terms={self.terms}, max_term={self.max_term}"
-            )
+        check_int("arithmetic: terms", self.terms, 2, 100)
+        check_int("arithmetic: max_term", self.max_term, 1)
         if "{expression}" not in self.prompt:
             raise DataError(f"arithmetic: prompt {self.prompt!r} must show {{expression}}")
         check_fraction("arithmetic: long_fraction", self.long_fraction)

@@ -16,6 +16,7 @@ from grpo.data.source import (
     Split,
     check_fraction,
     check_index,
+    check_int,
     demonstration_text,
     is_heldout,
     stable_hash,
@@ -49,13 +50,11 @@ class Countdown:
     heldout_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 2 <= self.min_numbers <= self.max_numbers <= 8:
-            raise DataError(
-                "countdown: needs 2 <= min_numbers <= max_numbers <= 8, not "
-                f"{self.min_numbers} and {self.max_numbers}"
-            )
-        if self.max_number < 9 or self.max_target < 9:
-            raise DataError("countdown: max_number and max_target must be at least 9")
+        check_int("countdown: max_numbers", self.max_numbers, 2, 8)
+        check_int("countdown: min_numbers", self.min_numbers, 2, self.max_numbers)
+        check_int("countdown: max_number", self.max_number, 9)
+        check_int("countdown: max_target", self.max_target, 9)
+        check_int("countdown: max_tries", self.max_tries, 0)
         if self.style not in ("words", "plain"):
             raise DataError(f"countdown: style must be words or plain, not {self.style!r}")
         if "{numbers}" not in self.prompt or "{target}" not in self.prompt:

@@ -30,12 +30,12 @@ class Rows:
         heldout: Sequence[Task] | None,
         heldout_fraction: float,
     ) -> None:
+        self.removed = 0
         if heldout is None:
             check_fraction(f"{name}: heldout_fraction", heldout_fraction)
             held = [is_heldout(task.cluster, heldout_fraction) for task in train]
             heldout = [task for task, h in zip(train, held, strict=True) if h]
             kept = [task for task, h in zip(train, held, strict=True) if not h]
-            self.removed = 0
         else:
             taken = {task.cluster for task in heldout}
             kept = [task for task in train if task.cluster not in taken]

@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Literal
 
-from grpo.data.source import Split, check_fraction, check_index, demonstration_text, permuted
+from grpo.data.source import (
+    Split,
+    check_fraction,
+    check_index,
+    check_int,
+    demonstration_text,
+    permuted,
+)
 from grpo.errors import DataError
 from grpo.types import Task
 
@@ -36,13 +43,16 @@ class Multiplication:
     verify_fraction: float = 0.0
 
     def __post_init__(self) -> None:
-        if (self.digits is None) == (self.lo is None or self.hi is None):
+        if self.digits is not None:
+            check_int("multiplication: digits", self.digits, 1, 100)
+        if (self.digits is None) == (self.lo is None and self.hi is None):
             raise DataError("multiplication: give either digits, or both lo and hi")
-        if self.digits is not None and (self.digits < 1 or self.lo is not None or self.hi):
-            raise DataError("multiplication: digits must be at least 1, and excludes lo and hi")
+        if self.digits is None:
+            check_int("multiplication: lo", self.lo, 0)
+            check_int("multiplication: hi", self.hi, 1)
         lo, hi = self.bounds
-        if lo < 0 or hi - lo < 1:
-            raise DataError(f"multiplication: needs 0 <= lo < hi, not lo={lo}, hi={hi}")
+        if hi <= lo:
+            raise DataError(f"multiplication: lo={lo} must be below hi={hi}")
         if self.style not in ("words", "plain"):
             raise DataError(f"multiplication: style must be words or plain, not {self.style!r}")
         try:
@@ -57,11 +67,8 @@ class Multiplication:
         check_fraction("multiplication: verify_fraction", self.verify_fraction)
         n = hi - lo + 1
         pairs = n * (n + 1) // 2
-        if self.heldout_pairs is not None and not 0 < self.heldout_pairs < pairs:
-            raise DataError(
-                f"multiplication: heldout_pairs must be from 1 to {pairs - 1} (there are {pairs} "
-                f"unordered pairs of {lo}..{hi}), not {self.heldout_pairs}"
-            )
+        if self.heldout_pairs is not None:
+            check_int("multiplication: heldout_pairs", self.heldout_pairs, 1, pairs - 1)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -137,7 +144,7 @@ class Multiplication:
 
 
 def _partial_products(a: int, b: int) -> str:
-    """Partial products: "12*4=48;12*30=360;48+360=408" for 12*34; one line only where `b` has one digit."""
+    """For 12 and 34: "12*4=48;12*30=360;48+360=408"; one line where `b` has one digit."""
     lines: list[str] = []
     total: int | None = None
     for place, digit in enumerate(reversed(str(b))):

@@ -10,8 +10,14 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from grpo.data.source import Split, check_fraction, check_index, demonstration_text, permuted
-from grpo.errors import DataError
+from grpo.data.source import (
+    Split,
+    check_fraction,
+    check_index,
+    check_int,
+    demonstration_text,
+    permuted,
+)
 from grpo.types import Task
 
 
@@ -29,14 +35,10 @@ class Parity:
     heldout: int | None = None  # None: 2,048, or a quarter of the strings if that is less
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 256:
-            raise DataError(f"parity: bits must be from 2 to 256, not {self.bits}")
+        check_int("parity: bits", self.bits, 2, 256)
         check_fraction("parity: long_fraction", self.long_fraction)
-        if self.heldout is not None and not 0 < self.heldout < 2**self.bits:
-            raise DataError(
-                f"parity: heldout must be from 1 to {2**self.bits - 1} for {self.bits} bits, "
-                f"not {self.heldout}"
-            )
+        if self.heldout is not None:
+            check_int("parity: heldout", self.heldout, 1, 2**self.bits - 1)
 
     def size(self, split: Split) -> int:
         """Number of bit strings in the split."""

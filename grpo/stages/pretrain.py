@@ -7,11 +7,13 @@ no time goes into padding. What is saved loads with AutoModelForCausalLM and Aut
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +62,7 @@ def build_model(
     hidden_size: int,
     num_layers: int,
     num_heads: int,
-    num_kv_heads: int,
+    num_kv_heads: int | None,
     intermediate_size: int,
     architecture: Literal["llama", "qwen2"],
     max_position: int,
@@ -76,6 +78,7 @@ def build_model(
             f"model.hidden_size={hidden_size} must be an even multiple of "
             f"model.num_heads={num_heads}"
         )
+    num_kv_heads = num_kv_heads or num_heads
     if num_heads % num_kv_heads:
         raise RecipeError(
             f"model.num_kv_heads={num_kv_heads} must divide model.num_heads={num_heads}"
@@ -122,7 +125,7 @@ def pretrain(
     hidden_size: int = 128,
     num_layers: int = 4,
     num_heads: int = 4,
-    num_kv_heads: int = 4,
+    num_kv_heads: int | None = None,
     intermediate_size: int = 384,
     architecture: Literal["llama", "qwen2"] = "llama",
     max_position: int = 256,
@@ -186,13 +189,21 @@ def pretrain(
             progress(step + 1, {"loss": loss, "learning_rate": rate})
     model.eval()
     model.save_pretrained(out_dir)
-    tokenizer.save_pretrained(out_dir)
+    save_tokenizer(tokenizer, out_dir)
     return {
         "loss": sum(losses[-10:]) / len(losses[-10:]),
         "tokens": float(tokens),
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "seconds": time.perf_counter() - started,
     }
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, out_dir: str) -> None:
+    """Save so that transformers 4 loads it too: version 5 writes a class name that 4 lacks."""
+    tokenizer.save_pretrained(out_dir)
+    path = Path(out_dir) / "tokenizer_config.json"
+    settings = {**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def schedule(step: int, steps: int, warmup_steps: int) -> float:
@@ -220,7 +231,7 @@ def demonstration_rows(
         prompts.append(task.prompt)
         completions.append(source.demonstration(task, random.Random(key)))
     try:
-        encoded = tokenizer(prompts + completions, add_special_tokens=False)["input_ids"]
+        encoding: Any = tokenizer(prompts + completions, add_special_tokens=False)
     except Exception as error:  # the tokenizers library raises a bare Exception
         known = set(source.alphabet())
         text = "".join(prompts + completions)
@@ -228,7 +239,8 @@ def demonstration_rows(
             text = text.replace(tag, "")
         missing = sorted(set(text) - known)
         raise DataError(f"characters {missing} are missing from the source's alphabet") from error
-    eos = tokenizer.eos_token_id
+    encoded: list[list[int]] = encoding["input_ids"]
+    eos = tokenizer.convert_tokens_to_ids("<eos>")
     return [(p, [*c, eos]) for p, c in zip(encoded[:n], encoded[n:], strict=True)]
 
 

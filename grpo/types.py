@@ -251,6 +251,18 @@ class Learner(Protocol):
         """The version of what `weights` gives now."""
         ...
 
+    def canary(self) -> float:
+        """What an engine with these weights answers in `Ack.canary`, up to rounding."""
+        ...
+
+    def all_reduce(self, totals: np.ndarray) -> np.ndarray:
+        """The sum of `totals` over all learner ranks."""
+        ...
+
+    def save_model(self, path: str) -> None:
+        """The model alone, in Hugging Face layout."""
+        ...
+
     def save(self, path: str) -> None:
         """Model in Hugging Face layout, optimiser, scheduler and RNG, under `path`."""
         ...

@@ -1,0 +1,163 @@
+"""Held-out evaluation of the policy with the engine that trains it.
+
+Each task is answered once greedily and `num_samples` times at the asked temperature, always with
+the same noise, so that two evaluations of one model give one figure and two models are compared
+sample by sample.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from grpo import evaluate
+from grpo.data.prompts import PromptTemplate
+from grpo.errors import DataError
+from grpo.rewards.compose import RewardSet
+from grpo.rollout.collect import collect
+from grpo.types import Completion, Engine, Prompt, Request, Sampling, Score, TaskSource
+from grpo.data.source import stable_hash
+
+HELDOUT_SPLIT = 1  # second number of a noise key; 0 is training
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """What is asked of the policy at every evaluation."""
+
+    prompts: Sequence[Prompt]
+    rewards: RewardSet  # the first one is reported as accuracy
+    sampling: Sampling
+    num_samples: int
+    seed: int
+
+    def evaluate(
+        self, engine: Engine, path: Path, progress: Callable[[int, int], None] = lambda _a, _b: None
+    ) -> dict[str, Any]:
+        """Sample, score, write every completion to `path` (JSONL) and return the summary.
+
+        Returns greedy and pass1 (means of the first reward), pass1_ci (95%, bootstrap over task
+        clusters), mean_length (tokens, at the temperature) and more. `progress`
+        is called with (groups done, groups in all).
+        """
+        greedy = self._ask(engine, replace(self.sampling, temperature=0.0), 1, "greedy")
+        sampled = self._ask(engine, self.sampling, self.num_samples, "sample")
+        groups = [*self._follow(greedy, progress, 0), *self._follow(sampled, progress, 1)]
+        lines = [self._line(mode, place, c, s) for mode, place, c, s in groups]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_suffix(".tmp")
+        aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        os.replace(aside, path)
+        return summarize(lines, [name for name, _, _ in self.rewards.rewards], self.seed)
+
+    def _ask(
+        self, engine: Engine, sampling: Sampling, n: int, mode: str
+    ) -> Iterator[tuple[str, int, Completion, Score]]:
+        requests = [
+            Request(
+                uid=f"{mode}/{place}",
+                ids=prompt.ids,
+                n=n,
+                sampling=sampling,
+                key=(self.seed, HELDOUT_SPLIT, stable_hash(prompt.task.uid), 0),
+            )
+            for place, prompt in enumerate(self.prompts)
+        ]
+        for uid, completions in collect(engine, requests):
+            place = int(uid.rpartition("/")[2])
+            scores = self.rewards.score(self.prompts[place], completions)
+            for completion, score in zip(completions, scores, strict=True):
+                yield mode, place, completion, score
+
+    def _follow(
+        self,
+        groups: Iterator[tuple[str, int, Completion, Score]],
+        progress: Callable[[int, int], None],
+        part: int,
+    ) -> list[tuple[str, int, Completion, Score]]:
+        total = len(self.prompts)
+        seen: set[int] = set()
+        kept: list[tuple[str, int, Completion, Score]] = []
+        for item in groups:
+            seen.add(item[1])
+            kept.append(item)
+            progress(part * total + len(seen), 2 * total)
+        return sorted(kept, key=lambda item: (item[1], item[2].index))
+
+    def _line(self, mode: str, place: int, completion: Completion, score: Score) -> dict[str, Any]:
+        prompt = self.prompts[place]
+        return {
+            "mode": mode,
+            "task": prompt.task.uid,
+            "cluster": prompt.task.cluster or prompt.task.uid,
+            "sample": completion.index,
+            "prompt": prompt.text,
+            "completion": prompt.prefill + completion.text,
+            "answer": prompt.task.answer,
+            "tokens": len(completion),
+            "finish": completion.finish,
+            "status": score.status,
+            "parts": dict(score.parts),
+        }
+
+
+def prepare(source: TaskSource, template: PromptTemplate, num_tasks: int) -> list[Prompt]:
+    """The first `num_tasks` held-out tasks that fit, as prompts (fewer if there are fewer)."""
+    size = source.size("heldout")
+    if size == 0:
+        raise DataError("the data source has no held-out tasks to evaluate on")
+    prompts: list[Prompt] = []
+    index = 0
+    while len(prompts) < num_tasks and (size is None or index < size):
+        prompt = template.render(source.task("heldout", index))
+        prompts += [] if prompt is None else [prompt]
+        index += 1
+    if not prompts:
+        raise DataError("every held-out prompt is longer than data.max_prompt_length; raise it")
+    return prompts
+
+
+def summarize(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) -> dict[str, Any]:
+    """Figures of evaluation lines by `grpo.evaluate.summarize`, of `names[0]` at the top level.
+
+    With several rewards, `rewards` holds each one's greedy, pass1 and pass1_ci.
+    """
+    sampled = [line for line in lines if line["mode"] == "sample"]
+    places = list(dict.fromkeys(line["task"] for line in sampled))
+    clusters = {line["task"]: line["cluster"] for line in sampled}
+    per_name = {
+        name: evaluate.summarize(
+            scores=_by_task(sampled, places, lambda line, name=name: line["parts"][name]),
+            lengths=_by_task(sampled, places, lambda line: line["tokens"]),
+            clusters=[clusters[place] for place in places],
+            greedy=[line["parts"][name] for line in lines if line["mode"] == "greedy"],
+            seed=seed,
+        )
+        for name in names
+    }
+    clipped = float(np.mean([line["finish"] != "stop" for line in sampled]))
+    summary = {**per_name[names[0]], "clipped_ratio": clipped}
+    if len(names) > 1:
+        shown = ("greedy", "pass1", "pass1_ci")
+        summary["rewards"] = {n: {key: per_name[n][key] for key in shown} for n in names}
+    return summary
+
+
+def values(lines: Sequence[dict[str, Any]], name: str) -> list[float | None]:
+    """Reward `name` of every sampled completion, in file order."""
+    return [line["parts"][name] for line in lines if line["mode"] == "sample"]
+
+
+def _by_task(
+    lines: Sequence[dict[str, Any]], places: Sequence[str], of: Callable[[dict[str, Any]], Any]
+) -> list[list[Any]]:
+    found: dict[str, list[Any]] = {place: [] for place in places}
+    for line in lines:
+        found[line["task"]].append(of(line))
+    return list(found.values())

@@ -1,0 +1,155 @@
+"""What a run writes and shows: metrics.jsonl, trackers, and a live view in the terminal.
+
+`metrics.jsonl` has one line a step. The live view is drawn only on a terminal; elsewhere each step
+is one plain line, so that logs of batch jobs stay readable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from grpo.types import Metrics
+
+BARS = "▁▂▃▄▅▆▇█"
+SHOWN = {  # metric -> heading in the live view and in plain lines
+    "reward": "reward",
+    "accuracy": "accuracy",
+    "completions/mean_length": "length",
+    "entropy": "entropy",
+    "frac_reward_zero_std": "dead groups",
+    "tokens_per_second": "tokens/s",
+}
+
+
+def sparkline(values: Sequence[float], width: int = 60) -> str:
+    """The last `width` values as one line of block characters, scaled to their own range."""
+    tail = list(values)[-width:]
+    if not tail:
+        return ""
+    low, high = min(tail), max(tail)
+    span = (high - low) or 1.0
+    return "".join(BARS[int((v - low) / span * (len(BARS) - 1))] for v in tail)
+
+
+class RunLog:
+    """One stage's metrics file, trackers and view. Use as a context manager."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        title: str,
+        max_steps: int,
+        done: int = 0,
+        trackers: Sequence[str] = (),
+        config: dict[str, Any] | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.console = console or Console(file=sys.stderr, highlight=False)
+        self.title, self.max_steps = title, max_steps
+        self.history: dict[str, list[float]] = {name: [] for name in SHOWN}
+        self.samples: list[str] = []
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
+        self._accelerator = _trackers(folder, trackers, config or {}) if trackers else None
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        self._bar = self._progress.add_task(title, total=max_steps, completed=done)
+        self._live = (
+            Live(console=self.console, refresh_per_second=4, get_renderable=self._view)
+            if self.console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> RunLog:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+        self._file.close()
+        if self._accelerator is not None:
+            self._accelerator.end_training()
+
+    def say(self, text: str) -> None:
+        """One line above the live view."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def task(self, description: str) -> Iterator[Callable[[int, int], None]]:
+        """A second bar for something that is not a step; call what it yields with (done, total)."""
+        bar = self._progress.add_task(description, total=None)
+        try:
+            yield lambda done, total: self._progress.update(bar, completed=done, total=total)
+        finally:
+            self._progress.remove_task(bar)
+
+    def step(self, step: int, metrics: Metrics, samples: Sequence[str] = ()) -> None:
+        """Write and show one step."""
+        line = {"step": step, "time": round(time.time(), 3), **_rounded(metrics)}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._accelerator is not None:
+            self._accelerator.log(metrics, step=step)
+        for name, values in self.history.items():
+            if name in metrics:
+                values.append(metrics[name])
+        self.samples = list(samples)
+        self._progress.update(self._bar, completed=step)
+        if self._live is None:
+            shown = "  ".join(
+                f"{heading} {metrics[name]:.3g}" for name, heading in SHOWN.items() if name in metrics
+            )
+            self.say(f"{self.title} step {step}/{self.max_steps}  {shown}")
+
+    def position(self) -> int:
+        """Bytes of metrics.jsonl that are safely on disk now."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def _view(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        for name, heading in SHOWN.items():
+            values = self.history[name]
+            if values:
+                table.add_row(heading, f"{values[-1]:.4g}", Text(sparkline(values), style="cyan"))
+        parts: list[Any] = [self._progress, table]
+        if self.samples:
+            text = Text("\n".join(self.samples), overflow="ellipsis", no_wrap=True)
+            parts.append(Panel(text, title="samples of this step", title_align="left"))
+        return Group(*parts)
+
+
+def _rounded(metrics: Metrics) -> dict[str, float]:
+    return {name: round(float(value), 6) for name, value in metrics.items()}
+
+
+def _trackers(folder: Path, names: Sequence[str], config: dict[str, Any]) -> Any:
+    from accelerate import Accelerator  # lazy: pulls torch
+
+    accelerator = Accelerator(log_with=list(names), project_dir=str(folder))
+    flat = {k: v for k, v in config.items() if isinstance(v, int | float | str | bool)}
+    accelerator.init_trackers("grpo", config=flat)
+    return accelerator

@@ -1,0 +1,161 @@
+"""GRPO, one step on one screen.
+
+    draw prompts -> sample a group for each -> score -> advantages -> rows -> learn -> deliver weights
+
+What is left out of the papers' method, and why: no critic (the group is the baseline), no KL inside
+the reward (it is a term of the loss, off unless `algorithm.beta` > 0), no reward shaping (rewards are
+plug-ins). The loop knows protocols only: which engine samples, which rewards judge and which learner
+learns is wired in `grpo/run.py`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from grpo.advantage import reward_matrix
+from grpo.batch import drop_dead, group_metrics, make_rows
+from grpo.data.prompts import PromptTemplate
+from grpo.data.source import TaskOrder
+from grpo.errors import DataError, WeightsError
+from grpo.metrics import rollout_metrics
+from grpo.rewards.compose import RewardSet
+from grpo.rollout.collect import collect
+from grpo.types import Engine, Group, Learner, Metrics, Prompt, Request, Rollout, Sampling, Version
+from grpo.data.source import stable_hash
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Everything a step uses; built once by the composition root."""
+
+    tasks: TaskOrder
+    template: PromptTemplate
+    engine: Engine
+    rewards: RewardSet
+    learner: Learner
+    advantage: Callable[[np.ndarray], np.ndarray]
+    sampling: Sampling
+    prompts_per_step: int
+    num_generations: int
+    loss_type: str
+    beta: float
+    mask_truncated: bool
+    num_minibatches: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step did."""
+
+    step: int
+    groups: Sequence[Group]
+    advantages_P_G: np.ndarray
+    metrics: Metrics
+
+
+def train(parts: Parts, *, start: int, max_steps: int) -> Iterator[Step]:
+    """Yield each finished step from `start` + 1 to `max_steps`; the caller logs and saves."""
+    for step in range(start + 1, max_steps + 1):
+        yield train_step(parts, step)
+
+
+def train_step(parts: Parts, step: int) -> Step:
+    """One step of GRPO: sample, score, compare within groups, learn, hand the weights over."""
+    started = time.perf_counter()
+    drawn = draw(parts)
+    groups = sample_groups(parts, drawn)
+    sampled = time.perf_counter()
+
+    rewards_P_G = reward_matrix(groups)
+    advantages_P_G = parts.advantage(rewards_P_G)
+    rows = make_rows(
+        groups,
+        advantages_P_G,
+        loss_type=parts.loss_type,
+        max_completion_length=parts.sampling.max_tokens,
+        mask_truncated=parts.mask_truncated,
+        num_minibatches=parts.num_minibatches,
+        all_reduce=parts.learner.all_reduce,
+    )
+    live, dropped = drop_dead(rows, beta=parts.beta, loss_type=parts.loss_type)
+    learned = parts.learner.step(live)
+    trained = time.perf_counter()
+
+    deliver(parts.learner, parts.engine)
+    finished = time.perf_counter()
+    seconds = {
+        "step_time": finished - started,
+        "time/rollout": sampled - started,
+        "time/learn": trained - sampled,
+        "time/weights": finished - trained,
+    }
+    names = [name for name, _, _ in parts.rewards.rewards]
+    metrics = rollout_metrics(groups, names) | group_metrics(groups) | dropped | learned | seconds
+    metrics["tokens_per_second"] = metrics["num_tokens"] / seconds["step_time"]
+    return Step(step=step, groups=groups, advantages_P_G=advantages_P_G, metrics=metrics)
+
+
+def draw(parts: Parts) -> list[tuple[Prompt, int]]:
+    """The next prompts that fit, each with its visit number."""
+    drawn: list[tuple[Prompt, int]] = []
+    refused = 0
+    while len(drawn) < parts.prompts_per_step:
+        for task, visit in parts.tasks.take(parts.prompts_per_step - len(drawn)):
+            prompt = parts.template.render(task)
+            if prompt is None:
+                refused += 1
+            else:
+                drawn.append((prompt, visit))
+        if refused > 1000 + 100 * parts.prompts_per_step:
+            raise DataError(
+                f"{refused} prompts in a row are longer than data.max_prompt_length; raise it, "
+                "or set data.overlong=truncate"
+            )
+    return drawn
+
+
+def sample_groups(parts: Parts, drawn: Sequence[tuple[Prompt, int]]) -> list[Group]:
+    """Sample and score one group per prompt; a group is scored as soon as it is complete."""
+    requests = [
+        Request(
+            uid=f"{place}",
+            ids=prompt.ids,
+            n=parts.num_generations,
+            sampling=parts.sampling,
+            key=(parts.seed, 0, stable_hash(prompt.task.uid), visit),
+        )
+        for place, (prompt, visit) in enumerate(drawn)
+    ]
+    groups: dict[int, Group] = {}
+    for uid, completions in collect(parts.engine, requests):
+        prompt, visit = drawn[int(uid)]
+        scores = parts.rewards.score(prompt, completions)
+        rollouts = tuple(
+            Rollout(prompt=prompt, completion=completion, score=score)
+            for completion, score in zip(completions, scores, strict=True)
+        )
+        groups[int(uid)] = Group(prompt=prompt, visit=visit, rollouts=rollouts)
+    return [groups[place] for place in range(len(drawn))]
+
+
+def deliver(learner: Learner, engine: Engine) -> Version:
+    """Hand the policy's weights to the engine and believe nothing but its acknowledgment."""
+    version = learner.version()
+    ack = engine.load_weights(learner.weights(), version)
+    if ack.version != version:
+        raise WeightsError(
+            f"the engine acknowledged weights {ack.version}, but the learner sent {version}; "
+            "rollouts from these weights would train on wrong log-probs"
+        )
+    expected = learner.canary()
+    if abs(ack.canary - expected) > 0.02 * max(1.0, abs(expected)):
+        raise WeightsError(
+            f"after loading weights {version} the engine's canary log-prob is {ack.canary:.4f}, "
+            f"the learner's {expected:.4f}: the engine does not compute with the weights it was sent"
+        )
+    return version

@@ -1,0 +1,164 @@
+"""The composition root: a recipe becomes a run directory.
+
+    runs/<name>/  recipe.yaml  resolved.json  provenance.json  summary.json  metrics.jsonl  ledger/
+                  checkpoints/  checkpoints.jsonl  eval/*.jsonl  model/
+
+A recipe of several stages gives each stage such a folder inside the run's; the summary of the
+last stage is the run's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from grpo import plugins
+from grpo.config import from_dict, resolved
+from grpo.data import SOURCES
+from grpo.errors import RunError
+from grpo.log import RunLog
+from grpo.schema import PretrainStage, Recipe, Run
+from grpo.stages import rl
+from grpo.stages.pretrain import pretrain
+
+PACKAGES = ("torch", "transformers", "accelerate", "numpy")
+
+
+def train_recipe(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+    """Run every stage of `recipe` in a new run directory; the summary of the last one.
+
+    Raises RunError if the directory holds another run already.
+    """
+    folder = Path(recipe.run_dir).expanduser().resolve()
+    if (folder / "resolved.json").exists():
+        raise RunError(
+            f"run.dir = {str(folder)!r} already holds a run; continue it with "
+            f"`grpo train --resume {folder}`, or choose another run.dir"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "resolved.json").write_text(json.dumps(resolved(recipe), indent=1) + "\n")
+        (folder / "provenance.json").write_text(json.dumps(provenance(), indent=1) + "\n")
+    except OSError as error:
+        raise RunError(f"run.dir = {str(folder)!r} cannot be written: {error}") from error
+    return run_stages(recipe, folder, console or Console(stderr=True, highlight=False))
+
+
+def resume_run(path: str | Path, console: Console | None = None) -> dict[str, Any]:
+    """Continue the run in `path` from its newest checkpoint; the summary of its last stage."""
+    folder = Path(path).expanduser().resolve()
+    if not (folder / "resolved.json").is_file():
+        raise RunError(f"{str(folder)!r} is not a run: there is no resolved.json in it")
+    recipe = from_dict(json.loads((folder / "resolved.json").read_text()))
+    return run_stages(recipe, folder, console or Console(stderr=True, highlight=False))
+
+
+def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
+    """The stages that have no summary yet, in order."""
+    threads = recipe.run.threads or os.cpu_count() or 1
+    torch.set_num_threads(threads)
+    summaries: dict[str, dict[str, Any]] = {}
+    for stage in recipe.stages:
+        place = folder if len(recipe.stages) == 1 else folder / stage.name
+        place.mkdir(exist_ok=True)
+        done = place / "summary.json"
+        if done.is_file():
+            summaries[stage.name] = json.loads(done.read_text())
+            console.print(f"stage {stage.name}: done before", markup=False)
+            continue
+        try:
+            if isinstance(stage, PretrainStage):
+                summary = run_pretrain(stage, recipe.run, place, console)
+            else:
+                path = stage.model.path
+                if path.startswith("stage:"):
+                    path = summaries[path.removeprefix("stage:")]["model"]
+                summary = rl.run(stage, recipe.run, place, path, console)
+        except KeyboardInterrupt:
+            console.print(f"\nstopped; continue with: grpo train --resume {folder}", markup=False)
+            raise
+        summaries[stage.name] = {"recipe": recipe.name, "seed": recipe.run.seed, **summary}
+        write_json(done, summaries[stage.name])
+    last = summaries[recipe.stages[-1].name]
+    if len(recipe.stages) > 1:
+        write_json(folder / "summary.json", last)
+    print_summary(last, folder, console)
+    return last
+
+
+def run_pretrain(
+    stage: PretrainStage, settings: Run, folder: Path, console: Console
+) -> dict[str, Any]:
+    """The pretrain stage: a tiny base in `folder/model`; its summary. Starts over when cut."""
+    source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
+    (folder / "metrics.jsonl").unlink(missing_ok=True)
+    total = stage.learner.max_steps
+    with RunLog(folder, title=stage.name, max_steps=total, console=console) as log:
+        metrics = pretrain(
+            source,
+            out_dir=str(folder / "model"),
+            steps=total,
+            batch_size=stage.learner.batch_size,
+            learning_rate=stage.learner.learning_rate,
+            warmup_steps=stage.learner.warmup_steps,
+            weight_decay=stage.learner.weight_decay,
+            seed=settings.seed,
+            hidden_size=stage.model.hidden_size,
+            num_layers=stage.model.num_layers,
+            num_heads=stage.model.num_heads,
+            num_kv_heads=stage.model.num_kv_heads or stage.model.num_heads,
+            intermediate_size=stage.model.intermediate_size,
+            architecture=stage.model.architecture,
+            max_position=stage.model.max_position,
+            progress=log.step,
+        )
+    return {"stage": stage.name, "model": str(folder / "model"), **metrics}
+
+
+def provenance() -> dict[str, Any]:
+    """What the figures of a run depend on beside its recipe."""
+    return {
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+    }
+
+
+def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    """The result table and where everything is."""
+    if "before" in summary:
+        table = Table(title=f"{summary['recipe']} (seed {summary['seed']}): held-out tasks")
+        for heading in ("", "before", "after"):
+            table.add_column(heading, justify="left" if not heading else "right")
+        before, after = summary["before"], summary["after"]
+        shown: Sequence[tuple[str, Callable[[dict[str, Any]], str]]] = (
+            ("greedy accuracy", lambda e: f"{e['greedy']:.3f}"),
+            ("pass@1", lambda e: f"{e['pass1']:.3f}"),
+            ("95% interval", lambda e: f"[{e['pass1_ci'][0]:.3f}, {e['pass1_ci'][1]:.3f}]"),
+            ("mean length (tokens)", lambda e: f"{e['mean_length']:.1f}"),
+        )
+        for heading, cell in shown:
+            table.add_row(heading, cell(before), cell(after))
+        console.print(table)
+        console.print(
+            f"{summary['steps']} steps of reinforcement learning in {summary['seconds']:.0f} s",
+            markup=False,
+        )
+    console.print(f"model: {summary['model']}\nrun:   {folder}", markup=False, soft_wrap=True)
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write atomically."""
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps(data, indent=1) + "\n")
+    os.replace(aside, path)

@@ -7,6 +7,7 @@
     ├── RewardError (RuntimeError)     a reward raised, or returned something that is not a score
     ├── EngineError (RuntimeError)     an engine failed, lost a request or refused one
     │   └── WeightsError               weights did not arrive, or are not the ones that were sent
+    ├── LearnerError (RuntimeError)    an update that cannot be made, say a gradient with NaN
     └── RunError (RuntimeError)        a run directory that cannot be written, read or resumed
 
 The command line turns every `GrpoError` into one sentence and exit code 2; anything else is a
@@ -45,6 +46,10 @@ class EngineError(GrpoError, RuntimeError):
 
 class WeightsError(EngineError):
     """Weights that did not arrive in an engine, or are not the ones the learner sent."""
+
+
+class LearnerError(GrpoError, RuntimeError):
+    """An update that cannot be made: a loss or gradient that is not a finite number."""
 
 
 class RunError(GrpoError, RuntimeError):

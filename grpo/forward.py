@@ -1,0 +1,158 @@
+"""Log-probs of a micro-batch under a policy: the only forward pass the learner makes.
+
+Only the positions that predict a trained token reach the language-model head, and their logits
+exist a chunk at a time: at 49,152 entries a row, logits would otherwise outweigh everything else.
+Log-probs are those of the distribution that was sampled, logits / temperature, in float32.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from grpo.batch import PAD, PROMPT, MicroBatch
+from grpo.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK_ELEMENTS = 2**24  # logits of one chunk: 64 MiB in float32
+
+
+def can_share_prompts(model: PreTrainedModel) -> bool:
+    """Whether completions of one prompt may be packed into a row behind a block mask.
+
+    Needs an attention that takes any mask, in every layer, and rotary or learned positions that
+    can be restarted. Sliding windows, chunked or linear attention and state-space layers see a
+    row as one sequence, so such models read one completion per row.
+    """
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    window = getattr(config, "sliding_window", None) if len(kinds) == 1 else None
+    return (
+        config._attn_implementation in ("sdpa", "eager")
+        and kinds == {"full_attention"}
+        and (window is None or not getattr(config, "use_sliding_window", True))
+        and not getattr(model, "_is_stateful", False)
+        and "position_ids" in inspect.signature(model.base_model.forward).parameters
+    )
+
+
+def disable_dropout(model: PreTrainedModel) -> None:
+    """Set every dropout to 0: with dropout the learner scores a policy that never sampled."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+
+
+def block_mask(segments_R_L: Tensor) -> Tensor:
+    """bool [R, 1, L, L]: a query sees the prompt and its own segment, causally.
+
+    Padding forms a segment of its own, so that no query is left with nothing to attend to.
+    """
+    query, key = segments_R_L[:, :, None], segments_R_L[:, None, :]
+    L = segments_R_L.shape[1]
+    causal = torch.ones(L, L, dtype=torch.bool, device=segments_R_L.device).tril()
+    return ((key == query) | ((key == PROMPT) & (query != PAD)))[:, None] & causal
+
+
+def _hidden_states(model: PreTrainedModel, micro_batch: MicroBatch, device: torch.device) -> Tensor:
+    """[R * L, D] outputs of the last layer, after its norm."""
+    ids = torch.from_numpy(micro_batch.ids).to(device)
+    if not micro_batch.shared:
+        # Right-padded and causal: no real token can see the padding, so no mask is needed.
+        hidden = model.base_model(input_ids=ids, use_cache=False)[0]
+    else:
+        mask = block_mask(torch.from_numpy(micro_batch.segments).to(device))
+        if model.config._attn_implementation == "eager":
+            dtype = model.get_input_embeddings().weight.dtype
+            mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(
+                ~mask, torch.finfo(dtype).min
+            )
+        positions = torch.from_numpy(micro_batch.positions).to(device)
+        hidden = model.base_model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        )[0]
+    return hidden.flatten(0, 1)
+
+
+def _logits(model: PreTrainedModel, hidden_N_D: Tensor) -> Tensor:
+    """The head, and what some models do after it (`check_head` refuses any other).
+
+    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2 caps softly.
+    """
+    logits = model.get_output_embeddings()(hidden_N_D)
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    config = model.config
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel) -> None:
+    """Raise RecipeError unless `_logits` reproduces the model's own logits on two tokens."""
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    ours = _logits(model, model.base_model(input_ids=ids, use_cache=False)[0][0]).float()
+    if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
+        raise RecipeError(
+            f"model.path: {type(model).__name__} transforms its logits after the output embedding "
+            "in a way the learner does not know, so its log-probs would be wrong."
+        )
+
+
+def _chunk_logprobs(
+    model: PreTrainedModel,
+    temperature: float,
+    want_entropy: bool,
+    hidden_N_D: Tensor,
+    targets_N: Tensor,
+) -> tuple[Tensor, Tensor | None]:
+    logits_N_V = _logits(model, hidden_N_D)
+    if temperature != 1.0:
+        logits_N_V = logits_N_V / temperature
+    normalizer_N = torch.logsumexp(logits_N_V, dim=-1)
+    logp_N = logits_N_V.gather(-1, targets_N[:, None])[:, 0] - normalizer_N
+    if not want_entropy:
+        return logp_N, None
+    with torch.no_grad():
+        probs_N_V = torch.exp(logits_N_V - normalizer_N[:, None])
+        # 0 * -inf would be NaN where a model masks part of its vocabulary
+        entropy_N = normalizer_N - (probs_N_V * logits_N_V.clamp(min=-1e30)).sum(-1)
+    return logp_N, entropy_N
+
+
+def completion_logprobs(
+    model: PreTrainedModel, micro_batch: MicroBatch, temperature: float, want_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probs [N] of the trained tokens, with gradient, and entropies [N] without, in nats.
+
+    float32, or float64 for a float64 model. Temperature 0 (greedy) counts as 1. When the logits
+    need several chunks, each is recomputed in the backward pass instead of being kept.
+    """
+    device = model.get_input_embeddings().weight.device
+    hidden_N_D = _hidden_states(model, micro_batch, device)[
+        torch.from_numpy(micro_batch.sources).to(device)
+    ]
+    targets_N = torch.from_numpy(micro_batch.targets).to(device)
+    step = max(1, CHUNK_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+    run = partial(_chunk_logprobs, model, temperature or 1.0, want_entropy)
+    if len(targets_N) <= step:
+        return run(hidden_N_D, targets_N)
+    if torch.is_grad_enabled():
+        run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+    chunks = [run(h, t) for h, t in zip(hidden_N_D.split(step), targets_N.split(step), strict=True)]
+    logps, entropies = zip(*chunks, strict=True)
+    return torch.cat(logps), torch.cat(entropies) if want_entropy else None

@@ -1,0 +1,82 @@
+"""What a learner needs besides its weights to go on bit for bit: safetensors and JSON, no pickle.
+
+optimizer.safetensors   step, exp_avg and exp_avg_sq of every parameter, by name
+rng.safetensors         torch's generators
+learner.json            step counts and the loss scaler
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from grpo.errors import RunError
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def save(
+    path: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    steps: int,
+    updates: int,
+) -> None:
+    """Write the state beside the model in the folder `path`."""
+    folder = Path(path)
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
+    save_file(tensors, folder / "optimizer.safetensors")
+    generators = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        generators["cuda"] = torch.cuda.get_rng_state()
+    save_file(generators, folder / "rng.safetensors")
+    state = {"steps": steps, "updates": updates, "scaler": scaler.state_dict()}
+    (folder / "learner.json").write_text(json.dumps(state), encoding="utf-8")
+
+
+def load(
+    path: str, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> tuple[int, int]:
+    """Put weights, moments, scaler and generators back; returns (steps, updates).
+
+    Raises RunError when the folder is not a learner's, or is that of another model.
+    """
+    folder = Path(path)
+    try:
+        state = json.loads((folder / "learner.json").read_text(encoding="utf-8"))
+        weights: dict[str, Tensor] = {}
+        for file in sorted(folder.glob("model*.safetensors")):
+            weights |= load_file(file)
+        tensors = load_file(folder / "optimizer.safetensors")
+        generators = load_file(folder / "rng.safetensors")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is not a whole learner checkpoint: {error}.") from error
+
+    for name, parameter in model.named_parameters():
+        if name not in weights or weights[name].shape != parameter.shape:
+            raise RunError(f"{path} holds the weights of another model: {name} does not match.")
+        with torch.no_grad():
+            parameter.copy_(weights[name])
+        found = {key: tensors[f"{key}.{name}"] for key in MOMENTS if f"{key}.{name}" in tensors}
+        if found:
+            device = parameter.device
+            optimizer.state[parameter] = {
+                # the step counter of a fused optimiser lives on the parameter's device
+                key: value.to(device)
+                for key, value in found.items()
+            }
+        else:
+            optimizer.state.pop(parameter, None)
+    scaler.load_state_dict(state["scaler"])
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators and torch.cuda.is_available():
+        torch.cuda.set_rng_state(generators["cuda"])
+    return state["steps"], state["updates"]

@@ -11,9 +11,9 @@ import difflib
 import importlib.resources
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -26,6 +26,7 @@ from grpo.schema import (
     STAGES,
     PretrainStage,
     Recipe,
+    RewardSpec,
     RLStage,
     Run,
 )
@@ -83,6 +84,17 @@ def resolved(recipe: Recipe) -> Tree:
     return recipe.model_dump(mode="json")
 
 
+def parse_args(pairs: Sequence[str]) -> Tree:
+    """{key: value} of `key=value` words whose values are YAML. Raises RecipeError."""
+    parsed: Tree = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise RecipeError(f"argument {pair!r} is not of the form key=value.")
+        parsed[key] = _yaml(text, f"the value of {key}")
+    return parsed
+
+
 def shipped() -> dict[str, Path]:
     """Name -> file of the recipes that come with the package."""
     folder = Path(str(importlib.resources.files("grpo.recipes")))
@@ -133,14 +145,23 @@ _Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # pyright: ignore[reportUnknownMemberType]
-    for key in keys:
+    pairs: list[tuple[Any, Any]] = [
+        (_construct(loader, key), _construct(loader, value))
+        for key, value in cast(list[tuple[yaml.Node, yaml.Node]], node.value)
+    ]
+    found: Tree = {}
+    for key, value in pairs:
         if not isinstance(key, str):
-            raise RecipeError(f"key {key!r} is not a string (line {node.start_mark.line + 1}).")
-        if keys.count(key) > 1:
+            raise RecipeError(f"key {key!r} is not text (line {node.start_mark.line + 1}).")
+        if key in found:
             raise RecipeError(f"key {key!r} appears twice (line {node.start_mark.line + 1}).")
-    values = [loader.construct_object(value, deep=True) for _, value in node.value]  # pyright: ignore[reportUnknownMemberType]
-    return dict(zip(cast(list[str], keys), values, strict=True))
+        found[key] = value
+    return found
+
+
+def _construct(loader: _Loader, node: yaml.Node) -> Any:
+    construct = cast(Callable[..., Any], loader.construct_object)  # pyright: ignore[reportUnknownMemberType]
+    return construct(node, deep=True)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
@@ -185,9 +206,10 @@ def _normal(data: Mapping[str, Any]) -> Tree:
     for stage in cast(list[Any], stages):
         if not isinstance(stage, dict):
             raise RecipeError(f"stages holds {stage!r}, which is not a mapping of sections.")
-        cast(Tree, stage).setdefault("kind", "rl")
-        _known_kind(cast(Tree, stage))
-        cast(Tree, stage).setdefault("name", stage["kind"])
+        entry = cast(Tree, stage)
+        entry.setdefault("kind", "rl")
+        _known_kind(entry)
+        entry.setdefault("name", entry["kind"])
     return {**head, "stages": stages}
 
 
@@ -252,9 +274,9 @@ def _set(target: Tree, parts: list[str], value: Any, override: str) -> None:
             name = ".".join(parts[:depth])
             raise RecipeError(f"override {override!r}: {name} is one value and has no {part!r}.")
         if last:
-            node[index] = value
+            cast(Tree, node)[index] = value
         else:
-            node = node[index]
+            node = cast(Tree, node)[index]
 
 
 def _has(model: type[BaseModel], parts: Sequence[str]) -> bool:
@@ -271,7 +293,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The section class inside an annotation such as `tuple[RewardSpec, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    for inner in getattr(annotation, "__args__", ()):
+    for inner in get_args(annotation):
         found = _model_in(inner)
         if found is not None:
             return found
@@ -324,16 +346,8 @@ def _locate(stage: RLStage | PretrainStage, folder: Path | None, many: bool) -> 
     )
     if isinstance(stage, PretrainStage):
         return stage.model_copy(update={"data": data})
-    rewards = tuple(
-        reward.model_copy(
-            update={
-                "name": _plugin(
-                    "reward", f"{where}rewards.{i}.name", reward.name, folder, reward.args
-                )
-            }
-        )
-        for i, reward in enumerate(stage.rewards)
-    )
+    rewards = _rewards(stage.rewards, f"{where}rewards", folder)
+    heldout = _rewards(stage.eval.rewards, f"{where}eval.rewards", folder)
     callbacks = tuple(
         callback.model_copy(
             update={
@@ -361,11 +375,23 @@ def _locate(stage: RLStage | PretrainStage, folder: Path | None, many: bool) -> 
         update={
             "data": data,
             "rewards": rewards,
+            "eval": stage.eval.model_copy(update={"rewards": heldout}),
             "callbacks": callbacks,
             "algorithm": algorithm,
             "rollout": stage.rollout.model_copy(update={"engine": engine}),
             "model": stage.model.model_copy(update={"path": path}),
         }
+    )
+
+
+def _rewards(
+    specs: Sequence[RewardSpec], where: str, folder: Path | None
+) -> tuple[RewardSpec, ...]:
+    return tuple(
+        spec.model_copy(
+            update={"name": _plugin("reward", f"{where}.{i}", spec.name, folder, spec.args)}
+        )
+        for i, spec in enumerate(specs)
     )
 
 
@@ -385,6 +411,11 @@ def _plugin(
     if kind in plugins.BUILTINS and kind != "objective":  # objectives import torch
         names = plugins.builtins(kind)
     try:
+        if not names:
+            raise PluginError(
+                f"there is no built-in {kind}, so {spec!r} has to be package.module:attr or "
+                "path/file.py:attr."
+            )
         if spec not in names:
             raise PluginError(
                 unknown_name(kind, spec, names)
@@ -398,9 +429,13 @@ def _plugin(
 
 
 def _data_args(args: Mapping[str, Any], folder: Path | None) -> Tree:
-    """`args` with a local `path` made absolute; a path that is not there may be a hub id."""
-    local = _file(args["path"], folder) if isinstance(args.get("path"), str) else None
-    return {**args, "path": str(local)} if local else dict(args)
+    """`args` with local files in `path` and `*_path` made absolute; others may be hub ids."""
+    found: Tree = {}
+    for name, value in args.items():
+        is_path = (name == "path" or name.endswith("_path")) and isinstance(value, str)
+        local = _file(value, folder) if is_path else None
+        found[name] = str(local) if local else value
+    return found
 
 
 def _file(path: str, folder: Path | None) -> Path | None:

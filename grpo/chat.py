@@ -1,0 +1,116 @@
+"""`grpo chat MODEL [MODEL]`: one question, the answers of one or two models side by side.
+
+Reads questions line by line, from a terminal or from a pipe. Each question stands alone: base
+models trained on single problems have no use for a history.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from grpo.errors import RecipeError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speaker:
+    """A model that answers."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+
+
+def chat(
+    models: Sequence[str],
+    *,
+    template: str | None = None,
+    max_tokens: int = 256,
+    temperature: float = 0.0,
+    console: Console | None = None,
+) -> None:
+    """Answer every question on standard input until it ends, or `quit`. Raises RecipeError."""
+    console = console or Console()
+    speakers = [load(model) for model in models]
+    for question in questions(console):
+        answers = [reply(s, question, template, max_tokens, temperature) for s in speakers]
+        width = max(20, console.width // len(speakers) - 1)
+        panels = [
+            Panel(Text(answer), title=speaker.name, title_align="left", width=width)
+            for speaker, answer in zip(speakers, answers, strict=True)
+        ]
+        console.print(Columns(panels, padding=(0, 1)))
+
+
+def questions(console: Console) -> Iterator[str]:
+    """Lines of standard input, with a prompt when a person is typing."""
+    if not sys.stdin.isatty():
+        yield from (line for line in map(str.strip, sys.stdin) if line)
+        return
+    console.print("One question a line; empty line or Ctrl-D to leave.", style="dim")
+    while True:
+        try:
+            line = console.input("[bold]> [/bold]").strip()
+        except EOFError:
+            return
+        if line in ("", "quit", "exit"):
+            return
+        yield line
+
+
+def load(path: str) -> Speaker:
+    """Model and tokenizer of a folder or hub id, or of a run's folder (its final model)."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        found = [
+            f.parent for f in sorted(folder.rglob("config.json"), key=lambda f: f.stat().st_mtime)
+        ]
+        if not found:
+            raise RecipeError(f"{path!r} holds no model: there is no config.json in it.")
+        folder = found[-1]
+    source = str(folder) if folder.is_dir() else path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = AutoModelForCausalLM.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(f"{path!r} could not be loaded as a model: {reason}") from error
+    return Speaker(name=path, model=model.eval(), tokenizer=tokenizer)
+
+
+def reply(
+    speaker: Speaker, question: str, template: str | None, max_tokens: int, temperature: float
+) -> str:
+    """The completion of one question, special tokens left out."""
+    import torch
+
+    from grpo.data.prompts import PromptTemplate
+    from grpo.types import Task
+
+    tokenizer = speaker.tokenizer
+    chosen = template or ("chat" if tokenizer.chat_template else "raw")
+    prompt = PromptTemplate(chosen, tokenizer).render(Task(uid="chat", prompt=question))
+    assert prompt is not None  # only over-long prompts are refused, and there is no limit here
+    ids = torch.tensor([prompt.ids])
+    sampling = (
+        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+    )
+    with torch.no_grad():
+        out = speaker.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=max_tokens,
+            pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+            **sampling,
+        )
+    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)

@@ -1,0 +1,245 @@
+"""The command line: parse first, import torch only when a verb needs it.
+
+Everything the toolkit raises on purpose ends as one sentence on stderr and exit code 2; anything
+else is a bug and keeps its traceback. Ctrl-C ends with 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from grpo.errors import GrpoError, RecipeError
+
+USAGE = 2
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+
+OVERRIDES = "settings such as run.seed=7 or rollout.num_generations=16 (values are YAML)"
+RECIPE = "path of a recipe, or the bare name of a shipped one"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with the house's one-sentence errors."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"grpo: error: {message} (see {self.prog} --help).\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; each verb stores the function that runs it in `verb`."""
+    top = _Parser(
+        prog="grpo",
+        description="R1-Zero and R1 on small models: GRPO with verifiable rewards.",
+        epilog="grpo VERB --help explains a verb.",
+    )
+    top.add_argument("--version", action=_Version)
+    verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+        verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        verb.set_defaults(verb=run)
+        return verb
+
+    verb = add("train", _train, "run a recipe, or continue a run that was interrupted")
+    verb.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
+    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
+    verb.add_argument("--resume", metavar="RUN", help="folder of the run to continue")
+
+    verb = add("eval", _eval, "evaluate a model on the held-out tasks of a recipe")
+    verb.add_argument("model", metavar="MODEL|RUN", help="model folder, hub id, or a run's folder")
+    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
+    verb.add_argument("--recipe", help=f"{RECIPE}; a run brings its own")
+
+    verb = add("score", _score, "score the completions in a JSON-lines file with a reward")
+    verb.add_argument("reward", metavar="REWARD", help="name, package.module:attr or file.py:attr")
+    verb.add_argument("file", metavar="FILE.jsonl", help="rows of prompt, completion and columns")
+    verb.add_argument("--workers", type=_count, default=1, metavar="N", help="rows scored at once")
+    verb.add_argument(
+        "--args", nargs="+", default=[], metavar="key=value", help="arguments of the reward"
+    )
+
+    verb = add("plan", _plan, "print what a recipe will do, without doing it")
+    verb.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
+
+    verb = add("show", _show, "summarize a run")
+    verb.add_argument("run", metavar="RUN", help="folder of the run")
+
+    verb = add("chat", _chat, "talk to a model, or to two side by side")
+    verb.add_argument("models", metavar="MODEL", nargs="+", help="model folder or hub id (1 or 2)")
+    verb.add_argument(
+        "--template",
+        choices=["r1_zero", "chat", "raw"],
+        default=None,
+        help="how a question becomes a prompt (chat where the model has a template)",
+    )
+    verb.add_argument("--max-tokens", type=_count, default=256, metavar="N")
+    verb.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    try:
+        arguments = _parse(argv)
+        code = arguments.verb(arguments)
+        sys.stdout.flush()
+        return code
+    except GrpoError as error:
+        print(f"grpo: error: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt as interrupt:
+        print(f"\ngrpo: {interrupt or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) went away. Python would complain again while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed arguments; overrides may also stand behind options, where argparse loses them."""
+    top = parser()
+    arguments, rest = top.parse_known_args(argv)
+    late = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(late) < len(rest) or (late and not hasattr(arguments, "overrides")):
+        top.error(
+            f"unrecognized arguments: {' '.join(w for w in rest if w not in late) or late[0]}"
+        )
+    if late:
+        arguments.overrides += late
+    return arguments
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    if arguments.resume is not None:
+        if arguments.recipe is not None:
+            raise RecipeError(
+                f"--resume continues a run with the settings it has; leave out {arguments.recipe!r}"
+                + (" and the overrides." if arguments.overrides else ".")
+            )
+        folder = _folder(arguments.resume, "--resume")
+        from grpo.run import resume_run
+
+        resume_run(folder)
+        return 0
+    if arguments.recipe is None:
+        raise RecipeError("train needs a RECIPE, or --resume RUN.")
+    from grpo import config
+
+    recipe = config.load(arguments.recipe, arguments.overrides)
+    from grpo.run import train_recipe  # imports torch, so only once the recipe is known to be good
+
+    train_recipe(recipe)
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from grpo import config
+
+    run = Path(arguments.model) / "resolved.json"
+    if arguments.recipe is not None:
+        recipe = config.load(arguments.recipe, arguments.overrides)
+    elif run.is_file():
+        recipe = config.from_dict(json.loads(run.read_text()), arguments.overrides)
+    else:
+        raise RecipeError(
+            f"{arguments.model!r} is not the folder of a run, so eval needs --recipe RECIPE "
+            "to know the tasks and rewards."
+        )
+    from grpo.run import evaluate_model
+
+    print(json.dumps(evaluate_model(arguments.model, recipe), indent=2))
+    return 0
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from grpo.rewards.score_file import score_file
+
+    if not Path(arguments.file).is_file():
+        raise RecipeError(f"there is no file {arguments.file!r} to score.")
+    from grpo.config import parse_args
+
+    counts: dict[str, int] = {}
+    total, scored = 0.0, 0
+    live = sys.stderr.isatty() and not sys.stdout.isatty()
+    rows = score_file(
+        arguments.reward, arguments.file, arguments.workers, parse_args(arguments.args)
+    )
+    for row in rows:
+        print(json.dumps(row, ensure_ascii=False), flush=sys.stdout.isatty())
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+        if row["value"] is not None:
+            total, scored = total + row["value"], scored + 1
+        if live:
+            print(f"\r{sum(counts.values())} rows", end="", file=sys.stderr, flush=True)
+    mean = f"mean {total / scored:.4f} of {scored} scored" if scored else "none scored"
+    statuses = ", ".join(f"{status} {n}" for status, n in sorted(counts.items()))
+    start = "\r" if live else ""
+    print(f"{start}{sum(counts.values())} rows: {mean} ({statuses})", file=sys.stderr)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from grpo import config
+    from grpo.plan import print_plan
+
+    print_plan(config.load(arguments.recipe, arguments.overrides))
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from grpo.show import print_run
+
+    print_run(Path(_folder(arguments.run, "RUN")))
+    return 0
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    if len(arguments.models) > 2:
+        raise RecipeError(f"chat takes one or two models, not {len(arguments.models)}.")
+    from grpo.chat import chat
+
+    chat(
+        arguments.models,
+        template=arguments.template,
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+    )
+    return 0
+
+
+def _folder(path: str, name: str) -> str:
+    if not Path(path).is_dir():
+        raise RecipeError(f"{name}: there is no folder {path!r}.")
+    return path
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not at least 1")
+    return number
+
+
+class _Version(argparse.Action):
+    """--version, which reads the package's metadata only when asked."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"grpo-toolkit {version('grpo-toolkit')}")
+        parser.exit()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

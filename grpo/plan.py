@@ -1,0 +1,170 @@
+"""`grpo plan`: what a recipe will do, in named units, before any of it is done.
+
+Token counts are upper bounds: prompts and completions of the greatest length allowed. Memory is
+weights, gradients, optimizer and KV cache; activations depend on the batch and are not counted.
+"""
+
+from __future__ import annotations
+
+import os
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from grpo.schema import PretrainStage, Recipe, RLStage
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+MB = 2**20
+
+
+def print_plan(recipe: Recipe, console: Console | None = None) -> None:
+    """Print one table per stage."""
+    console = console or Console()
+    console.print(f"[bold]{recipe.name}[/bold] -> {recipe.run_dir}", highlight=False)
+    threads = recipe.run.threads or os.cpu_count() or 1
+    sizes: dict[str, dict[str, int]] = {}
+    for stage in recipe.stages:
+        table = Table("unit", "count", "how", title=f"stage {stage.name} ({stage.kind})")
+        table.columns[1].justify = "right"
+        if isinstance(stage, PretrainStage):
+            sizes[stage.name] = pretrain_size(stage)
+            rows = pretrain_rows(stage, sizes[stage.name])
+        else:
+            size = model_size(stage, sizes)
+            rows = rl_rows(stage, recipe.run.save_steps, size)
+            if size is not None:
+                sizes[stage.name] = size
+        for unit, count, how in rows:
+            table.add_row(unit, count, how)
+        table.add_row("CPU threads", f"{threads}", "shared by engine and learner, which take turns")
+        console.print(table)
+
+
+def rl_rows(
+    stage: RLStage, save_steps: int, size: dict[str, int] | None
+) -> list[tuple[str, str, str]]:
+    """(unit, count, how it comes about) of an RL stage; `size` as from `model_size`."""
+    rollout, learner, algorithm, heldout = stage.rollout, stage.learner, stage.algorithm, stage.eval
+    P, G = rollout.prompts_per_step, rollout.num_generations
+    length, prompt = rollout.max_completion_length, stage.data.max_prompt_length
+    tokens = P * G * length + P * prompt * (1 if learner.share_prompts else G)
+    micro = algorithm.num_minibatches * ceil(
+        tokens / algorithm.num_minibatches / learner.tokens_per_micro_batch
+    )
+    updates = algorithm.num_iterations * algorithm.num_minibatches
+    saves = learner.max_steps // save_steps if save_steps else 0
+    between = (learner.max_steps - 1) // heldout.steps if heldout.steps else 0
+    answers = heldout.num_tasks * (1 + heldout.num_samples)
+    rows = [
+        ("steps", f"{learner.max_steps:,}", "learner.max_steps"),
+        ("prompts per step", f"{P:,}", "rollout.prompts_per_step"),
+        ("completions per step", f"{P * G:,}", f"{P} prompts x {G} generations"),
+        ("completion tokens per step", f"<= {P * G * length:,}", f"{P * G} completions x {length}"),
+        ("learner tokens per step", f"<= {tokens:,}", _prompt_share(learner.share_prompts)),
+        (
+            "micro-batches per pass",
+            f"<= {micro:,}",
+            f"of {learner.tokens_per_micro_batch:,} tokens",
+        ),
+        (
+            "optimizer steps per step",
+            f"{updates:,}",
+            f"{algorithm.num_iterations} passes x {algorithm.num_minibatches} minibatches",
+        ),
+        ("optimizer steps", f"<= {updates * learner.max_steps:,}", "fewer where every row is dead"),
+        ("checkpoints", f"{max(saves, 1):,}", f"every {save_steps or learner.max_steps} steps"),
+        ("evaluations", f"{2 + between:,}", "before, after and every eval.steps"),
+        (
+            "completions per evaluation",
+            f"{answers:,}",
+            f"{heldout.num_tasks} tasks x (1 greedy + {heldout.num_samples} samples)",
+        ),
+    ]
+    return rows + memory_rows(stage, size)
+
+
+def memory_rows(stage: RLStage, size: dict[str, int] | None) -> list[tuple[str, str, str]]:
+    """Estimated memory of the training state and the KV cache."""
+    if size is None:
+        return [("memory", "unknown", f"{stage.model.path!r} is not on this machine")]
+    n = size["parameters"]
+    engine_bytes = BYTES[stage.rollout.dtype or stage.model.dtype]
+    rows_at_once = min(
+        stage.rollout.max_rows, stage.rollout.prompts_per_step * stage.rollout.num_generations
+    )
+    context = stage.data.max_prompt_length + stage.rollout.max_completion_length
+    cache = size["kv_values_per_token"] * engine_bytes * rows_at_once * context
+    parts = {
+        "weights (float32)": (4 * n, f"{n:,} parameters"),
+        "gradients (float32)": (4 * n, ""),
+        "optimizer": (8 * n, "two AdamW moments, float32"),
+        "KV cache": (cache, f"<= {rows_at_once} rows x {context} tokens"),
+    }
+    if engine_bytes != 4:
+        parts["engine's copy"] = (engine_bytes * n, stage.rollout.dtype or stage.model.dtype)
+    if stage.algorithm.beta > 0:
+        parts["reference model"] = (4 * n, "algorithm.beta > 0")
+    rows = [(name, f"{count / MB:,.1f} MB", how) for name, (count, how) in parts.items()]
+    total = sum(count for count, _ in parts.values())
+    return [*rows, ("memory", f"{total / MB:,.1f} MB", "plus activations")]
+
+
+def pretrain_rows(stage: PretrainStage, size: dict[str, int]) -> list[tuple[str, str, str]]:
+    """(unit, count, how) of a pretraining stage."""
+    steps, batch = stage.learner.max_steps, stage.learner.batch_size
+    n = size["parameters"]
+    return [
+        ("optimizer steps", f"{steps:,}", "learner.max_steps"),
+        ("sequences per step", f"{batch:,}", "learner.batch_size"),
+        ("sequences", f"{steps * batch:,}", f"{steps} steps x {batch}"),
+        ("tokens", f"<= {steps * batch * stage.model.max_position:,}", "model.max_position each"),
+        ("parameters", f"{n:,}", f"{stage.model.architecture}, without embeddings"),
+        ("memory", f"{16 * n / MB:,.1f} MB", "weights, gradients, optimizer; plus activations"),
+    ]
+
+
+def pretrain_size(stage: PretrainStage) -> dict[str, int]:
+    """Parameters outside the embeddings, and numbers kept per token by the KV cache."""
+    model = stage.model
+    head = model.hidden_size // model.num_heads
+    kv = (model.num_kv_heads or model.num_heads) * head
+    attention = 2 * model.hidden_size * (model.hidden_size + kv)
+    bias = model.hidden_size + 2 * kv if model.architecture == "qwen2" else 0
+    mlp = 3 * model.hidden_size * model.intermediate_size
+    block = attention + bias + mlp + 2 * model.hidden_size
+    return {
+        "parameters": model.num_layers * block + model.hidden_size,
+        "kv_values_per_token": 2 * model.num_layers * kv,
+    }
+
+
+def model_size(stage: RLStage, earlier: dict[str, dict[str, int]]) -> dict[str, int] | None:
+    """Parameters and KV-cache numbers per token of the policy, from its config alone.
+
+    None where the model is a hub id that is not on this machine.
+    """
+    path = stage.model.path
+    if path.startswith("stage:"):
+        return earlier.get(path.removeprefix("stage:"))
+    if not (Path(path) / "config.json").is_file():
+        return None
+    import torch  # lazy: a plan without a local model needs no torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config: Any = AutoConfig.from_pretrained(path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "kv_values_per_token": 2 * config.num_hidden_layers * kv_heads * head,
+    }
+
+
+def _prompt_share(shared: bool) -> str:
+    return "each prompt once for its group" if shared else "each prompt once per completion"

@@ -1,0 +1,104 @@
+"""`grpo show RUN`: what a run reached, and how, from its files alone."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from grpo.errors import RunError
+
+FIRST = (
+    "reward",
+    "accuracy",
+    "completions/mean_length",
+    "entropy",
+    "frac_reward_zero_std",
+    "loss",
+    "kl",
+)
+BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 40
+
+
+def print_run(folder: Path, console: Console | None = None) -> None:
+    """Print the summary and one sparkline per metric of every stage. Raises RunError."""
+    console = console or Console()
+    files = sorted(folder.rglob("metrics.jsonl"))
+    summary = folder / "summary.json"
+    if not files and not summary.is_file():
+        raise RunError(f"{str(folder)!r} holds no run: no metrics.jsonl and no summary.json.")
+    console.print(f"[bold]{folder}[/bold]", highlight=False)
+    if summary.is_file():
+        _print_summary(json.loads(summary.read_text(encoding="utf-8")), console)
+    else:
+        console.print(f"not finished; continue with: grpo train --resume {folder}")
+    for file in files:
+        steps = read_metrics(file)
+        if steps:
+            title = str(file.parent.relative_to(folder)).replace(".", "metrics", 1)
+            console.print(metrics_table(steps, f"{title}: {len(steps)} steps"))
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line cut off by a crash is left out."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    steps: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            steps.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise RunError(f"{str(file)!r} line {number} is not JSON.") from error
+    return steps
+
+
+def metrics_table(steps: list[dict[str, Any]], title: str) -> Table:
+    """First, last, least and greatest value of each metric, with its curve."""
+    names = {name for step in steps for name, value in step.items() if _is_number(value)}
+    names -= {"step", "time"}
+    ordered = [n for n in FIRST if n in names] + sorted(names - set(FIRST))
+    table = Table("metric", "first", "last", "min", "max", "curve", title=title)
+    for name in ordered:
+        values = [float(step[name]) for step in steps if _is_number(step.get(name))]
+        numbers = (values[0], values[-1], min(values), max(values))
+        table.add_row(name, *(f"{v:.4g}" for v in numbers), Text(curve(values), style="cyan"))
+    return table
+
+
+def curve(values: list[float], width: int = WIDTH) -> str:
+    """All values as at most `width` block characters, each the mean of its share of the steps."""
+    cells = min(width, len(values))
+    cuts = [i * len(values) // cells for i in range(cells + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
+    low, span = min(means), (max(means) - min(means)) or 1.0
+    return "".join(BARS[int((v - low) / span * (len(BARS) - 1))] for v in means)
+
+
+def _print_summary(summary: dict[str, Any], console: Console) -> None:
+    before, after = summary.get("before") or {}, summary.get("after") or {}
+    if before or after:
+        table = Table("held-out", "before", "after", title="summary")
+        for name in dict.fromkeys([*before, *after]):
+            table.add_row(name, _shown(before.get(name)), _shown(after.get(name)))
+        console.print(table)
+    for name, value in summary.items():
+        if name not in ("before", "after") and isinstance(value, str | int | float):
+            console.print(f"{name}: {_shown(value)}", highlight=False)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(_shown(v) for v in value)
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value

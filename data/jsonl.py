@@ -137,9 +137,9 @@ def column_mapper(
 
     def to_task(place: str, row: Row) -> tuple[str | list[Message], str | None, dict[str, Any]]:
         text = checked_prompt(place, prompt, column(place, row, prompt))
-        gold = None if answer is None else column(place, row, answer)
+        gold = None if answer is None else answer_text(place, column(place, row, answer))
         others = {key: value for key, value in row.items() if key not in (prompt, answer)}
-        return text, gold if gold is None else answer_text(place, gold), others
+        return text, gold, others
 
     return to_task
 

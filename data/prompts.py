@@ -118,13 +118,7 @@ class PromptTemplate:
 
     def _text(self, task: Task) -> str:
         if self.template == "chat":
-            rendered = self.tokenizer.apply_chat_template(
-                self._messages(task),
-                tokenize=False,
-                add_generation_prompt=True,
-                **self.chat_template_kwargs,
-            )
-            return str(rendered)
+            return self._chat(task)
         question = self._question(task)
         if self.template == "raw":
             return question
@@ -132,6 +126,22 @@ class PromptTemplate:
         # No space after the colon: the model's first token carries its own in most vocabularies.
         # A prefill therefore brings the space it wants.
         return f"{preamble} User: {question} Assistant:"
+
+    def _chat(self, task: Task) -> str:
+        from jinja2 import TemplateError  # there wherever a chat template is
+
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                self._messages(task),
+                tokenize=False,
+                add_generation_prompt=True,
+                **self.chat_template_kwargs,
+            )
+        except TemplateError as error:  # many templates refuse a system message or an odd order
+            raise DataError(
+                f"task {task.uid}: the model's chat template refuses the conversation: {error}"
+            ) from error
+        return str(rendered)
 
     def _messages(self, task: Task) -> list[Message]:
         messages = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from grpo.errors import DataError
 from grpo.types import Task, TaskSource
@@ -68,7 +68,7 @@ def check_index(name: str, index: int, size: int | None) -> None:
         raise IndexError(f"{name} has no task {index}: the split holds {size}")
 
 
-def check_int(name: str, value: object, low: int, high: int | None = None) -> None:
+def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
     """Raise DataError unless `value` is a whole number from `low` to `high` (None: no bound)."""
     whole = isinstance(value, int) and not isinstance(value, bool)
     if not whole or value < low or (high is not None and value > high):
@@ -76,7 +76,7 @@ def check_int(name: str, value: object, low: int, high: int | None = None) -> No
         raise DataError(f"{name} must be a whole number {bounds}, not {value!r}")
 
 
-def check_fraction(name: str, value: object, *, inclusive: bool = True) -> None:
+def check_fraction(name: str, value: Any, *, inclusive: bool = True) -> None:
     """Raise DataError unless 0 <= value <= 1 (0 < value < 1 if not `inclusive`)."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not (0 <= value <= 1 if inclusive else 0 < value < 1):

@@ -240,7 +240,7 @@ def demonstration_rows(
         missing = sorted(set(text) - known)
         raise DataError(f"characters {missing} are missing from the source's alphabet") from error
     encoded: list[list[int]] = encoding["input_ids"]
-    eos = tokenizer.convert_tokens_to_ids("<eos>")
+    eos: Any = tokenizer.eos_token_id
     return [(p, [*c, eos]) for p, c in zip(encoded[:n], encoded[n:], strict=True)]
 
 

@@ -1,0 +1,44 @@
+"""From single completions back to groups: the only place on the rollout side that knows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from grpo.errors import EngineError
+from grpo.types import Completion, Engine, Request
+
+
+def collect(
+    engine: Engine, requests: Sequence[Request], timeout: float | None = None
+) -> Iterator[tuple[str, tuple[Completion, ...]]]:
+    """Submit `requests`; yield (request uid, its n completions in index order) as groups finish.
+
+    `timeout` (seconds) is passed to every poll. Raises EngineError for a completion that nobody
+    asked for or that came twice, and when the engine has nothing more to give while some are
+    missing. If the caller stops early, what is left is cancelled.
+    """
+    wanted = {r.uid: r.n for r in requests}
+    if len(wanted) != len(requests):
+        raise EngineError("two requests of one batch have the same uid")
+    groups: dict[str, dict[int, Completion]] = {uid: {} for uid in wanted}
+    engine.submit(requests)
+    try:
+        while groups:
+            polled = engine.poll(timeout)
+            if not polled and timeout is None:
+                missing = {uid: wanted[uid] - len(group) for uid, group in groups.items()}
+                raise EngineError(f"the engine lost completions (request: missing): {missing}")
+            for completion in polled:
+                uid, index = completion.request, completion.index
+                if uid not in wanted or not 0 <= index < wanted[uid]:
+                    raise EngineError(f"completion {index} of request {uid!r} was not asked for")
+                group = groups.get(uid)
+                if group is None or index in group:
+                    raise EngineError(f"completion {index} of request {uid!r} came twice")
+                group[index] = completion
+                if len(group) == wanted[uid]:
+                    del groups[uid]
+                    yield uid, tuple(group[i] for i in range(wanted[uid]))
+    finally:
+        if groups:
+            engine.cancel(list(groups))

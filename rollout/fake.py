@@ -1,0 +1,118 @@
+"""An engine that samples nothing: it plays completions from a script, for tests of what uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from grpo.errors import EngineError
+from grpo.types import Ack, Completion, Request, Segment, Version
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Script = Callable[[Request, int], str | Sequence[int]]
+
+
+class FakeEngine:
+    """An `Engine` whose completion of sample `index` of a request is `script(request, index)`.
+
+    The script gives text (the tokenizer's `encode` makes the ids, and the request's first eos id
+    is appended) or token ids as they are. More than `max_tokens` ids are cut (finish "length").
+    Every token has log-prob `logprob`. `batch` completions are handed out per poll, last submitted
+    first if `reverse`. `versions` lists every version ever loaded, the initial one first;
+    `canary` is what `load_weights` acknowledges.
+
+    FakeEngine(lambda request, index: "<answer>4</answer>", tokenizer, version=Version(step=0, hash=""))
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        tokenizer: Any,
+        *,
+        version: Version,
+        batch: int = 1,
+        reverse: bool = False,
+        logprob: float = -1.0,
+        canary: float = 0.0,
+    ) -> None:
+        self.script = script
+        self.tokenizer = tokenizer
+        self.versions = [version]
+        self.requests: list[Request] = []
+        self.asleep = False
+        self._pending: list[tuple[Request, int]] = []
+        self._batch = batch
+        self._reverse = reverse
+        self._logprob = logprob
+        self._canary = canary
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; EngineError for a uid that is queued already."""
+        for request in requests:
+            if any(request.uid == queued.uid for queued, _ in self._pending):
+                raise EngineError(f"request {request.uid!r} is queued already")
+            self.requests.append(request)
+            self._pending.extend((request, i) for i in range(request.n))
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """The next `batch` completions; [] when none is left."""
+        order = self._pending[::-1] if self._reverse else self._pending
+        taken = order[: self._batch]
+        self._pending = [p for p in self._pending if p not in taken]
+        return [self._completion(request, index) for request, index in taken]
+
+    def _completion(self, request: Request, index: int) -> Completion:
+        sampling = request.sampling
+        played = self.script(request, index)
+        if isinstance(played, str):
+            ids = [*self.tokenizer.encode(played, add_special_tokens=False), *sampling.eos_ids[:1]]
+        else:
+            ids = list(played)
+        cut = len(ids) > sampling.max_tokens
+        array = np.array(ids[: sampling.max_tokens], dtype=np.int64)
+        logprobs = np.full(len(array), self._logprob, dtype=np.float32)
+        return Completion(
+            request=request.uid,
+            index=index,
+            segments=(
+                Segment(
+                    ids=array,
+                    version=self.versions[-1],
+                    logprobs=logprobs,
+                    raw_logprobs=logprobs if sampling.raw_logprobs else None,
+                ),
+            ),
+            text=self.tokenizer.decode(array.tolist(), skip_special_tokens=True),
+            finish="length" if cut else "stop",
+        )
+
+    def cancel(self, uids: Sequence[str]) -> None:
+        """Forget requests."""
+        self._pending = [p for p in self._pending if p[0].uid not in uids]
+
+    def load_weights(
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        version: Version,
+        in_flight: Literal["finish", "continue", "abort"] = "finish",
+    ) -> Ack:
+        """Count the tensors; completions given out from now on carry `version`."""
+        tensors = sum(1 for _ in weights)
+        self.versions.append(version)
+        return Ack(version=version, tensors=tensors, canary=self._canary)
+
+    def sleep(self) -> None:
+        """Remember that it sleeps (`asleep`)."""
+        self.asleep = True
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+        self.asleep = False
+
+    def close(self) -> None:
+        """Forget everything queued."""
+        self._pending.clear()

@@ -1,0 +1,160 @@
+"""A preallocated key/value cache with ragged rows, and the attention that reads it.
+
+Token t of row r sits at slot t of row r: no padding on the left, no moving as rows end. Positions
+beyond a row's length hold stale but finite numbers and are masked. Both parts plug into
+transformers: `SlotCache` is the `past_key_values` of a forward pass, and `slot_attention` is
+registered as an attention implementation, so that any model that goes through that interface is
+served without code of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+
+ATTENTION = "grpo_slots"
+BUCKET = 32  # slots; views grow in such steps, so that kernels see few distinct shapes
+
+
+def bucketed(length: int) -> int:
+    """`length` rounded up to a multiple of `BUCKET`."""
+    return -(-length // BUCKET) * BUCKET
+
+
+class SlotCache(Cache):
+    """Keys and values of every layer, [rows, kv heads, slots, head size], allocated on first use.
+
+    Call `begin_prefill` or `begin_decode` before each forward pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(layers=[])
+        self.buffers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._capacity = (0, 0)  # rows, slots
+        self._rows = torch.empty(0, dtype=torch.int64)
+        self._slots: Tensor | None = None  # None: prefill
+        self._view = 0
+
+    def reserve(self, rows: int, slots: int) -> None:
+        """Room for `rows` rows of `slots` tokens; what the cache holds is kept."""
+        old_rows, old_slots = self._capacity
+        if rows <= old_rows and slots <= old_slots:
+            return
+        # Half as much again, so that a growing row copies the cache a few times and not often.
+        slots = old_slots if slots <= old_slots else bucketed(max(slots, old_slots * 3 // 2))
+        self._capacity = (max(rows, old_rows), slots)
+        for layer in list(self.buffers):
+            keys, values = self.buffers[layer]
+            self.buffers[layer] = (self._grown(keys), self._grown(values))
+
+    def _grown(self, old: Tensor) -> Tensor:
+        new = self._empty(old)
+        new[: old.shape[0], :, : old.shape[2]] = old
+        return new
+
+    def _empty(self, like: Tensor) -> Tensor:
+        # Zeros, not uninitialised memory: masked slots still meet a multiplication by zero.
+        rows, slots = self._capacity
+        return like.new_zeros((rows, like.shape[1], slots, like.shape[3]))
+
+    def begin_prefill(self, rows: Tensor) -> None:
+        """The next forward pass writes slots 0.. of `rows` (int64 [B])."""
+        self._rows, self._slots = rows, None
+
+    def begin_decode(self, rows: Tensor, slots: Tensor, view: int) -> None:
+        """The next forward pass writes one token a row, at `slots` (int64 [R]), and sees `view`."""
+        self._rows, self._slots, self._view = rows, slots, view
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write [B, kv heads, tokens, head size]; return what the queries may attend to."""
+        if layer_idx not in self.buffers:
+            self.buffers[layer_idx] = (self._empty(key_states), self._empty(value_states))
+        keys, values = self.buffers[layer_idx]
+        if self._slots is None:
+            length = key_states.shape[2]
+            keys.narrow(2, 0, length).index_copy_(0, self._rows, key_states)
+            values.narrow(2, 0, length).index_copy_(0, self._rows, value_states)
+            return key_states, value_states
+        keys[self._rows, :, self._slots] = key_states.squeeze(2)
+        values[self._rows, :, self._slots] = value_states.squeeze(2)
+        count = len(self._rows)
+        return keys[:count, :, : self._view], values[:count, :, : self._view]
+
+    def copy_rows(self, source: Tensor, target: Tensor, length: int) -> None:
+        """Copy the first `length` slots of rows `source` to rows `target` (int64 [N] both)."""
+        for pair in self.buffers.values():
+            for buffer in pair:
+                part = buffer.narrow(2, 0, length)
+                part.index_copy_(0, target, part.index_select(0, source))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """0: positions are passed explicitly, nothing may be derived from a common length."""
+        return 0
+
+
+def slot_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention over slots, with as many key/value heads as there are; none is repeated.
+
+    query [B, H, q, D], key/value [B, KV, k, D]; `attention_mask` is additive [B, 1, 1, k] when
+    decoding and None for a causal prefill. Returns [B, q, H, D].
+    """
+    if s_aux is not None:
+        raise NotImplementedError("attention sinks")
+    batch, heads, length, size = query.shape
+    kv_heads, seen = key.shape[1], key.shape[2]
+    groups = heads // kv_heads
+    mask = attention_mask
+    if mask is None:
+        mask = _causal(query, seen, sliding_window) if softcap or sliding_window else None
+        if mask is None and length > 1:
+            out = scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1
+            )
+            return out.transpose(1, 2), None
+    elif sliding_window is not None and seen > sliding_window:
+        position = (mask == 0).sum(-1, keepdim=True) - 1
+        far = torch.arange(seen, device=mask.device) <= position - sliding_window
+        mask = mask.masked_fill(far, float("-inf"))
+    # Query heads that share a key/value head become that head's queries.
+    packed = query.reshape(batch, kv_heads, groups * length, size)
+    if mask is not None and length > 1:
+        mask = mask.repeat(1, 1, groups, 1)
+    if softcap is None:
+        out = scaled_dot_product_attention(packed, key, value, attn_mask=mask, scale=scaling)
+    else:
+        scores = packed @ key.transpose(2, 3) * (scaling or size**-0.5)
+        scores = torch.tanh(scores / softcap) * softcap
+        scores = scores if mask is None else scores + mask
+        out = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
+    return out.reshape(batch, heads, length, value.shape[3]).transpose(1, 2), None
+
+
+def _causal(query: Tensor, seen: int, sliding_window: int | None) -> Tensor:
+    """Additive causal mask [1, 1, seen, seen], limited to `sliding_window` tokens if given."""
+    index = torch.arange(seen, device=query.device)
+    distance = index[:, None] - index[None, :]
+    hidden = distance < 0
+    if sliding_window is not None:
+        hidden |= distance >= sliding_window
+    return query.new_zeros(seen, seen).masked_fill_(hidden, float("-inf"))[None, None]
+
+
+AttentionInterface.register(ATTENTION, slot_attention)

@@ -1,0 +1,181 @@
+"""Token sampling without generator state: uniforms from a counter-based hash, then inverse CDF.
+
+A token depends on its logits and on (request key, sample index, position) alone, so a completion
+does not change with what else happens to be in the batch. `torch.multinomial` is avoided: it is
+stateful, and ten times slower on a vocabulary of 50,000.
+
+Filters follow Hugging Face: temperature, then top-k, top-p (Holtzman et al., 1904.09751) and
+min-p (2407.01082), each on what the one before it left. All are thresholds on the probability, so
+tokens tied with the last one kept are kept too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo.types import Sampling
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_BLOCK = 256  # vocabulary entries summed together in the first level of the inverse CDF
+_TOP_P_PREFIX = 1024  # top-p looks at this many largest entries before it sorts a whole vocabulary
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser (Steele et al., 2014), on uint64 arrays."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def noise_key(key: Sequence[int], index: int) -> np.uint64:
+    """One uint64 for a completion: a hash of the request's key and the sample's index, in order."""
+    state = np.zeros(1, dtype=np.uint64)
+    for part in (*key, index):
+        state = _mix(state + _GOLDEN + np.array([part & (2**64 - 1)], dtype=np.uint64))
+    return state[0]
+
+
+def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """float64 in [0, 1), one per (key uint64 [N], position int64 [N]) pair; 53 random bits each."""
+    counter = positions.astype(np.uint64) + np.uint64(1)
+    bits = _mix(_mix(keys + counter * _GOLDEN) ^ keys)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How each of R rows is sampled; None where no row asks for it.
+
+    temperature [R, 1] float32 (1 for greedy rows) or one float for all; greedy [R] bool;
+    top_k [R] int64 (vocabulary size = off); top_p, min_p [R, 1] float32; raw: log-probs of the
+    unfiltered temperature-1 distribution are wanted.
+    """
+
+    temperature: Tensor | float
+    greedy: Tensor | None
+    top_k: Tensor | None
+    top_p: Tensor | None
+    min_p: Tensor | None
+    raw: bool
+
+
+def make_plan(rows: Sequence[Sampling], vocab_size: int, device: torch.device) -> Plan:
+    """The plan of R rows, one `Sampling` each."""
+    kinds = {id(s): s for s in rows}.values()
+
+    def column(name: str, dtype: torch.dtype) -> Tensor:
+        return torch.tensor([getattr(s, name) for s in rows], dtype=dtype, device=device)
+
+    temperatures = {s.temperature or 1.0 for s in kinds}
+    temperature: Tensor | float = next(iter(temperatures))
+    if len(temperatures) > 1:
+        temperature = column("temperature", torch.float32).unsqueeze(1)
+        temperature = torch.where(temperature == 0, torch.ones_like(temperature), temperature)
+    top_k = None
+    if any(0 < s.top_k < vocab_size for s in kinds):
+        top_k = column("top_k", torch.int64).clamp(max=vocab_size)
+        top_k = torch.where(top_k == 0, torch.full_like(top_k, vocab_size), top_k)
+    return Plan(
+        temperature=temperature,
+        greedy=column("temperature", torch.float32) == 0
+        if any(s.temperature == 0 for s in kinds)
+        else None,
+        top_k=top_k,
+        top_p=column("top_p", torch.float32).unsqueeze(1)
+        if any(s.top_p < 1 for s in kinds)
+        else None,
+        min_p=column("min_p", torch.float32).unsqueeze(1)
+        if any(s.min_p > 0 for s in kinds)
+        else None,
+        raw=any(s.raw_logprobs for s in kinds),
+    )
+
+
+def filtered_probs(probs: Tensor, plan: Plan) -> Tensor:
+    """probs float32 [R, V] with the filtered-out tokens at 0 and the rest renormalised.
+
+    Greedy rows are left alone: their log-probs are those at temperature 1, unfiltered.
+    """
+    if plan.top_k is None and plan.top_p is None and plan.min_p is None:
+        return probs
+    kept = probs
+    if plan.top_k is not None:
+        largest = int(torch.where(plan.top_k == probs.shape[1], 1, plan.top_k).max())
+        values = probs.topk(largest, dim=1).values
+        index = plan.top_k.clamp(max=largest).unsqueeze(1) - 1
+        threshold = values.gather(1, index)
+        threshold = torch.where(
+            (plan.top_k == probs.shape[1]).unsqueeze(1), torch.zeros_like(threshold), threshold
+        )
+        kept = torch.where(kept >= threshold, kept, 0.0)
+    if plan.top_p is not None:
+        threshold = _top_p_threshold(kept / kept.sum(1, keepdim=True), plan.top_p)
+        threshold = threshold * kept.sum(1, keepdim=True)
+        kept = torch.where(kept >= threshold, kept, 0.0)
+    if plan.min_p is not None:
+        kept = torch.where(kept >= plan.min_p * kept.amax(1, keepdim=True), kept, 0.0)
+    kept = kept / kept.sum(1, keepdim=True)
+    return kept if plan.greedy is None else torch.where(plan.greedy.unsqueeze(1), probs, kept)
+
+
+def _top_p_threshold(probs: Tensor, top_p: Tensor) -> Tensor:
+    """[R, 1]: the smallest probability in the smallest set whose mass reaches top_p [R, 1]."""
+    width = min(_TOP_P_PREFIX, probs.shape[1])
+    values = probs.topk(width, dim=1).values
+    if bool((values.sum(1, keepdim=True) < top_p).any()):
+        values = probs.sort(dim=1, descending=True).values
+    before = values.double().cumsum(1) - values
+    last = (before < top_p).sum(1, keepdim=True) - 1
+    threshold = values.gather(1, last.clamp(min=0))
+    # A little slack, so that scaling back and forth cannot drop the last token that was kept.
+    return torch.where(top_p >= 1, torch.zeros_like(threshold), threshold * (1 - 1e-6))
+
+
+def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
+    """Token int64 [R] where the running sum of probs float32 [R, V] passes uniform float64 [R].
+
+    Two levels: sums of blocks first, then only the block that is hit, both accumulated in
+    float64. A token of probability 0 is never returned.
+    """
+    rows, vocab = probs.shape
+    block = min(_BLOCK, vocab)
+    if vocab % block:
+        probs = torch.nn.functional.pad(probs, (0, block - vocab % block))
+    blocks = probs.view(rows, -1, block)
+    sums = blocks.sum(-1).double().cumsum(1)
+    target = uniform * sums[:, -1]
+    hit = (sums <= target[:, None]).sum(1)
+    row = torch.arange(rows, device=probs.device)
+    before = torch.where(hit > 0, sums[row, (hit - 1).clamp(min=0)], 0.0)
+    inside = blocks[row, hit].double().cumsum(1)
+    # The block's float32 sum can exceed its float64 one by a rounding; stay strictly inside.
+    rest = torch.minimum(target - before, inside[:, -1] * (1 - 2.0**-52))
+    return hit * block + (inside <= rest[:, None]).sum(1)
+
+
+def sample(logits: Tensor, uniform: np.ndarray, plan: Plan) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Tokens for logits [R, V] (any float dtype) and uniforms float64 [R].
+
+    Returns tokens int64 [R], their log-probs float32 [R] under the distribution sampled from, and
+    (if the plan asks) float32 [R] at temperature 1 and unfiltered.
+    """
+    scores = logits.float()
+    plain = isinstance(plan.temperature, float) and plan.temperature == 1.0
+    probs = torch.softmax(scores if plain else scores / plan.temperature, dim=1)
+    final = filtered_probs(probs, plan)
+    if plan.greedy is not None and bool(plan.greedy.all()):
+        tokens = scores.argmax(1)
+    else:
+        tokens = inverse_cdf(final, torch.from_numpy(uniform).to(logits.device))
+        if plan.greedy is not None:
+            tokens = torch.where(plan.greedy, scores.argmax(1), tokens)
+    logp = final.gather(1, tokens[:, None]).squeeze(1).log()
+    if not plan.raw:
+        return tokens, logp, None
+    raw = scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(1)
+    return tokens, logp, raw

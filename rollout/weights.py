@@ -1,0 +1,62 @@
+"""How weights reach an engine's module: a private copy of the model, and a checked copy into it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from grpo.errors import WeightsError, unknown_name
+
+
+def private_copy(model: nn.Module, dtype: torch.dtype | None, share_storage: bool) -> nn.Module:
+    """A copy of `model` for inference: eval mode, no gradients, its own configuration.
+
+    Floating-point parameters are cast to `dtype` (None: as they are). With `share_storage`,
+    parameters already in that dtype are not copied: both modules then read the same memory.
+    """
+    memo: dict[int, nn.Parameter] = {}
+    for parameter in model.parameters():
+        data = parameter.detach()
+        if dtype is not None and data.is_floating_point() and data.dtype != dtype:
+            data = data.to(dtype)
+        elif not share_storage:
+            data = data.clone()
+        memo[id(parameter)] = nn.Parameter(data, requires_grad=False)
+    return copy.deepcopy(model, memo).eval()
+
+
+def copy_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> int:
+    """Copy `weights` into the parameters of `model` by name, casting; how many tensors came.
+
+    Tied parameters need only one of their names. Persistent buffers are taken where given.
+    Raises WeightsError for a name the model does not have, another shape, or a parameter that
+    did not come; the model then holds a mixture, and the caller must not sample from it.
+    """
+    own = model.state_dict(keep_vars=True)
+    missing: dict[int, str] = {
+        id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=True)
+    }
+    count = 0
+    with torch.no_grad():
+        for name, tensor in weights:
+            target = own.get(name)
+            if target is None:
+                raise WeightsError(unknown_name("weight", name, own))
+            if target.shape != tensor.shape:
+                raise WeightsError(
+                    f"weight {name!r} has shape {tuple(tensor.shape)}, "
+                    f"the engine's has {tuple(target.shape)}"
+                )
+            # Shared storage: the tensor is there already.
+            if target.data_ptr() != tensor.data_ptr() or target.dtype != tensor.dtype:
+                target.copy_(tensor)
+            missing.pop(id(target), None)
+            count += 1
+    if missing:
+        raise WeightsError(
+            f"{len(missing)} weights did not arrive, among them {sorted(missing.values())[:3]}"
+        )
+    return count

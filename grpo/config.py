@@ -129,8 +129,18 @@ def section_types(model: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def num_fields(stage: type[RLStage] | type[PretrainStage]) -> int:
-    """Settings a reader of a stage has to know: all but its name and kind."""
-    return len(set(section_types(stage)) - {"name", "kind"})
+    """Settings a reader of a stage has to know: all but its name and kind.
+
+    A section met a second time (the rewards of an evaluation) counts as one.
+    """
+    seen: set[type[BaseModel]] = set()
+
+    def count(model: type[BaseModel]) -> int:
+        seen.add(model)
+        inner = [_model_in(info.annotation) for info in model.model_fields.values()]
+        return sum(1 if m is None or m in seen else count(m) for m in inner)
+
+    return count(stage) - len({"name", "kind"})
 
 
 class _Loader(yaml.SafeLoader):

@@ -18,7 +18,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+# No dots in a stage's name: overrides address stage.section.key.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+Title = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 # grpo/objective.py holds the functions; their names are repeated here because it imports torch.
 LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo")
@@ -46,6 +48,7 @@ class RewardSpec(Plugin):
     """One reward; the score of a completion is the weighted sum over rewards."""
 
     weight: Annotated[float, Field(allow_inf_nan=False)] = F(1.0, "factor in the weighted sum")
+    label: str = F("", "name in metrics; empty: the plug-in's name")
 
 
 class Run(Section):
@@ -136,6 +139,9 @@ class Eval(Section):
     num_tasks: Count = F(200, "held-out tasks")
     num_samples: Count = F(4, "completions per task for pass@1 and mean length")
     temperature: Positive = F(1.0, "temperature of those completions")
+    rewards: tuple[RewardSpec, ...] = F(
+        (), "verifiers reported on held-out tasks, the first as accuracy; empty: the stage's own"
+    )
 
 
 class RLStage(Section):
@@ -245,7 +251,7 @@ Stage = Annotated[RLStage | PretrainStage, Field(discriminator="kind")]
 class Recipe(Section):
     """A named list of stages, run in order."""
 
-    name: Name
+    name: Title
     run: Run = Run()
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
 

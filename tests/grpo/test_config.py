@@ -1,0 +1,235 @@
+"""Recipes: what is accepted means what it says, and what is refused says why in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from grpo import config, plugins
+from grpo.errors import RecipeError
+from grpo.schema import LOSS_TYPES, PretrainStage, RLStage
+
+ONE_STAGE = """
+model: {path: MODEL}
+data: {source: parity, args: {bits: 8}}
+rewards:
+  - {name: accuracy}
+"""
+TWO_STAGES = """
+name: two
+stages:
+  - name: base
+    kind: pretrain
+    data: {source: parity}
+  - name: rl
+    model: {path: "stage:base"}
+    data: {source: parity}
+    rewards: [{name: accuracy}]
+"""
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Path:
+    (tmp_path / "model").mkdir()
+    file = tmp_path / "one.yaml"
+    file.write_text(ONE_STAGE.replace("MODEL", "model"))
+    return file
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    file = tmp_path / "two.yaml"
+    file.write_text(TWO_STAGES)
+    return file
+
+
+def rl(recipe: config.Recipe) -> RLStage:
+    stage = recipe.stages[-1]
+    assert isinstance(stage, RLStage)
+    return stage
+
+
+def test_one_stage_at_top_level_has_trl_defaults(one: Path) -> None:
+    recipe = config.load(one)
+    stage = rl(recipe)
+    assert (recipe.name, recipe.run_dir, stage.kind, stage.name) == ("one", "runs/one", "rl", "rl")
+    assert stage.rollout.temperature == 1.0
+    assert stage.rollout.num_generations == 8
+    assert (stage.algorithm.epsilon, stage.algorithm.beta) == (0.2, 0.0)
+    assert stage.algorithm.epsilon_high is None
+    assert stage.rewards[0].weight == 1.0
+    assert stage.model.path == str(one.parent / "model")  # beside the recipe, made absolute
+
+
+def test_overrides_are_yaml_and_reach_lists_and_args(one: Path) -> None:
+    recipe = config.load(
+        one,
+        [
+            "run.seed=7",
+            "run.dir=/some/dir",
+            "learner.learning_rate=1e-4",
+            "rollout.stop=[a, b]",
+            "rewards.0.weight=-2",
+            "data.args.bits=4",
+            "algorithm.epsilon_high=null",
+            "data.prefill=<think>",
+        ],
+    )
+    stage = rl(recipe)
+    assert (recipe.run.seed, recipe.run_dir) == (7, "/some/dir")
+    assert stage.learner.learning_rate == 1e-4
+    assert stage.rollout.stop == ("a", "b")
+    assert stage.rewards[0].weight == -2
+    assert stage.data.args == {"bits": 4}
+    assert stage.data.prefill == "<think>"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("run.sed=1", ["'sed'", "run", "Did you mean 'seed'", "threads"]),
+        ("rollout.num_generation=3", ["'num_generation'", "rollout", "'num_generations'"]),
+        ("rolout.top_k=3", ["'rolout'", "'rollout'"]),
+        ("rollout.num_generations=many", ["rollout.num_generations", "'many'", "whole number"]),
+        ("rollout.num_generations=2.5", ["rollout.num_generations", "2.5"]),
+        ("rollout.num_generations='8'", ["rollout.num_generations", "'8'", "whole number"]),
+        ("run.seed=true", ["run.seed", "True", "whole number"]),
+        ("run.seed=-1", ["run.seed", "-1", "greater than or equal to 0"]),
+        ("rollout.top_p=1.5", ["rollout.top_p", "1.5", "less than or equal to 1"]),
+        ("learner.learning_rate=.nan", ["learner.learning_rate"]),
+        ("data.template=r1", ["data.template", "'r1'", "'r1_zero', 'chat' or 'raw'"]),
+        ("model.dtype=fp16", ["model.dtype", "'fp16'", "'float16'"]),
+        ("rewards=[]", ["rewards", "at least 1"]),
+        ("rewards.0.name=acuracy", ["rewards.0", "'acuracy'", "'accuracy'", "format", "path/file"]),
+        ("rewards.0.args.strictness=1", ["rewards.0", "'strictness'", "extraction"]),
+        ("rewards.1.name=format", ["rewards", "valid: 0"]),
+        ("eval.rewards=[{name: formt}]", ["eval.rewards.0", "'formt'", "'format'"]),
+        ("data.source=party", ["data.source", "'party'", "'parity'"]),
+        ("data.args.bit=3", ["data.source", "'bit'", "'bits'"]),
+        ("rollout.engine=vlm", ["rollout.engine", "'vlm'", "torch"]),
+        ("algorithm.loss_type=gpo", ["algorithm.loss_type", "'gpo'", "'grpo'", "bnpo"]),
+        ("algorithm.advantage=rlo", ["algorithm.advantage", "'rlo'", "'rloo'"]),
+        ("callbacks=[{name: notify}]", ["callbacks.0.name", "'notify'", "package.module:attr"]),
+        ("rewards.0.name=no/such.py:f", ["rewards.0", "no/such.py"]),
+        ("model.path=./nowhere", ["model.path", "'./nowhere'"]),
+        ("model.path=stage:base", ["model.path", "'stage:base'", "none"]),
+        ("kind=reinforce", ["kind", "'reinforce'", "pretrain, rl"]),
+        ("run.seed", ["'run.seed'", "section.key=value"]),
+        ("run.seed.x=1", ["run.seed", "'x'"]),
+        ("rollout.num_generations=1", ["rollout.num_generations = 1", "algorithm.advantage"]),
+        ("algorithm.num_minibatches=7", ["algorithm.num_minibatches = 7", "32 * 8 = 256"]),
+        ("learner.tokens_per_micro_batch=100", ["tokens_per_micro_batch = 100", "512 + 256 = 768"]),
+        ("learner.warmup_steps=101", ["learner.warmup_steps = 101", "0 to 100"]),
+        ("run={seed: 1, seed: 2}", ["'seed'", "twice"]),
+        ("run={seed: [1}", ["run", "not valid YAML"]),
+    ],
+)
+def test_bad_settings_name_the_field_the_value_and_the_choices(
+    one: Path, override: str, words: list[str]
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        config.load(one, [override])
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+    assert "\n" not in message
+
+
+def test_single_generation_is_fine_without_a_group_baseline(one: Path) -> None:
+    overrides = ["rollout.num_generations=1", "algorithm.advantage=batch"]
+    assert rl(config.load(one, overrides)).rollout.num_generations == 1
+
+
+def test_missing_settings_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "empty.yaml"
+    file.write_text("data: {source: parity}\nrewards: [{name: accuracy}]\n")
+    with pytest.raises(RecipeError, match=r"^model is missing"):
+        config.load(file)
+    file.write_text("- a\n- b\n")
+    with pytest.raises(RecipeError, match="not a mapping"):
+        config.load(file)
+
+
+def test_missing_files_and_names_are_told_apart(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"no recipe file.*nowhere\.yaml"):
+        config.load(tmp_path / "nowhere.yaml")
+    with pytest.raises(RecipeError, match=r"unknown recipe 'parity-r1-zer'.*'parity-r1-zero'"):
+        config.load("parity-r1-zer")
+
+
+def test_stages_are_addressed_by_name_where_both_have_the_key(two: Path) -> None:
+    recipe = config.load(
+        two, ["base.learner.max_steps=3", "model.hidden_size=64", "rollout.top_k=5"]
+    )
+    base, stage = recipe.stages
+    assert isinstance(base, PretrainStage)
+    assert (base.learner.max_steps, base.model.hidden_size) == (3, 64)
+    assert isinstance(stage, RLStage)
+    assert (stage.learner.max_steps, stage.rollout.top_k) == (100, 5)
+    with pytest.raises(RecipeError, match=r"base\.learner\.max_steps or rl\.learner\.max_steps"):
+        config.load(two, ["learner.max_steps=3"])
+    with pytest.raises(RecipeError, match=r"'max_step' in base\.learner.*'max_steps'"):
+        config.load(two, ["base.learner.max_step=3"])
+    with pytest.raises(RecipeError, match=r"^rl\.algorithm\.num_minibatches = 7"):
+        config.load(two, ["rl.algorithm.num_minibatches=7"])
+    with pytest.raises(RecipeError, match=r"valid: stage:base"):
+        config.load(two, ["rl.model.path=stage:bass"])
+    with pytest.raises(RecipeError, match=r"stage name 'base' is taken"):
+        config.load(two, ["rl.name=base"])
+
+
+def test_resolved_round_trips(one: Path, two: Path) -> None:
+    for file in (one, two):
+        recipe = config.load(file, ["run.seed=3"])
+        text = json.dumps(config.resolved(recipe))
+        assert config.from_dict(json.loads(text)) == recipe
+
+
+def test_paths_prefer_the_working_directory(
+    one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "model").mkdir(parents=True)
+    (one.parent / "my.py").write_text("")
+    monkeypatch.chdir(elsewhere)
+    stage = rl(config.load(one, ["rewards.0.name=my.py:f"]))
+    assert stage.model.path == str(elsewhere / "model")
+    assert stage.rewards[0].name == f"{one.parent / 'my.py'}:f"
+    assert rl(config.load(one, ["model.path=org/name"])).model.path == "org/name"  # a hub id
+
+
+@pytest.mark.parametrize("name", sorted(config.shipped()))
+def test_shipped_recipes_load_and_are_short(name: str) -> None:
+    recipe = config.load(name)
+    assert recipe.name == name
+    text = config.shipped()[name].read_text()
+    lines = [x for x in text.splitlines() if x.strip() and not x.lstrip().startswith("#")]
+    assert len(lines) <= 40 * len(recipe.stages)
+
+
+def test_schema_stays_small_and_every_setting_is_explained() -> None:
+    assert config.num_fields(RLStage) + len(config.Run.model_fields) <= 60
+    assert config.num_fields(PretrainStage) <= 15
+    for model in (config.Run, RLStage, PretrainStage):
+        for name, info in config.section_types(model).items():
+            assert info.description or name in ("kind", "name"), name
+
+
+def test_loss_types_are_the_objectives() -> None:
+    assert set(LOSS_TYPES) == set(plugins.builtins("objective"))
+
+
+def test_loading_a_recipe_imports_neither_torch_nor_sympy(one: Path) -> None:
+    code = (
+        "import sys; from grpo import config; import grpo.cli; "
+        f"config.load({str(one)!r}); "
+        "print([m for m in ('torch', 'transformers', 'sympy', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,119 @@
+"""Plug-ins: three ways to name one, and a sentence for each way that leads nowhere."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpo import plugins
+from grpo.errors import PluginError
+
+SOURCE = """
+from pathlib import Path
+COUNTER = Path(__file__).with_suffix(".count")
+COUNTER.write_text(COUNTER.read_text() + "x" if COUNTER.exists() else "x")
+
+def bonus(*, completions, size=1.0, **columns):
+    return [size for _ in completions]
+
+class Scaled:
+    def __init__(self, factor, offset=0):
+        self.factor, self.offset = factor, offset
+
+value = 3
+"""
+
+
+class Factory:
+    def __init__(self, *, low: int, high: int = 10) -> None:
+        self.range = (low, high)
+
+
+BUILTINS: dict[str, Any] = {"range": Factory, "fixed": lambda: "made"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "rewards.py"  # the name a user is most likely to pick
+    path.write_text(SOURCE)
+    return path
+
+
+def test_built_ins_are_factories() -> None:
+    assert plugins.load("reward", "fixed", BUILTINS) == "made"
+    assert plugins.load("reward", "range", BUILTINS, {"low": 3}).range == (3, 10)
+
+
+def test_functions_come_back_as_they_are_and_classes_are_made(file: Path) -> None:
+    bonus = plugins.load("reward", f"{file}:bonus", {})
+    assert bonus(completions=["a", "b"], answer=["1", "2"]) == [1.0, 1.0]
+    half = plugins.load("reward", f"{file}:bonus", {}, {"size": 0.5})
+    assert half(completions=["a"]) == [0.5]
+    assert plugins.load("reward", f"{file}:Scaled", {}, {"factor": 2}).factor == 2
+    assert (file.parent / "rewards.count").read_text() == "x"  # the file ran once
+
+
+def test_modules_are_imported_by_name() -> None:
+    import math
+
+    assert plugins.load("reward", "math:sqrt", {}) is math.sqrt
+    assert plugins.load("reward", "os.path:join", {})("a", "b").endswith("b")
+
+
+def test_two_files_of_one_name_do_not_meet(tmp_path: Path) -> None:
+    for folder, number in (("a", 1), ("b", 2)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rewards.py").write_text(f"def f():\n    return {number}\n")
+    first = plugins.load("reward", f"{tmp_path}/a/rewards.py:f", {})
+    second = plugins.load("reward", f"{tmp_path}/b/rewards.py:f", {})
+    assert (first(), second()) == (1, 2)
+
+
+def test_functions_of_files_can_be_pickled(file: Path) -> None:
+    bonus = plugins.load("reward", f"{file}:bonus", {}, {"size": 4.0})
+    assert pickle.loads(pickle.dumps(bonus))(completions=["a"]) == [4.0]
+
+
+@pytest.mark.parametrize(
+    ("spec", "args", "words"),
+    [
+        ("rnge", {}, ["unknown reward 'rnge'", "'range'", "fixed", "path/file.py:attr"]),
+        ("range", {"lo": 1}, ["'range'", "'lo'", "'low'", "high"]),
+        ("range", {}, ["'range'", "'low'", "high"]),
+        ("fixed", {"x": 1}, ["'fixed'", "no arguments"]),
+        ("FILE:bonsu", {}, ["'bonsu'", "'bonus'"]),
+        ("FILE:value", {}, ["int"]),
+        ("FILE:bonus", {"sise": 1}, ["'sise'", "'size'"]),
+        ("FILE:Scaled", {"offset": 1}, ["'factor'"]),
+        ("/nowhere/x.py:f", {}, ["/nowhere/x.py", "no file"]),
+        ("no_such_package.sub:f", {}, ["no_such_package"]),
+        ("math:no_such", {}, ["'no_such'", "sqrt"]),
+    ],
+)
+def test_dead_ends_are_named(file: Path, spec: str, args: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(PluginError) as caught:
+        plugins.load("reward", spec.replace("FILE", str(file)), BUILTINS, args)
+    message = str(caught.value)
+    assert all(word in message for word in words), message
+
+
+def test_a_file_that_fails_says_why_and_is_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "broken.py"
+    path.write_text("import no_such_module_anywhere\n")
+    with pytest.raises(PluginError, match="no_such_module_anywhere"):
+        plugins.load("reward", f"{path}:f", {})
+    path.write_text("raise RuntimeError('half way')\n")
+    with pytest.raises(PluginError, match="RuntimeError: half way"):
+        plugins.load("reward", f"{path}:f", {})
+    path.write_text("def f():\n    return 'mended and longer than before'\n")
+    assert plugins.load("reward", f"{path}:f", {})() == "mended and longer than before"
+
+
+def test_every_kind_lists_its_built_ins() -> None:
+    for kind in plugins.BUILTINS:
+        names = plugins.builtins(kind)
+        assert names
+        assert all(callable(entry) or kind == "objective" for entry in names.values()), kind

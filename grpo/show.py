@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo.errors import RunError
+from grpo.log import BARS
 
 FIRST = (
     "reward",
@@ -22,7 +23,6 @@ FIRST = (
     "loss",
     "kl",
 )
-BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
 
 
@@ -77,7 +77,8 @@ def curve(values: list[float], width: int = WIDTH) -> str:
     cuts = [i * len(values) // cells for i in range(cells + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
     low, span = min(means), (max(means) - min(means)) or 1.0
-    return "".join(BARS[int((v - low) / span * (len(BARS) - 1))] for v in means)
+    top = len(BARS) - 1
+    return "".join(BARS[min(top, int((v - low) / span * len(BARS)))] for v in means)
 
 
 def _print_summary(summary: dict[str, Any], console: Console) -> None:

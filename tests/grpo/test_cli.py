@@ -54,12 +54,12 @@ def run(*words: str, stdin: str | None = None) -> subprocess.CompletedProcess[st
 
 
 def test_help_is_fast_and_names_every_verb() -> None:
-    seconds: list[float] = []
-    for _ in range(3):
+    done, seconds = run("--help"), list[float]()
+    assert done.returncode == 0
+    for _ in range(3):  # the best of three: the machine may be busy with other tests
         start = time.perf_counter()
-        done = run("--help")
+        run("--help")
         seconds.append(time.perf_counter() - start)
-        assert done.returncode == 0
     for verb in ("train", "eval", "score", "plan", "show", "chat"):
         assert f"    {verb} " in done.stdout
     assert min(seconds) < 0.5

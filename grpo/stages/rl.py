@@ -149,7 +149,7 @@ def build(stage: RLStage, settings: Run, model_path: str) -> Built:
         engine=engine,
         rewards=reward_set(stage.rewards),
         learner=learner,
-        advantage=plugins.load("advantage", stage.algorithm.advantage, ADVANTAGES),
+        advantage=plugins.find("advantage", stage.algorithm.advantage, ADVANTAGES),
         sampling=sampling,
         prompts_per_step=stage.rollout.prompts_per_step,
         num_generations=stage.rollout.num_generations,

@@ -1,0 +1,152 @@
+"""A whole run on a tiny base: what it writes, and that SIGKILL changes nothing in the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grpo import ledger
+from grpo.config import from_dict
+from grpo.data import SOURCES
+from grpo.errors import RunError
+from grpo.run import resume_run, train_recipe
+from grpo.stages.pretrain import pretrain
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    torch.set_num_threads(1)
+    folder = str(tmp_path_factory.mktemp("base"))
+    pretrain(
+        SOURCES["parity"](bits=4, long_fraction=0.5),
+        out_dir=folder,
+        steps=30,
+        batch_size=64,
+        learning_rate=3e-3,
+        hidden_size=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        intermediate_size=64,
+        max_position=64,
+    )
+    return folder
+
+
+def recipe(base: str, folder: Path, **learner: object) -> dict[str, object]:
+    return {
+        "name": "tiny",
+        "run": {"dir": str(folder), "threads": 1, "save_steps": 3, "seed": 5},
+        "model": {"path": base},
+        "data": {
+            "source": "parity",
+            "args": {"bits": 4},
+            "template": "raw",
+            "max_prompt_length": 16,
+        },
+        "rollout": {"prompts_per_step": 4, "num_generations": 4, "max_completion_length": 16},
+        "rewards": [{"name": "accuracy"}, {"name": "format", "weight": 0.1}],
+        "learner": {"max_steps": STEPS, "learning_rate": 1e-3, **learner},
+        "eval": {"num_tasks": 4, "num_samples": 2, "steps": 4},
+    }
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl without what a clock decides."""
+    timed = ("time", "step_time", "tokens_per_second", "learner/tokens_per_second")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k not in timed and not k.startswith("time/")}
+        for line in lines
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(base: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    train_recipe(from_dict(recipe(base, folder)), Console(quiet=True))
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    for when in ("before", "after"):
+        assert {"greedy", "pass1", "pass1_ci", "mean_length"} <= summary[when].keys()
+        low, high = summary[when]["pass1_ci"]
+        assert low <= summary[when]["pass1"] <= high
+    assert summary["seconds"] > 0
+    assert [line["step"] for line in metrics(finished)] == list(range(1, STEPS + 1))
+    model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    assert tokenizer.decode(tokenizer.encode("01=", add_special_tokens=False)) == "01="
+    # The learning was real: the trained model is not the base.
+    first = AutoModelForCausalLM.from_pretrained(finished / "checkpoints" / "step_000006")
+    pairs = zip(model.parameters(), first.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_ledger_holds_the_tokens_that_were_trained_on(finished: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(finished / "model")
+    lines = list(ledger.read(finished / "ledger", 1))
+    assert len(lines) == 16
+    for line in lines:
+        ids = [i for segment in line["segments"] for i in segment["ids"]]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == line["completion"]
+        assert len(line["segments"][0]["logprobs"]) == len(ids)
+    # Advantages of a group sum to zero.
+    for start in range(0, 16, 4):
+        assert abs(sum(line["advantage"] for line in lines[start : start + 4])) < 1e-5
+
+
+def test_a_killed_run_resumes_to_the_same_bits(
+    base: str, finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "killed"
+    file = tmp_path / "tiny.yaml"
+    file.write_text(json.dumps(recipe(base, folder)))  # JSON is YAML
+    process = subprocess.Popen(
+        [sys.executable, "-m", "grpo.cli", "train", str(file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    log = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.exists() or len(log.read_bytes().splitlines()) < 5:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "summary.json").exists()
+
+    resume_run(folder, Console(quiet=True))
+    assert metrics(folder) == metrics(finished)
+    for step in range(1, STEPS + 1):
+        ours, whole = (ledger.shard(f / "ledger", step) for f in (folder, finished))
+        assert ours.read_bytes() == whole.read_bytes()
+    for name in ("model/model.safetensors", "eval/after.jsonl"):
+        assert (folder / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_run_directory_is_not_overwritten(base: str, finished: Path) -> None:
+    with pytest.raises(RunError, match="--resume"):
+        train_recipe(from_dict(recipe(base, finished)), Console(quiet=True))
+
+
+def test_an_unwritable_run_directory_is_one_sentence(base: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written"):
+        train_recipe(from_dict(recipe(base, tmp_path / "file" / "run")), Console(quiet=True))

@@ -223,11 +223,12 @@ def demonstration_rows(
     """The next `n` demonstrations as token ids; repeated tasks draw a fresh demonstration."""
     prompts: list[str] = []
     completions: list[str] = []
-    for task, visit in order.take(n):
+    start = order.position
+    for place, (task, _) in enumerate(order.take(n), start):
         if not isinstance(task.prompt, str):
             raise DataError(f"task {task.uid}: pretraining needs text prompts")
-        # Position in the order, not uid: endless sources repeat a task at visit 0.
-        key = stable_hash("demonstration", order.seed, order.position, len(prompts), visit)
+        # Keyed by the place in the order: an endless source repeats tasks, always at visit 0.
+        key = stable_hash("demonstration", order.seed, place)
         prompts.append(task.prompt)
         completions.append(source.demonstration(task, random.Random(key)))
     try:

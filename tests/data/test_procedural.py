@@ -147,14 +147,21 @@ def test_multiplication_chain_by_hand():
 
 def test_every_line_of_a_thought_is_a_true_equation():
     rng = random.Random(2)
-    for name, args in PROCEDURAL.items():
-        if name in ("multiplication", "countdown"):
-            source = SOURCES[name](**{**args, "long_fraction": 1.0})
-            for task in tasks(source, "train", 100):
-                thought = COMPLETION.fullmatch(source.demonstration(task, rng))[1]
-                for line in re.split("[;?]", thought):
-                    left, right = line.rsplit("=", 1)
-                    assert value(left) == value(right), line
+    for name in ("multiplication", "countdown"):
+        source = SOURCES[name](**{**PROCEDURAL[name], "long_fraction": 1.0})
+        for task in tasks(source, "train", 100):
+            thought = COMPLETION.fullmatch(source.demonstration(task, rng))[1]
+            for line in re.split("[;?]", thought):
+                left, right = line.rsplit("=", 1)
+                assert value(left) == value(right), line
+
+
+def test_every_thought_about_a_product_ends_in_it():
+    source = Multiplication(digits=3, style="plain", long_fraction=1.0, verify_fraction=0.5)
+    rng = random.Random(3)
+    for task in tasks(source, "train", 100):
+        thought = COMPLETION.fullmatch(source.demonstration(task, rng))[1]
+        assert all(part.endswith(f"={task.answer}") for part in thought.split("?"))
 
 
 def test_countdown_instances_are_solvable_with_each_number_once():

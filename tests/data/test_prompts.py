@@ -141,7 +141,7 @@ def test_chat_needs_a_chat_template_and_conversations_need_chat(tokenizer):
     with pytest.raises(DataError, match="is a conversation"):
         PromptTemplate("raw", tokenizer).render(Task(uid="u", prompt=turns))
     tokenizer.chat_template = "{{ raise_exception('no system role') }}"
-    with pytest.raises(DataError, match="u: the model's chat template refuses.*no system role"):
+    with pytest.raises(DataError, match=r"u: the model's chat template refuses.*no system role"):
         PromptTemplate("chat", tokenizer).render(Task(uid="u", prompt=turns))
     one = PromptTemplate("raw", tokenizer).render(Task(uid="u", prompt=turns[:1]))
     assert one.text == "a"

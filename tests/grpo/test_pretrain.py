@@ -91,13 +91,30 @@ def test_demonstrations_end_in_eos_and_follow_the_order():
 
 
 def test_repeated_tasks_draw_fresh_demonstrations():
-    source, tokenizer = Parity(bits=3, long_fraction=0.5), build_tokenizer("01=-")
+    class One(Parity):
+        def size(self, split):
+            return 1
+
+    source, tokenizer = One(bits=6, long_fraction=0.5), build_tokenizer("01=-")
     order = TaskOrder(source, "train", 0)
-    rows = [demonstration_rows(source, order, tokenizer, 6) for _ in range(20)]
-    by_prompt: dict[tuple[int, ...], set[int]] = {}
-    for prompt, completion in (row for batch in rows for row in batch):
-        by_prompt.setdefault(tuple(prompt), set()).add(len(completion))
-    assert all(len(lengths) == 2 for lengths in by_prompt.values())
+    rows = [demonstration_rows(source, order, tokenizer, 1)[0] for _ in range(20)]
+    assert len({tuple(prompt) for prompt, _ in rows}) == 1
+    assert {len(completion) for _, completion in rows} == {7, 12}
+
+
+def test_initial_weights_depend_on_the_seed_alone():
+    tokenizer = build_tokenizer("01=-")
+    before = torch.get_rng_state()
+    found = []
+    for seed in (0, 0, 1):
+        model = build_model(tokenizer, **SIZES, architecture="llama", seed=seed)
+        found.append(model.get_input_embeddings().weight.detach())
+        assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    model = build_model(tokenizer, **SIZES, architecture="llama", seed=0)
+    assert torch.equal(model.get_input_embeddings().weight, found[0])
 
 
 def test_schedule():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -72,7 +72,7 @@ def _hidden_states(model: PreTrainedModel, micro_batch: MicroBatch, device: torc
     else:
         mask = block_mask(torch.from_numpy(micro_batch.segments).to(device))
         if model.config._attn_implementation == "eager":
-            dtype = model.get_input_embeddings().weight.dtype
+            dtype = model.dtype
             mask = torch.zeros(mask.shape, dtype=dtype, device=device).masked_fill_(
                 ~mask, torch.finfo(dtype).min
             )
@@ -83,12 +83,16 @@ def _hidden_states(model: PreTrainedModel, micro_batch: MicroBatch, device: torc
     return hidden.flatten(0, 1)
 
 
+def _head(model: PreTrainedModel) -> nn.Linear:
+    return cast(nn.Linear, model.get_output_embeddings())
+
+
 def _logits(model: PreTrainedModel, hidden_N_D: Tensor) -> Tensor:
     """The head, and what some models do after it (`check_head` refuses any other).
 
     Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2 caps softly.
     """
-    logits = model.get_output_embeddings()(hidden_N_D)
+    logits = _head(model)(hidden_N_D)
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     config = model.config
     if (scale := getattr(config, "logit_scale", None)) is not None:
@@ -103,7 +107,7 @@ def _logits(model: PreTrainedModel, hidden_N_D: Tensor) -> Tensor:
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
     """Raise RecipeError unless `_logits` reproduces the model's own logits on two tokens."""
-    ids = torch.zeros((1, 2), dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
     own = model(input_ids=ids, use_cache=False).logits[0].float()
     ours = _logits(model, model.base_model(input_ids=ids, use_cache=False)[0][0]).float()
     if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
@@ -142,12 +146,12 @@ def completion_logprobs(
     float32, or float64 for a float64 model. Temperature 0 (greedy) counts as 1. When the logits
     need several chunks, each is recomputed in the backward pass instead of being kept.
     """
-    device = model.get_input_embeddings().weight.device
+    device = model.device
     hidden_N_D = _hidden_states(model, micro_batch, device)[
         torch.from_numpy(micro_batch.sources).to(device)
     ]
     targets_N = torch.from_numpy(micro_batch.targets).to(device)
-    step = max(1, CHUNK_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+    step = max(1, CHUNK_ELEMENTS // _head(model).weight.shape[0])
     run = partial(_chunk_logprobs, model, temperature or 1.0, want_entropy)
     if len(targets_N) <= step:
         return run(hidden_N_D, targets_N)

@@ -143,8 +143,7 @@ class TorchLearner:
             disable_dropout(ref)
             self.ref = _LogProbs(ref.to(self.device).eval().requires_grad_(False), temperature)
         if config.gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            self.model.train()  # Hugging Face recomputes in training mode only
+            _checkpoint_activations(self.model)
 
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay),
@@ -277,6 +276,7 @@ class TorchLearner:
     def _update(self, part: Sequence[_Prepared], sums: _Sums, sampled: bool) -> float:
         """One optimiser step; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
+        loss = torch.zeros(())
         for index, prepared in enumerate(part):
             last = index == len(part) - 1
             wait = contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy)
@@ -362,6 +362,13 @@ _EMPTY_ROW = Row(
     advantages=np.zeros(1, dtype=np.float32),
     weights=np.zeros(1, dtype=np.float32),
 )
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    # renamed in transformers 5.2x; the old name warns there
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+    model.train()  # Hugging Face recomputes in training mode only
 
 
 def _equal_weights(weights_N: np.ndarray, num_micro_batches: int) -> np.ndarray:

@@ -1,0 +1,130 @@
+"""Log-probs against the model's own, one sequence at a time."""
+
+import pytest
+import torch
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
+
+from grpo import forward
+from grpo.advantage import ADVANTAGES, reward_matrix
+from grpo.batch import make_rows, micro_batches
+from grpo.errors import RecipeError
+from grpo.forward import can_share_prompts, check_head, completion_logprobs
+
+from .rows import V, three_groups, tiny_model
+
+SMALL = {
+    "vocab_size": V,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 2,
+    "eos_token_id": 2,
+    "bos_token_id": 1,
+}
+
+
+def rows_of(groups):
+    advantages = ADVANTAGES["dr_grpo"](reward_matrix(groups))
+    return make_rows(groups, advantages, loss_type="dapo", max_completion_length=10)
+
+
+def plain(model, row, temperature):
+    """Log-probs and entropies of one row from the model's own logits."""
+    ids = torch.tensor([[*row.prompt_ids, *row.ids.tolist()]])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1].double()
+    logp = torch.log_softmax(logits / temperature, dim=-1)
+    return logp.gather(-1, ids[0, len(row.prompt_ids) :, None])[:, 0], -(logp.exp() * logp).sum(-1)
+
+
+def check(model, share, temperature=0.7, tolerance=1e-6, budget=64):
+    rows = rows_of(three_groups())
+    with torch.no_grad():
+        for batch in micro_batches(rows, budget, share_prompts=share, pad_id=0):
+            logp, entropy = completion_logprobs(model, batch, temperature, True)
+            for place, index in enumerate(batch.rows):
+                mine = torch.from_numpy(batch.completions == place)
+                expected = plain(model, rows[index], temperature)
+                torch.testing.assert_close(
+                    (logp[mine].double(), entropy[mine].double()),
+                    expected,
+                    rtol=tolerance,
+                    atol=tolerance,
+                )
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("share", [True, False])
+def test_equal_to_the_models_own(share, attention):
+    # norms and rotary embeddings compute in float32 whatever the model's type
+    check(tiny_model(attn_implementation=attention), share)
+
+
+def test_equal_in_float32_to_the_tolerance_of_sampling():
+    check(tiny_model(dtype=torch.float32), share=True, tolerance=1e-4)
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_chunks_change_neither_value_nor_gradient(monkeypatch, share):
+    model = tiny_model()
+    batch = micro_batches(rows_of(three_groups()), 200, share_prompts=share, pad_id=0)[0]
+
+    def run():
+        model.zero_grad()
+        logp, entropy = completion_logprobs(model, batch, 1.3, True)
+        (logp * torch.from_numpy(batch.weights)).sum().backward()
+        assert not entropy.requires_grad
+        return [logp.detach(), entropy, *(p.grad.clone() for p in model.parameters())]
+
+    whole = run()
+    monkeypatch.setattr(forward, "CHUNK_ELEMENTS", 4 * V)
+    torch.testing.assert_close(run(), whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture"),
+    [
+        (CohereConfig(**SMALL, logit_scale=0.25), CohereForCausalLM),
+        (GraniteConfig(**SMALL, logits_scaling=3.0), GraniteForCausalLM),
+        (Gemma2Config(**SMALL, head_dim=4, final_logit_softcapping=0.5), Gemma2ForCausalLM),
+    ],
+)
+def test_what_models_do_to_their_logits(config, architecture):
+    torch.manual_seed(0)
+    model = architecture(config).eval()
+    check_head(model)
+    check(model, share=can_share_prompts(model), tolerance=1e-4)
+
+
+def test_an_unknown_transformation_is_refused():
+    model = tiny_model()
+    own = model.forward
+
+    def tempered(**kwargs):
+        out = own(**kwargs)
+        out.logits = out.logits * 1.5
+        return out
+
+    model.forward = tempered
+    with pytest.raises(RecipeError, match="LlamaForCausalLM"):
+        check_head(model)
+
+
+def test_models_with_windows_do_not_share():
+    assert can_share_prompts(tiny_model())
+    windowed = MistralForCausalLM(MistralConfig(**SMALL, sliding_window=4))
+    assert not can_share_prompts(windowed)
+    assert can_share_prompts(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)))
+    assert not can_share_prompts(Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=4)))
+    check(windowed.double().eval(), share=False, tolerance=1e-6)

@@ -1,0 +1,260 @@
+"""The learner: invariance of the gradient, master weights, schedules, resume, failures."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo.advantage import ADVANTAGES, reward_matrix
+from grpo.batch import drop_dead, make_rows
+from grpo.errors import LearnerError, RunError
+from grpo.learner import TorchLearner, learning_rate
+from grpo.schema import Algorithm
+from grpo.schema import Learner as Config
+from grpo.types import Learner
+
+from .rows import group, three_groups, tiny_model
+
+LOSSES = ["grpo", "dr_grpo", "dapo"]
+
+
+def rows_of(groups, loss_type="dapo", **kwargs):
+    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    return make_rows(groups, advantages, loss_type=loss_type, max_completion_length=10, **kwargs)
+
+
+def make(model=None, algorithm=None, dtype="float32", reference=None, temperature=1.0, **config):
+    return TorchLearner(
+        tiny_model() if model is None else model,
+        algorithm=Algorithm(**(algorithm or {})),
+        config=Config(**{"learning_rate": 1e-2, "max_grad_norm": 0.0, **config}),
+        dtype=dtype,
+        reference=reference,
+        temperature=temperature,
+    )
+
+
+def gradient(rows, algorithm=None, **config):
+    """The loss and the gradient of one optimiser step, before clipping."""
+    learner = make(algorithm=algorithm, reference=tiny_model(seed=1), temperature=0.8, **config)
+    found = learner.step(rows)
+    return found, [p.grad.clone() for p in learner.model.parameters()]
+
+
+@settings(max_examples=12)
+@given(
+    loss_type=st.sampled_from(LOSSES),
+    beta=st.sampled_from([0.0, 0.2]),
+    budget=st.integers(10, 120),
+    share=st.booleans(),
+    order=st.permutations(range(9)),
+)
+def test_the_cut_does_not_matter(loss_type, beta, budget, share, order):
+    rows = rows_of(three_groups(), loss_type)
+    algorithm = {"loss_type": loss_type, "beta": beta}
+    whole, expected = gradient(rows, algorithm, tokens_per_micro_batch=1000, share_prompts=False)
+    cut, found = gradient(
+        [rows[i] for i in order], algorithm, tokens_per_micro_batch=budget, share_prompts=share
+    )
+    assert cut["loss"] == pytest.approx(whole["loss"], rel=1e-12, abs=1e-14)
+    assert cut["entropy"] == pytest.approx(whole["entropy"], rel=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+def test_dropping_dead_rows_changes_nothing(loss_type):
+    rows = rows_of(three_groups(), loss_type)
+    kept, _ = drop_dead(rows, beta=0.0, loss_type=loss_type)
+    assert len(kept) < len(rows)
+    _, expected = gradient(rows, {"loss_type": loss_type}, share_prompts=False)
+    _, found = gradient(kept, {"loss_type": loss_type}, share_prompts=False)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_is_a_learner():
+    assert isinstance(make(), Learner)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_small_step_moves_the_master_weights(dtype):
+    model = tiny_model(dtype=torch.float32)
+    learner = make(model, dtype=dtype, learning_rate=1e-6)
+    before = [p.detach().clone() for p in model.parameters()]
+    metrics = learner.step(rows_of(three_groups()))
+    assert metrics["optimizer_steps"] == 1
+    moved = total = 0
+    for old, new in zip(before, model.parameters(), strict=True):
+        assert new.dtype == torch.float32
+        touched = new.grad != 0
+        total += int(touched.sum())
+        # where |w| is so large that lr falls under float32's own spacing nothing can move
+        moved += int((touched & (new != old)).sum())
+    assert total > 1000
+    assert moved > 0.99 * total
+    assert all(t.dtype == getattr(torch, dtype) for _, t in learner.weights())
+
+
+def test_float16_scales_its_loss_and_counts_overflows():
+    learner = make(tiny_model(dtype=torch.float32), dtype="float16")
+    rows = rows_of(three_groups())
+    before = learner.version()
+    learner.scaler.scale(torch.zeros(()))  # the scaler makes its state on first use
+    learner.scaler.update(2.0**120)
+    assert learner.step(rows)["optimizer_steps/overflow"] == 1
+    assert learner.version() == before
+    for _ in range(40):
+        learner.scaler.update(2.0**10)
+        metrics = learner.step(rows)
+    assert metrics["optimizer_steps"] == 1
+    assert learner.version().step > 0
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run():
+    learner = make()
+    before = learner.version().hash
+    bad = rows_of(three_groups())
+    bad[0].advantages[0] = np.nan
+    learner.step(rows_of(three_groups()))
+    with pytest.raises(LearnerError, match="step 2"):
+        learner.step(bad)
+    assert learner.version().hash != before
+
+
+def test_a_batch_of_dead_rows_advances_the_schedule_only():
+    learner = make(lr_scheduler_type="linear", max_steps=4, learning_rate=1.0)
+    before = learner.version()
+    metrics = learner.step([])
+    assert metrics["optimizer_steps"] == 0
+    assert metrics["optimizer_steps/without_rows"] == 1
+    assert learner.version() == before
+    assert learner.step([])["learning_rate"] == 0.75
+
+
+def test_schedules_by_hand():
+    def rates(kind):
+        config = Config(learning_rate=8.0, warmup_steps=2, max_steps=6, lr_scheduler_type=kind)
+        return [learning_rate(config, step) for step in range(6)]
+
+    assert rates("constant") == [4, 8, 8, 8, 8, 8]
+    assert rates("linear") == [4, 8, 8, 6, 4, 2]
+    np.testing.assert_allclose(rates("cosine"), [4, 8, 8, 4 + 8**0.5, 4, 4 - 8**0.5])
+
+
+def test_one_step_improves_the_surrogate():
+    learner = make(learning_rate=1e-3)
+    rows = rows_of(three_groups())
+    before = learner.logprobs(rows)
+    learner.step(rows)
+    gains = [
+        float(((after - old) * row.advantages).sum())
+        for after, old, row in zip(learner.logprobs(rows), before, rows, strict=True)
+    ]
+    assert sum(gains) > 0
+
+
+def test_the_gap_to_the_sampler_is_reported():
+    learner = make()
+    rows = rows_of(three_groups())
+    for row, logp in zip(rows, learner.logprobs(rows), strict=True):
+        row.logprobs[:] = logp
+    rows[0].logprobs[1] += 0.41
+    metrics = learner.step(rows)
+    assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(0.41, rel=1e-4)
+    assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.41 / 41, rel=1e-3)
+
+
+def test_several_updates_measure_the_ratio_from_the_first_policy():
+    algorithm = {"num_iterations": 2, "num_minibatches": 2, "epsilon": 1e-6}
+    learner = make(algorithm=algorithm, learning_rate=1e-2)
+    metrics = learner.step(rows_of(three_groups(), num_minibatches=2))
+    # group 1 is dead but kept here: its minibatch steps on a zero gradient
+    assert metrics["optimizer_steps"] == 4
+    assert metrics["clip_ratio/region_mean"] > 0
+    once = make(algorithm={"epsilon": 1e-6}).step(rows_of(three_groups()))
+    assert once["clip_ratio/region_mean"] == 0
+
+
+def test_reference_is_loaded_only_for_a_kl_term():
+    assert make().ref is None
+    learner = make(algorithm={"beta": 0.1})
+    first = learner.step(rows_of(three_groups()))
+    assert first["kl"] == 0.0
+    assert learner.step(rows_of(three_groups()))["kl"] > 0.0
+
+
+def test_checkpointing_activations_changes_nothing():
+    rows = rows_of(three_groups())
+    _, expected = gradient(rows)
+    _, found = gradient(rows, gradient_checkpointing=True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_resume_is_bit_identical(tmp_path, dtype):
+    def fresh():
+        return make(
+            tiny_model(dtype=torch.float32),
+            dtype=dtype,
+            lr_scheduler_type="cosine",
+            warmup_steps=2,
+            max_steps=6,
+            weight_decay=0.1,
+            max_grad_norm=0.5,
+        )
+
+    batches = [
+        rows_of([group(i, 3, [4, 6, 2], [1.0, 0.0, 0.5], seed=step) for i in range(2)])
+        for step in range(5)
+    ]
+    whole = fresh()
+    for index, rows in enumerate(batches):
+        whole.step(rows)
+        if index == 1:
+            whole.save(str(tmp_path))
+    resumed = fresh()
+    resumed.load(str(tmp_path))
+    for rows in batches[2:]:
+        resumed.step(rows)
+    assert resumed.version() == whole.version()
+    for (name, a), (_, b) in zip(
+        whole.model.named_parameters(), resumed.model.named_parameters(), strict=True
+    ):
+        assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_loads_as_an_ordinary_model(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    learner = make(tiny_model(dtype=torch.float32, tie_word_embeddings=True))
+    learner.step(rows_of(three_groups()))
+    learner.save(str(tmp_path))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    for name, tensor in learner.weights():
+        assert torch.equal(loaded.get_parameter(name), tensor)
+    other = make(tiny_model(dtype=torch.float32, hidden_size=32, intermediate_size=16))
+    with pytest.raises(RunError, match="another model"):
+        other.load(str(tmp_path))
+    with pytest.raises(RunError, match="not a whole learner checkpoint"):
+        learner.load(str(tmp_path / "nothing"))
+
+
+def test_ranks_with_fewer_micro_batches_are_filled_up(monkeypatch):
+    learner = make()
+    twin = make(copy.deepcopy(learner.model))
+    rows = rows_of(three_groups())
+    twin.step(rows)
+
+    def gather(tensor):  # as if another rank had three more micro-batches
+        return tensor + 3
+
+    monkeypatch.setattr(learner.accelerator, "gather", gather)
+    prepared = learner._prepare(rows, recompute=False)
+    assert len(prepared) == len(learner._cut(rows)) + 3
+    assert len(learner._prepare([], recompute=False)) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr(learner, "_prepare", lambda *_, **__: prepared)
+    learner.step(rows)
+    assert learner.version() == twin.version()

@@ -1,4 +1,4 @@
-"""Run a recipe for several seeds and commit what came out: figures, curves and where they are from.
+"""Run a recipe for several seeds and keep what came out: figures, curves, where they are from.
 
     python benchmarks/learning_curves.py RECIPE [--seeds 0 1 2] [--runs FOLDER] [section.key=value …]
 

@@ -2,7 +2,7 @@
 
 A checkpoint is written into a folder aside, every file is fsynced, the folder is renamed, and only
 then does a line in `checkpoints.jsonl` say that it exists. A kill at any moment leaves the previous
-checkpoint valid; what a run wrote after its last checkpoint is moved aside on resume, never mixed in.
+one valid; what a run wrote after its last checkpoint is moved aside on resume, never mixed in.
 """
 
 from __future__ import annotations

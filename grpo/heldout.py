@@ -18,11 +18,11 @@ import numpy as np
 
 from grpo import evaluate
 from grpo.data.prompts import PromptTemplate
+from grpo.data.source import stable_hash
 from grpo.errors import DataError
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.collect import collect
 from grpo.types import Completion, Engine, Prompt, Request, Sampling, Score, TaskSource
-from grpo.data.source import stable_hash
 
 HELDOUT_SPLIT = 1  # second number of a noise key; 0 is training
 

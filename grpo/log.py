@@ -119,7 +119,9 @@ class RunLog:
         self._progress.update(self._bar, completed=step)
         if self._live is None:
             shown = "  ".join(
-                f"{heading} {metrics[name]:.3g}" for name, heading in SHOWN.items() if name in metrics
+                f"{heading} {metrics[name]:.3g}"
+                for name, heading in SHOWN.items()
+                if name in metrics
             )
             self.say(f"{self.title} step {step}/{self.max_steps}  {shown}")
 

@@ -1,11 +1,11 @@
 """GRPO, one step on one screen.
 
-    draw prompts -> sample a group for each -> score -> advantages -> rows -> learn -> deliver weights
+    draw prompts -> sample groups -> score -> advantages -> rows -> learn -> deliver weights
 
-What is left out of the papers' method, and why: no critic (the group is the baseline), no KL inside
-the reward (it is a term of the loss, off unless `algorithm.beta` > 0), no reward shaping (rewards are
-plug-ins). The loop knows protocols only: which engine samples, which rewards judge and which learner
-learns is wired in `grpo/run.py`.
+What is left out of the papers' method, and why: no critic (the group is the baseline), no KL in
+the reward (it is a term of the loss, off unless `algorithm.beta` > 0), no reward shaping (rewards
+are plug-ins). The loop knows protocols only: which engine samples, which rewards judge and which
+learner learns is wired in `grpo/stages/wiring.py`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ import numpy as np
 from grpo.advantage import reward_matrix
 from grpo.batch import drop_dead, group_metrics, make_rows
 from grpo.data.prompts import PromptTemplate
-from grpo.data.source import TaskOrder
+from grpo.data.source import TaskOrder, stable_hash
 from grpo.errors import DataError, WeightsError
 from grpo.metrics import rollout_metrics
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.collect import collect
 from grpo.types import Engine, Group, Learner, Metrics, Prompt, Request, Rollout, Sampling, Version
-from grpo.data.source import stable_hash
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +155,6 @@ def deliver(learner: Learner, engine: Engine) -> Version:
     if abs(ack.canary - expected) > 0.02 * max(1.0, abs(expected)):
         raise WeightsError(
             f"after loading weights {version} the engine's canary log-prob is {ack.canary:.4f}, "
-            f"the learner's {expected:.4f}: the engine does not compute with the weights it was sent"
+            f"the learner's {expected:.4f}: it computes with other weights"
         )
     return version

@@ -19,17 +19,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from grpo import plugins
 from grpo.config import from_dict, resolved
 from grpo.data import SOURCES
-from grpo.errors import RunError
+from grpo.errors import RecipeError, RunError
 from grpo.log import RunLog
-from grpo.schema import PretrainStage, Recipe, Run
+from grpo.schema import PretrainStage, Recipe, RLStage, Run
 from grpo.stages import rl
 from grpo.stages.pretrain import pretrain
+from grpo.stages.wiring import build_sampler
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
 
@@ -65,8 +68,7 @@ def resume_run(path: str | Path, console: Console | None = None) -> dict[str, An
 
 def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
     """The stages that have no summary yet, in order."""
-    threads = recipe.run.threads or os.cpu_count() or 1
-    torch.set_num_threads(threads)
+    _prepare(recipe)
     summaries: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages:
         place = folder if len(recipe.stages) == 1 else folder / stage.name
@@ -94,6 +96,44 @@ def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]
         write_json(folder / "summary.json", last)
     print_summary(last, folder, console)
     return last
+
+
+def evaluate_model(
+    model: str | Path, recipe: Recipe, console: Console | None = None
+) -> dict[str, Any]:
+    """Held-out figures of a model folder, a run folder or a hub id on a recipe's last rl stage.
+
+    Every completion is written to `eval/` in a run's folder, to the working directory otherwise.
+    """
+    console = console or Console(stderr=True, highlight=False)
+    stages = [stage for stage in recipe.stages if isinstance(stage, RLStage)]
+    if not stages:
+        raise RecipeError(
+            f"recipe {recipe.name!r} has no rl stage, so nothing says how to evaluate"
+        )
+    folder = Path(model)
+    path = str(folder / "model" if (folder / "resolved.json").is_file() else model)
+    if len(recipe.stages) > 1 and (folder / "resolved.json").is_file():
+        path = str(folder / stages[-1].name / "model")
+    _prepare(recipe)
+    sampler = build_sampler(stages[-1], recipe.run, path)
+    out = (folder if (folder / "resolved.json").is_file() else Path()) / "eval" / "model.jsonl"
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("held-out tasks", total=None)
+        figures = sampler.heldout.evaluate(
+            sampler.engine,
+            out,
+            lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    console.print(f"every completion: {out}", markup=False, soft_wrap=True)
+    return figures
+
+
+def _prepare(recipe: Recipe) -> None:
+    """Process-wide settings: thread count, and silence from libraries that draw their own bars."""
+    torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
+    transformers.utils.logging.disable_progress_bar()
 
 
 def run_pretrain(

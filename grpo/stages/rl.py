@@ -12,41 +12,19 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo import checkpoint, heldout, ledger, plugins
-from grpo.advantage import ADVANTAGES
-from grpo.data import SOURCES
-from grpo.data.prompts import PromptTemplate
-from grpo.data.source import TaskOrder
-from grpo.errors import RunError
 from grpo.evaluate import paired_difference
-from grpo.learner import TorchLearner
 from grpo.log import RunLog
 from grpo.loop import Parts, Step, deliver, train
-from grpo.rewards import REWARDS
-from grpo.rewards.compose import RewardSet
-from grpo.rollout import ENGINES
-from grpo.schema import RewardSpec, RLStage, Run
-from grpo.types import Sampling, TaskSource
-
-
-@dataclass(frozen=True, kw_only=True)
-class Built:
-    """A stage's parts with what surrounds them."""
-
-    parts: Parts
-    heldout: heldout.HeldOut
-    tokenizer: Any
-    callbacks: Sequence[Any]
+from grpo.schema import RLStage, Run
+from grpo.stages.wiring import Sampler, build_parts, build_sampler
 
 
 def run(
@@ -57,10 +35,11 @@ def run(
     The trained model is left in `folder/model`, loadable by `AutoModelForCausalLM` and
     `AutoTokenizer`. Raises KeyboardInterrupt after saving when interrupted.
     """
-    built = build(stage, settings, model_path)
-    learner, engine = built.parts.learner, built.parts.engine
-    start, state = restore(folder, built.parts)
-    deliver(learner, engine)
+    sampler = build_sampler(stage, settings, model_path)
+    parts = build_parts(stage, settings, model_path, sampler)
+    callbacks = [plugins.load("callback", c.name, {}, c.args) for c in stage.callbacks]
+    start, state = restore(folder, parts)
+    deliver(parts.learner, parts.engine)
     evaluations = state.get("evaluations", {})
     log = RunLog(
         folder,
@@ -74,8 +53,8 @@ def run(
 
     def measure(name: str) -> None:
         with log.task(f"held-out evaluation ({name})") as progress:
-            evaluations[name] = built.heldout.evaluate(
-                engine, folder / "eval" / f"{name}.jsonl", progress
+            evaluations[name] = sampler.heldout.evaluate(
+                parts.engine, folder / "eval" / f"{name}.jsonl", progress
             )
         log.say(f"{name}: {_sentence(evaluations[name])}")
 
@@ -86,12 +65,12 @@ def run(
         began = time.perf_counter() - seconds
         paused = 0.0  # evaluations are not training time
         step = start
-        for result in train(built.parts, start=start, max_steps=stage.learner.max_steps):
+        for result in train(parts, start=start, max_steps=stage.learner.max_steps):
             step = result.step
             last = step == stage.learner.max_steps
             ledger.append(folder / "ledger", step, result.groups, result.advantages_P_G)
             log.step(step, result.metrics, _samples(result, settings.num_samples_logged))
-            for callback in built.callbacks:
+            for callback in callbacks:
                 callback(result)
             if stage.eval.steps and step % stage.eval.steps == 0 and not last:
                 pause = time.perf_counter()
@@ -100,81 +79,16 @@ def run(
             seconds = time.perf_counter() - began - paused
             due = settings.save_steps and step % settings.save_steps == 0
             if due or last or stop():
-                _save(folder, step, built, log, settings, evaluations, seconds)
+                _save(folder, step, parts, sampler, log, settings, evaluations, seconds)
             if stop() and not last:
                 raise KeyboardInterrupt
         measure("after")
-    _save_model(folder / "model", built)
+    _save_model(folder / "model", parts, sampler)
     summary = _summary(folder, stage, evaluations, seconds, step, settings.seed)
-    built.parts.rewards.close()
-    built.heldout.rewards.close()
-    engine.close()
+    parts.rewards.close()
+    sampler.heldout.rewards.close()
+    parts.engine.close()
     return summary
-
-
-def build(stage: RLStage, settings: Run, model_path: str) -> Built:
-    """Wire the parts of a stage from its settings."""
-    torch.manual_seed(settings.seed)
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
-    template = PromptTemplate(
-        stage.data.template,
-        tokenizer,
-        system_prompt=stage.data.system_prompt,
-        prefill=stage.data.prefill,
-        chat_template_kwargs=stage.data.chat_template_kwargs,
-        max_prompt_length=stage.data.max_prompt_length,
-        overlong=stage.data.overlong,
-    )
-    learner = TorchLearner(
-        model_path,
-        algorithm=stage.algorithm,
-        config=stage.learner,
-        dtype=stage.model.dtype,
-        engine_dtype=stage.rollout.dtype,
-        temperature=stage.rollout.temperature,
-        seed=settings.seed,
-    )
-    sampling = _sampling(stage, tokenizer, model_path)
-    engine_dtype = getattr(torch, stage.rollout.dtype or stage.model.dtype)
-    engine = plugins.find("engine", stage.rollout.engine, ENGINES)(
-        AutoModelForCausalLM.from_pretrained(model_path, dtype=engine_dtype),
-        tokenizer,
-        version=learner.version(),
-        max_rows=stage.rollout.max_rows,
-    )
-    parts = Parts(
-        tasks=TaskOrder(source, "train", settings.seed),
-        template=template,
-        engine=engine,
-        rewards=reward_set(stage.rewards),
-        learner=learner,
-        advantage=plugins.find("advantage", stage.algorithm.advantage, ADVANTAGES),
-        sampling=sampling,
-        prompts_per_step=stage.rollout.prompts_per_step,
-        num_generations=stage.rollout.num_generations,
-        loss_type=stage.algorithm.loss_type,
-        beta=stage.algorithm.beta,
-        mask_truncated=stage.algorithm.mask_truncated_completions,
-        num_minibatches=stage.algorithm.num_minibatches,
-        seed=settings.seed,
-    )
-    return Built(
-        parts=parts,
-        heldout=_heldout(stage, settings, source, template, sampling),
-        tokenizer=tokenizer,
-        callbacks=[plugins.load("callback", c.name, {}, c.args) for c in stage.callbacks],
-    )
-
-
-def reward_set(specs: Sequence[RewardSpec]) -> RewardSet:
-    """The rewards of a recipe, loaded."""
-    return RewardSet(
-        [
-            (spec.label or spec.name, plugins.load("reward", spec.name, REWARDS, spec.args), spec.weight)
-            for spec in specs
-        ]
-    )
 
 
 def restore(folder: Path, parts: Parts) -> tuple[int, dict[str, Any]]:
@@ -193,7 +107,8 @@ def restore(folder: Path, parts: Parts) -> tuple[int, dict[str, Any]]:
 def _save(
     folder: Path,
     step: int,
-    built: Built,
+    parts: Parts,
+    sampler: Sampler,
     log: RunLog,
     settings: Run,
     evaluations: dict[str, Any],
@@ -201,64 +116,26 @@ def _save(
 ) -> None:
     state = {
         "step": step,
-        "position": built.parts.tasks.position,
+        "position": parts.tasks.position,
         "metrics_bytes": log.position(),
         "evaluations": evaluations,
         "seconds": seconds,
     }
 
     def write(aside: Path) -> None:
-        built.parts.learner.save(str(aside))
-        built.tokenizer.save_pretrained(aside)
+        parts.learner.save(str(aside))
+        sampler.tokenizer.save_pretrained(aside)
 
     checkpoint.save(folder, step, write, state, keep=settings.save_total_limit or None)
 
 
-def _save_model(folder: Path, built: Built) -> None:
+def _save_model(folder: Path, parts: Parts, sampler: Sampler) -> None:
     aside = folder.with_suffix(".tmp")
-    built.parts.learner.save_model(str(aside))
-    built.tokenizer.save_pretrained(aside)
+    parts.learner.save_model(str(aside))
+    sampler.tokenizer.save_pretrained(aside)
     if folder.exists():
         os.rename(folder, folder.with_suffix(f".{int(time.time())}"))
     os.rename(aside, folder)
-
-
-def _sampling(stage: RLStage, tokenizer: Any, model_path: str) -> Sampling:
-    """The recipe's sampling; a completion ends at any eos of tokenizer or generation config."""
-    from transformers import GenerationConfig
-
-    eos: set[int] = {tokenizer.eos_token_id} - {None}
-    if (Path(model_path) / "generation_config.json").is_file() or not Path(model_path).exists():
-        declared = GenerationConfig.from_pretrained(model_path).eos_token_id
-        eos |= set(declared if isinstance(declared, list) else [declared]) - {None}
-    if not eos:
-        raise RunError(f"the tokenizer of {model_path} names no eos token; completions never end")
-    return Sampling(
-        temperature=stage.rollout.temperature,
-        top_p=stage.rollout.top_p,
-        top_k=stage.rollout.top_k,
-        min_p=stage.rollout.min_p,
-        max_tokens=stage.rollout.max_completion_length,
-        stop=stage.rollout.stop,
-        eos_ids=tuple(sorted(eos)),
-    )
-
-
-def _heldout(
-    stage: RLStage, settings: Run, source: TaskSource, template: PromptTemplate, sampling: Sampling
-) -> heldout.HeldOut:
-    return heldout.HeldOut(
-        prompts=heldout.prepare(source, template, stage.eval.num_tasks),
-        rewards=reward_set(stage.eval.rewards or stage.rewards),
-        sampling=Sampling(
-            temperature=stage.eval.temperature,
-            max_tokens=sampling.max_tokens,
-            stop=sampling.stop,
-            eos_ids=sampling.eos_ids,
-        ),
-        num_samples=stage.eval.num_samples,
-        seed=settings.seed,
-    )
 
 
 def _summary(

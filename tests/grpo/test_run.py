@@ -110,9 +110,7 @@ def test_the_ledger_holds_the_tokens_that_were_trained_on(finished: Path) -> Non
         assert abs(sum(line["advantage"] for line in lines[start : start + 4])) < 1e-5
 
 
-def test_a_killed_run_resumes_to_the_same_bits(
-    base: str, finished: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_resumes_to_the_same_bits(base: str, finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     file = tmp_path / "tiny.yaml"
     file.write_text(json.dumps(recipe(base, folder)))  # JSON is YAML

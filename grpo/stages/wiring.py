@@ -1,0 +1,134 @@
+"""From the settings of an rl stage to the objects that run it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from grpo import heldout, plugins
+from grpo.advantage import ADVANTAGES
+from grpo.data import SOURCES
+from grpo.data.prompts import PromptTemplate
+from grpo.data.source import TaskOrder
+from grpo.errors import RunError
+from grpo.learner import TorchLearner
+from grpo.loop import Parts
+from grpo.rewards import REWARDS
+from grpo.rewards.compose import RewardSet
+from grpo.rollout import ENGINES
+from grpo.schema import RewardSpec, RLStage, Run
+from grpo.types import Engine, Sampling, TaskSource, Version
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """What turns held-out and training tasks into scored completions: everything but learning."""
+
+    tokenizer: Any
+    source: TaskSource
+    template: PromptTemplate
+    engine: Engine
+    sampling: Sampling
+    heldout: heldout.HeldOut
+
+
+def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
+    """Tokenizer, tasks, prompts, engine and held-out evaluation of a stage, around one model."""
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
+    template = PromptTemplate(
+        stage.data.template,
+        tokenizer,
+        system_prompt=stage.data.system_prompt,
+        prefill=stage.data.prefill,
+        chat_template_kwargs=stage.data.chat_template_kwargs,
+        max_prompt_length=stage.data.max_prompt_length,
+        overlong=stage.data.overlong,
+    )
+    dtype = getattr(torch, stage.rollout.dtype or stage.model.dtype)
+    engine = plugins.find("engine", stage.rollout.engine, ENGINES)(
+        AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype),
+        tokenizer,
+        version=Version(step=0, hash="as loaded"),
+        max_rows=stage.rollout.max_rows,
+    )
+    sampling = _sampling(stage, tokenizer, model_path)
+    evaluation = heldout.HeldOut(
+        prompts=heldout.prepare(source, template, stage.eval.num_tasks),
+        rewards=reward_set(stage.eval.rewards or stage.rewards),
+        sampling=replace(
+            sampling, temperature=stage.eval.temperature, top_p=1.0, top_k=0, min_p=0.0
+        ),
+        num_samples=stage.eval.num_samples,
+        seed=settings.seed,
+    )
+    return Sampler(
+        tokenizer=tokenizer,
+        source=source,
+        template=template,
+        engine=engine,
+        sampling=sampling,
+        heldout=evaluation,
+    )
+
+
+def build_parts(stage: RLStage, settings: Run, model_path: str, sampler: Sampler) -> Parts:
+    """What the loop needs: the sampler, and a learner beside it."""
+    torch.manual_seed(settings.seed)
+    return Parts(
+        tasks=TaskOrder(sampler.source, "train", settings.seed),
+        template=sampler.template,
+        engine=sampler.engine,
+        rewards=reward_set(stage.rewards),
+        learner=TorchLearner(
+            model_path,
+            algorithm=stage.algorithm,
+            config=stage.learner,
+            dtype=stage.model.dtype,
+            engine_dtype=stage.rollout.dtype,
+            temperature=stage.rollout.temperature,
+            seed=settings.seed,
+        ),
+        advantage=plugins.find("advantage", stage.algorithm.advantage, ADVANTAGES),
+        sampling=sampler.sampling,
+        prompts_per_step=stage.rollout.prompts_per_step,
+        num_generations=stage.rollout.num_generations,
+        loss_type=stage.algorithm.loss_type,
+        beta=stage.algorithm.beta,
+        mask_truncated=stage.algorithm.mask_truncated_completions,
+        num_minibatches=stage.algorithm.num_minibatches,
+        seed=settings.seed,
+    )
+
+
+def reward_set(specs: Sequence[RewardSpec]) -> RewardSet:
+    """The rewards of a recipe, loaded."""
+    loaded = [plugins.load("reward", spec.name, REWARDS, spec.args) for spec in specs]
+    return RewardSet(
+        [(s.label or s.name, reward, s.weight) for s, reward in zip(specs, loaded, strict=True)]
+    )
+
+
+def _sampling(stage: RLStage, tokenizer: Any, model_path: str) -> Sampling:
+    """The recipe's sampling; a completion ends at any eos of tokenizer or generation config."""
+    eos: set[int] = {tokenizer.eos_token_id} - {None}
+    local = Path(model_path)
+    if not local.is_dir() or (local / "generation_config.json").is_file():
+        declared = GenerationConfig.from_pretrained(model_path).eos_token_id
+        eos |= set(declared if isinstance(declared, list) else [declared]) - {None}
+    if not eos:
+        raise RunError(f"the tokenizer of {model_path} names no eos token; completions never end")
+    return Sampling(
+        temperature=stage.rollout.temperature,
+        top_p=stage.rollout.top_p,
+        top_k=stage.rollout.top_k,
+        min_p=stage.rollout.min_p,
+        max_tokens=stage.rollout.max_completion_length,
+        stop=stage.rollout.stop,
+        eos_ids=tuple(sorted(eos)),
+    )

@@ -124,6 +124,13 @@ def test_small_table_is_covered_once_with_both_orders_on_one_side():
     assert {t.prompt for t in train + heldout} >= {"What is 7 * 8?", "What is 8 * 7?"}
 
 
+def test_the_first_tasks_stand_for_the_whole_split():
+    found = tasks(Multiplication(digits=2, heldout_pairs=1500), "heldout", 500)
+    squares = sum(t.columns["a"] == t.columns["b"] for t in found)
+    assert 2 <= squares <= 20  # 33 of 2,967 tasks are squares
+    assert len({t.cluster for t in found}) > 400
+
+
 def test_default_small_table_holds_out_at_least_twenty_pairs():
     assert len({t.cluster for t in tasks(Multiplication(lo=2, hi=12), "heldout")}) >= 20
 

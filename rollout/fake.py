@@ -25,7 +25,7 @@ class FakeEngine:
     first if `reverse`. `versions` lists every version ever loaded, the initial one first;
     `canary` is what `load_weights` acknowledges.
 
-    FakeEngine(lambda request, index: "<answer>4</answer>", tokenizer, version=Version(step=0, hash=""))
+    FakeEngine(lambda request, index: "<answer>4</answer>", tokenizer, version=version)
     """
 
     def __init__(

@@ -49,9 +49,8 @@ class TorchEngine:
     ) -> None:
         if max_rows < 1:
             raise EngineError(f"max_rows must be at least 1, not {max_rows}")
-        if isinstance(dtype, str):
-            dtype = getattr(torch, dtype)
-        self.model = private_copy(model, dtype, share_storage)
+        cast: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.model = private_copy(model, cast, share_storage)
         self.tokenizer = tokenizer
         self.version = version
         self._decoder = make_decoder(self.model)
@@ -64,7 +63,7 @@ class TorchEngine:
     # The Engine protocol
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests. Raises EngineError for one that cannot be sampled; none is queued then."""
+        """Queue requests; EngineError (and none is queued) if one cannot be sampled."""
         active = self._active()
         for request in requests:
             self._check(request, active)
@@ -88,7 +87,7 @@ class TorchEngine:
         return done
 
     def cancel(self, uids: Sequence[str]) -> None:
-        """Forget requests, finished completions not yet polled included; unknown ids are ignored."""
+        """Forget requests and their finished completions; unknown uids are ignored."""
         gone = set(uids)
         self._queue = deque(j for j in self._queue if j.request.uid not in gone)
         self._done = [c for c in self._done if c.request not in gone]
@@ -343,7 +342,8 @@ class TorchEngine:
         holes = [r for r in sorted(closed) if r < left]
         movers = [r for r in range(left, rows.count) if r not in closed]
         moves = list(zip(movers, holes, strict=True))
-        length = max((int(rows.prompt[r] + rows.made[r]) for r in movers), default=0)
+        # The newest token of a row is not in the cache before the next step reads it.
+        length = max((int(rows.prompt[r] + max(rows.made[r] - 1, 0)) for r in movers), default=0)
         self._decoder.compact(moves, left, length)
         for source, target in moves:
             rows.move(source, target)

@@ -10,11 +10,13 @@
 #   TORCH_INDEX  wheel index asked first for torch; the default has CPU builds. For NVIDIA GPUs:
 #                make demo TORCH_INDEX=https://download.pytorch.org/whl/cu128
 #                Empty, or out of reach: pip's ordinary configuration.
+#   RUN_DIR      where `make demo` writes its run (a new folder under runs/)
 #   PYTEST_ARGS  more arguments for pytest, say PYTEST_ARGS="-k objective"
 
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV ?= .venv
 RECIPE ?= recipes/parity-r1-zero.yaml
+RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 WORKERS ?= auto
 PYTEST_ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
@@ -63,7 +65,9 @@ $(INSTALLED_DEV): $(INSTALLED)
 	@touch $@
 
 demo: $(INSTALLED)
-	$(BIN)/grpo train $(RECIPE)
+	$(BIN)/grpo train $(RECIPE) run.dir=$(RUN_DIR)
+	@echo "curves:  $(BIN)/grpo show $(RUN_DIR)"
+	@echo "talk:    $(BIN)/grpo chat $(RUN_DIR)/model"
 
 test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu" $(PYTEST_ARGS)

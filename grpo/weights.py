@@ -24,7 +24,7 @@ def _digest(item: tuple[str, Tensor]) -> bytes:
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     digest = hashlib.sha256(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
     # A view of raw bytes: numpy has no bfloat16, and no copy is made.
-    digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    digest.update(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
     return digest.digest()
 
 

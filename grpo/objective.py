@@ -94,9 +94,8 @@ def completion_means(values_N: Tensor, completions_N: Tensor) -> Tensor:
 def kl_estimate(logp: Tensor, logp_ref: Tensor, estimator: KlEstimator) -> Tensor:
     """Per-token estimates of KL(policy || reference) from the policy's samples [N].
 
-    http://joschu.net/blog/kl-approx.html. The gradient differs from the estimate's quality: that
-    of k1 has mean zero on-policy (it regularizes nothing by itself), that of k2 is the KL's own,
-    k3 is the choice of GRPO and TRL.
+    http://joschu.net/blog/kl-approx.html. k1 and k3 have the KL as their expectation; k3 is never
+    negative and varies less.
     """
     log_ratio = logp - logp_ref
     match estimator:
@@ -106,6 +105,19 @@ def kl_estimate(logp: Tensor, logp_ref: Tensor, estimator: KlEstimator) -> Tenso
             return log_ratio.square() / 2
         case "k3":
             return torch.exp(-log_ratio) + log_ratio - 1
+
+
+def kl_penalty(ratio: Tensor, inputs: LossInputs, estimator: KlEstimator) -> Tensor:
+    """Per-token KL to the reference [N], weighted so that its gradient is the KL's own.
+
+    Samples come from the old policy, so the estimate is multiplied by the ratio (DeepSeek-V3.2,
+    2512.02556; TRL's `use_bias_correction_kl`, on by default). Through the ratio k1 and k3 also
+    get the gradient of where samples fall, without which k1 would regularize nothing; k2 has the
+    right gradient already, so there the ratio is a constant.
+    """
+    assert inputs.logp_ref is not None
+    kl = kl_estimate(inputs.logp, inputs.logp_ref, estimator)
+    return kl * (ratio.detach() if estimator == "k2" else ratio)
 
 
 def clipped_surrogate(inputs: LossInputs, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
@@ -119,6 +131,7 @@ def clipped_surrogate(inputs: LossInputs, clip: Clip) -> tuple[Tensor, dict[str,
     high = 1 + (clip.epsilon if clip.epsilon_high is None else clip.epsilon_high)
     ratio = torch.exp(inputs.logp - inputs.logp_old)
     clipped = ratio.clamp(low, high)
+    unbounded = ratio
     if clip.delta is not None:
         ratio = ratio.clamp(max=clip.delta)
     loss = -torch.minimum(ratio * inputs.advantages, clipped * inputs.advantages)
@@ -132,7 +145,7 @@ def clipped_surrogate(inputs: LossInputs, clip: Clip) -> tuple[Tensor, dict[str,
         "clip_ratio/region_mean": (low_clipped | high_clipped).to(seen.dtype),
     }
     if inputs.logp_ref is not None:
-        kl = kl_estimate(inputs.logp, inputs.logp_ref, clip.kl_estimator)
+        kl = kl_penalty(unbounded, inputs, clip.kl_estimator)
         loss = loss + clip.beta * kl
         metrics["kl"] = kl.detach()
     if inputs.entropy is not None:

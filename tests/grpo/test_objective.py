@@ -18,8 +18,9 @@ from grpo.objective import (
 )
 
 
-def inputs(ratios, advantages, ref=None, logp=None):
-    old = torch.full((len(ratios),), -2.0, dtype=torch.float64)
+def inputs(ratios, advantages, ref=None, logp=None, old=None):
+    if old is None:
+        old = torch.full((len(ratios),), -2.0, dtype=torch.float64)
     if logp is None:
         logp = old + torch.tensor(ratios, dtype=torch.float64).log()
     return LossInputs(
@@ -61,7 +62,7 @@ def test_kl_by_hand(estimator, expected):
     ref = torch.tensor([math.log(0.25)], dtype=torch.float64)
     assert kl_estimate(logp, ref, estimator).item() == pytest.approx(expected)
     loss, metrics = clipped_surrogate(
-        inputs([1.0], [0.0], ref=[math.log(0.25)], logp=logp),
+        inputs([1.0], [0.0], ref=[math.log(0.25)], logp=logp, old=logp),
         Clip(beta=0.1, kl_estimator=estimator),
     )
     assert loss.item() == pytest.approx(0.1 * expected)
@@ -77,6 +78,26 @@ def test_k3_expectation_is_the_kl():
 
 
 @pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_penalty_has_the_gradient_of_the_kl_off_policy(estimator):
+    # every token of a vocabulary of three, each as often as the old policy draws it
+    old = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    ref = [math.log(0.3), math.log(0.3), math.log(0.4)]
+
+    def gradient(loss_of):
+        logits = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+        loss_of(torch.log_softmax(logits, dim=0)).backward()
+        return logits.grad
+
+    def expected_loss(logp):
+        given = inputs([1.0] * 3, [0.0] * 3, ref=ref, logp=logp, old=old.log())
+        loss, _ = clipped_surrogate(given, Clip(beta=1.0, delta=1.01, kl_estimator=estimator))
+        return (old * loss).sum()
+
+    exact = gradient(lambda logp: (logp.exp() * (logp - torch.tensor(ref))).sum())
+    torch.testing.assert_close(gradient(expected_loss), exact, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
 def test_gradient_against_finite_differences(estimator):
     # away from the kinks of min and clamp, where no derivative exists
     logp = torch.tensor([-2.1, -1.5, -2.9, -1.9, -0.4], dtype=torch.float64, requires_grad=True)

@@ -1,0 +1,154 @@
+"""The same batch through TRL's GRPOTrainer: its advantages, its loss and its gradient are ours.
+
+TRL generates, scores and computes its loss with its own code; only the sampled tokens are fixed.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from grpo.advantage import ADVANTAGES, reward_matrix
+from grpo.batch import make_rows
+from grpo.learner import TorchLearner
+from grpo.schema import Algorithm
+from grpo.schema import Learner as Config
+
+from .rows import EOS, V, group, tiny_model
+
+trl = pytest.importorskip("trl")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # TRL's and its dependencies' own, none of them ours
+]
+
+ADVANTAGE_OF = {"group": "grpo", "batch": "batch", "none": "dr_grpo"}
+MAX_LENGTH = 9
+LENGTHS = [[4, 7, 2, 5], [3, 9, 6, 1]]
+REWARDS = [[1.0, 0.0, 0.0, 0.5], [0.0, 0.25, 1.0, 1.0]]
+
+
+@pytest.fixture(scope="module")
+def groups():
+    return [group(i, 3 + i, LENGTHS[i], REWARDS[i]) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def trainer(tmp_path_factory, groups):
+    """A GRPOTrainer whose generation is replaced by the fixed completions of `groups`."""
+    from datasets import Dataset
+
+    tokens = ["<pad>", "<bos>", "<eos>", *[chr(ord("a") + i) for i in range(V - 3)]]
+    backend = Tokenizer(models.WordLevel({t: i for i, t in enumerate(tokens)}, unk_token="<pad>"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
+    )
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path_factory.mktemp("trl")),
+        per_device_train_batch_size=8,
+        num_generations=4,
+        max_completion_length=MAX_LENGTH,
+        temperature=0.7,
+        beta=0.0,  # each case sets its own, and the reference is given below
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    rewards = [r for row in REWARDS for r in row]
+    trainer = trl.GRPOTrainer(
+        model=tiny_model(dtype=torch.float32, pad_token_id=0),
+        reward_funcs=lambda completions, **_: rewards,
+        args=args,
+        train_dataset=Dataset.from_dict({"prompt": ["a", "b"]}),
+        processing_class=tokenizer,
+    )
+    from trl.trainer.grpo_trainer import add_fused_lm_head
+
+    trainer.ref_model = tiny_model(seed=1, dtype=torch.float32, pad_token_id=0).eval()
+    add_fused_lm_head(trainer.ref_model, temperature=args.temperature)
+    rollouts = [r for g in groups for r in g.rollouts]
+
+    def generate(prompts):
+        return (
+            [list(r.prompt.ids) for r in rollouts],
+            [r.completion.ids.tolist() for r in rollouts],
+            None,
+            ["" for _ in rollouts],
+            None,
+            {},
+            None,
+            None,
+        )
+
+    trainer._generate = generate
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.args.steps_per_generation = 1
+    return trainer
+
+
+CASES = [
+    *itertools.product(["grpo", "dr_grpo", "dapo", "bnpo"], ["group", "batch", "none"], [0.0, 0.1]),
+]
+
+
+@pytest.mark.parametrize("off_policy", [False, True])
+@pytest.mark.parametrize(("loss_type", "scale_rewards", "beta"), CASES)
+def test_loss_and_gradient_equal_trls(trainer, groups, loss_type, scale_rewards, beta, off_policy):
+    trainer.loss_type, trainer.scale_rewards, trainer.beta = loss_type, scale_rewards, beta
+    trainer.epsilon_low, trainer.epsilon_high, trainer.args.delta = 0.2, 0.28, 1.5
+    model = trainer.model
+    model.train()
+    inputs = trainer._generate_and_score_completions([{"prompt": p} for p in "aaaabbbb"])
+    # Old log-probs far enough away that both clips and delta act; by token, from a fixed stream.
+    noise = np.random.default_rng(3).normal(0, 0.5, (8, inputs["completion_ids"].shape[1]))
+    noise = torch.from_numpy(noise * off_policy).float()
+
+    learner = TorchLearner(
+        tiny_model(dtype=torch.float32, pad_token_id=0),
+        algorithm=Algorithm(
+            loss_type=loss_type, beta=beta, epsilon=0.2, epsilon_high=0.28, delta=1.5
+        ),
+        config=Config(tokens_per_micro_batch=4096, max_grad_norm=0.0),
+        temperature=0.7,
+        reference=tiny_model(seed=1, dtype=torch.float32, pad_token_id=0),
+    )
+    advantages = ADVANTAGES[ADVANTAGE_OF[scale_rewards]](reward_matrix(groups))
+    np.testing.assert_allclose(advantages.reshape(-1), inputs["advantages"], rtol=1e-5)
+    rows = make_rows(groups, advantages, loss_type=loss_type, max_completion_length=MAX_LENGTH)
+    old = learner.logprobs(rows)
+    (prepared,) = learner._prepare(rows, recompute=True)
+    if off_policy:
+        place = torch.from_numpy(prepared.batch.completions)
+        which = torch.tensor(prepared.batch.rows)[place]
+        token = torch.cat([torch.arange(len(rows[i].ids)) for i in prepared.batch.rows])
+        prepared.logp_old.add_(noise[which, token])
+        padded = torch.zeros_like(noise)
+        for i, logp in enumerate(old):
+            padded[i, : len(logp)] = torch.from_numpy(logp)
+        inputs["old_per_token_logps"] = padded + noise
+    else:
+        inputs.pop("old_per_token_logps", None)
+
+    model.zero_grad()
+    theirs = trainer._compute_loss(model, inputs)
+    theirs.backward()
+    ours, _, metrics = learner.loss(prepared)
+    ours.backward()
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
+    for (name, a), (_, b) in zip(
+        model.named_parameters(), learner.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6, msg=name)
+    for name, values in metrics.items():
+        assert float(values.mean()) == pytest.approx(
+            trainer._metrics["train"][name][-1], rel=1e-4, abs=1e-6
+        ), name
+    if off_policy:
+        assert metrics["clip_ratio/low_mean"].any()
+        assert metrics["clip_ratio/high_mean"].any()
+    assert (prepared.batch.targets == EOS).sum() == 8

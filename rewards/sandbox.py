@@ -1,0 +1,280 @@
+"""Where model code runs: one zygote, and guests forked from it that cannot touch the host.
+
+`Sandbox` is the host's side. `LAYERS` lists the ways of confinement from the strongest down; which
+of them hold on a machine is found out by `probe`, with actions that must be denied. None holding
+is an error, unless the recipe says `sandbox: unsafe`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import shutil
+import site
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from grpo.errors import RewardError
+
+LAYERS: dict[str, tuple[str, ...]] = {
+    "landlock+namespaces": ("namespaces", "landlock", "seccomp"),
+    "namespaces": ("namespaces", "seccomp"),
+    "bubblewrap": ("bubblewrap", "seccomp"),
+    "landlock": ("landlock", "seccomp"),
+    "unsafe": ("unsafe",),
+}
+PRELOAD = ("numpy", "collections", "heapq", "random", "typing", "decimal", "grpo.rewards.wire")
+# numpy and BLAS would start one thread a core in every guest; hashes are fixed so that sets print
+# in one order; no bytecode is written.
+_ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "HOME": "/",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+}
+_START = (
+    "import json,sys; config = json.loads(sys.argv[2]); sys.path[:] = config['path']; "
+    "from grpo.rewards.zygote import main; main(int(sys.argv[1]), config)"
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What one guest may use."""
+
+    cpu: int = 10  # seconds of processor time
+    memory: int = 1 << 30  # bytes of address space, beyond the zygote's own
+    files: int = 64  # open file descriptors
+    tasks: int = 64  # threads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a guest ended: wait status (-1 unknown), processor seconds, peak resident bytes."""
+
+    status: int
+    cpu: float
+    rss: int
+
+
+class Guest:
+    """One confined process and the host's ends of its channels."""
+
+    def __init__(self, sandbox: Sandbox, pid: int, channels: Sequence[socket.socket]) -> None:
+        self.sandbox = sandbox
+        self.pid = pid
+        self.channels = channels
+        self.ended: Ended | None = None
+
+    def end(self, kill: bool = True) -> Ended:
+        """SIGKILL the guest (or wait for its own exit) and reap it; closes the channels."""
+        if self.ended is None:
+            for channel in self.channels:
+                channel.close()
+            self.ended = self.sandbox.end(self.pid, kill)
+        return self.ended
+
+
+class Sandbox:
+    """A zygote with given layers. Thread-safe; starts on the first fork; restarts if it died."""
+
+    def __init__(self, tier: str, preload: Sequence[str] = PRELOAD) -> None:
+        self.tier = tier
+        self.layers = LAYERS[tier]
+        root = os.geteuid() == 0 and tier in ("landlock", "landlock+namespaces", "namespaces")
+        if root and ("namespaces" in self.layers or _world_readable(os.__file__)):
+            self.layers = (*self.layers, "user")
+        self.preload = tuple(preload)
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        _OPEN.add(self)
+
+    def fork(self, guest: str, limits: Limits, channels: Sequence[socket.socket]) -> int:
+        """A guest's pid (as the zygote counts). `channels` are the guest's ends; they are closed.
+
+        Raises RewardError when the zygote cannot be started.
+        """
+        try:
+            request = {
+                "do": "fork",
+                "guest": guest,
+                "limits": {
+                    "cpu": limits.cpu,
+                    "memory": limits.memory,
+                    "files": limits.files,
+                    "tasks": limits.tasks,
+                },
+            }
+            return self._ask(request, [channel.fileno() for channel in channels])["pid"]
+        finally:
+            for channel in channels:
+                channel.close()
+
+    def guest(self, name: str, limits: Limits) -> Guest:
+        """A guest with one channel."""
+        ours, theirs = socket.socketpair()
+        try:
+            pid = self.fork(name, limits, [theirs])
+        except BaseException:
+            ours.close()
+            raise
+        return Guest(self, pid, [ours])
+
+    def end(self, pid: int, kill: bool) -> Ended:
+        """Kill or await one guest, and reap it."""
+        try:
+            return Ended(**self._ask({"do": "kill" if kill else "wait", "pid": pid}, []))
+        except RewardError:
+            return Ended(status=-1, cpu=0.0, rss=0)  # the zygote is gone, and its guests with it
+
+    def close(self) -> None:
+        """End the zygote and every guest."""
+        with self._lock:
+            self._stop()
+
+    def _ask(self, request: dict[str, Any], handles: Sequence[int]) -> dict[str, Any]:
+        with self._lock:
+            for attempt in (1, 2):
+                if self._control is None:
+                    if request["do"] != "fork":
+                        raise RewardError("the sandbox is closed")
+                    self._start()
+                control = self._control
+                assert control is not None
+                try:
+                    socket.send_fds(control, [json.dumps(request).encode()], list(handles))
+                    answer = control.recv(1 << 16)
+                except OSError:
+                    answer = b""
+                if answer:
+                    return json.loads(answer)
+                self._stop()
+                if request["do"] != "fork" or attempt == 2:
+                    break
+        raise RewardError("the sandbox's parent process ended; see `grpo doctor`")
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        config = {
+            "path": [entry for entry in sys.path if entry],
+            "preload": self.preload,
+            "layers": self.layers,
+            "readable": readable_paths(),
+        }
+        command = [sys.executable, "-I", "-c", _START, str(theirs.fileno()), json.dumps(config)]
+        if "bubblewrap" in self.layers:
+            command = bubblewrap(config["readable"]) + command
+        try:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                env=_ENVIRONMENT,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            ours.close()
+            raise RewardError(f"cannot start the sandbox: {error}") from error
+        finally:
+            theirs.close()
+        if not ours.recv(1 << 16):
+            errors = self._process.stderr.read() if self._process.stderr else b""
+            ours.close()
+            self._stop()
+            last = errors.decode(errors="replace").strip().rpartition("\n")[2]
+            raise RewardError(f"the sandbox ({self.tier}) did not start: {last}")
+        self._control = ours
+
+    def _stop(self) -> None:
+        control, self._control = self._control, None
+        process, self._process = self._process, None
+        if control is not None:
+            control.close()
+        if process is not None:
+            try:
+                process.wait(2)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            if process.stderr is not None:
+                process.stderr.close()
+
+
+_OPEN: weakref.WeakSet[Sandbox] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for sandbox in list(_OPEN):
+        sandbox.close()
+
+
+def _forget_all() -> None:
+    # A forked child shares the parent's control sockets: two hosts must not talk over one of them.
+    for sandbox in list(_OPEN):
+        sandbox._lock = threading.Lock()  # pyright: ignore[reportPrivateUsage]
+        control = sandbox._control  # pyright: ignore[reportPrivateUsage]
+        sandbox._control = sandbox._process = None  # pyright: ignore[reportPrivateUsage]
+        if control is not None:
+            control.close()
+
+
+atexit.register(_close_all)
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def _world_readable(path: str) -> bool:
+    """Whether a user without any rights can reach a file (a Python below /root is out of reach)."""
+    folder = os.path.dirname(os.path.realpath(path))
+    while True:
+        if not os.stat(folder).st_mode & 0o001:
+            return False
+        parent = os.path.dirname(folder)
+        if parent == folder:
+            return True
+        folder = parent
+
+
+@cache
+def readable_paths() -> list[str]:
+    """What guests may read: the standard library, installed packages, shared libraries."""
+    paths = sysconfig.get_paths()
+    wanted = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    wanted += [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
+    wanted += [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    wanted += [os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)]
+    wanted += ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/etc/ld.so.cache"]
+    wanted += ["/usr/share/zoneinfo", "/dev/null", "/dev/urandom"]
+    kept: list[str] = []
+    for path in sorted({os.path.abspath(path) for path in wanted if os.path.lexists(path)}):
+        if not any(path.startswith(parent + "/") for parent in kept):
+            kept.append(path)
+    return kept
+
+
+def bubblewrap(readable: Sequence[str]) -> list[str]:
+    """The command prefix that runs the zygote under bubblewrap. Raises RewardError without it."""
+    program = shutil.which("bwrap")
+    if program is None:
+        raise RewardError("bubblewrap (bwrap) is not installed")
+    binds: list[str] = []
+    for path in [*readable, os.path.dirname(os.path.realpath(sys.executable))]:
+        binds += ["--ro-bind", path, path]
+    for entry in {os.path.dirname(sys.executable), *filter(os.path.isdir, sys.path)}:
+        binds += ["--ro-bind-try", entry, entry]
+    return [program, "--unshare-all", "--die-with-parent", "--dev", "/dev", *binds, "--"]

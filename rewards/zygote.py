@@ -1,0 +1,171 @@
+"""The process that model code is forked from: started once, holds nothing worth stealing.
+
+It is a fresh interpreter with the modules guests need, inside its own namespaces where the machine
+allows them. The host asks it over one socket to fork guests; each guest confines itself and then
+serves one job (`GUESTS`). Nothing of the host's memory, environment or file descriptors is here,
+and when the host goes away, however it goes, the zygote sees end-of-file and every guest dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from grpo.rewards import kernel, wire
+
+# What a guest runs once confined: name -> "module:function", called with its sockets.
+GUESTS = {
+    "math": "grpo.rewards.math_guest:serve",
+    "candidate": "grpo.rewards.code_guest:serve_candidate",
+    "tests": "grpo.rewards.code_guest:run_tests",
+    "script": "grpo.rewards.code_guest:run_script",
+    "probe": "grpo.rewards.probe_guest:serve",
+    "gym": "grpo.rewards.gym_guest:serve",
+}
+GUEST_USER = 1_900_000_000  # user ids from here on belong to nobody; one a guest, by its pid
+
+
+def main(handle: int, config: dict[str, Any]) -> None:
+    """Serve the host on socket `handle` until it closes. `config` comes from `sandbox.Sandbox`."""
+    host = socket.socket(fileno=handle)
+    for name in config["preload"]:
+        importlib.import_module(name)
+    layers = config["layers"]
+    config["mapped"] = kernel.address_space() if sys.platform == "linux" else 0
+    if "namespaces" in layers:
+        kernel.enter_namespaces()
+        init = os.fork()  # the first child is process 1 of the new namespace
+        if init:
+            host.close()
+            with contextlib.suppress(KeyboardInterrupt):
+                os.waitpid(init, 0)
+            os._exit(0)
+        kernel.die_with_parent()
+        kernel.read_only_root(config["readable"])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's to handle
+    gc.collect()
+    gc.freeze()
+    _send(host, {"ready": os.getpid()})
+    guests: set[int] = set()
+    while True:
+        try:
+            body, handles, _, _ = socket.recv_fds(host, 1 << 16, 8)
+        except InterruptedError:
+            continue
+        if not body:
+            break
+        request = json.loads(body)
+        if request["do"] == "fork":
+            pid = _fork(host, request, handles, config)
+            guests.add(pid)
+            _send(host, {"pid": pid})
+        else:
+            pid = request["pid"]
+            _send(host, _reap(pid, request["do"] == "kill"))
+            guests.discard(pid)
+        for fd in handles:
+            os.close(fd)
+    for pid in guests:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    os._exit(0)
+
+
+def _send(host: socket.socket, message: dict[str, Any]) -> None:
+    host.send(json.dumps(message).encode())
+
+
+def _reap(pid: int, kill: bool) -> dict[str, Any]:
+    """End a guest (or wait for one that closed its channel) and say how it ended."""
+    if kill:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    try:
+        _, status, usage = os.wait4(pid, 0)
+    except ChildProcessError:
+        return {"status": -1, "cpu": 0.0, "rss": 0}
+    return {
+        "status": status,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "rss": usage.ru_maxrss * 1024,
+    }
+
+
+def _fork(
+    host: socket.socket, request: dict[str, Any], handles: Sequence[int], config: dict[str, Any]
+) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        host.close()
+        start = GUESTS[request["guest"]]
+        module, _, function = start.partition(":")
+        serve = getattr(importlib.import_module(module), function)
+        os.setsid()
+        _arrange_descriptors(handles)
+        channels = [socket.socket(fileno=3 + i) for i in range(len(handles))]
+        try:
+            confine(request["limits"], config)
+        except (OSError, ValueError) as error:
+            wire.send(channels[0], {"unconfined": str(error)})
+            raise
+        code = serve(*channels) or 0
+    finally:
+        os._exit(code)
+
+
+def _arrange_descriptors(handles: Sequence[int]) -> None:
+    """0, 1, 2 on /dev/null; the job's handles at 3, 4, …; everything else closed."""
+    null = os.open("/dev/null", os.O_RDWR)
+    high = [os.dup2(fd, 200 + i) for i, fd in enumerate(handles)]
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    for i, fd in enumerate(high):
+        os.dup2(fd, 3 + i)
+    os.closerange(3 + len(handles), 4096)
+
+
+def confine(limits: dict[str, Any], config: dict[str, Any]) -> None:
+    """Give up, for good, all that the layers and limits do not leave. Raises OSError if one fails.
+
+    limits: cpu (seconds), memory (bytes beyond what the zygote has mapped), files, tasks.
+    """
+    layers: Sequence[str] = config["layers"]
+    os.chdir("/")
+    os.umask(0o077)
+    kernel.limit("CORE", 0)
+    kernel.limit("FSIZE", 0)
+    if sys.platform == "linux":
+        kernel.limit("MEMLOCK", 0)
+        kernel.limit("MSGQUEUE", 0)
+        kernel.limit("AS", config["mapped"] + limits["memory"])
+    kernel.limit("NOFILE", limits["files"])
+    kernel.limit("CPU", limits["cpu"])
+    kernel.limit("STACK", 64 << 20)
+    if "user" in layers:
+        kernel.limit("NPROC", limits["tasks"])
+        kernel.drop_user(GUEST_USER + os.getpid())
+    elif "namespaces" in layers:
+        kernel.limit("NPROC", limits["tasks"])
+    if sys.platform == "linux":
+        kernel.die_with_parent()
+    if "unsafe" in layers:
+        return
+    kernel.drop_capabilities()
+    kernel.no_new_privileges()
+    kernel.not_dumpable()
+    if "landlock" in layers:
+        kernel.landlock(config["readable"])
+    if "seccomp" in layers:
+        kernel.seccomp(os.getpid())
+

@@ -44,7 +44,9 @@ def chat(
         answers = [reply(s, question, template, max_tokens, temperature) for s in speakers]
         width = max(20, console.width // len(speakers) - 1)
         panels = [
-            Panel(Text(answer), title=speaker.name, title_align="left", width=width)
+            Panel(
+                Text(answer, overflow="fold"), title=speaker.name, title_align="left", width=width
+            )
             for speaker, answer in zip(speakers, answers, strict=True)
         ]
         console.print(Columns(panels, padding=(0, 1)))
@@ -69,7 +71,9 @@ def questions(console: Console) -> Iterator[str]:
 def load(path: str) -> Speaker:
     """Model and tokenizer of a folder or hub id, or of a run's folder (its final model)."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     folder = Path(path)
     if folder.is_dir() and not (folder / "config.json").is_file():
         found = [
@@ -102,6 +106,8 @@ def reply(
     prompt = PromptTemplate(chosen, tokenizer).render(Task(uid="chat", prompt=question))
     assert prompt is not None  # only over-long prompts are refused, and there is no limit here
     ids = torch.tensor([prompt.ids])
+    limit = getattr(speaker.model.config, "max_position_embeddings", None)
+    room = max(1, limit - ids.shape[1]) if limit else max_tokens
     sampling = (
         {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     )
@@ -109,7 +115,7 @@ def reply(
         out = speaker.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            max_new_tokens=max_tokens,
+            max_new_tokens=min(max_tokens, room),
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             **sampling,
         )

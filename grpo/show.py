@@ -86,6 +86,8 @@ def _print_summary(summary: dict[str, Any], console: Console) -> None:
     if before or after:
         table = Table("held-out", "before", "after", title="summary")
         for name in dict.fromkeys([*before, *after]):
+            if isinstance(before.get(name, after.get(name)), dict):
+                continue  # details by reward and by k: in summary.json
             table.add_row(name, _shown(before.get(name)), _shown(after.get(name)))
         console.print(table)
     for name, value in summary.items():

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from grpo import cli, config, plan, show
-from grpo.errors import RunError
+from grpo import chat, cli, config, plan, show
+from grpo.errors import RecipeError, RunError
 from grpo.schema import PretrainStage, RLStage
 
 ROWS = [
@@ -195,6 +195,34 @@ def test_show_reads_a_run_and_refuses_what_is_none(tmp_path: Path) -> None:
     assert "0.1" in reward
     assert "0.8" in reward
     assert "▁▂▃▄▅▆▇█" in reward
+
+
+def test_chat_answers_each_line_of_a_pipe_with_both_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from grpo.stages.pretrain import build_tokenizer
+
+    tokenizer = build_tokenizer("01=-")
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=12,
+    )
+    for name in ("a", "b"):
+        LlamaForCausalLM(settings).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    monkeypatch.setattr("sys.stdin", io.StringIO("0110=\n\n1=\n"))
+    console = Console(file=io.StringIO(), width=80)
+    chat.chat([str(tmp_path / "a"), str(tmp_path / "b")], console=console)
+    text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert text.count("╭") == 4  # two questions, two panels each
+    with pytest.raises(RecipeError, match="could not be loaded"):
+        chat.load(str(tmp_path / "none"))
 
 
 def test_curve_keeps_the_shape_when_it_is_narrowed() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ def disable_dropout(model: PreTrainedModel) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # pyright: ignore[reportArgumentType]
 
 
 def block_mask(segments_R_L: Tensor) -> Tensor:
@@ -117,25 +117,40 @@ def check_head(model: PreTrainedModel) -> None:
         )
 
 
+class _TokenLogProbs(torch.autograd.Function):
+    """Log-probs and entropies of logits [N, V] in as few passes over them as can be.
+
+    On a CPU the vocabulary-wide elementwise passes cost more than the head's matrix product:
+    softmax, entropy and gradient all come from one saved copy of the probabilities.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_N_V: Tensor, targets_N_1: Tensor) -> tuple[Tensor, Tensor]:
+        logp_N_V = torch.log_softmax(logits_N_V, dim=-1)
+        logp_N = logp_N_V.gather(-1, targets_N_1)[:, 0]
+        probs_N_V = logp_N_V.exp()
+        entropy_N = -torch.linalg.vecdot(probs_N_V, logp_N_V)
+        if not torch.isfinite(entropy_N).all():  # 0 * -inf, where part of the vocabulary is masked
+            entropy_N = torch.special.entr(probs_N_V).sum(-1)
+        ctx.save_for_backward(probs_N_V, targets_N_1)
+        ctx.mark_non_differentiable(entropy_N)
+        return logp_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # d logp / d logits = onehot - probs; in place, as nothing else reads the probabilities
+        probs_N_V, targets_N_1 = ctx.saved_tensors
+        gradient_N_1 = gradients[0][:, None]
+        return probs_N_V.mul_(-gradient_N_1).scatter_add_(-1, targets_N_1, gradient_N_1), None
+
+
 def _chunk_logprobs(
-    model: PreTrainedModel,
-    temperature: float,
-    want_entropy: bool,
-    hidden_N_D: Tensor,
-    targets_N: Tensor,
-) -> tuple[Tensor, Tensor | None]:
+    model: PreTrainedModel, temperature: float, hidden_N_D: Tensor, targets_N: Tensor
+) -> tuple[Tensor, Tensor]:
     logits_N_V = _logits(model, hidden_N_D)
     if temperature != 1.0:
         logits_N_V = logits_N_V / temperature
-    normalizer_N = torch.logsumexp(logits_N_V, dim=-1)
-    logp_N = logits_N_V.gather(-1, targets_N[:, None])[:, 0] - normalizer_N
-    if not want_entropy:
-        return logp_N, None
-    with torch.no_grad():
-        probs_N_V = torch.exp(logits_N_V - normalizer_N[:, None])
-        # 0 * -inf would be NaN where a model masks part of its vocabulary
-        entropy_N = normalizer_N - (probs_N_V * logits_N_V.clamp(min=-1e30)).sum(-1)
-    return logp_N, entropy_N
+    return cast(tuple[Tensor, Tensor], _TokenLogProbs.apply(logits_N_V, targets_N.unsqueeze(-1)))
 
 
 def completion_logprobs(
@@ -146,16 +161,13 @@ def completion_logprobs(
     float32, or float64 for a float64 model. Temperature 0 (greedy) counts as 1. When the logits
     need several chunks, each is recomputed in the backward pass instead of being kept.
     """
-    device = model.device
-    hidden_N_D = _hidden_states(model, micro_batch, device)[
-        torch.from_numpy(micro_batch.sources).to(device)
+    hidden_N_D = _hidden_states(model, micro_batch, model.device)[
+        torch.from_numpy(micro_batch.sources).to(model.device)
     ]
-    targets_N = torch.from_numpy(micro_batch.targets).to(device)
+    targets_N = torch.from_numpy(micro_batch.targets).to(model.device)
     step = max(1, CHUNK_ELEMENTS // _head(model).weight.shape[0])
-    run = partial(_chunk_logprobs, model, temperature or 1.0, want_entropy)
-    if len(targets_N) <= step:
-        return run(hidden_N_D, targets_N)
-    if torch.is_grad_enabled():
+    run = partial(_chunk_logprobs, model, temperature or 1.0)
+    if torch.is_grad_enabled() and len(targets_N) > step:
         run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
     chunks = [run(h, t) for h, t in zip(hidden_N_D.split(step), targets_N.split(step), strict=True)]
     logps, entropies = zip(*chunks, strict=True)

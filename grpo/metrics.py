@@ -10,6 +10,10 @@ import numpy as np
 from grpo.types import Group, Metrics, Rollout
 
 
+# A candidate that gives no answer, hangs or bursts a limit did not solve the task.
+WRONG = ("wrong", "unparseable_answer", "timeout", "limit")
+
+
 def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> Metrics:
     """Rewards, lengths and verdict counts of one step.
 
@@ -22,7 +26,7 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> Met
     lengths_N = np.array([len(r.completion) for r in rollouts], dtype=float)
     stopped_N = np.array([r.completion.finish == "stop" for r in rollouts])
     right_N = np.array([r.score.status == "correct" for r in rollouts])
-    wrong_N = np.array([r.score.status == "wrong" for r in rollouts])
+    wrong_N = np.array([r.score.status in WRONG for r in rollouts])
     verdicts = int(right_N.sum() + wrong_N.sum())
     metrics = {
         "reward": _mean(values_N),

@@ -103,7 +103,7 @@ def evaluate_model(
 ) -> dict[str, Any]:
     """Held-out figures of a model folder, a run folder or a hub id on a recipe's last rl stage.
 
-    Every completion is written to `eval/` in a run's folder, to the working directory otherwise.
+    Every completion is written under `eval/` in a run's folder, or else in `runs/eval-<model>`.
     """
     console = console or Console(stderr=True, highlight=False)
     stages = [stage for stage in recipe.stages if isinstance(stage, RLStage)]
@@ -117,7 +117,8 @@ def evaluate_model(
         path = str(folder / stages[-1].name / "model")
     _prepare(recipe)
     sampler = build_sampler(stages[-1], recipe.run, path)
-    out = (folder if (folder / "resolved.json").is_file() else Path()) / "eval" / "model.jsonl"
+    home = folder if (folder / "resolved.json").is_file() else Path("runs") / f"eval-{folder.name}"
+    out = home / "eval" / "model.jsonl"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         bar = progress.add_task("held-out tasks", total=None)

@@ -1,5 +1,6 @@
 """Log-probs against the model's own, one sequence at a time."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -128,3 +129,19 @@ def test_models_with_windows_do_not_share():
     assert can_share_prompts(MistralForCausalLM(MistralConfig(**SMALL, sliding_window=None)))
     assert not can_share_prompts(Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=4)))
     check(windowed.double().eval(), share=False, tolerance=1e-6)
+
+
+def test_gradient_of_log_probs_against_finite_differences():
+    logits = torch.randn(3, V, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([[0], [5], [5]])
+
+    def logp(values):
+        return forward._TokenLogProbs.apply(values, targets)[0]
+
+    assert torch.autograd.gradcheck(logp, (logits,))
+
+
+def test_a_masked_vocabulary_has_an_entropy():
+    logits = torch.tensor([[0.0, 0.0, -torch.inf]], dtype=torch.float64)
+    _, entropy = forward._TokenLogProbs.apply(logits, torch.tensor([[1]]))
+    assert entropy.item() == pytest.approx(np.log(2))

@@ -258,3 +258,10 @@ def test_ranks_with_fewer_micro_batches_are_filled_up(monkeypatch):
     monkeypatch.setattr(learner, "_prepare", lambda *_, **__: prepared)
     learner.step(rows)
     assert learner.version() == twin.version()
+
+
+def test_master_weights_of_a_bfloat16_checkpoint_are_float32(tmp_path):
+    tiny_model(dtype=torch.bfloat16).save_pretrained(tmp_path)
+    learner = make(str(tmp_path), dtype="bfloat16", algorithm={"beta": 0.1})
+    assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
+    assert learner.step(rows_of(three_groups()))["kl"] == 0.0

@@ -33,6 +33,7 @@ SHOWN = {  # metric -> heading in the live view and in plain lines
     "frac_reward_zero_std": "dead groups",
     "tokens_per_second": "tokens/s",
 }
+SHOWN_WITHOUT_REWARD = {"loss": "loss", "learning_rate": "learning rate"}  # supervised stages
 
 
 def sparkline(values: Sequence[float], width: int = 60) -> str:
@@ -62,7 +63,7 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         self.console = console or Console(file=sys.stderr, highlight=False)
         self.title, self.max_steps = title, max_steps
-        self.history: dict[str, list[float]] = {name: [] for name in SHOWN}
+        self.history: dict[str, list[float]] = {}
         self.samples: list[str] = []
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._accelerator = _trackers(folder, trackers, config or {}) if trackers else None
@@ -112,18 +113,15 @@ class RunLog:
         self._file.flush()
         if self._accelerator is not None:
             self._accelerator.log(metrics, step=step)
-        for name, values in self.history.items():
-            if name in metrics:
-                values.append(metrics[name])
+        shown = SHOWN if "reward" in metrics else SHOWN_WITHOUT_REWARD
+        shown = {name: heading for name, heading in shown.items() if name in metrics}
+        for name, heading in shown.items():
+            self.history.setdefault(heading, []).append(metrics[name])
         self.samples = list(samples)
         self._progress.update(self._bar, completed=step)
         if self._live is None:
-            shown = "  ".join(
-                f"{heading} {metrics[name]:.3g}"
-                for name, heading in SHOWN.items()
-                if name in metrics
-            )
-            self.say(f"{self.title} step {step}/{self.max_steps}  {shown}")
+            figures = "  ".join(f"{heading} {metrics[name]:.3g}" for name, heading in shown.items())
+            self.say(f"{self.title} step {step}/{self.max_steps}  {figures}")
 
     def position(self) -> int:
         """Bytes of metrics.jsonl that are safely on disk now."""
@@ -133,10 +131,8 @@ class RunLog:
 
     def _view(self) -> Group:
         table = Table.grid(padding=(0, 2))
-        for name, heading in SHOWN.items():
-            values = self.history[name]
-            if values:
-                table.add_row(heading, f"{values[-1]:.4g}", Text(sparkline(values), style="cyan"))
+        for heading, values in self.history.items():
+            table.add_row(heading, f"{values[-1]:.4g}", Text(sparkline(values), style="cyan"))
         parts: list[Any] = [self._progress, table]
         if self.samples:
             text = Text("\n".join(self.samples), overflow="ellipsis", no_wrap=True)

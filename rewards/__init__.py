@@ -10,16 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 from grpo.rewards.accuracy import Accuracy
+from grpo.rewards.code import Code
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.control import Random
 from grpo.rewards.countdown import Countdown
 from grpo.rewards.format import Format
+from grpo.rewards.math import Math
 from grpo.rewards.score_file import score_file
 
 REWARDS: dict[str, Callable[..., Any]] = {
     "accuracy": Accuracy,
+    "code": Code,
     "countdown": Countdown,
     "format": Format,
+    "math": Math,
     "random": Random,
 }
 

@@ -15,6 +15,8 @@ import resource
 import struct
 from collections.abc import Iterable, Sequence
 
+from grpo.rewards.syscalls import TABLES
+
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 CLONE_THREAD = 0x00010000
@@ -146,55 +148,7 @@ def landlock(readable: Iterable[str]) -> None:
 
 
 # seccomp: what a Python program needs to compute, and nothing else. Everything unlisted answers
-# ENOSYS. Names that are missing from a table do not exist on that machine.
-_X86_64 = dict(
-    pair.split("=")
-    for pair in (
-        "read=0 write=1 open=2 close=3 stat=4 fstat=5 lstat=6 poll=7 lseek=8 mmap=9 "
-        "mprotect=10 munmap=11 brk=12 rt_sigaction=13 rt_sigprocmask=14 rt_sigreturn=15 "
-        "pread64=17 pwrite64=18 readv=19 writev=20 access=21 pipe=22 select=23 sched_yield=24 "
-        "mremap=25 msync=26 mincore=27 madvise=28 dup=32 dup2=33 pause=34 nanosleep=35 "
-        "getitimer=36 alarm=37 setitimer=38 getpid=39 sendto=44 recvfrom=45 sendmsg=46 "
-        "recvmsg=47 shutdown=48 exit=60 wait4=61 uname=63 fcntl=72 getdents=78 getcwd=79 "
-        "chdir=80 fchdir=81 readlink=89 umask=95 gettimeofday=96 getrlimit=97 getrusage=98 "
-        "sysinfo=99 times=100 getuid=102 getgid=104 geteuid=107 getegid=108 getppid=110 "
-        "getpgrp=111 getgroups=115 getresuid=118 getresgid=120 getpgid=121 getsid=124 "
-        "rt_sigpending=127 rt_sigtimedwait=128 rt_sigsuspend=130 sigaltstack=131 statfs=137 "
-        "fstatfs=138 sched_getparam=143 sched_getscheduler=145 arch_prctl=158 gettid=186 "
-        "futex=202 sched_getaffinity=204 getdents64=217 set_tid_address=218 "
-        "restart_syscall=219 fadvise64=221 clock_gettime=228 clock_getres=229 "
-        "clock_nanosleep=230 exit_group=231 epoll_wait=232 epoll_ctl=233 openat=257 "
-        "newfstatat=262 readlinkat=267 faccessat=269 pselect6=270 ppoll=271 "
-        "set_robust_list=273 get_robust_list=274 epoll_pwait=281 eventfd2=290 "
-        "epoll_create1=291 dup3=292 pipe2=293 getcpu=309 getrandom=318 membarrier=324 "
-        "statx=332 rseq=334 close_range=436 faccessat2=439 "
-        "kill=62 tgkill=234 clone=56 ioctl=16 prctl=157 prlimit64=302 socketpair=53 "
-        "fork=57 vfork=58 execve=59 socket=41 ptrace=101"
-    ).split()
-)
-_AARCH64 = dict(
-    pair.split("=")
-    for pair in (
-        "getcwd=17 eventfd2=19 epoll_create1=20 epoll_ctl=21 epoll_pwait=22 dup=23 dup3=24 "
-        "fcntl=25 statfs=43 fstatfs=44 faccessat=48 chdir=49 fchdir=50 openat=56 close=57 "
-        "pipe2=59 getdents64=61 lseek=62 read=63 write=64 readv=65 writev=66 pread64=67 "
-        "pwrite64=68 pselect6=72 ppoll=73 readlinkat=78 newfstatat=79 fstat=80 exit=93 "
-        "exit_group=94 set_tid_address=96 futex=98 set_robust_list=99 get_robust_list=100 "
-        "nanosleep=101 getitimer=102 setitimer=103 clock_gettime=113 clock_getres=114 "
-        "clock_nanosleep=115 sched_getscheduler=120 sched_getparam=121 sched_getaffinity=123 "
-        "sched_yield=124 restart_syscall=128 sigaltstack=132 rt_sigsuspend=133 rt_sigaction=134 "
-        "rt_sigprocmask=135 rt_sigpending=136 rt_sigtimedwait=137 rt_sigreturn=139 times=153 "
-        "getpgid=155 getsid=156 getgroups=158 uname=160 getrusage=165 umask=166 getcpu=168 "
-        "gettimeofday=169 getpid=172 getppid=173 getuid=174 geteuid=175 getgid=176 getegid=177 "
-        "gettid=178 sysinfo=179 sendto=206 recvfrom=207 shutdown=210 sendmsg=211 recvmsg=212 "
-        "brk=214 munmap=215 mremap=216 mmap=222 fadvise64=223 mprotect=226 msync=227 mincore=232 "
-        "madvise=233 wait4=260 getrandom=278 membarrier=283 statx=291 rseq=293 close_range=436 "
-        "faccessat2=439 "
-        "kill=129 tgkill=131 clone=220 ioctl=29 prctl=167 prlimit64=261 socketpair=199 "
-        "execve=221 socket=198 ptrace=117"
-    ).split()
-)
-_TABLES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
+# ENOSYS.
 _CONDITIONAL = frozenset({"kill", "tgkill", "clone", "ioctl", "prctl", "prlimit64", "socketpair"})
 _DENIED = frozenset({"fork", "vfork", "execve", "socket", "ptrace"})
 _IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # is-a-tty, sizes, FIO*: all harmless
@@ -230,10 +184,9 @@ def seccomp_program(pid: int) -> bytes:
     Raises OSError on a machine whose syscall table is not known here.
     """
     machine = platform.machine()
-    if machine not in _TABLES:
+    if machine not in TABLES:
         raise OSError(f"no seccomp table for {machine}")
-    architecture, names = _TABLES[machine]
-    table = {name: int(number) for name, number in names.items()}
+    architecture, table = TABLES[machine]
     checks = {
         "kill": _argument_in(0, [pid]),
         "tgkill": _argument_in(0, [pid]),

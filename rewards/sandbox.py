@@ -8,7 +8,6 @@ is an error, unless the recipe says `sandbox: unsafe`.
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
 import os
 import shutil
@@ -79,12 +78,18 @@ class Guest:
         self.channels = channels
         self.ended: Ended | None = None
 
-    def end(self, kill: bool = True) -> Ended:
-        """SIGKILL the guest (or wait for its own exit) and reap it; closes the channels."""
+    def poll(self) -> Ended | None:
+        """How the guest ended by itself, None while it runs."""
         if self.ended is None:
-            for channel in self.channels:
-                channel.close()
-            self.ended = self.sandbox.end(self.pid, kill)
+            self.ended = self.sandbox.end(self.pid, kill=False)
+        return self.ended
+
+    def end(self) -> Ended:
+        """SIGKILL the guest, reap it and close the channels; how it ended."""
+        for channel in self.channels:
+            channel.close()
+        ended = self.ended or self.sandbox.end(self.pid, kill=True)
+        self.ended = ended or Ended(status=-1, cpu=0.0, rss=0)
         return self.ended
 
 
@@ -134,12 +139,13 @@ class Sandbox:
             raise
         return Guest(self, pid, [ours])
 
-    def end(self, pid: int, kill: bool) -> Ended:
-        """Kill or await one guest, and reap it."""
+    def end(self, pid: int, kill: bool) -> Ended | None:
+        """How a guest ended, after a SIGKILL if asked; None while it runs."""
         try:
-            return Ended(**self._ask({"do": "kill" if kill else "wait", "pid": pid}, []))
+            answer = self._ask({"do": "kill" if kill else "poll", "pid": pid}, [])
         except RewardError:
             return Ended(status=-1, cpu=0.0, rss=0)  # the zygote is gone, and its guests with it
+        return Ended(**answer) if answer else None
 
     def close(self) -> None:
         """End the zygote and every guest."""

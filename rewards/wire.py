@@ -86,13 +86,12 @@ def pack(value: Any, opaque: Callable[[Any], Any] | None = None, depth: int = 0)
         return [pack(item, opaque, depth + 1) for item in items]
 
     if issubclass(kind, list):
-        return all_of(list.__iter__(value))
+        return all_of(_iterate(list, value))
     for tag, base in (("t", tuple), ("s", set), ("z", frozenset)):
         if issubclass(kind, base):
-            return {tag: all_of(base.__iter__(value))}
+            return {tag: all_of(_iterate(base, value))}
     if issubclass(kind, dict):
-        items = cast("Iterable[tuple[Any, Any]]", dict.items(value))
-        return {"d": [all_of(pair) for pair in items]}
+        return {"d": [all_of(pair) for pair in cast("Any", dict).items(value)]}
     if kind.__module__ == "numpy" and hasattr(value, "tolist"):
         shape = getattr(value, "shape", ())
         packed = pack(value.tolist(), opaque, depth + 1)
@@ -102,6 +101,11 @@ def pack(value: Any, opaque: Callable[[Any], Any] | None = None, depth: int = 0)
     if opaque is not None:
         return {"o": opaque(value)}
     raise WireError(f"{kind.__name__} is not plain data")
+
+
+def _iterate(base: Any, value: Any) -> Iterable[Any]:
+    """The elements that really are in a container, whatever its subclass says."""
+    return base.__iter__(value)
 
 
 def _pack_nodes(root: Any, name: str, opaque: Callable[[Any], Any] | None, depth: int) -> Any:

@@ -69,8 +69,10 @@ def main(handle: int, config: dict[str, Any]) -> None:
             _send(host, {"pid": pid})
         else:
             pid = request["pid"]
-            _send(host, _reap(pid, request["do"] == "kill"))
-            guests.discard(pid)
+            ended = _reap(pid, request["do"] == "kill")
+            if ended:
+                guests.discard(pid)
+            _send(host, ended)
         for fd in handles:
             os.close(fd)
     for pid in guests:
@@ -84,19 +86,18 @@ def _send(host: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _reap(pid: int, kill: bool) -> dict[str, Any]:
-    """End a guest (or wait for one that closed its channel) and say how it ended."""
+    """How a guest ended, {} if it is still running and `kill` is not set. Never waits for long."""
     if kill:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     try:
-        _, status, usage = os.wait4(pid, 0)
+        found, status, usage = os.wait4(pid, 0 if kill else os.WNOHANG)
     except ChildProcessError:
         return {"status": -1, "cpu": 0.0, "rss": 0}
-    return {
-        "status": status,
-        "cpu": usage.ru_utime + usage.ru_stime,
-        "rss": usage.ru_maxrss * 1024,
-    }
+    if not found:
+        return {}
+    seconds = usage.ru_utime + usage.ru_stime
+    return {"status": status, "cpu": seconds, "rss": usage.ru_maxrss * 1024}
 
 
 def _fork(
@@ -168,4 +169,3 @@ def confine(limits: dict[str, Any], config: dict[str, Any]) -> None:
         kernel.landlock(config["readable"])
     if "seccomp" in layers:
         kernel.seccomp(os.getpid())
-

@@ -1,0 +1,243 @@
+"""Code: run a completion's program against tests, where neither can touch the host or the other.
+
+The row's `tests` column is one of
+    {"asserts": ["assert f(1) == 2", …], "setup": "…"}                          MBPP
+    {"check": "def check(candidate): …", "entry_point": "f", "setup": "…"}      HumanEval
+    {"functional": "def check(candidate): …\\n\\ncheck(Solution().method)"}       LeetCode
+    {"stdio": [{"input": "…", "output": "…"}, …]}                               Codeforces
+as an object or as its JSON text. `setup` comes from the row and never from the candidate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from grpo.rewards import wire
+from grpo.rewards.extract import last_answer_block, split_thought
+from grpo.rewards.probe import choose
+from grpo.rewards.sandbox import PRELOAD, Ended, Guest, Limits, Sandbox
+from grpo.rewards.stdio import Run, run_program, same_output
+from grpo.rewards.verifier import VerifierReward
+from grpo.types import Score, Status, Task
+
+_PROGRAM = re.compile(r"^(?:def|class|import|from|print|for|while|async|@|[A-Za-z_]\w* *=)", re.M)
+
+
+def last_code_block(text: str) -> str | None:
+    """The body of the last closed ``` fence, or None."""
+    found: str | None = None
+    opened: tuple[int, str] | None = None  # first line of the body, fence
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        mark = line.strip()
+        if opened is None:
+            if mark.startswith("```"):
+                fence = mark[: len(mark) - len(mark.lstrip("`"))]
+                opened = (number + 1, fence)
+        elif mark == opened[1]:
+            found = "".join(lines[opened[0] : number])
+            opened = None
+    return found
+
+
+def program_of(completion: str) -> str | None:
+    """The program in a completion: last code block after the thought, else the answer block.
+
+    Without either, text that has a line of Python at the left margin is taken as it is.
+    """
+    _, text = split_thought(completion)
+    if text is None:
+        return None
+    code = last_code_block(text)
+    if code is None:
+        block = last_answer_block(text)
+        code = block if block is not None else text if "```" not in text else None
+    return code if code is not None and _PROGRAM.search(code) else None
+
+
+class BadTests(Exception):
+    """A `tests` column that cannot be run."""
+
+
+def read_tests(raw: Any) -> dict[str, Any]:
+    """A `tests` column as {"stdio": …} or {"setup", "parts", "entry"}. Raises BadTests."""
+    if isinstance(raw, str):
+        try:
+            raw = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise BadTests(f"tests is not JSON ({error})") from error
+    if not isinstance(raw, Mapping):
+        raise BadTests("tests must be an object")
+    # A data set's columnar storage fills keys that a row lacks with None.
+    tests = {k: v for k, v in cast("Mapping[str, Any]", raw).items() if v is not None}
+    entry = tests.get("entry_point")
+    common = {"setup": str(tests.get("setup", "")), "entry": entry}
+    match tests:
+        case {"stdio": [_, *_] as cases}:
+            for case in cast("list[Any]", cases):
+                if not isinstance(case, Mapping) or not {"input", "output"} <= set(
+                    cast("Mapping[str, Any]", case)
+                ):
+                    raise BadTests("each stdio test needs input and output")
+            return {"stdio": cases}
+        case {"asserts": [_, *_] as asserts}:
+            return common | {"parts": [str(line) for line in cast("list[Any]", asserts)]}
+        case {"check": str(check)} if isinstance(entry, str):
+            return common | {"parts": [f"{check}\ncheck({entry})"]}
+        case {"functional": str(functional)} if functional.strip():
+            return common | {"entry": None, "parts": [functional]}
+        case _:
+            raise BadTests(
+                "tests must hold stdio, asserts, check with entry_point, or functional; it holds "
+                + (", ".join(sorted(map(str, tests))) or "nothing")
+            )
+
+
+class Code(VerifierReward):
+    """1 if the program passes the row's `tests`, else 0; the passed share if `partial`.
+
+    timeout: seconds of wall time for one program (each stdio test has its own). memory_mb: of
+    address space. tolerance: of numbers in stdio output. workers: programs run at once (0: one a
+    core). sandbox: "auto", a tier of `grpo doctor`, or "unsafe".
+    """
+
+    name = "code"
+    needs = ("tests",)
+
+    def __init__(
+        self,
+        partial: bool = False,
+        timeout: float = 10.0,
+        memory_mb: int = 1024,
+        tolerance: float | None = None,
+        workers: int = 0,
+        sandbox: str = "auto",
+    ) -> None:
+        self.partial = partial
+        self.timeout = timeout
+        self.tolerance = tolerance
+        self.limits = Limits(cpu=max(1, int(timeout) + 1), memory=memory_mb << 20)
+        self.workers = workers or os.cpu_count() or 1
+        self._tier = sandbox
+        self._sandbox: Sandbox | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+
+    def _start(self) -> tuple[Sandbox, ThreadPoolExecutor]:
+        with self._lock:
+            if self._sandbox is None or self._threads is None:
+                preload = (*PRELOAD, "grpo.rewards.code_guest")
+                self._sandbox = Sandbox(choose(self._tier), preload)
+                self._threads = ThreadPoolExecutor(self.workers, "grpo-code")
+            return self._sandbox, self._threads
+
+    def close(self) -> None:
+        """End the sandbox and the threads; a later call starts them again."""
+        with self._lock:
+            sandbox, self._sandbox = self._sandbox, None
+            threads, self._threads = self._threads, None
+        if sandbox is not None:
+            sandbox.close()
+        if threads is not None:
+            threads.shutdown()
+
+    def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
+        """Outcomes in order, `workers` programs at a time."""
+        _, threads = self._start()
+        return list(threads.map(self.verify, completions, tasks))
+
+    def verify(self, completion: str, task: Task) -> Score:
+        """A number when the program was judged, None for bad tests or a failing grader.
+
+        Raises RewardError where no sandbox holds.
+        """
+        try:
+            tests = read_tests(task.columns.get("tests"))
+        except BadTests as error:
+            return Score(value=None, status="unparseable_gold", detail=str(error))
+        code = program_of(completion)
+        if code is None:
+            return Score(value=0.0, status="unparseable_answer", detail="no code block")
+        sandbox, _ = self._start()
+        if "stdio" in tests:
+            return self._judge_stdio(sandbox, code, tests["stdio"])
+        return self._judge_calls(sandbox, code, tests)
+
+    def _judge_calls(self, sandbox: Sandbox, code: str, tests: dict[str, Any]) -> Score:
+        deadline = time.monotonic() + self.timeout
+        verdict, verdict_end = socket.socketpair()
+        to_candidate, to_tests = socket.socketpair()  # joins the two guests
+        guests: list[Guest] = []
+        try:
+            pid = sandbox.fork("candidate", self.limits, [to_candidate])
+            guests.append(Guest(sandbox, pid, []))
+            to_tests.settimeout(self.timeout)
+            wire.send(to_tests, {"code": code, "setup": tests["setup"], "entry": tests["entry"]})
+            to_tests.setblocking(True)
+            pid = sandbox.fork("tests", self.limits, [verdict_end, to_tests])
+            guests.append(Guest(sandbox, pid, [verdict]))
+            wire.send(verdict, tests | {"partial": self.partial})
+            return self._score(wire.receive(verdict, deadline), guests[0])
+        except TimeoutError:
+            detail = f"no verdict within {self.timeout} s"
+            return Score(value=0.0, status="timeout", detail=detail)
+        except (EOFError, OSError, wire.WireError) as error:
+            if any((ended := guest.poll()) and _out_of_time(ended) for guest in guests):
+                return Score(value=0.0, status="timeout", detail="out of processor time")
+            return Score(value=None, status="grader_error", detail=type(error).__name__)
+        finally:
+            for guest in guests:
+                guest.end()
+            for channel in (verdict, verdict_end, to_candidate, to_tests):
+                channel.close()
+
+    def _score(self, found: Any, candidate: Guest) -> Score:
+        if "unconfined" in found:
+            return Score(value=None, status="grader_error", detail=str(found["unconfined"]))
+        if "broken" in found:
+            return Score(value=None, status="unparseable_gold", detail=str(found["broken"])[:200])
+        passed, total = int(found["passed"]), int(found["total"])
+        detail = f"{passed}/{total} {found['detail']}"[:200].strip()
+        if passed == total:
+            return Score(value=1.0, status="correct", detail=detail)
+        if self.partial and passed:
+            return Score(value=passed / total, status="scored", detail=detail)
+        if str(found["detail"]).startswith("MemoryError"):
+            return Score(value=0.0, status="limit", detail=detail)
+        ended = candidate.poll()
+        status: Status = "timeout" if ended and _out_of_time(ended) else "wrong"
+        return Score(value=0.0, status=status, detail=detail)
+
+    def _judge_stdio(self, sandbox: Sandbox, code: str, cases: Sequence[Any]) -> Score:
+        passed = 0
+        first: Run | None = None
+        for case in cases:
+            expected = str(case["output"])
+            most = max(1 << 16, 4 * len(expected))
+            run = run_program(sandbox, self.limits, code, str(case["input"]), self.timeout, most)
+            if not run.fault and same_output(run.output, expected, self.tolerance):
+                passed += 1
+                continue
+            first = first or run
+            if not self.partial:
+                break
+        detail = f"{passed}/{len(cases)}"
+        if first is None:
+            return Score(value=1.0, status="correct", detail=detail)
+        detail += f" {first.fault or 'wrong output ' + repr(first.output[:80])}"
+        if self.partial and passed:
+            return Score(value=passed / len(cases), status="scored", detail=detail)
+        return Score(value=0.0, status=first.status, detail=detail)
+
+
+def _out_of_time(ended: Ended) -> bool:
+    return ended.status & 0x7F == signal.SIGXCPU

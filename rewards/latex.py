@@ -1,0 +1,238 @@
+r"""What two LaTeX answers say about each other by their text alone: same, different, or unknown.
+
+This comes before computer algebra for speed, and instead of it where algebra is known to be wrong:
+it forgets units (5 km = 5 m), bases (101_2 = 101), repeated elements ({1,1,2} = {1,2}) and small
+differences (0.0000004 = 0.0000001), and does sums that were the question (\int_0^5 1dx).
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from grpo.rewards.exact import clean, number
+
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|rm|operatorname)\{([^{}]*)\}"
+)
+_DEGREE = re.compile(r"\^ ?\{? ?\\(?:circ|degree)s? ?\}?|\\degree|\\circ(?![A-Za-z])")
+_MIXED = re.compile(r"(-?)([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}|(-?)([0-9]+) ([0-9]+)/([0-9]+)")
+_BASE = re.compile(r"([0-9A-Fa-f]+) ?_ ?\{? ?([0-9]+) ?\}?")
+_ASSIGN = re.compile(r"([A-Za-z](?:_\{?\w+\}?)?|\\[a-z]+) ?(?:=|\\in(?![a-z])) ?(.+)")
+_UNEVALUATED = re.compile(r"\\(?:i*int|oint|sum|prod|lim|limsup|liminf)(?![A-Za-z])")
+_SEPARATOR = re.compile(r",|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
+_UNIT = re.compile(r"(.*?[0-9})%]) ?([A-Za-z°%][A-Za-z°. /]*(?:\^ ?\{?[0-9]\}?|[²³])?\.?)")
+_DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
+_OPEN, _CLOSE = "([{", ")]}"
+_UNITS = {
+    canonical: names.split("|")
+    for canonical, names in (
+        ("%", "%|percent|pct|percentage|per cent"),
+        ("deg", "°|degree|degrees|deg"),
+        ("mm", "mm|millimeter|millimeters"),
+        ("cm", "cm|centimeter|centimeters"),
+        ("m", "m|meter|meters|metre|metres"),
+        ("km", "km|kilometer|kilometers"),
+        ("in", "in|inch|inches"),
+        ("ft", "ft|foot|feet"),
+        ("yd", "yd|yard|yards"),
+        ("mi", "mi|mile|miles"),
+        ("mg", "mg|milligram|milligrams"),
+        ("g", "g|gram|grams"),
+        ("kg", "kg|kilogram|kilograms"),
+        ("lb", "lb|lbs|pound|pounds"),
+        ("oz", "oz|ounce|ounces"),
+        ("s", "s|sec|second|seconds"),
+        ("min", "min|minute|minutes"),
+        ("h", "h|hr|hrs|hour|hours"),
+        ("day", "day|days"),
+        ("week", "week|weeks"),
+        ("year", "year|years"),
+        ("L", "L|l|liter|liters"),
+        ("mL", "mL|ml|milliliter|milliliters"),
+        ("$", "dollar|dollars|USD"),
+        ("cent", "cent|cents"),
+    )
+}
+_UNIT_OF = {name: canonical for canonical, names in _UNITS.items() for name in names}
+
+
+def normalise(text: str) -> str:
+    r"""An answer without what never matters: delimiters, `\text`, sizes, outer braces, spacing."""
+    text = clean(text)
+    if "\\" in text:
+        text = _DEGREE.sub("°", _TEXT.sub(r" \1 ", text))
+        text = text.replace("\\%", "%").replace("\\$", "$").replace("\\!", "")
+        text = re.sub(r"\\frac ?([0-9]) ?([0-9])", r"\\frac{\1}{\2}", text)
+        text = re.sub(r"\\frac ?\{ ?([^{} ]+) ?\} ?\{ ?([^{} ]+) ?\}", r"\\frac{\1}{\2}", text)
+    text = " ".join(text.split())
+    while text.startswith("{") and _closing(text) == len(text) - 1:
+        text = text[1:-1].strip()
+    return text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text
+
+
+def _closing(text: str) -> int:
+    """The index that closes the bracket at index 0, or -1."""
+    depth = 0
+    for index, char in enumerate(text):
+        if char in _OPEN:
+            depth += 1
+        elif char in _CLOSE:
+            depth -= 1
+            if depth == 0:
+                return index
+    return -1
+
+
+def quantity(text: str) -> tuple[Fraction | None, str]:
+    """(exact value, unit) of a normalised answer; (None, "") if it is not a number and a unit."""
+    value = _value(text)
+    if value is not None:
+        return value, "$" if text.startswith("$") else ""
+    if text.startswith("$"):
+        text = text[1:].strip()
+    match = _UNIT.fullmatch(text)
+    if match:
+        value = _value(match[1].strip())
+        name = match[2].strip().rstrip(".")
+        if value is not None:
+            return value, _UNIT_OF.get(name, name if len(name) > 1 else "?" + name)
+    return None, ""
+
+
+def _value(text: str) -> Fraction | None:
+    value = number(text)
+    if value is None and (match := _MIXED.fullmatch(text)):
+        sign, whole, top, bottom = (part for part in match.groups() if part is not None)
+        if max(len(whole), len(top), len(bottom)) < 50 and int(bottom):
+            value = int(whole) + Fraction(int(top), int(bottom))
+            value = -value if sign else value
+    return value
+
+
+def split_top(text: str) -> list[str]:
+    """The parts of a comma, `and` or `or` list, brackets respected."""
+    parts: list[str] = []
+    depth, start = 0, 0
+    marks = sorted([(m.start(), m.end()) for m in _SEPARATOR.finditer(text)])
+    position = 0
+    for index, char in enumerate(text):
+        while position < len(marks) and marks[position][0] < index:
+            position += 1
+        if char in _OPEN:
+            depth += 1
+        elif char in _CLOSE:
+            depth -= 1
+        if depth == 0 and position < len(marks) and marks[position][0] == index:
+            parts.append(text[start:index].strip())
+            start = marks[position][1]
+    parts.append(text[start:].strip())
+    return [part for part in parts if part]
+
+
+def structure(text: str) -> tuple[str, list[str]]:
+    r"""(brackets, elements): ("\{\}", …) a set, ("(]", …) an interval or tuple, ("", …) a list."""
+    inner = text
+    if text.startswith("\\{") and text.endswith("\\}"):
+        return "\\{\\}", split_top(text[2:-2])
+    if text and text[0] in "([" and _closing(text) == len(text) - 1:
+        inner = text[1:-1]
+        parts = split_top(inner)
+        if len(parts) > 1:
+            return text[0] + text[-1], parts
+    if _DECIMAL_COMMA.fullmatch(text):
+        return "", [text]
+    return "", split_top(text)
+
+
+def compare(answer: str, gold: str, tolerance: float = 0.0) -> bool | None:
+    """True: the same. False: different, whatever algebra says. None: algebra has to decide."""
+    return _compare(normalise(answer), normalise(gold), tolerance, 0)
+
+
+def _compare(answer: str, gold: str, tolerance: float, depth: int) -> bool | None:
+    if answer == gold:
+        return True
+    if not answer or not gold or depth > 8:
+        return None
+    value, unit = quantity(answer)
+    target, gold_unit = quantity(gold)
+    if value is not None and target is not None:
+        return _same_quantity(value, unit, target, gold_unit, tolerance if "." in gold else 0.0)
+    base, gold_base = _BASE.fullmatch(answer), _BASE.fullmatch(gold)
+    if base or gold_base:
+        if base and gold_base:
+            return base.groups() == gold_base.groups()
+        if (value if gold_base else target) is not None:
+            return False
+    if _UNEVALUATED.search(answer) and not _UNEVALUATED.search(gold):
+        return False
+    name, gold_name = _ASSIGN.fullmatch(answer), _ASSIGN.fullmatch(gold)
+    if name and gold_name and "=" not in name[2] + gold_name[2]:
+        if name[1] == gold_name[1]:
+            return _compare(name[2].strip(), gold_name[2].strip(), tolerance, depth + 1)
+        return None
+    if gold_name and target is None and not name and "=" not in answer:
+        return _only_true(_compare(answer, gold_name[2].strip(), tolerance, depth + 1))
+    if name and not gold_name and "=" not in gold:
+        return _only_true(_compare(name[2].strip(), gold, tolerance, depth + 1))
+    return _compare_structures(answer, gold, tolerance, depth)
+
+
+def _only_true(verdict: bool | None) -> bool | None:
+    """A match decides; a mismatch of a rewritten form does not."""
+    return True if verdict else None
+
+
+def _compare_structures(answer: str, gold: str, tolerance: float, depth: int) -> bool | None:
+    kind, parts = structure(answer)
+    gold_kind, gold_parts = structure(gold)
+    if len(parts) < 2 and len(gold_parts) < 2 and not (kind and gold_kind):
+        return None
+    sets = ("\\{\\}", "")
+    unordered = kind in sets and gold_kind in sets
+    if kind != gold_kind and not unordered:
+        both_paired = len(kind) == len(gold_kind) == 2 and len(parts) == len(gold_parts) == 2
+        return False if both_paired else None
+    if len(parts) != len(gold_parts):
+        plain = all(_value(part) is not None for part in parts + gold_parts)
+        return False if plain and not any(map(_DECIMAL_COMMA.fullmatch, (answer, gold))) else None
+    if len(parts) > 32:
+        return None
+    if not unordered:
+        verdicts = [
+            _compare(a, g, tolerance, depth + 1) for a, g in zip(parts, gold_parts, strict=True)
+        ]
+        return False if False in verdicts else None if None in verdicts else True
+    left = list(parts)
+    unknown = False
+    for wanted in gold_parts:
+        verdicts = [_compare(part, wanted, tolerance, depth + 1) for part in left]
+        if True in verdicts:
+            left.pop(verdicts.index(True))
+        elif None in verdicts:
+            unknown = True
+        elif len(verdicts) == len(parts):
+            return False
+        else:
+            unknown = unknown or None in verdicts
+            if not unknown:
+                return False
+    return None if unknown else True
+
+
+def _same_quantity(
+    value: Fraction, unit: str, target: Fraction, gold_unit: str, tolerance: float
+) -> bool:
+    def close(a: Fraction, b: Fraction) -> bool:
+        return a == b or (tolerance > 0 and abs(a - b) <= Fraction(tolerance) * abs(b))
+
+    if close(value, target):
+        known = unit in _UNITS and gold_unit in _UNITS
+        return unit == gold_unit or not known
+    # 28% is 0.28; but a bare 28 is not
+    if gold_unit == "%" and not unit:
+        return close(value * 100, target)
+    if unit == "%" and not gold_unit:
+        return close(value, target * 100)
+    return False

@@ -27,6 +27,8 @@ CURVES = {
     "frac_reward_zero_std": "groups without signal",
 }
 
+SHARES = ("accuracy", "frac_reward_zero_std")  # drawn from 0 to 1
+
 
 def main() -> None:
     """Command line."""
@@ -105,7 +107,7 @@ def draw(runs: list[dict[str, Any]], name: str, path: Path) -> None:
         axis.set_title(CURVES[key], fontsize=10)
         axis.set_xlabel("step", fontsize=9)
         axis.grid(alpha=0.3)
-        if key != "completions/mean_length":
+        if key in SHARES:
             axis.set_ylim(-0.03, 1.03)
     seeds = ", ".join(str(run["seed"]) for run in runs)
     figure.suptitle(f"{name}, seeds {seeds}", fontsize=11)

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"grpo: error: {error}", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt as interrupt:
-        print(f"\ngrpo: {interrupt or 'interrupted'}", file=sys.stderr)
+        print(f"\ngrpo: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) went away. Python would complain again while flushing at exit.

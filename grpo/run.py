@@ -87,7 +87,7 @@ def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]
                     path = summaries[path.removeprefix("stage:")]["model"]
                 summary = rl.run(stage, recipe.run, place, path, console)
         except KeyboardInterrupt:
-            console.print(f"\nstopped; continue with: grpo train --resume {folder}", markup=False)
+            console.print(f"continue with: grpo train --resume {folder}", markup=False)
             raise
         summaries[stage.name] = {"recipe": recipe.name, "seed": recipe.run.seed, **summary}
         write_json(done, summaries[stage.name])

@@ -81,7 +81,7 @@ def run(
             if due or last or stop():
                 _save(folder, step, parts, sampler, log, settings, evaluations, seconds)
             if stop() and not last:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"interrupted; saved at step {step}")
         measure("after")
     _save_model(folder / "model", parts, sampler)
     summary = _summary(folder, stage, evaluations, seconds, step, settings.seed)

@@ -99,6 +99,7 @@ def _run(source: str, name: str, namespace: dict[str, Any]) -> None:
 
 def serve_candidate(channel: socket.socket) -> None:
     """Load the code, then answer calls until the channel closes."""
+    wire.send(channel, {"confined": True})  # before any text runs: nothing can forge it
     given = wire.receive(channel)
     namespace: dict[str, Any] = {"__name__": "candidate", "__builtins__": builtins}
     objects: list[Any] = []
@@ -158,15 +159,23 @@ class CandidateError(Exception):
 class Remote:
     """The tests' view of something in the candidate: it can be called, and iterated if it is an
     iterator. It has no truth value, equals nothing and compares with nothing: all of these raise.
+
+    `methods` may be called on names (`Solution`, a module) and on what a class (a capitalised
+    name) made, not on what a function returned: that has to be plain data.
     """
 
-    def __init__(self, ask: Callable[[dict[str, Any]], Any], target: list[Any]) -> None:
+    def __init__(
+        self, ask: Callable[[dict[str, Any]], Any], target: list[Any], methods: bool = False
+    ) -> None:
         self.__dict__["_Remote__ask"] = ask
         self.__dict__["_Remote__target"] = target
+        self.__dict__["_Remote__methods"] = methods
 
     def __getattr__(self, name: str) -> Remote:
         if name.startswith("__"):
             raise AttributeError(name)
+        if not self.__methods:
+            self.__refuse()
         return Remote(self.__ask, [*self.__target, name])
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -208,18 +217,26 @@ def _asker(channel: socket.socket, namespace: dict[str, Any]) -> Callable[[dict[
             raise CandidateError("malformed answer")
         answer = cast("dict[str, Any]", answer)
         if "returned" in answer:
-            return wire.unpack(answer["returned"], remote, namespace)
+            root, *path = request["target"]
+            made = isinstance(root, str) and not path and root[:1].isupper()
+            return wire.unpack(answer["returned"], instance if made else remote, namespace)
         if "stopped" in answer:
             if request["do"] == "next":
                 raise StopIteration
             raise CandidateError("malformed answer")
-        name, text = answer["raised"]
+        try:
+            name, text = map(str, answer["raised"])
+        except (LookupError, TypeError, ValueError) as error:
+            raise CandidateError("malformed answer") from error
         if name in _PASSED_ON:
             raise getattr(builtins, name)(text)
         raise CandidateError(f"{name}: {text}")
 
     def remote(body: Any) -> Remote:
         return Remote(ask, [int(body[0])])
+
+    def instance(body: Any) -> Remote:
+        return Remote(ask, [int(body[0])], methods=True)
 
     return ask
 
@@ -238,20 +255,22 @@ def run_tests(verdict: socket.socket, candidate: socket.socket) -> None:
         parts = [ast.parse(source) for source in given["parts"]]
         for name in {name for part in parts for name in _free_names(part)}:
             if name not in namespace and not hasattr(builtins, name):
-                namespace[name] = Remote(ask, [name])
+                namespace[name] = Remote(ask, [name], methods=True)
         if given["entry"]:
             namespace[given["entry"]] = Remote(ask, [given["entry"]])
     except BaseException as error:
         wire.send(verdict, {"broken": "{}: {}".format(*_describe(error))})
         return
     outcomes: list[str | None] = []  # None: passed; else why not
+    first = wire.receive(candidate)
+    if "confined" not in first:
+        wire.send(verdict, {"unconfined": str(first)[:200]})
+        return
     try:
         loaded = wire.receive(candidate)
-        error = loaded.get("raised")
-        if not error and "loaded" not in loaded:
-            wire.send(verdict, {"unconfined": "the candidate could not be confined"})
-            return
-    except (EOFError, OSError, wire.WireError):
+        error = None if loaded == {"loaded": True} else loaded["raised"]
+        error = error and (str(error[0]), str(error[1]))
+    except (EOFError, OSError, wire.WireError, LookupError, TypeError):
         error = ("CandidateError", "the candidate ended while it was loaded")
     if error:
         failed = {"passed": 0, "total": max(1, len(parts)), "detail": f"{error[0]}: {error[1]}"}

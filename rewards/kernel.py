@@ -8,6 +8,7 @@ References: landlock(7), seccomp(2), user_namespaces(7), and the kernel's syscal
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -21,7 +22,8 @@ CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 CLONE_THREAD = 0x00010000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
-_PR_CAPBSET_DROP = 24
+_PR_CAPBSET_DROP, _PR_SET_KEEPCAPS = 24, 8
+CAP_DAC_READ_SEARCH = 1 << 2
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = (
     0x1,
     0x2,
@@ -78,23 +80,35 @@ def address_space() -> int:
         return int(statm.read().split()[0]) * resource.getpagesize()
 
 
-def drop_user(uid: int) -> None:
-    """Become `uid` with no groups, for good. Only root can."""
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+def become(uid: int, capabilities: int = 0) -> None:
+    """Become `uid` with no groups and only these capabilities (a bit mask), for good.
 
-
-def drop_capabilities() -> None:
-    """Clear every capability set, the bounding set included."""
+    Only root can become someone else; with its own uid a process only drops its capabilities.
+    """
     for capability in range(64):
         try:
             prctl(_PR_CAPBSET_DROP, capability)
         except OSError:
             break  # past the last capability, or not allowed to (then there is none to drop)
+    if uid != os.getuid():
+        prctl(_PR_SET_KEEPCAPS, 1)
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
     header = ctypes.create_string_buffer(struct.pack("=Ii", 0x20080522, 0))
-    sets = ctypes.create_string_buffer(24)
+    sets = ctypes.create_string_buffer(struct.pack("=6I", capabilities, capabilities, 0, 0, 0, 0))
     _checked(_libc.capset(header, sets), "capset")
+
+
+def tasks_of(uid: int) -> int:
+    """Threads that a user runs now: RLIMIT_NPROC counts them all."""
+    count = 0
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{entry}").st_uid == uid:
+                    count += len(os.listdir(f"/proc/{entry}/task"))
+    return count
 
 
 # Landlock (since ABI 1; later ABIs add rights, network and scopes).

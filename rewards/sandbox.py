@@ -99,9 +99,6 @@ class Sandbox:
     def __init__(self, tier: str, preload: Sequence[str] = PRELOAD) -> None:
         self.tier = tier
         self.layers = LAYERS[tier]
-        root = os.geteuid() == 0 and tier in ("landlock", "landlock+namespaces", "namespaces")
-        if root and ("namespaces" in self.layers or _world_readable(os.__file__)):
-            self.layers = (*self.layers, "user")
         self.preload = tuple(preload)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
@@ -242,18 +239,6 @@ def _forget_all() -> None:
 
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_forget_all)
-
-
-def _world_readable(path: str) -> bool:
-    """Whether a user without any rights can reach a file (a Python below /root is out of reach)."""
-    folder = os.path.dirname(os.path.realpath(path))
-    while True:
-        if not os.stat(folder).st_mode & 0o001:
-            return False
-        parent = os.path.dirname(folder)
-        if parent == folder:
-            return True
-        folder = parent
 
 
 @cache

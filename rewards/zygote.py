@@ -153,19 +153,31 @@ def confine(limits: dict[str, Any], config: dict[str, Any]) -> None:
     kernel.limit("NOFILE", limits["files"])
     kernel.limit("CPU", limits["cpu"])
     kernel.limit("STACK", 64 << 20)
-    if "user" in layers:
-        kernel.limit("NPROC", limits["tasks"])
-        kernel.drop_user(GUEST_USER + os.getpid())
-    elif "namespaces" in layers:
-        kernel.limit("NPROC", limits["tasks"])
+    if "unsafe" not in layers:
+        _become_nobody(limits["tasks"], layers)
     if sys.platform == "linux":
         kernel.die_with_parent()
     if "unsafe" in layers:
         return
-    kernel.drop_capabilities()
     kernel.no_new_privileges()
     kernel.not_dumpable()
     if "landlock" in layers:
         kernel.landlock(config["readable"])
     if "seccomp" in layers:
         kernel.seccomp(os.getpid())
+
+
+def _become_nobody(tasks: int, layers: Sequence[str]) -> None:
+    """Root becomes a user that nobody else is; everyone loses capabilities and gets a task limit.
+
+    Without namespaces a Python below /root would be out of that user's reach, so the right to read
+    stays: Landlock allows no more than the library anyway.
+    """
+    uid = os.getuid()
+    if uid == 0 and "bubblewrap" not in layers:
+        kernel.limit("NPROC", tasks)
+        reading = 0 if "namespaces" in layers else kernel.CAP_DAC_READ_SEARCH
+        kernel.become(GUEST_USER + os.getpid(), reading)
+        return
+    kernel.limit("NPROC", tasks if "namespaces" in layers else kernel.tasks_of(uid) + tasks)
+    kernel.become(uid)

@@ -7,6 +7,7 @@ else is a bug and keeps its traceback. Ctrl-C ends with 130.
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from grpo.errors import GrpoError, RecipeError
 USAGE = 2
 INTERRUPTED = 130
 PIPE_CLOSED = 141
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # the disk, not a bug
 
 OVERRIDES = "settings such as run.seed=7 or rollout.num_generations=16 (values are YAML)"
 RECIPE = "path of a recipe, or the bare name of a shipped one"
@@ -94,13 +96,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GrpoError as error:
         print(f"grpo: error: {error}", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt as interrupt:
-        print(f"\ngrpo: {str(interrupt) or 'interrupted'}", file=sys.stderr)
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) went away. Python would complain again while flushing at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        print(f"grpo: error: {error}; what was saved before is whole.", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt as interrupt:
+        print(f"\ngrpo: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

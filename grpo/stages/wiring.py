@@ -15,7 +15,7 @@ from grpo.advantage import ADVANTAGES
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder
-from grpo.errors import RunError
+from grpo.errors import RecipeError, RunError
 from grpo.learner import TorchLearner
 from grpo.loop import Parts
 from grpo.rewards import REWARDS
@@ -39,7 +39,7 @@ class Sampler:
 
 def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
     """Tokenizer, tasks, prompts, engine and held-out evaluation of a stage, around one model."""
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    tokenizer = _pretrained(AutoTokenizer, model_path)
     source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
     template = PromptTemplate(
         stage.data.template,
@@ -52,7 +52,7 @@ def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
     )
     dtype = getattr(torch, stage.rollout.dtype or stage.model.dtype)
     engine = plugins.find("engine", stage.rollout.engine, ENGINES)(
-        AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype),
+        _pretrained(AutoModelForCausalLM, model_path, dtype=dtype),
         tokenizer,
         version=Version(step=0, hash="as loaded"),
         max_rows=stage.rollout.max_rows,
@@ -112,6 +112,17 @@ def reward_set(specs: Sequence[RewardSpec]) -> RewardSet:
     return RewardSet(
         [(s.label or s.name, reward, s.weight) for s, reward in zip(specs, loaded, strict=True)]
     )
+
+
+def _pretrained(kind: Any, model_path: str, **options: Any) -> Any:
+    """`kind.from_pretrained`, with a sentence where there is no such model. Raises RecipeError."""
+    try:
+        return kind.from_pretrained(model_path, **options)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(
+            f"model.path = {model_path!r} could not be loaded, as a folder or from the hub: {reason}"
+        ) from error
 
 
 def _sampling(stage: RLStage, tokenizer: Any, model_path: str) -> Sampling:

@@ -11,11 +11,15 @@ from typing import Any
 
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.code import Code
+from grpo.rewards.combine import Gate, GroupNormalised
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.control import Random
 from grpo.rewards.countdown import Countdown
-from grpo.rewards.format import Format
+from grpo.rewards.format import Format, Tags
+from grpo.rewards.language import LanguageConsistency
+from grpo.rewards.length import CosineLength, SoftOverlong
 from grpo.rewards.math import Math
+from grpo.rewards.repetition import Repetition
 from grpo.rewards.score_file import score_file
 
 REWARDS: dict[str, Callable[..., Any]] = {
@@ -23,8 +27,15 @@ REWARDS: dict[str, Callable[..., Any]] = {
     "code": Code,
     "countdown": Countdown,
     "format": Format,
+    "gate": Gate,
+    "gdpo": GroupNormalised,
+    "language_consistency": LanguageConsistency,
+    "length_cosine": CosineLength,
     "math": Math,
     "random": Random,
+    "repetition": Repetition,
+    "soft_overlong": SoftOverlong,
+    "tags": Tags,
 }
 
 __all__ = ["REWARDS", "RewardSet", "score_file"]

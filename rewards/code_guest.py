@@ -194,7 +194,7 @@ class Remote:
         raise CandidateError("the candidate returned something that is not plain data")
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __refuse
-    __bool__ = __len__ = __hash__ = __contains__ = __getitem__ = __refuse  # type: ignore[assignment]
+    __bool__ = __hash__ = __contains__ = __refuse  # type: ignore[assignment]
 
 
 def _own_object(value: Any) -> Any:

@@ -17,9 +17,9 @@ import numpy as np
 
 from grpo.errors import RewardError
 from grpo.rewards.calling import as_scores, invoke, named
+from grpo.rewards.combine import UNUSABLE
 from grpo.types import Completion, Message, Metrics, Prompt, Score, Verifier
 
-UNUSABLE = ("unparseable_gold", "grader_error")
 _OWN = ("prompt", "completion", "completion_ids", "prompts", "completions")
 
 

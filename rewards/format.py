@@ -8,7 +8,9 @@ completion that rewards see, so it counts as present.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from grpo.rewards.graded import GradedReward
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 
@@ -41,3 +43,17 @@ class Format(VerifierReward):
         if fault is None:
             return Score(value=1.0, status="correct")
         return Score(value=0.0, status="wrong", detail=fault)
+
+
+class Tags(GradedReward):
+    """The share of the four tags that are written exactly once: a gentler start than `format`.
+
+    It pays for tags alone, so it wants a gate or a small weight once the format is learned.
+    """
+
+    name = "tags"
+
+    def grade(self, text: str, ids: Sequence[int] | None, task: Task) -> Score:
+        """scored: 0, 0.25, 0.5, 0.75 or 1."""
+        once = sum(text.count(tag) == 1 for tag in _EXPECTED)
+        return Score(value=once / 4, status="scored", detail=f"{once} of 4 tags")

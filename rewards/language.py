@@ -1,0 +1,120 @@
+"""Language consistency: the share of the thought that is written in the target language.
+
+R1's language reward (2501.12948, section 2.3.2) with the parts that are not language taken out:
+code, LaTeX, URLs, numerals and single letters. A word counts by its Unicode script, and in Han,
+Kana and Hangul every character is a word. Scripts cannot tell English from French: `identify` adds
+an identifier (py3langid) for that, within one script only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from grpo.errors import PluginError, RewardError, unknown_name
+from grpo.rewards.extract import split_thought
+from grpo.rewards.graded import GradedReward
+from grpo.types import Score, Task
+
+_LATIN = "en fr de es it pt nl pl cs sv da fi no ro hu tr vi id"
+_CYRILLIC = "ru uk bg sr"
+_SCRIPTS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_LATIN.split(), ("LATIN",)),
+    **dict.fromkeys(_CYRILLIC.split(), ("CYRILLIC",)),
+    "zh": ("CJK",),
+    "ja": ("CJK", "HIRAGANA", "KATAKANA"),
+    "ko": ("HANGUL",),
+    "ar": ("ARABIC",),
+    "fa": ("ARABIC",),
+    "he": ("HEBREW",),
+    "el": ("GREEK",),
+    "hi": ("DEVANAGARI",),
+    "th": ("THAI",),
+}
+_BY_CHARACTER = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL")
+_NOT_LANGUAGE = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$[^$]*\$\$|\$[^$\n]*\$|\\\([^\n]*?\\\)|\\\[.*?\\\]"
+    r"|https?://\S+|\\[A-Za-z]+|</?\w+>",
+    re.DOTALL,
+)
+
+
+@lru_cache(maxsize=1 << 16)
+def script_of(char: str) -> str:
+    """The Unicode script of a letter ("LATIN", "CJK", …), "" for anything else."""
+    if not char.isalpha():
+        return ""
+    first = unicodedata.name(char, "").split(" ")[0].removesuffix("-JAMO")
+    return {"IDEOGRAPHIC": "CJK", "FULLWIDTH": "LATIN", "HALFWIDTH": "KATAKANA"}.get(first, first)
+
+
+def words_by_script(text: str) -> Counter[str]:
+    """Number of words per script after everything that is not language is taken out."""
+    found: Counter[str] = Counter()
+    script, length = "", 0
+    for char in _NOT_LANGUAGE.sub(" ", text) + " ":
+        # Marks (accents, vowel signs) belong to the word they stand in.
+        here = script if script and unicodedata.combining(char) else script_of(char)
+        if here != script or here in _BY_CHARACTER:
+            if script and (length > 1 or script in _BY_CHARACTER):
+                found[script] += 1
+            script, length = here, 0
+        length += 1
+    return found
+
+
+class LanguageConsistency(GradedReward):
+    """Words of the thought in the target language / words of the thought, in [0, 1].
+
+    language: ISO 639-1 code; a row's `language` column overrides it. An empty thought is 0; one
+    with fewer than min_words words of any language is not_applicable. Without a `</think>` the
+    whole completion is taken.
+    """
+
+    name = "language_consistency"
+
+    def __init__(self, language: str = "en", min_words: int = 3, identify: bool = False) -> None:
+        if language not in _SCRIPTS:
+            raise PluginError(unknown_name("language", language, _SCRIPTS))
+        self.language = language
+        self.min_words = min_words
+        self.identify = identify
+
+    def grade(self, text: str, ids: Sequence[int] | None, task: Task) -> Score:
+        """scored, not_applicable (too little text) or unparseable_gold (unknown language)."""
+        language = str(task.columns.get("language") or self.language)
+        if language not in _SCRIPTS:
+            return Score(value=None, status="unparseable_gold", detail=f"language {language!r}")
+        thought, answer = split_thought(text)
+        if answer is not None and "</think>" not in text:
+            thought = answer
+        thought = thought.replace("<think>", " ")
+        if not thought.strip():
+            return Score(value=0.0, status="scored", detail="empty thought")
+        words = words_by_script(thought)
+        total = sum(words.values())
+        if total < self.min_words:
+            return Score(value=None, status="not_applicable", detail=f"{total} words")
+        share = sum(words[script] for script in _SCRIPTS[language]) / total
+        if self.identify and share > 0:
+            named = identified(thought, language)
+            if named != language:
+                return Score(value=0.0, status="scored", detail=f"identified as {named}")
+        return Score(value=share, status="scored", detail=f"{share:.0%} of {total} words")
+
+
+def identified(text: str, language: str) -> str:
+    """The most likely language among those written in the same script as `language`."""
+    try:
+        langid: Any = importlib.import_module("py3langid.langid")
+    except ImportError as error:
+        raise RewardError("language_consistency: identify needs `pip install py3langid`") from error
+    peers = [name for name, scripts in _SCRIPTS.items() if scripts == _SCRIPTS[language]]
+    identifier = langid.LanguageIdentifier.from_pickled_model(langid.MODEL_FILE)
+    identifier.set_languages(peers)
+    return str(identifier.classify(_NOT_LANGUAGE.sub(" ", text))[0])

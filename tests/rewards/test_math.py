@@ -1,0 +1,179 @@
+"""math: what text decides, what algebra decides, and that nothing hangs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo.rewards.latex import compare
+from grpo.rewards.math import Math, joined_boxes
+from grpo.types import Task
+
+
+@pytest.fixture(scope="module")
+def math():
+    reward = Math(workers=1, timeout=1.0)
+    yield reward
+    reward.close()
+
+
+def task(gold):
+    return Task(uid="t", prompt="q", answer=gold)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "same"),
+    [
+        ("5 km", "5 m", False),
+        ("5 km", "5", True),
+        (r"5\text{ cm}", "5 centimeters", True),
+        ("101_2", "101", False),
+        ("101_2", "101_{2}", True),
+        ("101_2", "101_3", False),
+        (r"\{1,1,2\}", r"\{1,2\}", False),
+        (r"\{2,1\}", r"\{1, 2\}", True),
+        ("(2,1)", "(1,2)", False),
+        (r"\left(1, 2\right)", "(1,2)", True),
+        ("(1,2]", "[1,2)", False),
+        ("0.0000004", "0.0000001", False),
+        ("1728", "1331 and 1728", False),
+        ("1728 and 1331", r"1331\text{ and }1728", True),
+        (r"\int_0^5 1dx", "5", False),
+        (r"1\frac{1}{2}", "1.5", True),
+        ("-1 1/2", r"-\frac32", True),
+        ("28", r"28\%", True),
+        ("0.28", r"28\%", True),
+        ("28", "0.28", False),
+        (r"90^\circ", "90", True),
+        (r"\$1,000", "1000", True),
+        ("x = 5", "5", True),
+        ("x = 5", "x=6", False),
+        ("1/3", "0.333333", True),  # the gold is a decimal
+        ("0.333333", "1/3", False),
+        (r"\text{Evelyn}", "Evelyn", True),
+        ("2x", "x+x", None),
+        (r"\sqrt{2}", r"\sqrt 2", None),
+    ],
+)
+def test_text_decides_or_says_that_it_cannot(answer, gold, same):
+    assert compare(answer, gold, tolerance=1e-5) is same
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "value"),
+    [
+        ("2x", "x+x", 1.0),
+        (r"2+\sqrt{3}", r"\sqrt 3+2", 1.0),
+        ("8n^2+4n+1", "1", 0.0),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", 1.0),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}", 0.0),
+        (r"(-\infty, 3) \cup (5, \infty)", r"(-\infty,3)\cup(5,\infty)", 1.0),
+        ("x^2 + y^2 = 1", "y^2+x^2=1", 1.0),
+        ("The answer is $5$.", "5", 1.0),
+        ("1,22", "1.22", 1.0),
+        ("12:00", "1:00", 0.0),
+    ],
+)
+def test_algebra_decides_the_rest(math, answer, gold, value):
+    assert math.verify(f"<think>t</think><answer>{answer}</answer>", task(gold)).value == value
+
+
+@pytest.mark.parametrize(
+    ("text", "policy", "answer"),
+    [
+        (r"\boxed{1} and \boxed{2}", "join", "1, 2"),
+        (r"$\boxed{1}$, $\boxed{2}$, or $\boxed{3}$", "join", "1, 2, 3"),
+        (r"First \boxed{1}. Then \boxed{2}", "join", "2"),
+        (r"\boxed{1}. \boxed{2}", "join", "2"),
+        (r"\boxed{0.5} or \boxed{\frac12}", "join", "0.5"),
+        (r"\boxed{1} and \boxed{2}", "last", "2"),
+        (r"\boxed{1} and \boxed{2}", "zero", None),
+        (r"\boxed{2} so \boxed{2}", "zero", "2"),
+        ("none", "join", ""),
+    ],
+)
+def test_several_boxes_follow_the_policy(text, policy, answer):
+    assert joined_boxes(text, policy) == answer
+
+
+def test_statuses(math):
+    def status(completion, gold):
+        score = math.verify(completion, task(gold))
+        return score.value, score.status
+
+    assert status(r"\boxed{x}", "") == (None, "unparseable_gold")
+    assert status("x", "y+1") == (0.0, "unparseable_answer")
+    assert status(r"<think>\boxed{4}", "4") == (0.0, "unparseable_answer")
+    assert status(r"\boxed{" + "(" * 99 + ")" * 99 + "}", "x+1") == (0.0, "limit")
+    assert status(r"\boxed{" + "9" * 300 + "}", "x+1") == (0.0, "limit")
+    assert status(r"\boxed{4}", "so 2+2 = 4\n#### 4") == (1.0, "correct")
+    assert status(r"\boxed{4}", r"we get $\boxed{4}$.") == (1.0, "correct")
+
+
+HANGS = ["10^{10^{10}}", "99999999!", "(a+b+c+d+e)^{200}", "9^{9^{9^9}}"]
+
+
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("where", ["main", "thread", "asyncio"])
+def test_hangs_end_at_the_deadline_and_block_nothing(math, where):
+    math.verify(r"\boxed{2x}", task("x+x"))  # the worker is up
+    ticks = []
+
+    def run(answer):
+        math._algebra.cache_clear()
+        start = time.monotonic()
+        score = math.verify(rf"\boxed{{{answer}}}", task("x+1"))
+        return score, time.monotonic() - start
+
+    async def beside():
+        found = asyncio.ensure_future(math.pool.run(run, HANGS[0]))
+        while not found.done():
+            ticks.append(time.monotonic())
+            await asyncio.sleep(0.02)
+        return await found
+
+    results = []
+    if where == "main":
+        results = [run(answer) for answer in HANGS[:2]]
+    elif where == "thread":
+        thread = threading.Thread(target=lambda: results.append(run(HANGS[2])))
+        thread.start()
+        thread.join()
+    else:
+        results.append(asyncio.run(beside()))
+        gaps = [b - a for a, b in itertools.pairwise(ticks)]
+        assert max(gaps) < 0.5
+    for score, seconds in results:
+        assert (score.value, score.status) in [(0.0, "timeout"), (0.0, "limit")]
+        assert seconds <= 1.5
+    assert math.verify(r"\boxed{2y}", task("y+y")).value == 1.0  # a new worker serves
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=80))
+def test_no_text_makes_it_raise(math, text):
+    for completion in (text, rf"\boxed{{{text}}}", f"<answer>{text}</answer>"):
+        assert math.verify(completion, task("2")).value in (0.0, 1.0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(-999, 999), st.integers(1, 99))
+def test_spelling_never_changes_a_verdict(top, bottom):
+    fraction = rf"\frac{{{top}}}{{{bottom}}}"
+    for spelled in (
+        rf"\dfrac{{{top}}}{{{bottom}}}",
+        rf"\left( {fraction} \right)",
+        f"$ {fraction} $",
+        f"{top}/{bottom}",
+        f"{fraction}.",
+    ):
+        verdict = compare(spelled, fraction)
+        assert verdict or (verdict is None and "left" in spelled)
+        assert compare(spelled, rf"\frac{{{top + 1}}}{{{bottom}}}") in (False, None)
+    assert compare(fraction, fraction) is True

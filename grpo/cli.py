@@ -66,6 +66,15 @@ def parser() -> argparse.ArgumentParser:
         "--args", nargs="+", default=[], metavar="key=value", help="arguments of the reward"
     )
 
+    verb = add("check", _check, "try a recipe's verifiers on its own gold answers")
+    verb.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
+    verb.add_argument(
+        "--limit", type=_count, default=10_000, metavar="N", help="tasks of each split (10000)"
+    )
+
+    add("doctor", _doctor, "print which sandbox confines model code on this machine")
+
     verb = add("plan", _plan, "print what a recipe will do, without doing it")
     verb.add_argument("recipe", metavar="RECIPE", help=RECIPE)
     verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
@@ -191,6 +200,21 @@ def _score(arguments: argparse.Namespace) -> int:
     start = "\r" if live else ""
     print(f"{start}{sum(counts.values())} rows: {mean} ({statuses})", file=sys.stderr)
     return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from grpo import config
+
+    recipe = config.load(arguments.recipe, arguments.overrides)
+    from grpo.check import check_recipe
+
+    return 0 if check_recipe(recipe, arguments.limit) else 1
+
+
+def _doctor(_arguments: argparse.Namespace) -> int:
+    from grpo.check import print_doctor
+
+    return 0 if print_doctor() else 1
 
 
 def _plan(arguments: argparse.Namespace) -> int:

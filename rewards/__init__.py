@@ -11,7 +11,7 @@ from typing import Any
 
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.code import Code
-from grpo.rewards.combine import Gate, GroupNormalised
+from grpo.rewards.combine import Gate, GroupNormalized
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.control import Random
 from grpo.rewards.countdown import Countdown
@@ -28,7 +28,7 @@ REWARDS: dict[str, Callable[..., Any]] = {
     "countdown": Countdown,
     "format": Format,
     "gate": Gate,
-    "gdpo": GroupNormalised,
+    "gdpo": GroupNormalized,
     "language_consistency": LanguageConsistency,
     "length_cosine": CosineLength,
     "math": Math,

@@ -1,4 +1,4 @@
-"""Rewards made of rewards: a gate, and GDPO's per-reward normalisation.
+"""Rewards made of rewards: a gate, and GDPO's per-reward normalization.
 
 Both are rewards themselves, so a recipe nests them through `args`, and TRL can call them.
 """
@@ -71,8 +71,8 @@ class Gate:
         _close(self.reward, self.verifier)
 
 
-class GroupNormalised:
-    """GDPO (2601.05242): each reward is normalised within its group before they are added.
+class GroupNormalized:
+    """GDPO (2601.05242): each reward is normalized within its group before they are added.
 
     With a plain sum, rewards of different spread drown one another and different mixes collapse to
     one total. (r - mean) / (std + 1e-4) per reward and group, weighed, then added. Use it with the
@@ -114,7 +114,7 @@ class GroupNormalised:
                     for row in run
                     if row not in unusable and (value := columns[name][row].value) is not None
                 }
-                for row, value in normalised(values).items():
+                for row, value in normalized(values).items():
                     totals[row].append(weight * value)
         scores: list[Score] = []
         for row in range(rows):
@@ -137,7 +137,7 @@ class GroupNormalised:
         _close(*(reward for _, reward, _ in self.rewards))
 
 
-def normalised(values: Mapping[int, float]) -> dict[int, float]:
+def normalized(values: Mapping[int, float]) -> dict[int, float]:
     """(value - mean) / (std + 1e-4), std with Bessel's correction as in TRL; 0 for a lone value."""
     count = len(values)
     if count < 2:

@@ -57,7 +57,7 @@ _UNITS = {
 _UNIT_OF = {name: canonical for canonical, names in _UNITS.items() for name in names}
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     r"""An answer without what never matters: delimiters, `\text`, sizes, outer braces, spacing."""
     text = clean(text)
     if "\\" in text:
@@ -85,7 +85,7 @@ def _closing(text: str) -> int:
 
 
 def quantity(text: str) -> tuple[Fraction | None, str]:
-    """(exact value, unit) of a normalised answer; (None, "") if it is not a number and a unit."""
+    """(exact value, unit) of a normalized answer; (None, "") if it is not a number and a unit."""
     value = _value(text)
     if value is not None:
         return value, "$" if text.startswith("$") else ""
@@ -147,7 +147,7 @@ def structure(text: str) -> tuple[str, list[str]]:
 
 def compare(answer: str, gold: str, tolerance: float = 0.0) -> bool | None:
     """True: the same. False: different, whatever algebra says. None: algebra has to decide."""
-    return _compare(normalise(answer), normalise(gold), tolerance, 0)
+    return _compare(normalize(answer), normalize(gold), tolerance, 0)
 
 
 def _compare(answer: str, gold: str, tolerance: float, depth: int) -> bool | None:

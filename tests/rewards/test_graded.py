@@ -1,4 +1,4 @@
-"""Graded rewards against hand-computed values and peers; gates and GDPO's normalisation."""
+"""Graded rewards against hand-computed values and peers; gates and GDPO's normalization."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from grpo.errors import PluginError
 from grpo.rewards import REWARDS
-from grpo.rewards.combine import Gate, GroupNormalised, normalised
+from grpo.rewards.combine import Gate, GroupNormalized, normalized
 from grpo.rewards.language import LanguageConsistency, words_by_script
 from grpo.rewards.length import CosineLength, SoftOverlong
 from grpo.rewards.repetition import Repetition, repeated_share
@@ -101,8 +101,8 @@ def test_a_gate_pays_the_bonus_only_where_the_answer_is_right():
     assert call(gate, good, answer="") == [None]
 
 
-def test_gdpo_normalises_each_reward_within_its_group():
-    reward = GroupNormalised(
+def test_gdpo_normalizes_each_reward_within_its_group():
+    reward = GroupNormalized(
         [{"name": "accuracy", "weight": 2.0}, {"name": "format", "weight": 1.0}]
     )
     prompts = ["a"] * 4 + ["b"] * 2
@@ -118,6 +118,6 @@ def test_gdpo_normalises_each_reward_within_its_group():
     unit = 0.5 / (math.sqrt(1 / 3) + 1e-4)  # of the values 1, 1, 0, 0
     expected = [3 * unit, -unit, unit, -3 * unit, 0.0, 0.0]
     assert got == pytest.approx(expected)
-    assert normalised({3: 7.0}) == {3: 0.0}
+    assert normalized({3: 7.0}) == {3: 0.0}
     with pytest.raises(PluginError):
-        GroupNormalised([])
+        GroupNormalized([])

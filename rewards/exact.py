@@ -11,9 +11,10 @@ from fractions import Fraction
 
 MAX_LENGTH = 4096  # characters; longer answers are compared as strings only
 MAX_DIGITS = 256  # digits of one number; int() of more is slow and never an answer
-_SPACING = re.compile(r"\\[,;:! ]|~|\\(?:quad|qquad|left|right|displaystyle)(?![A-Za-z])")
+_NO_SPACE = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})")
+_SPACING = re.compile(r"\\[,;: ]|~|\\(?:quad|qquad|left|right|displaystyle)(?![A-Za-z])")
 _SPACES = re.compile(r"\s+")
-_GROUPED = re.compile(r"[-+]?[0-9]{1,3}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]*)?")
+_GROUPED = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]*)?")
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 _RATIO = re.compile(r"([-+]?[0-9]+)/([0-9]+)")
 _FRAC = re.compile(r"([-+]?)\\[dtc]?frac(?:\{([-+]?[0-9]+)\}\{([-+]?[0-9]+)\}|([0-9])([0-9]))")
@@ -25,7 +26,7 @@ def clean(text: str) -> str:
     text = text.strip()
     if len(text) > MAX_LENGTH:
         return text
-    text = _SPACES.sub(" ", _SPACING.sub(" ", text)).strip()
+    text = _SPACES.sub(" ", _SPACING.sub(" ", _NO_SPACE.sub("", text))).strip()
     for opening, closing in _WRAPS:
         if (
             len(text) > len(opening) + len(closing)
@@ -46,7 +47,7 @@ def number(text: str) -> Fraction | None:
     if len(text) > 2 * MAX_DIGITS or not text:
         return None
     body = text.removeprefix("\\$").removeprefix("$").replace(" ", "")
-    if _GROUPED.fullmatch(body):
+    if _GROUPED.fullmatch(body) and ", " not in text:
         body = body.replace("{,}", "").replace(",", "")
     if _DECIMAL.fullmatch(body):
         # "1 234" is not one number: spaces may only surround the digits

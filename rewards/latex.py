@@ -23,6 +23,7 @@ _UNEVALUATED = re.compile(r"\\(?:i*int|oint|sum|prod|lim|limsup|liminf)(?![A-Za-
 _SEPARATOR = re.compile(r",|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _UNIT = re.compile(r"(.*?[0-9})%]) ?([A-Za-z°%][A-Za-z°. /]*(?:\^ ?\{?[0-9]\}?|[²³])?\.?)")
 _DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
+_LONG_DECIMAL = re.compile(r"\.[0-9]{12}")
 _OPEN, _CLOSE = "([{", ")]}"
 _UNITS = {
     canonical: names.split("|")
@@ -60,9 +61,11 @@ _UNIT_OF = {name: canonical for canonical, names in _UNITS.items() for name in n
 def normalize(text: str) -> str:
     r"""An answer without what never matters: delimiters, `\text`, sizes, outer braces, spacing."""
     text = clean(text)
+    if text.count("$") % 2 == 0:  # an odd one is a currency
+        text = text.replace("$", " ")
     if "\\" in text:
         text = _DEGREE.sub("°", _TEXT.sub(r" \1 ", text))
-        text = text.replace("\\%", "%").replace("\\$", "$").replace("\\!", "")
+        text = text.replace("\\%", "%").replace("\\$", "$")
         text = re.sub(r"\\frac ?([0-9]) ?([0-9])", r"\\frac{\1}{\2}", text)
         text = re.sub(r"\\frac ?\{ ?([^{} ]+) ?\} ?\{ ?([^{} ]+) ?\}", r"\\frac{\1}{\2}", text)
     text = " ".join(text.split())
@@ -158,7 +161,9 @@ def _compare(answer: str, gold: str, tolerance: float, depth: int) -> bool | Non
     value, unit = quantity(answer)
     target, gold_unit = quantity(gold)
     if value is not None and target is not None:
-        return _same_quantity(value, unit, target, gold_unit, tolerance if "." in gold else 0.0)
+        # A decimal of twelve places is a fraction printed by a program, not an approximation.
+        loose = tolerance if "." in gold else 1e-11 if _LONG_DECIMAL.search(answer) else 0.0
+        return _same_quantity(value, unit, target, gold_unit, loose)
     base, gold_base = _BASE.fullmatch(answer), _BASE.fullmatch(gold)
     if base or gold_base:
         if base and gold_base:

@@ -26,7 +26,13 @@ MAX_LENGTH = 4096  # characters of an answer
 MAX_NESTING = 64  # brackets
 MAX_DIGITS = 256  # of one number
 _LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
-_JOINER = re.compile(r"(?:\s|\$|,|\\[,;: ]|\\text\{|\}|\\quad|\\\(|\\\))*(?:and|or)?[\s\$,}\\()]*")
+# What may stand between boxes that are one answer: spacing and delimiters, commas, `and`, `or`, the
+# name of the next value ("y =") and one word for what the last one counted ("\boxed{1} cats and").
+_JOINER = re.compile(
+    r"(?: ?[a-z]{3,12}(?= (?:and|or) ))?"
+    r"(?:[\s$,;~}{&]|\\[,;:! ()\[\]]|\\q?quad(?![a-z])|\\(?:text|mathrm)\{|for part \([a-z]\)"
+    r"|(?:and|or)(?![A-Za-z])|[A-Za-z](?:_\{?\w\}?)? ?=)*"
+)
 BOXES = ("join", "last", "zero")
 
 

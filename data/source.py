@@ -106,7 +106,11 @@ class TaskOrder:
             raise DataError(f"the {split} split holds no tasks")
 
     def take(self, n: int) -> list[tuple[Task, int]]:
-        """The next `n` tasks, each with its visit: how often it was drawn before (the epoch)."""
+        """The next `n` tasks, each with its visit, which keeps the noise of repeated draws apart.
+
+        The visit counts how often the task was drawn before (the epoch). An endless source may
+        repeat a task at any time, so there it is the place in the order.
+        """
         drawn = [self._at(position) for position in range(self.position, self.position + n)]
         self.position += n
         return drawn
@@ -115,7 +119,7 @@ class TaskOrder:
         if self.size is None:
             # The seed picks a stretch of the endless stream, so that seeds see different tasks.
             start = stable_hash("order", self.seed, self.split) >> 16
-            return self.source.task(self.split, start + position), 0
+            return self.source.task(self.split, start + position), position
         epoch, index = divmod(position, self.size)
         shuffled = permuted(index, self.size, "order", self.seed, self.split, epoch)
         return self.source.task(self.split, shuffled), epoch

@@ -1,7 +1,7 @@
 """Every exception the toolkit raises on purpose.
 
     GrpoError
-    ├── RecipeError (ValueError)       a key, value or combination in a recipe or on the command line
+    ├── RecipeError (ValueError)       a key, value or combination in a recipe or an argument
     ├── PluginError (ValueError)       a plug-in name or path that does not lead to a callable
     ├── DataError (ValueError)         a row, column or file of tasks that cannot be used
     ├── RewardError (RuntimeError)     a reward raised, or returned something that is not a score

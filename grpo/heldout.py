@@ -25,6 +25,7 @@ from grpo.rollout.collect import collect
 from grpo.types import Completion, Engine, Prompt, Request, Sampling, Score, TaskSource
 
 HELDOUT_SPLIT = 1  # second number of a noise key; 0 is training
+BARREN = 10_000  # tasks of an endless source tried in a row before giving up on new ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +109,22 @@ class HeldOut:
 
 
 def prepare(source: TaskSource, template: PromptTemplate, num_tasks: int) -> list[Prompt]:
-    """The first `num_tasks` held-out tasks that fit, as prompts (fewer if there are fewer)."""
+    """The first `num_tasks` different held-out tasks that fit, as prompts; fewer if there are fewer.
+
+    An endless source repeats itself, and a task counted twice would not be two pieces of evidence.
+    """
     size = source.size("heldout")
     if size == 0:
         raise DataError("the data source has no held-out tasks to evaluate on")
     prompts: list[Prompt] = []
-    index = 0
-    while len(prompts) < num_tasks and (size is None or index < size):
-        prompt = template.render(source.task("heldout", index))
+    seen: set[str] = set()
+    index = barren = 0
+    while len(prompts) < num_tasks and (barren < BARREN if size is None else index < size):
+        task = source.task("heldout", index)
+        prompt = None if task.uid in seen else template.render(task)
         prompts += [] if prompt is None else [prompt]
-        index += 1
+        seen.add(task.uid)
+        index, barren = index + 1, barren + 1 if prompt is None else 0
     if not prompts:
         raise DataError("every held-out prompt is longer than data.max_prompt_length; raise it")
     return prompts
@@ -126,7 +133,8 @@ def prepare(source: TaskSource, template: PromptTemplate, num_tasks: int) -> lis
 def summarize(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) -> dict[str, Any]:
     """Figures of evaluation lines by `grpo.evaluate.summarize`, of `names[0]` at the top level.
 
-    With several rewards, `rewards` holds each one's greedy, pass1 and pass1_ci.
+    With several rewards, `rewards` holds each one's greedy, pass1 and pass1_ci (None for one that
+    scored nothing). Raises DataError if the first reward scored nothing.
     """
     sampled = [line for line in lines if line["mode"] == "sample"]
     places = list(dict.fromkeys(line["task"] for line in sampled))
@@ -140,12 +148,19 @@ def summarize(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) 
             seed=seed,
         )
         for name in names
+        if any(line["parts"][name] is not None for line in sampled)
     }
+    if names[0] not in per_name:
+        said = ", ".join(sorted({line["status"] for line in sampled}))
+        raise DataError(
+            f"reward {names[0]!r} scored no held-out completion (status: {said}), so there is no "
+            "accuracy to report; eval.rewards names the verifiers to evaluate with"
+        )
     clipped = float(np.mean([line["finish"] != "stop" for line in sampled]))
     summary = {**per_name[names[0]], "clipped_ratio": clipped}
     if len(names) > 1:
         shown = ("greedy", "pass1", "pass1_ci")
-        summary["rewards"] = {n: {key: per_name[n][key] for key in shown} for n in names}
+        summary["rewards"] = {n: {k: per_name.get(n, {}).get(k) for k in shown} for n in names}
     return summary
 
 

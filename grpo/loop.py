@@ -66,7 +66,7 @@ def train(parts: Parts, *, start: int, max_steps: int) -> Iterator[Step]:
 def train_step(parts: Parts, step: int) -> Step:
     """One step of GRPO: sample, score, compare within groups, learn, hand the weights over."""
     started = time.perf_counter()
-    drawn = draw(parts)
+    drawn, overlong = draw(parts)
     groups = sample_groups(parts, drawn)
     sampled = time.perf_counter()
 
@@ -94,14 +94,17 @@ def train_step(parts: Parts, step: int) -> Step:
         "time/weights": finished - trained,
     }
     names = [name for name, _, _ in parts.rewards.rewards]
-    metrics = rollout_metrics(groups, names) | group_metrics(groups) | dropped | learned | seconds
-    metrics["tokens_per_second"] = metrics["num_tokens"] / seconds["step_time"]
+    sampling = rollout_metrics(groups, names) | group_metrics(groups)
+    logged = parts.rewards.take_metrics()
+    metrics = logged | sampling | overlong | dropped | learned | seconds
+    metrics["tokens_per_second"] = metrics["completions/num_tokens"] / seconds["step_time"]
     return Step(step=step, groups=groups, advantages_P_G=advantages_P_G, metrics=metrics)
 
 
-def draw(parts: Parts) -> list[tuple[Prompt, int]]:
-    """The next prompts that fit, each with its visit number."""
+def draw(parts: Parts) -> tuple[list[tuple[Prompt, int]], Metrics]:
+    """The next prompts that fit, each with its visit number; how many were too long."""
     drawn: list[tuple[Prompt, int]] = []
+    before = dict(parts.template.counts)
     refused = 0
     while len(drawn) < parts.prompts_per_step:
         for task, visit in parts.tasks.take(parts.prompts_per_step - len(drawn)):
@@ -112,10 +115,11 @@ def draw(parts: Parts) -> list[tuple[Prompt, int]]:
                 drawn.append((prompt, visit))
         if refused > 1000 + 100 * parts.prompts_per_step:
             raise DataError(
-                f"{refused} prompts in a row are longer than data.max_prompt_length; raise it, "
+                f"{refused} prompts of one step are longer than data.max_prompt_length; raise it, "
                 "or set data.overlong=truncate"
             )
-    return drawn
+    now = parts.template.counts
+    return drawn, {f"prompts/{k}": float(now[k] - before[k]) for k in ("dropped", "truncated")}
 
 
 def sample_groups(parts: Parts, drawn: Sequence[tuple[Prompt, int]]) -> list[Group]:

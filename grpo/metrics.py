@@ -9,7 +9,6 @@ import numpy as np
 
 from grpo.types import Group, Metrics, Rollout
 
-
 # A candidate that gives no answer, hangs or bursts a limit did not solve the task.
 WRONG = ("wrong", "unparseable_answer", "timeout", "limit")
 
@@ -33,7 +32,7 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> Met
         "reward_std": _mean(np.array([v.std(ddof=1) for v in values_P if len(v) > 1])),
         "frac_unscored": 1 - len(values_N) / max(1, len(rollouts)),
         "num_completions": float(len(rollouts)),
-        "num_tokens": float(lengths_N.sum()),
+        "completions/num_tokens": float(lengths_N.sum()),
         "completions/mean_length": _mean(lengths_N),
         "completions/min_length": float(lengths_N.min(initial=np.inf)) if len(lengths_N) else 0.0,
         "completions/max_length": float(lengths_N.max(initial=0.0)),
@@ -52,7 +51,7 @@ def _reward_parts(rollouts: Sequence[Rollout], names: Sequence[str]) -> Metrics:
     for name in names:
         part_N = _values([r.score.parts.get(name) for r in rollouts])
         metrics[f"rewards/{name}/mean"] = _mean(part_N)
-        metrics[f"rewards/{name}/std"] = float(part_N.std()) if len(part_N) else 0.0
+        metrics[f"rewards/{name}/std"] = float(part_N.std(ddof=1)) if len(part_N) > 1 else 0.0
     return metrics
 
 

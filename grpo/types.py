@@ -103,7 +103,7 @@ class Ack:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """`n` completions of one token prefix. Noise for sample i, position t is keyed by (*key, i, t)."""
+    """`n` completions of one token prefix; sample i's noise at position t is keyed (*key, i, t)."""
 
     uid: str
     ids: tuple[int, ...]
@@ -180,7 +180,7 @@ class Group:
     """The G rollouts of one prompt, in sample order."""
 
     prompt: Prompt
-    visit: int  # how often this prompt was drawn before (fresh noise each time)
+    visit: int  # tells repeated draws of this prompt apart (fresh noise each time); see TaskOrder
     rollouts: tuple[Rollout, ...]
 
 

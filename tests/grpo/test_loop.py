@@ -1,0 +1,127 @@
+"""One step on protocols alone: a scripted engine, a learner that only counts, a real reward set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from grpo.advantage import ADVANTAGES
+from grpo.data.source import TaskOrder
+from grpo.errors import WeightsError
+from grpo.loop import Parts, train
+from grpo.rewards.compose import RewardSet
+from grpo.rollout.fake import FakeEngine
+from grpo.types import Prompt, Sampling, Task, Version
+
+
+class Source:
+    def __init__(self, endless=False):
+        self.endless = endless
+
+    def size(self, split):
+        return None if self.endless else 6
+
+    def task(self, split, index):
+        return Task(uid=str(index % 6), prompt=str(index % 6))
+
+
+class Template:
+    """Task 0 is too long."""
+
+    def __init__(self):
+        self.counts = {"rendered": 0, "dropped": 0, "truncated": 0}
+
+    def render(self, task):
+        self.counts["dropped" if task.uid == "0" else "rendered"] += 1
+        return None if task.uid == "0" else Prompt(task=task, text=task.uid, ids=(1, 2))
+
+
+class Letters:
+    def encode(self, text, add_special_tokens):
+        return [ord(c) for c in text]
+
+    def decode(self, ids, skip_special_tokens):
+        return "".join(map(chr, ids))
+
+
+class Learner:
+    """Remembers its rows; its weights have as many versions as there were steps."""
+
+    def __init__(self):
+        self.seen = []
+
+    def step(self, rows):
+        self.seen.append(rows)
+        return {"loss": 0.0}
+
+    def all_reduce(self, totals):
+        return totals
+
+    def version(self):
+        return Version(step=len(self.seen), hash="h")
+
+    def weights(self):
+        return []
+
+    def canary(self):
+        return 0.0
+
+
+def reward(*, completions, log_metric, **columns):
+    log_metric("letters", len(completions[0]))
+    return [float(c == "a") for c in completions]
+
+
+def parts(engine=None, **overrides):
+    letters = "ab"
+    scripted = FakeEngine(lambda r, i: letters[i % 2], Letters(), version=Version(step=0, hash="h"))
+    settings = {
+        "tasks": TaskOrder(Source(), "train", seed=0),
+        "template": Template(),
+        "engine": engine or scripted,
+        "rewards": RewardSet([("mine", reward, 1.0)]),
+        "learner": Learner(),
+        "advantage": ADVANTAGES["dr_grpo"],
+        "sampling": Sampling(max_tokens=4),
+        "prompts_per_step": 5,
+        "num_generations": 2,
+        "loss_type": "dapo",
+        "beta": 0.0,
+        "mask_truncated": False,
+        "num_minibatches": 1,
+        "seed": 0,
+    }
+    return Parts(**{**settings, **overrides})
+
+
+def test_a_step_learns_from_what_was_scored():
+    built = parts()
+    (step,) = train(built, start=0, max_steps=1)
+    (rows,) = built.learner.seen
+    assert [float(row.advantages[0]) for row in rows] == [0.5, -0.5] * 5
+    assert step.metrics["reward"] == 0.5
+    np.testing.assert_array_equal(step.advantages_P_G, [[0.5, -0.5]] * 5)
+    assert built.engine.versions[-1] == Version(step=1, hash="h")
+
+
+def test_prompts_left_out_and_what_rewards_log_reach_the_metrics():
+    steps = list(train(parts(), start=0, max_steps=6))  # 30 prompts of 5 in 6 tasks: 6 epochs
+    dropped = [step.metrics["prompts/dropped"] for step in steps]
+    assert 5 <= sum(dropped) <= 6
+    assert max(dropped) <= 2
+    assert all(step.metrics["letters"] == 1.0 for step in steps)
+
+
+@pytest.mark.parametrize("endless", [False, True])
+def test_repeated_prompts_draw_fresh_noise(endless):
+    built = parts(tasks=TaskOrder(Source(endless), "train", seed=0))
+    list(train(built, start=0, max_steps=6))
+    keys = [request.key for request in built.engine.requests]
+    assert len({key[2] for key in keys}) == 5  # five different prompts
+    assert len(set(keys)) == len(keys) == 30
+
+
+def test_an_engine_with_other_weights_stops_the_run():
+    stale = FakeEngine(lambda r, i: "a", Letters(), version=Version(step=0, hash="h"), canary=-1.0)
+    with pytest.raises(WeightsError, match="computes with other weights"):
+        list(train(parts(stale), start=0, max_steps=1))

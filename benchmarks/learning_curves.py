@@ -1,6 +1,6 @@
 """Run a recipe for several seeds and keep what came out: figures, curves, where they are from.
 
-    python benchmarks/learning_curves.py RECIPE [--seeds 0 1 2] [--runs FOLDER] [section.key=value …]
+    python benchmarks/learning_curves.py RECIPE [--seeds 0 1 2] [--runs FOLDER] [section.key=value]
 
 Writes recipes/results/<name>.json (summaries, curves, machine, versions, commit) and a PNG. Runs
 that are finished already are read, not repeated, so a seed can be run elsewhere and collected here.

@@ -129,7 +129,8 @@ class _TokenLogProbs(torch.autograd.Function):
         logp_N_V = torch.log_softmax(logits_N_V, dim=-1)
         logp_N = logp_N_V.gather(-1, targets_N_1)[:, 0]
         probs_N_V = logp_N_V.exp()
-        entropy_N = -torch.linalg.vecdot(probs_N_V, logp_N_V)
+        with torch.autocast(logits_N_V.device.type, enabled=False):  # it would round to bfloat16
+            entropy_N = -torch.linalg.vecdot(probs_N_V, logp_N_V)
         if not torch.isfinite(entropy_N).all():  # 0 * -inf, where part of the vocabulary is masked
             entropy_N = torch.special.entr(probs_N_V).sum(-1)
         ctx.save_for_backward(probs_N_V, targets_N_1)

@@ -109,7 +109,7 @@ class HeldOut:
 
 
 def prepare(source: TaskSource, template: PromptTemplate, num_tasks: int) -> list[Prompt]:
-    """The first `num_tasks` different held-out tasks that fit, as prompts; fewer if there are fewer.
+    """The first `num_tasks` different held-out tasks that fit, as prompts, or all there are.
 
     An endless source repeats itself, and a task counted twice would not be two pieces of evidence.
     """

@@ -28,6 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grpo import plugins
 from grpo.errors import RecipeError, unknown_name
 
 KlEstimator = Literal["k1", "k2", "k3"]
@@ -81,6 +82,10 @@ class Objective:
     token_loss: TokenLoss
     weight: Callable[[int, Totals, int], float]
     per_micro_batch: bool = False
+
+    def __call__(self, inputs: LossInputs, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
+        """The token loss: an objective is called like the function that a plug-in may be."""
+        return self.token_loss(inputs, clip)
 
 
 def completion_means(values_N: Tensor, completions_N: Tensor) -> Tensor:
@@ -177,9 +182,17 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def find_objective(loss_type: str | Objective) -> Objective:
-    """The objective of that name, or the one given (a plug-in). Raises RecipeError."""
+    """The objective of that name or plug-in address, or the one given. Raises RecipeError.
+
+    A plug-in is an `Objective`, or a token loss alone, whose tokens then weigh as in `dapo`.
+    """
     if isinstance(loss_type, Objective):
         return loss_type
+    if plugins.is_address(loss_type):
+        found = plugins.find("objective", loss_type, OBJECTIVES)
+        if isinstance(found, Objective):
+            return found
+        return Objective(token_loss=found, weight=per_token)
     if loss_type not in OBJECTIVES:
         raise RecipeError(unknown_name("algorithm.loss_type", loss_type, OBJECTIVES))
     return OBJECTIVES[loss_type]

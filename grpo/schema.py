@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -50,6 +51,11 @@ class RewardSpec(Plugin):
     weight: Annotated[float, Field(allow_inf_nan=False)] = F(1.0, "factor in the weighted sum")
     label: str = F("", "name in metrics; empty: the plug-in's name")
 
+    @property
+    def title(self) -> str:
+        """What metrics call it: the label, or the name without module or file."""
+        return self.label or self.name.rpartition(":")[2]
+
 
 class Run(Section):
     """What all stages share."""
@@ -57,10 +63,10 @@ class Run(Section):
     dir: str = F("", "folder the run is written to; empty: runs/<recipe name>")
     seed: Index = F(0, "seed of weights, task order and sampling noise")
     threads: Index = F(0, "CPU threads in all; 0: every core")
-    trackers: tuple[str, ...] = F((), "accelerate trackers: tensorboard, wandb, trackio")
+    trackers: tuple[Tracker, ...] = F((), "trackers that accelerate feeds beside metrics.jsonl")
     save_steps: Index = F(50, "steps between checkpoints; 0: only the last one")
     save_total_limit: Index = F(2, "newest checkpoints kept; 0: all")
-    num_samples_logged: Index = F(2, "completions written out per step")
+    num_samples_logged: Index = F(2, "completions shown per step in the live view")
 
 
 class Model(Section):
@@ -167,14 +173,20 @@ class RLStage(Section):
                 f"with: algorithm.advantage = {algorithm.advantage!r} needs at least 2 "
                 "(or use algorithm.advantage=batch or none)"
             )
-        completions = rollout.prompts_per_step * rollout.num_generations
-        if completions % algorithm.num_minibatches:
+        if rollout.prompts_per_step % algorithm.num_minibatches:  # whole groups are dealt out
             raise ValueError(
                 f"algorithm.num_minibatches = {algorithm.num_minibatches} does not divide "
-                f"rollout.prompts_per_step * rollout.num_generations = "
-                f"{rollout.prompts_per_step} * {rollout.num_generations} = {completions}; "
-                f"valid: a divisor of {completions}"
+                f"rollout.prompts_per_step = {rollout.prompts_per_step}; "
+                f"valid: a divisor of {rollout.prompts_per_step}"
             )
+        for field, specs in (("rewards", self.rewards), ("eval.rewards", self.eval.rewards)):
+            titles = [spec.title for spec in specs]
+            for index, title in enumerate(titles):
+                if title in titles[:index]:
+                    raise ValueError(
+                        f"{field}.{index} has the name {title!r} of {field}.{titles.index(title)}, "
+                        f"and metrics are kept by name; give {field}.{index}.label another one"
+                    )
         longest = self.data.max_prompt_length + rollout.max_completion_length
         if learner.tokens_per_micro_batch < longest:
             raise ValueError(

@@ -13,11 +13,4 @@ def _torch_engine(*args: Any, **kwargs: Any) -> Any:
     return TorchEngine(*args, **kwargs)
 
 
-def _fake_engine(*args: Any, **kwargs: Any) -> Any:
-    """`FakeEngine`: scripted completions."""
-    from grpo.rollout.fake import FakeEngine
-
-    return FakeEngine(*args, **kwargs)
-
-
-ENGINES: dict[str, Callable[..., Any]] = {"torch": _torch_engine, "fake": _fake_engine}
+ENGINES: dict[str, Callable[..., Any]] = {"torch": _torch_engine}

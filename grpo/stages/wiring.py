@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,7 +110,7 @@ def reward_set(specs: Sequence[RewardSpec]) -> RewardSet:
     """The rewards of a recipe, loaded."""
     loaded = [plugins.load("reward", spec.name, REWARDS, spec.args) for spec in specs]
     return RewardSet(
-        [(s.label or s.name, reward, s.weight) for s, reward in zip(specs, loaded, strict=True)]
+        [(spec.title, reward, spec.weight) for spec, reward in zip(specs, loaded, strict=True)]
     )
 
 
@@ -121,15 +121,14 @@ def _pretrained(kind: Any, model_path: str, **options: Any) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise RecipeError(
-            f"model.path = {model_path!r} could not be loaded, as a folder or from the hub: {reason}"
+            f"model.path = {model_path!r} could not be loaded as a folder or from the hub: {reason}"
         ) from error
 
 
 def _sampling(stage: RLStage, tokenizer: Any, model_path: str) -> Sampling:
     """The recipe's sampling; a completion ends at any eos of tokenizer or generation config."""
     eos: set[int] = {tokenizer.eos_token_id} - {None}
-    local = Path(model_path)
-    if not local.is_dir() or (local / "generation_config.json").is_file():
+    with suppress(OSError):  # not every model has such a file
         declared = GenerationConfig.from_pretrained(model_path).eos_token_id
         eos |= set(declared if isinstance(declared, list) else [declared]) - {None}
     if not eos:

@@ -144,6 +144,14 @@ def test_gradient_of_log_probs_is_that_of_log_softmax():
     torch.testing.assert_close(found, expected)
 
 
+def test_entropy_is_not_rounded_where_the_model_computes_in_bfloat16():
+    logits = torch.randn(2, 500, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, entropy = forward._TokenLogProbs.apply(logits, torch.tensor([[1], [2]]))
+    expected = torch.distributions.Categorical(logits=logits.double()).entropy()
+    torch.testing.assert_close(entropy.double(), expected, rtol=1e-5, atol=0)
+
+
 def test_a_masked_vocabulary_has_an_entropy():
     logits = torch.tensor([[0.0, 0.0, -torch.inf]], dtype=torch.float64)
     _, entropy = forward._TokenLogProbs.apply(logits, torch.tensor([[1]]))

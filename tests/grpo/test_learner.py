@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.batch import drop_dead, make_rows
-from grpo.errors import LearnerError, RunError
+from grpo.errors import LearnerError, PluginError, RunError
 from grpo.learner import TorchLearner, learning_rate
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
@@ -175,6 +175,30 @@ def test_several_updates_measure_the_ratio_from_the_first_policy():
     assert metrics["clip_ratio/region_mean"] > 0
     once = make(algorithm={"epsilon": 1e-6}).step(rows_of(three_groups()))
     assert once["clip_ratio/region_mean"] == 0
+
+
+PLUGIN = """
+from grpo.objective import Objective
+
+def reinforce(inputs, clip):
+    return -inputs.advantages * inputs.logp, {"mine": inputs.logp.detach()}
+
+constant = Objective(token_loss=reinforce, weight=lambda length, totals, budget: 1 / budget)
+"""
+
+
+def test_an_objective_of_the_users_own(tmp_path):
+    file = tmp_path / "losses.py"
+    file.write_text(PLUGIN)
+    # on-policy, the surrogate's gradient is that of A * logp
+    for name, builtin, factor in (("reinforce", "dapo", 1.0), ("constant", "dr_grpo", 9.0)):
+        spec = f"{file}:{name}"
+        _, expected = gradient(rows_of(three_groups(), builtin), {"loss_type": builtin})
+        metrics, found = gradient(rows_of(three_groups(), spec), {"loss_type": spec})
+        torch.testing.assert_close(found, [factor * g for g in expected], rtol=1e-6, atol=1e-9)
+        assert metrics["mine"] < 0
+    with pytest.raises(PluginError, match="'losing'"):
+        make(algorithm={"loss_type": f"{file}:losing"})
 
 
 def test_reference_is_loaded_only_for_a_kl_term():

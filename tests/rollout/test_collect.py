@@ -90,5 +90,5 @@ def test_stopping_early_cancels_the_rest():
 
 
 def test_engines_by_name():
-    assert set(ENGINES) == {"torch", "fake"}
-    assert isinstance(ENGINES["fake"](lambda r, i: "a", Letters(), version=V0), FakeEngine)
+    # the fake one needs a script, which no recipe can give: it is for Python only
+    assert set(ENGINES) == {"torch"}

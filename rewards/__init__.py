@@ -16,9 +16,11 @@ from grpo.rewards.compose import RewardSet
 from grpo.rewards.control import Random
 from grpo.rewards.countdown import Countdown
 from grpo.rewards.format import Format, Tags
+from grpo.rewards.judge import Judge
 from grpo.rewards.language import LanguageConsistency
 from grpo.rewards.length import CosineLength, SoftOverlong
 from grpo.rewards.math import Math
+from grpo.rewards.model import RewardModel
 from grpo.rewards.repetition import Repetition
 from grpo.rewards.score_file import score_file
 
@@ -29,11 +31,13 @@ REWARDS: dict[str, Callable[..., Any]] = {
     "format": Format,
     "gate": Gate,
     "gdpo": GroupNormalized,
+    "judge": Judge,
     "language_consistency": LanguageConsistency,
     "length_cosine": CosineLength,
     "math": Math,
     "random": Random,
     "repetition": Repetition,
+    "reward_model": RewardModel,
     "soft_overlong": SoftOverlong,
     "tags": Tags,
 }

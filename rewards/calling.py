@@ -27,17 +27,18 @@ def invoke(
     count = len(keywords["completions"])
     try:
         if hasattr(reward, "scores"):
-            return reward.scores(**accepted(reward.scores, keywords))
-        if isinstance(reward, Verifier):
+            output = reward.scores(**accepted(reward.scores, keywords))
+        elif isinstance(reward, Verifier):
             columns = {key: value for key, value in keywords.items() if key not in _POSITIONAL}
-            return [
+            output = [
                 reward.verify(
                     text_of(keywords["completions"][row]),
                     make_task(keywords["prompts"][row], columns_at(columns, row, count)),
                 )
                 for row in range(count)
             ]
-        output = reward(**accepted(reward, keywords))
+        else:
+            output = reward(**accepted(reward, keywords))
     except Exception as error:
         raise named(name, error) from error
     if inspect.iscoroutine(output):

@@ -7,6 +7,7 @@ key is a column of the reward, as in training.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -38,8 +39,12 @@ def score_file(
     """
     if isinstance(reward, str):
         from grpo import rewards
-        from grpo.plugins import load
+        from grpo.plugins import find, load
 
+        args = dict(args or {})
+        factory = find("reward", reward, rewards.REWARDS)
+        if reward in rewards.REWARDS and "workers" in inspect.signature(factory).parameters:
+            args.setdefault("workers", workers)
         name, scorer = reward, load("reward", reward, rewards.REWARDS, args)
     else:
         name, scorer = getattr(reward, "__name__", type(reward).__name__), reward

@@ -1,0 +1,129 @@
+"""A reward model: any Hugging Face sequence-classification model, as a reward.
+
+As in TRL: prompt and completion through the model's own tokenizer (its chat template for messages),
+the first logit is the reward. Text a reward model has not seen in training is scored with the same
+confidence as text it has, so R1 uses one only late and briefly (2501.12948): mind its weight.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from grpo.errors import PluginError
+from grpo.rewards.verifier import text_of
+from grpo.types import Message, Score
+
+
+class RewardModel:
+    """scale * logit + offset of a sequence-classification model; `sigmoid` bounds it to (0, 1).
+
+    path: folder or hub id. device: "cpu", "cuda", …. batch_size: texts per forward. max_length:
+    tokens, longer texts lose their beginning. The model is loaded on first use.
+    """
+
+    __name__ = "reward_model"
+
+    def __init__(
+        self,
+        path: str,
+        device: str = "cpu",
+        batch_size: int = 8,
+        max_length: int = 2048,
+        sigmoid: bool = False,
+        scale: float = 1.0,
+        offset: float = 0.0,
+    ) -> None:
+        if batch_size < 1 or max_length < 1:
+            raise PluginError("reward_model: batch_size and max_length are at least 1")
+        self.path = path
+        self.device = device
+        self.batch_size = batch_size
+        self.max_length = max_length
+        self.sigmoid = sigmoid
+        self.scale = scale
+        self.offset = offset
+        self._loaded: tuple[Any, Any] | None = None
+        self._lock = threading.Lock()
+
+    def _load(self) -> tuple[Any, Any]:
+        transformers: Any = importlib.import_module("transformers")  # slow: only when it is used
+        with self._lock:
+            if self._loaded is None:
+                try:
+                    tokenizer = transformers.AutoTokenizer.from_pretrained(self.path)
+                    model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                        self.path
+                    )
+                except (OSError, ValueError) as error:
+                    reason = str(error).strip().splitlines()[0]
+                    raise PluginError(
+                        f"reward_model: {self.path!r} cannot be loaded: {reason}"
+                    ) from error
+                tokenizer.truncation_side = "left"
+                if tokenizer.pad_token is None:
+                    tokenizer.pad_token = tokenizer.eos_token
+                if model.config.pad_token_id is None:
+                    model.config.pad_token_id = tokenizer.pad_token_id
+                self._loaded = tokenizer, model.to(self.device).eval()
+            return self._loaded
+
+    def __call__(
+        self,
+        *,
+        completions: Sequence[str | list[Message]],
+        prompts: Sequence[str | list[Message]] | None = None,
+        **columns: Any,
+    ) -> list[float | None]:
+        """One float per completion, None where the model's logit is not finite."""
+        return [
+            score.value
+            for score in self.scores(completions=completions, prompts=prompts, **columns)
+        ]
+
+    def scores(
+        self,
+        *,
+        completions: Sequence[str | list[Message]],
+        prompts: Sequence[str | list[Message]] | None = None,
+        **columns: Any,
+    ) -> list[Score]:
+        """One `Score` per completion: scored, or grader_error for a logit that is not finite."""
+        import torch
+
+        tokenizer, model = self._load()
+        asked = prompts if prompts is not None else [""] * len(completions)
+        texts = [
+            self._text(tokenizer, prompt, completion)
+            for prompt, completion in zip(asked, completions, strict=True)
+        ]
+        logits: list[float] = []
+        with torch.inference_mode():
+            for start in range(0, len(texts), self.batch_size):
+                inputs = tokenizer(
+                    texts[start : start + self.batch_size],
+                    return_tensors="pt",
+                    padding=True,
+                    truncation=True,
+                    max_length=self.max_length,
+                    add_special_tokens=False,
+                ).to(self.device)
+                logits += model(**inputs).logits[:, 0].float().tolist()
+        return [self._score(logit) for logit in logits]
+
+    def _text(self, tokenizer: Any, prompt: Any, completion: Any) -> str:
+        if isinstance(prompt, str):
+            return prompt + text_of(completion)
+        said = [{"role": "assistant", "content": text_of(completion)}]
+        return tokenizer.apply_chat_template([*prompt, *said], tokenize=False)
+
+    def _score(self, logit: float) -> Score:
+        if not math.isfinite(logit):
+            return Score(value=None, status="grader_error", detail=f"the logit is {logit}")
+        squashed = 0.5 * (1 + math.tanh(logit / 2)) if self.sigmoid else logit
+        return Score(
+            value=self.scale * squashed + self.offset, status="scored", detail=f"logit {logit:.4g}"
+        )

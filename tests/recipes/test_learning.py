@@ -59,4 +59,5 @@ def test_smollm2_improves_within_twelve_steps(tmp_path: Path) -> None:
     # 256 completions each; from about 0.2 to about 0.4 in the full runs.
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.05
     # bfloat16 sampler and learner read the same tokens nearly alike.
-    assert all(line["sampling/sampling_logp_difference/mean"] < 0.1 for line in lines)
+    name = "sampling/sampling_logp_difference/mean"  # absent from a step with every row dead
+    assert all(line[name] < 0.1 for line in lines if name in line)

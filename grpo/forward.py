@@ -2,7 +2,8 @@
 
 Only the positions that predict a trained token reach the language-model head, and their logits
 exist a chunk at a time: at 49,152 entries a row, logits would otherwise outweigh everything else.
-Log-probs are those of the distribution that was sampled, logits / temperature, in float32.
+Log-probs are those of the distribution that was sampled, in float32: logits / temperature, with the
+same top-k, top-p and min-p as the sampler's where those are on.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from grpo.batch import PAD, PROMPT, MicroBatch
 from grpo.errors import RecipeError
+from grpo.rollout.sampling import filtered_probs, make_plan
+from grpo.types import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -145,29 +148,54 @@ class _TokenLogProbs(torch.autograd.Function):
         return probs_N_V.mul_(-gradient_N_1).scatter_add_(-1, targets_N_1, gradient_N_1), None
 
 
+@torch.no_grad()
+def _left_out(logits_N_V: Tensor, targets_N_1: Tensor, sampling: Sampling) -> Tensor:
+    """bool [N, V]: what top-k, top-p and min-p leave out of logits that are divided already.
+
+    Never the token that was drawn: on the threshold, sampler and learner may round apart.
+    """
+    rows, vocab = logits_N_V.shape
+    plan = make_plan([sampling] * rows, vocab, logits_N_V.device)
+    left_out_N_V = filtered_probs(torch.softmax(logits_N_V, dim=-1), plan) == 0
+    return left_out_N_V.scatter_(1, targets_N_1, False)
+
+
 def _chunk_logprobs(
-    model: PreTrainedModel, temperature: float, hidden_N_D: Tensor, targets_N: Tensor
+    model: PreTrainedModel,
+    temperature: float,
+    truncation: Sampling | None,
+    hidden_N_D: Tensor,
+    targets_N: Tensor,
 ) -> tuple[Tensor, Tensor]:
+    targets_N_1 = targets_N.unsqueeze(-1)
     logits_N_V = _logits(model, hidden_N_D)
     if temperature != 1.0:
         logits_N_V = logits_N_V / temperature
-    return cast(tuple[Tensor, Tensor], _TokenLogProbs.apply(logits_N_V, targets_N.unsqueeze(-1)))
+    if truncation is not None:
+        left_out_N_V = _left_out(logits_N_V, targets_N_1, truncation)
+        logits_N_V = logits_N_V.masked_fill(left_out_N_V, -torch.inf)
+    return cast(tuple[Tensor, Tensor], _TokenLogProbs.apply(logits_N_V, targets_N_1))
 
 
 def completion_logprobs(
-    model: PreTrainedModel, micro_batch: MicroBatch, temperature: float, want_entropy: bool
+    model: PreTrainedModel,
+    micro_batch: MicroBatch,
+    temperature: float,
+    want_entropy: bool,
+    truncation: Sampling | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probs [N] of the trained tokens, with gradient, and entropies [N] without, in nats.
 
-    float32, or float64 for a float64 model. Temperature 0 (greedy) counts as 1. When the logits
-    need several chunks, each is recomputed in the backward pass instead of being kept.
+    float32, or float64 for a float64 model. Temperature 0 (greedy) counts as 1. `truncation`:
+    the filters that the tokens were drawn with. When the logits need several chunks, each is
+    recomputed in the backward pass instead of being kept.
     """
     hidden_N_D = _hidden_states(model, micro_batch, model.device)[
         torch.from_numpy(micro_batch.sources).to(model.device)
     ]
     targets_N = torch.from_numpy(micro_batch.targets).to(model.device)
     step = max(1, CHUNK_ELEMENTS // _head(model).weight.shape[0])
-    run = partial(_chunk_logprobs, model, temperature or 1.0)
+    run = partial(_chunk_logprobs, model, temperature or 1.0, truncation)
     if torch.is_grad_enabled() and len(targets_N) > step:
         run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
     chunks = [run(h, t) for h, t in zip(hidden_N_D.split(step), targets_N.split(step), strict=True)]

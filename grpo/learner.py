@@ -35,7 +35,7 @@ from grpo.canary import canary_logprob
 from grpo.errors import LearnerError
 from grpo.forward import can_share_prompts, check_head, completion_logprobs, disable_dropout
 from grpo.objective import Clip, LossInputs, find_objective
-from grpo.types import Metrics, Row, Version
+from grpo.types import Metrics, Row, Sampling, Version
 from grpo.weights import content_hash
 
 if TYPE_CHECKING:
@@ -73,13 +73,18 @@ def load_policy(model: str | PreTrainedModel) -> PreTrainedModel:
 class _LogProbs(nn.Module):
     """The forward pass as a module of its own, so that a data-parallel wrapper sees every use."""
 
-    def __init__(self, model: PreTrainedModel, temperature: float) -> None:
+    def __init__(
+        self, model: PreTrainedModel, temperature: float, truncation: Sampling | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self.truncation = truncation
 
     def forward(self, micro_batch: MicroBatch, want_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        return completion_logprobs(self.model, micro_batch, self.temperature, want_entropy)
+        return completion_logprobs(
+            self.model, micro_batch, self.temperature, want_entropy, self.truncation
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,7 @@ class TorchLearner:
     dtype         compute type; float16 comes with loss scaling
     engine_dtype  type of the tensors `weights` gives; default: `dtype`
     temperature   of sampling; the loss uses the distribution that was sampled
+    truncation    the same for top-k, top-p and min-p (None: off); the reference is never truncated
     reference     policy the KL term is measured from; default: `model` as it is now. Loaded only
                   when `algorithm.beta` > 0
     """
@@ -111,6 +117,7 @@ class TorchLearner:
         dtype: str = "float32",
         engine_dtype: str | None = None,
         temperature: float = 1.0,
+        truncation: Sampling | None = None,
         seed: int = 0,
         reference: str | PreTrainedModel | None = None,
     ) -> None:
@@ -151,7 +158,8 @@ class TorchLearner:
             betas=(config.adam_beta1, config.adam_beta2),
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self.policy = cast(nn.Module, self.accelerator.prepare(_LogProbs(self.model, temperature)))
+        scored = _LogProbs(self.model, temperature, truncation)
+        self.policy = cast(nn.Module, self.accelerator.prepare(scored))
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.compute_dtype is torch.float16
         )

@@ -80,6 +80,11 @@ class Sampling:
     eos_ids: tuple[int, ...] = ()  # any of these ends the completion and is part of it
     raw_logprobs: bool = False  # also return log-probs at temperature 1, unfiltered
 
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are never drawn."""
+        return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Version:

@@ -92,6 +92,7 @@ def build_parts(stage: RLStage, settings: Run, model_path: str, sampler: Sampler
             dtype=stage.model.dtype,
             engine_dtype=stage.rollout.dtype,
             temperature=stage.rollout.temperature,
+            truncation=sampler.sampling if sampler.sampling.truncates else None,
             seed=settings.seed,
         ),
         advantage=plugins.find("advantage", stage.algorithm.advantage, ADVANTAGES),

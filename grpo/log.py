@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from grpo.errors import RunError
 from grpo.types import Metrics
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -65,8 +66,8 @@ class RunLog:
         self.title, self.max_steps = title, max_steps
         self.history: dict[str, list[float]] = {}
         self.samples: list[str] = []
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._accelerator = _trackers(folder, trackers, config or {}) if trackers else None
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -146,8 +147,26 @@ def _rounded(metrics: Metrics) -> dict[str, float]:
 
 def _trackers(folder: Path, names: Sequence[str], config: dict[str, Any]) -> Any:
     from accelerate import Accelerator  # lazy: pulls torch
+    from accelerate.tracking import get_available_trackers
 
+    usable = {str(tracker) for tracker in get_available_trackers()}
+    for name in names:
+        if name not in usable:  # accelerate would leave it out without a word
+            raise RunError(
+                f"run.trackers names {name!r}, whose package is not installed: pip install {name}"
+            )
     accelerator = Accelerator(log_with=list(names), project_dir=str(folder))
-    flat = {k: v for k, v in config.items() if isinstance(v, int | float | str | bool)}
-    accelerator.init_trackers("grpo", config=flat)
+    accelerator.init_trackers("grpo", config=_flat(config))
     return accelerator
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"section.key": value}, of types that every tracker takes."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            plain = isinstance(value, int | float | str | bool)
+            flat[prefix + key] = value if plain else json.dumps(value)
+    return flat

@@ -1,6 +1,6 @@
 """The composition root: a recipe becomes a run directory.
 
-    runs/<name>/  recipe.yaml  resolved.json  provenance.json  summary.json  metrics.jsonl  ledger/
+    runs/<name>/  resolved.json  provenance.json  summary.json  metrics.jsonl  ledger/
                   checkpoints/  checkpoints.jsonl  eval/*.jsonl  model/
 
 A recipe of several stages gives each stage such a folder inside the run's; the summary of the
@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from rich.table import Table
 from grpo import plugins
 from grpo.config import from_dict, resolved
 from grpo.data import SOURCES
-from grpo.errors import RecipeError, RunError
+from grpo.errors import GrpoError, RecipeError, RunError
 from grpo.log import RunLog
 from grpo.schema import PretrainStage, Recipe, RLStage, Run
 from grpo.stages import rl
@@ -54,7 +55,13 @@ def train_recipe(recipe: Recipe, console: Console | None = None) -> dict[str, An
         (folder / "provenance.json").write_text(json.dumps(provenance(), indent=1) + "\n")
     except OSError as error:
         raise RunError(f"run.dir = {str(folder)!r} cannot be written: {error}") from error
-    return run_stages(recipe, folder, console or Console(stderr=True, highlight=False))
+    try:
+        return run_stages(recipe, folder, console or Console(stderr=True, highlight=False))
+    except GrpoError:
+        if not any(log.stat().st_size for log in folder.rglob("metrics.jsonl")):
+            # nothing was done yet, so the corrected command may use the folder
+            (folder / "resolved.json").unlink()
+        raise
 
 
 def resume_run(path: str | Path, console: Console | None = None) -> dict[str, Any]:
@@ -71,7 +78,7 @@ def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]
     _prepare(recipe)
     summaries: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages:
-        place = folder if len(recipe.stages) == 1 else folder / stage.name
+        place = stage_folder(recipe, folder, stage.name)
         place.mkdir(exist_ok=True)
         done = place / "summary.json"
         if done.is_file():
@@ -83,10 +90,11 @@ def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]
                 summary = run_pretrain(stage, recipe.run, place, console)
             else:
                 path = stage.model.path
-                if path.startswith("stage:"):
-                    path = summaries[path.removeprefix("stage:")]["model"]
+                if path.startswith("stage:"):  # found anew: the run may have been moved
+                    name = path.removeprefix("stage:")
+                    path = str(stage_folder(recipe, folder, name) / "model")
                 summary = rl.run(stage, recipe.run, place, path, console)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, OSError):  # OSError: a full disk, say
             console.print(f"continue with: grpo train --resume {folder}", markup=False)
             raise
         summaries[stage.name] = {"recipe": recipe.name, "seed": recipe.run.seed, **summary}
@@ -112,15 +120,24 @@ def evaluate_model(
             f"recipe {recipe.name!r} has no rl stage, so nothing says how to evaluate"
         )
     folder = Path(model)
-    path = str(folder / "model" if (folder / "resolved.json").is_file() else model)
-    if len(recipe.stages) > 1 and (folder / "resolved.json").is_file():
-        path = str(folder / stages[-1].name / "model")
+    path, home = str(model), Path("runs") / f"eval-{folder.name}"
+    if (folder / "resolved.json").is_file():
+        home = folder
+        path = str(stage_folder(recipe, folder, stages[-1].name) / "model")
+        if not Path(path).is_dir():
+            raise RunError(
+                f"the run {str(model)!r} has no trained model yet: there is no {path!r}. "
+                f"Finish it with `grpo train --resume {model}`, or name one of its checkpoints"
+            )
     _prepare(recipe)
     sampler = build_sampler(stages[-1], recipe.run, path)
-    home = folder if (folder / "resolved.json").is_file() else Path("runs") / f"eval-{folder.name}"
     out = home / "eval" / "model.jsonl"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with (
+        closing(sampler.engine),
+        closing(sampler.heldout.rewards),
+        Progress(*columns, console=console, transient=True) as progress,
+    ):
         bar = progress.add_task("held-out tasks", total=None)
         figures = sampler.heldout.evaluate(
             sampler.engine,
@@ -129,6 +146,11 @@ def evaluate_model(
         )
     console.print(f"every completion: {out}", markup=False, soft_wrap=True)
     return figures
+
+
+def stage_folder(recipe: Recipe, folder: Path, name: str) -> Path:
+    """Where stage `name` of the run in `folder` writes: `folder` itself if it is the only one."""
+    return folder if len(recipe.stages) == 1 else folder / name
 
 
 def _prepare(recipe: Recipe) -> None:
@@ -144,7 +166,14 @@ def run_pretrain(
     source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     total = stage.learner.max_steps
-    with RunLog(folder, title=stage.name, max_steps=total, console=console) as log:
+    with RunLog(
+        folder,
+        title=stage.name,
+        max_steps=total,
+        trackers=settings.trackers,
+        config=stage.model_dump(mode="json"),
+        console=console,
+    ) as log:
         metrics = pretrain(
             source,
             out_dir=str(folder / "model"),

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,13 @@ def run(
     """
     sampler = build_sampler(stage, settings, model_path)
     parts = build_parts(stage, settings, model_path, sampler)
+    with closing(parts.engine), closing(parts.rewards), closing(sampler.heldout.rewards):
+        return _run(stage, settings, folder, sampler, parts, console)
+
+
+def _run(
+    stage: RLStage, settings: Run, folder: Path, sampler: Sampler, parts: Parts, console: Console
+) -> dict[str, Any]:
     callbacks = [plugins.load("callback", c.name, {}, c.args) for c in stage.callbacks]
     start, state = restore(folder, parts)
     deliver(parts.learner, parts.engine)
@@ -84,11 +91,7 @@ def run(
                 raise KeyboardInterrupt(f"interrupted; saved at step {step}")
         measure("after")
     _save_model(folder / "model", parts, sampler)
-    summary = _summary(folder, stage, evaluations, seconds, step, settings.seed)
-    parts.rewards.close()
-    sampler.heldout.rewards.close()
-    parts.engine.close()
-    return summary
+    return _summary(folder, stage, evaluations, seconds, step, settings.seed)
 
 
 def restore(folder: Path, parts: Parts) -> tuple[int, dict[str, Any]]:

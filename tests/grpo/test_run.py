@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -18,8 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from grpo import ledger
 from grpo.config import from_dict
 from grpo.data import SOURCES
-from grpo.errors import RunError
-from grpo.run import resume_run, train_recipe
+from grpo.errors import RecipeError, RunError
+from grpo.run import evaluate_model, resume_run, train_recipe
+from grpo.schema import Recipe
 from grpo.stages.pretrain import pretrain
 
 STEPS = 8
@@ -142,6 +144,63 @@ def test_a_killed_run_resumes_to_the_same_bits(base: str, finished: Path, tmp_pa
 def test_a_run_directory_is_not_overwritten(base: str, finished: Path) -> None:
     with pytest.raises(RunError, match="--resume"):
         train_recipe(from_dict(recipe(base, finished)), Console(quiet=True))
+
+
+def test_a_run_that_could_not_start_leaves_its_folder_free(base: str, tmp_path: Path) -> None:
+    settings = recipe(base, tmp_path / "run", max_steps=1)
+    with pytest.raises(RecipeError, match="no chat template"):
+        train_recipe(from_dict(settings, ["data.template=chat"]), Console(quiet=True))
+    train_recipe(from_dict(settings), Console(quiet=True))
+
+
+def test_eval_gives_the_figures_of_the_summary(base: str, finished: Path) -> None:
+    after = json.loads((finished / "summary.json").read_text())["after"]
+    figures = evaluate_model(finished, from_dict(recipe(base, finished)), Console(quiet=True))
+    assert json.loads(json.dumps(figures)) == after
+    same = (finished / "eval" / f"{name}.jsonl" for name in ("model", "after"))
+    assert len({file.read_bytes() for file in same}) == 1
+
+
+CALLBACK = """
+import os, signal
+
+def interrupt(step, at):
+    if step.step == at:
+        os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_two_stages_interrupted_moved_and_resumed(base: str, tmp_path: Path) -> None:
+    (tmp_path / "stop.py").write_text(CALLBACK)
+
+    def two(name: str, at: int) -> Recipe:
+        one = recipe("stage:base", tmp_path / name, max_steps=4)
+        head = {key: one.pop(key) for key in ("name", "run")}
+        stop = {"name": f"{tmp_path / 'stop.py'}:interrupt", "args": {"at": at}}
+        small = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 64}
+        first = {
+            "name": "base",
+            "kind": "pretrain",
+            "model": small,
+            "data": {"source": "parity", "args": {"bits": 4}},
+            "learner": {"max_steps": 5, "batch_size": 16},
+        }
+        return from_dict({**head, "stages": [first, {**one, "name": "rl", "callbacks": [stop]}]})
+
+    train_recipe(two("whole", at=0), Console(quiet=True))
+    said = Console(file=io.StringIO())
+    with pytest.raises(KeyboardInterrupt, match="saved at step 2"):
+        train_recipe(two("cut", at=2), said)
+    assert "grpo train --resume" in said.file.getvalue()
+    assert [line["step"] for line in metrics(tmp_path / "cut" / "rl")] == [1, 2]
+
+    (tmp_path / "cut").rename(tmp_path / "moved")
+    resume_run(tmp_path / "moved", Console(quiet=True))
+    for name in ("base/model/model.safetensors", "rl/model/model.safetensors"):
+        ours, whole = (tmp_path / folder / name for folder in ("moved", "whole"))
+        assert ours.read_bytes() == whole.read_bytes()
+    assert metrics(tmp_path / "moved" / "rl") == metrics(tmp_path / "whole" / "rl")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_unwritable_run_directory_is_one_sentence(base: str, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from grpo.data.arithmetic import Arithmetic
 from grpo.data.countdown import Countdown
 from grpo.data.gsm8k import gsm8k
+from grpo.data.gym import ReasoningGym
 from grpo.data.hub import hub
 from grpo.data.jsonl import jsonl
 from grpo.data.math import math
@@ -23,6 +24,7 @@ SOURCES: dict[str, Callable[..., TaskSource]] = {
     "arithmetic": Arithmetic,
     "gsm8k": gsm8k,
     "math": math,
+    "reasoning_gym": ReasoningGym,
     "jsonl": jsonl,
     "hub": hub,
 }

@@ -16,6 +16,7 @@ from grpo.rewards.compose import RewardSet
 from grpo.rewards.control import Random
 from grpo.rewards.countdown import Countdown
 from grpo.rewards.format import Format, Tags
+from grpo.rewards.gym import ReasoningGym
 from grpo.rewards.judge import Judge
 from grpo.rewards.language import LanguageConsistency
 from grpo.rewards.length import CosineLength, SoftOverlong
@@ -36,6 +37,7 @@ REWARDS: dict[str, Callable[..., Any]] = {
     "length_cosine": CosineLength,
     "math": Math,
     "random": Random,
+    "reasoning_gym": ReasoningGym,
     "repetition": Repetition,
     "reward_model": RewardModel,
     "soft_overlong": SoftOverlong,

@@ -19,7 +19,7 @@ _DEGREE = re.compile(r"\^ ?\{? ?\\(?:circ|degree)s? ?\}?|\\degree|\\circ(?![A-Za
 _MIXED = re.compile(r"(-?)([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}|(-?)([0-9]+) ([0-9]+)/([0-9]+)")
 _BASE = re.compile(r"([0-9A-Fa-f]+) ?_ ?\{? ?([0-9]+) ?\}?")
 _ASSIGN = re.compile(r"([A-Za-z](?:_\{?\w+\}?)?|\\[a-z]+) ?(?:=|\\in(?![a-z])) ?(.+)")
-_UNEVALUATED = re.compile(r"\\(?:i*int|oint|sum|prod|lim|limsup|liminf)(?![A-Za-z])")
+_UNEVALUATED = re.compile(r"\\(?:i*int|sum|prod|lim|limsup|liminf)(?![A-Za-z])")
 _SEPARATOR = re.compile(r",|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _UNIT = re.compile(r"(.*?[0-9})%]) ?([A-Za-z°%][A-Za-z°. /]*(?:\^ ?\{?[0-9]\}?|[²³])?\.?)")
 _DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")

@@ -50,16 +50,19 @@ def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
         max_prompt_length=stage.data.max_prompt_length,
         overlong=stage.data.overlong,
     )
+    prompts = heldout.prepare(source, template, stage.eval.num_tasks)
     dtype = getattr(torch, stage.rollout.dtype or stage.model.dtype)
+    model = _pretrained(AutoModelForCausalLM, model_path, dtype=dtype)
+    _check_room(stage, model, max(len(prompt.ids) for prompt in prompts))
     engine = plugins.find("engine", stage.rollout.engine, ENGINES)(
-        _pretrained(AutoModelForCausalLM, model_path, dtype=dtype),
+        model,
         tokenizer,
         version=Version(step=0, hash="as loaded"),
         max_rows=stage.rollout.max_rows,
     )
     sampling = _sampling(stage, tokenizer, model_path)
     evaluation = heldout.HeldOut(
-        prompts=heldout.prepare(source, template, stage.eval.num_tasks),
+        prompts=prompts,
         rewards=reward_set(stage.eval.rewards or stage.rewards),
         sampling=replace(
             sampling, temperature=stage.eval.temperature, top_p=1.0, top_k=0, min_p=0.0
@@ -124,6 +127,17 @@ def _pretrained(kind: Any, model_path: str, **options: Any) -> Any:
         raise RecipeError(
             f"model.path = {model_path!r} could not be loaded as a folder or from the hub: {reason}"
         ) from error
+
+
+def _check_room(stage: RLStage, model: Any, longest: int) -> None:
+    """Refuse completions that the model has no positions for after a prompt of `longest`."""
+    room = getattr(model.config, "max_position_embeddings", None)
+    length = stage.rollout.max_completion_length
+    if room is not None and longest + length > room:
+        raise RecipeError(
+            f"rollout.max_completion_length = {length} does not fit: the model has {room} "
+            f"positions, and held-out prompts take up to {longest}; valid: 1 to {room - longest}"
+        )
 
 
 def _sampling(stage: RLStage, tokenizer: Any, model_path: str) -> Sampling:

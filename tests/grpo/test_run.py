@@ -146,6 +146,24 @@ def test_a_run_directory_is_not_overwritten(base: str, finished: Path) -> None:
         train_recipe(from_dict(recipe(base, finished)), Console(quiet=True))
 
 
+def test_the_learner_gets_the_settings_of_sampling_and_algorithm(base: str, tmp_path: Path) -> None:
+    settings = recipe(base, tmp_path / "run", max_steps=1)
+    overrides = ["temperature=0.7", "top_p=0.9", "top_k=6", "prompts_per_step=4"]
+    overrides = [f"rollout.{text}" for text in overrides]
+    overrides += ["algorithm.beta=0.1", "algorithm.num_minibatches=2", "algorithm.num_iterations=3"]
+    train_recipe(from_dict(settings, overrides), Console(quiet=True))
+    (line,) = metrics(tmp_path / "run")
+    assert line["sampling/sampling_logp_difference/max"] < 1e-4
+    assert line["optimizer_steps"] == 6
+    assert line["kl"] > 0
+
+
+def test_completions_longer_than_the_model_are_refused(base: str, tmp_path: Path) -> None:
+    settings = from_dict(recipe(base, tmp_path / "run"), ["rollout.max_completion_length=60"])
+    with pytest.raises(RecipeError, match=r"max_completion_length = 60 .* valid: 1 to 59"):
+        train_recipe(settings, Console(quiet=True))
+
+
 def test_a_run_that_could_not_start_leaves_its_folder_free(base: str, tmp_path: Path) -> None:
     settings = recipe(base, tmp_path / "run", max_steps=1)
     with pytest.raises(RecipeError, match="no chat template"):

@@ -59,7 +59,7 @@ class Parity:
     def demonstration(self, task: Task, rng: random.Random) -> str:
         """Long form (running parities) with probability `long_fraction`, else the short form.
 
-        Both carry the true label. The short form is nevertheless learnt at chance level, since the
+        Both carry the true label. The short form is nevertheless learned at chance level, since the
         model has nowhere to compute the label.
         """
         assert isinstance(task.prompt, str)

@@ -4,11 +4,11 @@ Three decisions are taken here, before any forward pass, and nowhere else:
   which tokens are trained   segments the model wrote, of completions that were scored (and, on
                              request, ended by themselves); never from a token's identity, so the
                              end-of-sequence token is trained on even when it is also the pad token
-  what each token weighs     every denominator of the loss, over all rows of the optimiser step
+  what each token weighs     every denominator of the loss, over all rows of the optimizer step
   what shares a forward      rows of one group share their prompt: P + T1 + T2 + ... tokens instead
                              of k*P + T1 + T2 + ..., each completion seeing the prompt and itself
 
-With several optimiser steps per batch (`num_minibatches`), whole groups are dealt out by
+With several optimizer steps per batch (`num_minibatches`), whole groups are dealt out by
 `group % num_minibatches`: tasks come in shuffled order already, groups keep sharing their prompt,
 and a row's minibatch does not depend on which other rows were dropped. (TRL shuffles completions.)
 """
@@ -139,7 +139,7 @@ def drop_dead(
 
 
 def split_minibatches(rows: Sequence[Row], num_minibatches: int) -> list[list[int]]:
-    """Indices into `rows` of each optimiser step's rows; whole groups, see the top of the file."""
+    """Indices into `rows` of each optimizer step's rows; whole groups, see the top of the file."""
     parts: list[list[int]] = [[] for _ in range(num_minibatches)]
     for index, row in enumerate(rows):
         parts[row.group % num_minibatches].append(index)

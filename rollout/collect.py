@@ -15,7 +15,7 @@ def collect(
 
     `timeout` (seconds) is passed to every poll. Raises EngineError for a completion that nobody
     asked for or that came twice, and when the engine has nothing more to give while some are
-    missing. If the caller stops early, what is left is cancelled.
+    missing. If the caller stops early, what is left is canceled.
     """
     wanted = {r.uid: r.n for r in requests}
     if len(wanted) != len(requests):

@@ -59,7 +59,7 @@ class SlotCache(Cache):
         return new
 
     def _empty(self, like: Tensor) -> Tensor:
-        # Zeros, not uninitialised memory: masked slots still meet a multiplication by zero.
+        # Zeros, not uninitialized memory: masked slots still meet a multiplication by zero.
         rows, slots = self._capacity
         return like.new_zeros((rows, like.shape[1], slots, like.shape[3]))
 

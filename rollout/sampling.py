@@ -26,7 +26,7 @@ _TOP_P_PREFIX = 1024  # top-p looks at this many largest entries before it sorts
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser (Steele et al., 2014), on uint64 arrays."""
+    """The splitmix64 finalizer (Steele et al., 2014), on uint64 arrays."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -97,7 +97,7 @@ def make_plan(rows: Sequence[Sampling], vocab_size: int, device: torch.device) -
 
 
 def filtered_probs(probs: Tensor, plan: Plan) -> Tensor:
-    """probs float32 [R, V] with the filtered-out tokens at 0 and the rest renormalised.
+    """probs float32 [R, V] with the filtered-out tokens at 0 and the rest renormalized.
 
     Greedy rows are left alone: their log-probs are those at temperature 1, unfiltered.
     """

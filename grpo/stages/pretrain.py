@@ -68,7 +68,7 @@ def build_model(
     max_position: int,
     seed: int,
 ) -> PreTrainedModel:
-    """A randomly initialised float32 model with tied embeddings. Raises RecipeError."""
+    """A randomly initialized float32 model with tied embeddings. Raises RecipeError."""
     from transformers import GenerationConfig, LlamaConfig, Qwen2Config
     from transformers.models.llama import LlamaForCausalLM
     from transformers.models.qwen2 import Qwen2ForCausalLM

@@ -38,7 +38,7 @@ def make(model=None, algorithm=None, dtype="float32", reference=None, temperatur
 
 
 def gradient(rows, algorithm=None, **config):
-    """The loss and the gradient of one optimiser step, before clipping."""
+    """The loss and the gradient of one optimizer step, before clipping."""
     learner = make(algorithm=algorithm, reference=tiny_model(seed=1), temperature=0.8, **config)
     found = learner.step(rows)
     return found, [p.grad.clone() for p in learner.model.parameters()]

@@ -21,7 +21,7 @@ from grpo.errors import EngineError, WeightsError
 from grpo.rollout.decoder import make_decoder
 from grpo.rollout.rows import Job, Rows
 from grpo.rollout.sampling import Plan, make_plan, sample, uniforms
-from grpo.rollout.weights import copy_weights, private_copy
+from grpo.rollout.weights import copy_weights, private_copy, resident_hash
 from grpo.types import Ack, Completion, FinishReason, Request, Segment, Version
 
 _STOP_MARGIN = 8  # tokens decoded beyond the stop string's bytes: some tokens have no text
@@ -105,6 +105,7 @@ class TorchEngine:
     ) -> Ack:
         """Copy `weights` in by name; the engine serves no half-loaded model.
 
+        The acknowledgment's hash is that of what the module holds afterwards, not the one sent.
         Completions under way: "finish" them first under the old weights; "continue" them with the
         new ones (a new segment, the keys and values of the old weights are kept); "abort" them as
         they stand. Samples not yet started always use the new weights. Raises WeightsError.
@@ -118,11 +119,15 @@ class TorchEngine:
             raise EngineError(f"unknown in_flight {in_flight!r}. Valid: abort, continue, finish.")
         self._forget_prompts()
         self._broken = True
-        tensors = copy_weights(self.model, weights)
+        dtypes = copy_weights(self.model, weights)
         self._broken = False
         self.version = version
         self._rows.mark(version)
-        return Ack(version=version, tensors=tensors, canary=canary_logprob(self.model))
+        return Ack(
+            version=Version(step=version.step, hash=resident_hash(self.model, dtypes)),
+            tensors=len(dtypes),
+            canary=canary_logprob(self.model),
+        )
 
     def sleep(self) -> None:
         """Free the cache. Raises EngineError while completions are under way."""

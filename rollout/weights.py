@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from grpo.errors import WeightsError, unknown_name
+from grpo.weights import content_hash
 
 
 def private_copy(model: nn.Module, dtype: torch.dtype | None, share_storage: bool) -> nn.Module:
@@ -28,8 +29,8 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None, share_storage: boo
     return copy.deepcopy(model, memo).eval()
 
 
-def copy_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> int:
-    """Copy `weights` into the parameters of `model` by name, casting; how many tensors came.
+def copy_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> dict[str, torch.dtype]:
+    """Copy `weights` into the parameters of `model` by name, casting; what came, with its type.
 
     Tied parameters need only one of their names. Persistent buffers are taken where given.
     Raises WeightsError for a name the model does not have, another shape, or a parameter that
@@ -39,7 +40,7 @@ def copy_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> int
     missing: dict[int, str] = {
         id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=True)
     }
-    count = 0
+    came: dict[str, torch.dtype] = {}
     with torch.no_grad():
         for name, tensor in weights:
             target = own.get(name)
@@ -54,9 +55,18 @@ def copy_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> int
             if target.data_ptr() != tensor.data_ptr() or target.dtype != tensor.dtype:
                 target.copy_(tensor)
             missing.pop(id(target), None)
-            count += 1
+            came[name] = tensor.dtype
     if missing:
         raise WeightsError(
             f"{len(missing)} weights did not arrive, among them {sorted(missing.values())[:3]}"
         )
-    return count
+    return came
+
+
+def resident_hash(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> str:
+    """Content hash of the named tensors as they now lie in `model`, seen in the types they came in.
+
+    Equal to the sender's hash if and only if every value arrived and none lost precision.
+    """
+    own = model.state_dict()
+    return content_hash((name, own[name].to(dtype)) for name, dtype in dtypes.items())

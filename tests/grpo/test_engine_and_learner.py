@@ -5,9 +5,13 @@ import pytest
 import torch
 
 from grpo.batch import make_rows
+from grpo.errors import WeightsError
 from grpo.learner import TorchLearner
+from grpo.loop import deliver
+from grpo.rollout import torch_engine
 from grpo.rollout.collect import collect
 from grpo.rollout.torch_engine import TorchEngine
+from grpo.rollout.weights import copy_weights
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Group, Prompt, Request, Rollout, Sampling, Score, Task, Version
@@ -68,3 +72,21 @@ def test_engine_and_learner_agree_on_ragged_lengths(sampling):
             temperature=drawn.temperature,
         )
         assert plain.step(rows)["sampling/sampling_logp_difference/max"] > 0.05
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_engine_that_keeps_one_old_tensor_is_found_out(monkeypatch, dtype):
+    model = tiny_model(dtype=torch.float32, tie_word_embeddings=True)
+    old = Version(step=0, hash="")
+    engine = TorchEngine(model, Letters(), version=old, dtype=dtype)
+    learner = TorchLearner(model, algorithm=Algorithm(), config=Config(), dtype=dtype)
+    with torch.no_grad():
+        learner.model.model.norm.weight.mul_(1.01)  # far too little for the canary to tell
+    assert deliver(learner, engine) == learner.version()
+
+    def lossy(module, weights):
+        return copy_weights(module, [(n, w * 0.99 if "norm" in n else w) for n, w in weights])
+
+    monkeypatch.setattr(torch_engine, "copy_weights", lossy)
+    with pytest.raises(WeightsError, match="acknowledged weights"):
+        deliver(learner, engine)

@@ -169,7 +169,7 @@ def test_load_weights_replaces_the_model(kind):
     eng = engine(old)
     run(eng, ragged())
     ack = eng.load_weights(new.named_parameters(), V1)
-    assert ack.version == V1
+    assert ack.version == Version(step=1, hash=content_hash(new.named_parameters()))
     assert ack.tensors == len(list(new.named_parameters()))
     assert ack.canary == pytest.approx(canary_logprob(new), abs=1e-3)
     assert abs(ack.canary - canary_logprob(old)) > 1

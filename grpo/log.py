@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo.errors import RunError
+from grpo.rewards.sentinel import warnings
 from grpo.types import Metrics
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -66,6 +67,7 @@ class RunLog:
         self.title, self.max_steps = title, max_steps
         self.history: dict[str, list[float]] = {}
         self.samples: list[str] = []
+        self.tripped: dict[str, str] = {}  # metric of the hack sentinel -> its warning
         self._accelerator = _trackers(folder, trackers, config or {}) if trackers else None
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._progress = Progress(
@@ -120,7 +122,11 @@ class RunLog:
             self.history.setdefault(heading, []).append(metrics[name])
         self.samples = list(samples)
         self._progress.update(self._bar, completed=step)
+        tripped = {warning.partition(" ")[0]: warning for warning in warnings(metrics)}
+        news, self.tripped = [w for n, w in tripped.items() if n not in self.tripped], tripped
         if self._live is None:
+            for warning in news:  # once, until it has cleared
+                self.say(f"{self.title} step {step}: look at some completions: {warning}")
             figures = "  ".join(f"{heading} {metrics[name]:.3g}" for name, heading in shown.items())
             self.say(f"{self.title} step {step}/{self.max_steps}  {figures}")
 
@@ -135,6 +141,7 @@ class RunLog:
         for heading, values in self.history.items():
             table.add_row(heading, f"{values[-1]:.4g}", Text(sparkline(values), style="cyan"))
         parts: list[Any] = [self._progress, table]
+        parts += [Text(warning, style="yellow") for warning in self.tripped.values()]
         if self.samples:
             text = Text("\n".join(self.samples), overflow="ellipsis", no_wrap=True)
             parts.append(Panel(text, title="samples of this step", title_align="left"))

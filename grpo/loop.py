@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,8 +24,21 @@ from grpo.data.source import TaskOrder, stable_hash
 from grpo.errors import DataError, WeightsError
 from grpo.metrics import rollout_metrics
 from grpo.rewards.compose import RewardSet
+from grpo.rewards.sentinel import sentinel
 from grpo.rollout.collect import collect
-from grpo.types import Engine, Group, Learner, Metrics, Prompt, Request, Rollout, Sampling, Version
+from grpo.types import (
+    Completion,
+    Engine,
+    Group,
+    Learner,
+    Metrics,
+    Prompt,
+    Request,
+    Rollout,
+    Sampling,
+    Score,
+    Version,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +62,13 @@ class Parts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """What rewards may know of the run, by TRL's name."""
+
+    global_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """What one step did."""
 
@@ -67,7 +88,7 @@ def train_step(parts: Parts, step: int) -> Step:
     """One step of GRPO: sample, score, compare within groups, learn, hand the weights over."""
     started = time.perf_counter()
     drawn, overlong = draw(parts)
-    groups = sample_groups(parts, drawn)
+    groups = sample_groups(parts, drawn, step)
     sampled = time.perf_counter()
 
     rewards_P_G = reward_matrix(groups)
@@ -96,7 +117,7 @@ def train_step(parts: Parts, step: int) -> Step:
     names = [name for name, _, _ in parts.rewards.rewards]
     sampling = rollout_metrics(groups, names) | group_metrics(groups)
     logged = parts.rewards.take_metrics()
-    metrics = logged | sampling | overlong | dropped | learned | seconds
+    metrics = logged | sampling | sentinel(groups) | overlong | dropped | learned | seconds
     metrics["tokens_per_second"] = metrics["completions/num_tokens"] / seconds["step_time"]
     return Step(step=step, groups=groups, advantages_P_G=advantages_P_G, metrics=metrics)
 
@@ -122,8 +143,11 @@ def draw(parts: Parts) -> tuple[list[tuple[Prompt, int]], Metrics]:
     return drawn, {f"prompts/{k}": float(now[k] - before[k]) for k in ("dropped", "truncated")}
 
 
-def sample_groups(parts: Parts, drawn: Sequence[tuple[Prompt, int]]) -> list[Group]:
-    """Sample and score one group per prompt; a group is scored as soon as it is complete."""
+def sample_groups(parts: Parts, drawn: Sequence[tuple[Prompt, int]], step: int) -> list[Group]:
+    """Sample and score one group per prompt.
+
+    A group is scored as soon as it is complete, in a thread of its own: sampling goes on meanwhile.
+    """
     requests = [
         Request(
             uid=f"{place}",
@@ -134,16 +158,21 @@ def sample_groups(parts: Parts, drawn: Sequence[tuple[Prompt, int]]) -> list[Gro
         )
         for place, (prompt, visit) in enumerate(drawn)
     ]
-    groups: dict[int, Group] = {}
-    for uid, completions in collect(parts.engine, requests):
-        prompt, visit = drawn[int(uid)]
-        scores = parts.rewards.score(prompt, completions)
+    state = TrainerState(global_step=step)
+    finished: dict[int, tuple[Sequence[Completion], Future[list[Score]]]] = {}
+    with ThreadPoolExecutor(1, "grpo-rewards") as scorer:
+        for uid, completions in collect(parts.engine, requests):
+            scores = scorer.submit(parts.rewards.score, drawn[int(uid)][0], completions, state)
+            finished[int(uid)] = (completions, scores)
+    groups: list[Group] = []
+    for place, (prompt, visit) in enumerate(drawn):
+        completions, scores = finished[place]
         rollouts = tuple(
             Rollout(prompt=prompt, completion=completion, score=score)
-            for completion, score in zip(completions, scores, strict=True)
+            for completion, score in zip(completions, scores.result(), strict=True)
         )
-        groups[int(uid)] = Group(prompt=prompt, visit=visit, rollouts=rollouts)
-    return [groups[place] for place in range(len(drawn))]
+        groups.append(Group(prompt=prompt, visit=visit, rollouts=rollouts))
+    return groups
 
 
 def deliver(learner: Learner, engine: Engine) -> Version:

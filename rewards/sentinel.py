@@ -45,7 +45,9 @@ THRESHOLDS = (
         above=0.8,
         means="the format is learned and the task is not",
     ),
-    Threshold(metric="sentinel/thought_words", below=1.0, means="answers come without any thought"),
+    Threshold(
+        metric="sentinel/empty_thoughts", above=0.5, means="answers come without any thought"
+    ),
     Threshold(
         metric="sentinel/second_opinion",
         below=0.9,
@@ -57,10 +59,10 @@ THRESHOLDS = (
 def sentinel(groups: Sequence[Group], second: Verifier | None = None, sample: int = 16) -> Metrics:
     """The sentinel's metrics of one batch of scored groups; {} for an empty batch.
 
-    answer_entropy: bits, over the answers of all prompts. identical_answers: share of the most
-    frequent one among prompts that differ (NaN-free: 0 for a single prompt). boxes, thought_words:
-    means. repetition: mean share of repeated 4-grams. tag_anomalies: share with tags that do not
-    form one thought and one answer, among those with any tag. format_minus_accuracy: gap of shares.
+    answer_entropy: bits, over the answers of all prompts. identical_answers: see identical_share.
+    boxes, thought_words: means. empty_thoughts: share of closed thoughts with nothing in them.
+    repetition: mean share of repeated 4-grams. tag_anomalies: share with tags that do not form one
+    thought and one answer, among those with any tag. format_minus_accuracy: gap of shares.
     second_opinion: share of `sample` evenly spaced scored completions on which the second
     verifier and the reward's verdict (correct or not) agree.
     """
@@ -70,12 +72,14 @@ def sentinel(groups: Sequence[Group], second: Verifier | None = None, sample: in
         return {}
     answers = [(final_answer(text) or "").strip() for text in texts]
     tagged = [text for text in texts if "<answer>" in text or "</think>" in text]
+    closed = [text for text in tagged if "</think>" in text]
     words = [text.split() for text in texts]
     metrics: Metrics = {
         "sentinel/answer_entropy": entropy(answers),
         "sentinel/identical_answers": identical_share(groups),
         "sentinel/boxes": _mean([len(boxes(text)) for text in texts]),
         "sentinel/thought_words": _mean([thought_words(text) for text in texts]),
+        "sentinel/empty_thoughts": _mean([thought_words(text) == 0 for text in closed]),
         "sentinel/repetition": _mean([repeated_share(some, 4) for some in words]),
         "sentinel/tag_anomalies": _mean([format_fault(text) is not None for text in tagged]),
     }

@@ -132,7 +132,7 @@ def test_a_healthy_batch_raises_no_warning():
         ("<think>x y</think><answer>7</answer>", "sentinel/identical_answers"),
         (r"\boxed{1} \boxed{2} \boxed{3} no idea", "sentinel/boxes"),
         ("<think>" + "so we go " * 50 + "</think><answer>1</answer>", "sentinel/repetition"),
-        ("<think></think><answer>1</answer>", "sentinel/thought_words"),
+        ("<think></think><answer>1</answer>", "sentinel/empty_thoughts"),
         ("<think>a</think><answer>1</answer><answer>2</answer>", "sentinel/tag_anomalies"),
         ("<think>a b c</think><answer>9</answer>", "sentinel/format_minus_accuracy"),
     ],

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -146,7 +147,8 @@ def draw(parts: Parts) -> tuple[list[tuple[Prompt, int]], Metrics]:
 def sample_groups(parts: Parts, drawn: Sequence[tuple[Prompt, int]], step: int) -> list[Group]:
     """Sample and score one group per prompt.
 
-    A group is scored as soon as it is complete, in a thread of its own: sampling goes on meanwhile.
+    A group is scored as soon as it is complete: in a thread, while sampling goes on, if the rewards
+    allow it; plain callables run in this one, since some set alarms, which only a main thread may.
     """
     requests = [
         Request(
@@ -162,8 +164,12 @@ def sample_groups(parts: Parts, drawn: Sequence[tuple[Prompt, int]], step: int) 
     finished: dict[int, tuple[Sequence[Completion], Future[list[Score]]]] = {}
     with ThreadPoolExecutor(1, "grpo-rewards") as scorer:
         for uid, completions in collect(parts.engine, requests):
-            scores = scorer.submit(parts.rewards.score, drawn[int(uid)][0], completions, state)
-            finished[int(uid)] = (completions, scores)
+            scores = scorer.submit if parts.rewards.threadsafe else _at_once
+            prompt = drawn[int(uid)][0]
+            finished[int(uid)] = (
+                completions,
+                scores(parts.rewards.score, prompt, completions, state),
+            )
     groups: list[Group] = []
     for place, (prompt, visit) in enumerate(drawn):
         completions, scores = finished[place]
@@ -173,6 +179,12 @@ def sample_groups(parts: Parts, drawn: Sequence[tuple[Prompt, int]], step: int) 
         )
         groups.append(Group(prompt=prompt, visit=visit, rollouts=rollouts))
     return groups
+
+
+def _at_once(call: Callable[..., list[Score]], *arguments: Any) -> Future[list[Score]]:
+    future: Future[list[Score]] = Future()
+    future.set_result(call(*arguments))
+    return future
 
 
 def deliver(learner: Learner, engine: Engine) -> Version:

@@ -20,8 +20,7 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> Met
     of completions. `accuracy` is the share of correct ones among those with a verdict.
     """
     rollouts = [r for group in groups for r in group.rollouts]
-    values_P = [_values([r.score.value for r in group.rollouts]) for group in groups]
-    values_N = np.concatenate(values_P) if values_P else np.zeros(0)
+    values_N = _values([r.score.value for r in rollouts])
     lengths_N = np.array([len(r.completion) for r in rollouts], dtype=float)
     stopped_N = np.array([r.completion.finish == "stop" for r in rollouts])
     right_N = np.array([r.score.status == "correct" for r in rollouts])
@@ -29,7 +28,7 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> Met
     verdicts = int(right_N.sum() + wrong_N.sum())
     metrics = {
         "reward": _mean(values_N),
-        "reward_std": _mean(np.array([v.std(ddof=1) for v in values_P if len(v) > 1])),
+        "reward_std": float(values_N.std(ddof=1)) if len(values_N) > 1 else 0.0,
         "frac_unscored": 1 - len(values_N) / max(1, len(rollouts)),
         "num_completions": float(len(rollouts)),
         "completions/num_tokens": float(lengths_N.sum()),

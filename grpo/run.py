@@ -76,6 +76,8 @@ def resume_run(path: str | Path, console: Console | None = None) -> dict[str, An
 def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
     """The stages that have no summary yet, in order."""
     _prepare(recipe)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RunError("several learner ranks are not supported yet: start one process")
     summaries: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages:
         place = stage_folder(recipe, folder, stage.name)

@@ -41,6 +41,11 @@ class RewardSet:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()
 
+    @property
+    def threadsafe(self) -> bool:
+        """Whether scoring may run in a thread: verifiers may, other callables are not asked to."""
+        return all(isinstance(reward, Verifier) for _, reward, _ in self.rewards)
+
     def score(
         self, prompt: Prompt, completions: Sequence[Completion], trainer_state: Any = None
     ) -> list[Score]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -125,3 +127,20 @@ def test_an_engine_with_other_weights_stops_the_run():
     stale = FakeEngine(lambda r, i: "a", Letters(), version=Version(step=0, hash="h"), canary=-1.0)
     with pytest.raises(WeightsError, match="computes with other weights"):
         list(train(parts(stale), start=0, max_steps=1))
+
+
+def test_a_reward_that_sets_an_alarm_is_called_on_the_main_thread():
+    def alarmed(*, completions, **columns):
+        signal.setitimer(signal.ITIMER_REAL, 100)  # raises anywhere but on the main thread
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return [float(c == "a") for c in completions]
+
+    rewards = RewardSet([("alarmed", alarmed, 1.0)])
+    (step,) = train(parts(rewards=rewards), start=0, max_steps=1)
+    assert step.metrics["reward"] == pytest.approx(0.5)
+
+
+def test_the_reward_std_is_the_batchs_as_in_trl():
+    (step,) = train(parts(), start=0, max_steps=1)
+    values = [r.score.value for group in step.groups for r in group.rollouts]
+    assert step.metrics["reward_std"] == pytest.approx(np.std(values, ddof=1))

@@ -75,9 +75,12 @@ def limit(name: str, value: int) -> None:
 
 
 def address_space() -> int:
-    """Bytes of address space this process has mapped."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[0]) * resource.getpagesize()
+    """Bytes of address space this process has mapped; half a GiB where there is no /proc."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[0]) * resource.getpagesize()
+    except FileNotFoundError:
+        return 1 << 29
 
 
 def become(uid: int, capabilities: int = 0) -> None:

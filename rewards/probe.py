@@ -28,6 +28,14 @@ class Report:
     denied: tuple[str, ...] = ()
 
     @property
+    def reason(self) -> str:
+        """Why it does not hold, in a few words; "" if it does."""
+        if self.leaks:
+            return "lets through " + ", ".join(self.leaks)
+        broken = [f"cannot {name}: {why}" for name, why in self.broken.items()]
+        return self.error or ", ".join(broken)
+
+    @property
     def holds(self) -> bool:
         """Whether model code may run in it."""
         return not (self.error or self.leaks or self.broken)
@@ -74,9 +82,7 @@ def _strongest() -> Report:
         if report.holds:
             return report
         reports.append(report)
-    found = "; ".join(
-        f"{r.tier}: {r.error or 'lets through ' + ', '.join(r.leaks or r.broken)}" for r in reports
-    )
+    found = "; ".join(f"{report.tier}: {report.reason}" for report in reports)
     raise RewardError(
         "no sandbox holds on this machine, so model output is not executed. " + found + ". Write "
         "`sandbox: unsafe` in the reward's args to run it without one."
@@ -97,8 +103,7 @@ def choose(sandbox: str) -> str:
             return _strongest().tier
         report = probe(sandbox)
     if not report.holds:
-        reason = report.error or "lets through " + ", ".join(report.leaks or report.broken)
-        raise RewardError(f"sandbox {sandbox!r} does not hold on this machine: {reason}")
+        raise RewardError(f"sandbox {sandbox!r} does not hold on this machine: {report.reason}")
     return sandbox
 
 

@@ -21,8 +21,10 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import grpo
 from grpo.errors import RewardError
 
 LAYERS: dict[str, tuple[str, ...]] = {
@@ -265,7 +267,20 @@ def bubblewrap(readable: Sequence[str]) -> list[str]:
         raise RewardError("bubblewrap (bwrap) is not installed")
     binds: list[str] = []
     for path in [*readable, os.path.dirname(os.path.realpath(sys.executable))]:
-        binds += ["--ro-bind", path, path]
-    for entry in {os.path.dirname(sys.executable), *filter(os.path.isdir, sys.path)}:
+        binds += ["--dev-bind" if path.startswith("/dev/") else "--ro-bind", path, path]
+    # The zygote is started inside, so the interpreter and this package have to be there too.
+    entries = {os.path.dirname(sys.executable), *filter(os.path.isdir, sys.path)}
+    entries |= {os.path.join(sys.prefix, "pyvenv.cfg")}
+    entries |= {os.path.realpath(os.path.dirname(__file__)), os.path.dirname(grpo.__file__)}
+    for entry in sorted(entries):
         binds += ["--ro-bind-try", entry, entry]
-    return [program, "--unshare-all", "--die-with-parent", "--dev", "/dev", *binds, "--"]
+    # bwrap would make the folders on the way there unreadable for the guests' user
+    ways = {str(parent) for place in binds[2::3] for parent in Path(place).parents} - {"/"}
+    folders = [word for way in sorted(ways) for word in ("--perms", "0755", "--dir", way)]
+    # Root keeps its user namespace, and just the rights it needs to become nobody later.
+    apart = ["--unshare-all"]
+    if os.geteuid() == 0:
+        apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+        for right in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"):
+            apart += ["--cap-add", right]
+    return [program, *apart, "--die-with-parent", *folders, *binds, "--"]

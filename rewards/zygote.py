@@ -174,10 +174,10 @@ def _become_nobody(tasks: int, layers: Sequence[str]) -> None:
     stays: Landlock allows no more than the library anyway.
     """
     uid = os.getuid()
-    if uid == 0 and "bubblewrap" not in layers:
+    apart = "namespaces" in layers or "bubblewrap" in layers
+    if uid == 0:
         kernel.limit("NPROC", tasks)
-        reading = 0 if "namespaces" in layers else kernel.CAP_DAC_READ_SEARCH
-        kernel.become(GUEST_USER + os.getpid(), reading)
+        kernel.become(GUEST_USER + os.getpid(), 0 if apart else kernel.CAP_DAC_READ_SEARCH)
         return
-    kernel.limit("NPROC", tasks if "namespaces" in layers else kernel.tasks_of(uid) + tasks)
+    kernel.limit("NPROC", tasks if apart else kernel.tasks_of(uid) + tasks)
     kernel.become(uid)

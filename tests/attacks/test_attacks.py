@@ -48,7 +48,7 @@ def unexpected(attacks: list[Attack], scores: dict[str, Score]) -> dict[str, Sco
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("tier", ["landlock+namespaces", "namespaces", "landlock"])
+@pytest.mark.parametrize("tier", ["landlock+namespaces", "namespaces", "bubblewrap", "landlock"])
 def test_every_attack_fails_and_honest_code_passes(tier):
     before = snapshot()
     scores = scores_under(tier, QUICK, timeout=10)

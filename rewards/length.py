@@ -9,6 +9,7 @@ from typing import Any
 from grpo.errors import PluginError
 from grpo.plugins import builtins, load
 from grpo.rewards.graded import GradedReward, length_of
+from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 
 
@@ -33,6 +34,8 @@ class CosineLength(GradedReward):
         if max_length < 1 or len(correct) != 2 or len(wrong) != 2:
             raise PluginError("length_cosine: max_length >= 1; correct and wrong are [low, high]")
         self.verifier = load("reward", verifier, builtins("reward"), dict(verifier_args or {}))
+        if not isinstance(self.verifier, VerifierReward):
+            raise PluginError(f"length_cosine: {verifier!r} does not judge answers one by one")
         self.max_length = max_length
         self.correct = (float(correct[0]), float(correct[1]))
         self.wrong = (float(wrong[0]), float(wrong[1]))

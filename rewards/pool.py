@@ -8,6 +8,7 @@ event loop, the main thread and the other slots never wait for it.
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import signal
 import threading
@@ -82,6 +83,8 @@ class Pool:
         slot = self._slots.get()
         stage = ""
         try:
+            if slot.guest is not None and slot.guest.owner != os.getpid():
+                slot.guest = None
             guest = slot.guest = slot.guest or self._start().guest(self.kind, self.limits)
             deadline = time.monotonic() + timeout
             try:

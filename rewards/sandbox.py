@@ -78,6 +78,7 @@ class Guest:
         self.sandbox = sandbox
         self.pid = pid
         self.channels = channels
+        self.owner = os.getpid()  # a forked child shares the channels and must not use them
         self.ended: Ended | None = None
 
     def poll(self) -> Ended | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import random
 import threading
 import time
 
@@ -177,3 +179,24 @@ def test_spelling_never_changes_a_verdict(top, bottom):
         assert verdict or (verdict is None and "left" in spelled)
         assert compare(spelled, rf"\frac{{{top + 1}}}{{{bottom}}}") in (False, None)
     assert compare(fraction, fraction) is True
+
+
+def test_a_forked_child_gets_a_worker_of_its_own(math):
+    assert math.verify(r"\boxed{2x}", task("x+x")).value == 1.0
+    slot = math.pool._all[0]
+    theirs = slot.guest.pid
+    child = os.fork()
+    if child == 0:
+        right = math.verify(r"\boxed{3x}", task("x+x+x")).value == 1.0
+        os._exit(0 if right and slot.guest.owner == os.getpid() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert math.verify(r"\boxed{4x}", task("2x+2x")).value == 1.0
+    assert slot.guest.pid == theirs
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_bytes_never_raise(math, seed):
+    noise = random.Random(seed).randbytes(2000).decode("latin-1")
+    for completion in (noise, rf"\boxed{{{noise}}}", f"<answer>{noise}</answer>"):
+        assert math.verify(completion, task("x+1")).value in (0.0, 1.0)
+    assert math.verify(r"\boxed{x}", task(noise)).value in (None, 0.0)

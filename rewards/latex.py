@@ -143,8 +143,6 @@ def structure(text: str) -> tuple[str, list[str]]:
         parts = split_top(inner)
         if len(parts) > 1:
             return text[0] + text[-1], parts
-    if _DECIMAL_COMMA.fullmatch(text):
-        return "", [text]
     return "", split_top(text)
 
 
@@ -192,6 +190,9 @@ def _only_true(verdict: bool | None) -> bool | None:
 def _compare_structures(answer: str, gold: str, tolerance: float, depth: int) -> bool | None:
     kind, parts = structure(answer)
     gold_kind, gold_parts = structure(gold)
+    for text, others in ((answer, gold_parts), (gold, parts)):
+        if _DECIMAL_COMMA.fullmatch(text) and len(others) == 1:
+            return None  # 1,22 may be a number beside a number; beside a list it is a list
     if len(parts) < 2 and len(gold_parts) < 2 and not (kind and gold_kind):
         return None
     sets = ("\\{\\}", "")
@@ -201,7 +202,7 @@ def _compare_structures(answer: str, gold: str, tolerance: float, depth: int) ->
         return False if both_paired else None
     if len(parts) != len(gold_parts):
         plain = all(_value(part) is not None for part in parts + gold_parts)
-        return False if plain and not any(map(_DECIMAL_COMMA.fullmatch, (answer, gold))) else None
+        return False if plain else None
     if len(parts) > 32:
         return None
     if not unordered:

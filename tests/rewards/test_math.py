@@ -41,6 +41,9 @@ def task(gold):
         (r"\{1,1,2\}", r"\{1,2\}", False),
         (r"\{2,1\}", r"\{1, 2\}", True),
         ("(2,1)", "(1,2)", False),
+        ("1,1,2", "1,2", False),
+        ("1,2", "2,1", True),
+        ("1,22", "1.22", None),  # a decimal comma, or not: algebra's business
         (r"\left(1, 2\right)", "(1,2)", True),
         ("(1,2]", "[1,2)", False),
         ("0.0000004", "0.0000001", False),

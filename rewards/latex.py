@@ -25,6 +25,33 @@ _UNIT = re.compile(r"(.*?[0-9})%]) ?([A-Za-z°%][A-Za-z°. /]*(?:\^ ?\{?[0-9]\}?
 _DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{12}")
 _OPEN, _CLOSE = "([{", ")]}"
+# Unicode and programming spellings of what LaTeX has a name for.
+_SPELLINGS = {
+    "\u221e": "\\infty ",
+    "\u03c0": "\\pi ",
+    "\u222a": "\\cup ",
+    "\u2229": "\\cap ",
+    "\u2205": "\\emptyset ",
+    "\\varnothing": "\\emptyset",
+    "\u2264": "\\le ",
+    "\u2265": "\\ge ",
+    "\u2260": "\\ne ",
+    "\u2208": "\\in ",
+    "\u00d7": "\\times ",
+    "\u00b7": "\\cdot ",
+    "\u00b1": "\\pm ",
+    "\u2212": "-",
+    "**": "^",
+    "\\mathrm{e}": "e",
+    "\\mathrm{i}": "i",
+}
+_ROOT = re.compile("\u221a ?(?:\\{([^{}]*)\\}|\\(([^()]*)\\)|([0-9]+|[A-Za-z]))")
+_PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])")
+_TIMES = re.compile(r"(?<=[0-9A-Za-z)]) ?\* ?(?=[0-9A-Za-z(\\])")
+_RECURRING = re.compile(r"(-?)([0-9]{0,20})\.([0-9]{0,20})\\(?:overline|bar)\{([0-9]{1,20})\}")
+_SCIENTIFIC = re.compile(
+    r"(-?[0-9]{0,30}\.?[0-9]{1,30})(?:[eE]| ?\\(?:times|cdot) ?10 ?\^ ?)\{?([-+]?[0-9]{1,3})\}?"
+)
 _UNITS = {
     canonical: names.split("|")
     for canonical, names in (
@@ -56,6 +83,18 @@ _UNITS = {
     )
 }
 _UNIT_OF = {name: canonical for canonical, names in _UNITS.items() for name in names}
+
+
+def respell(text: str) -> str:
+    """An answer in LaTeX's spelling: Unicode signs, `pi`, `**` and `*` as its names."""
+    for spelling, name in _SPELLINGS.items():
+        if spelling in text:
+            text = text.replace(spelling, name)
+    if "\u221a" in text:
+        text = _ROOT.sub(lambda m: f"\\sqrt{{{m[1] or m[2] or m[3]}}}", text)
+    if "pi" in text:
+        text = _PI.sub(r"\\pi ", text)
+    return _TIMES.sub(r" \\cdot ", text) if "*" in text else text
 
 
 def normalize(text: str) -> str:
@@ -110,6 +149,13 @@ def _value(text: str) -> Fraction | None:
         if max(len(whole), len(top), len(bottom)) < 50 and int(bottom):
             value = int(whole) + Fraction(int(top), int(bottom))
             value = -value if sign else value
+    if value is None and (match := _SCIENTIFIC.fullmatch(text)):
+        value = Fraction(match[1]) * Fraction(10) ** int(match[2])
+    if value is None and (match := _RECURRING.fullmatch(text)):
+        sign, whole, fixed, period = match.groups()
+        nines = Fraction(int(period), 10 ** len(period) - 1)
+        value = (int(whole + fixed or "0") + nines) / 10 ** len(fixed)
+        value = -value if sign else value
     return value
 
 
@@ -148,7 +194,10 @@ def structure(text: str) -> tuple[str, list[str]]:
 
 def compare(answer: str, gold: str, tolerance: float = 0.0) -> bool | None:
     """True: the same. False: different, whatever algebra says. None: algebra has to decide."""
-    return _compare(normalize(answer), normalize(gold), tolerance, 0)
+    mine, theirs = normalize(answer), normalize(gold)
+    if mine.isalpha() and len(mine) > 1 and mine.casefold() == theirs.casefold():
+        return True
+    return _compare(mine, theirs, tolerance, 0)
 
 
 def _compare(answer: str, gold: str, tolerance: float, depth: int) -> bool | None:

@@ -15,7 +15,7 @@ from typing import Literal
 from grpo.errors import PluginError, unknown_name
 from grpo.rewards.exact import number
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
-from grpo.rewards.latex import compare
+from grpo.rewards.latex import compare, respell
 from grpo.rewards.pool import Pool, WorkerDied, WorkerTimeout
 from grpo.rewards.probe import choose
 from grpo.rewards.sandbox import Limits, Sandbox
@@ -162,6 +162,7 @@ class Math(VerifierReward):
             return _verdict(True, answer, gold)
         if fault := over_limit(answer):
             return Score(value=0.0, status="limit", detail=f"answer: {fault}")
+        answer, gold = respell(answer), respell(gold)
         same = compare(answer, gold, self.tolerance)
         return (answer, gold) if same is None else _verdict(same, answer, gold)
 

@@ -174,7 +174,9 @@ class Sandbox:
         raise RewardError("the sandbox's parent process ended; see `grpo doctor`")
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # One request, one answer: a stream does where packets in sequence do not exist (macOS).
+        packets = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_STREAM
+        ours, theirs = socket.socketpair(socket.AF_UNIX, packets)
         config = {
             "path": [entry for entry in sys.path if entry],
             "preload": self.preload,

@@ -108,24 +108,37 @@ def test_every_attack_fails_as_an_ordinary_user():
     assert result.stdout == "held\n", result.stderr[-2000:]
 
 
+def descendants(root: int) -> set[int]:
+    """Every living process below `root`; other test workers have zygotes of their own."""
+    parents: dict[int, int] = {}
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/stat", encoding="ascii", errors="replace") as stream:
+                fields = stream.read().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                parents[int(entry)] = int(fields[1])
+        except (OSError, ValueError):
+            continue
+    found: set[int] = set()
+    waiting = [root]
+    while waiting:
+        parent = waiting.pop()
+        below = {pid for pid, above in parents.items() if above == parent} - found
+        found |= below
+        waiting += below
+    return found
+
+
 def snapshot() -> dict[str, object]:
     """What an attack could have changed: files where it may try, processes of ours, the clock."""
     folders = ("/", "/tmp", "/dev/shm", os.path.dirname(os.__file__), os.getcwd())
-    guests = []
-    for entry in os.listdir("/proc"):
-        try:
-            with open(f"/proc/{entry}/cmdline", "rb") as stream:
-                if b"grpo.rewards.zygote" in stream.read():
-                    guests.append(entry)
-        except OSError:
-            continue
     return {
         "files": {
             f: sorted(n for n in os.listdir(f) if "attack" in n or n in ("big", "conftest.py"))
             for f in folders
             if os.path.isdir(f)
         },
-        "guests": guests,
+        "processes": descendants(os.getpid()),
         "host": os.uname().nodename,
     }
 

@@ -196,36 +196,52 @@ def test_the_last_block_after_the_thought_is_the_program():
     assert program_of("def f():\n    return 1") == "def f():\n    return 1"
 
 
-def processes(marker=b"grpo.rewards.zygote"):
-    found = set()
+def descendants(root: int) -> set[int]:
+    """Every living process below `root`; other test workers have zygotes of their own."""
+    parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         try:
-            with open(f"/proc/{entry}/cmdline", "rb") as stream:
-                if marker in stream.read():
-                    found.add(int(entry))
+            with open(f"/proc/{entry}/stat", encoding="ascii", errors="replace") as stream:
+                fields = stream.read().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                parents[int(entry)] = int(fields[1])
         except (OSError, ValueError):
             continue
+    found: set[int] = set()
+    waiting = [root]
+    while waiting:
+        parent = waiting.pop()
+        below = {pid for pid, above in parents.items() if above == parent} - found
+        found |= below
+        waiting += below
     return found
 
 
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
+            return stream.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def test_a_killed_zygote_is_replaced_and_nothing_stays(code):
-    before = processes()
+    before = descendants(os.getpid())
     reward = Code(workers=1)
     assert verdict(reward, "def f(x): return x + 1", INCREMENT)[0] == 1.0
-    mine = processes() - before
+    mine = descendants(os.getpid()) - before
     assert mine
     for pid in mine:
         os.kill(pid, signal.SIGKILL)
     time.sleep(0.1)
     assert verdict(reward, "def f(x): return x + 1", INCREMENT)[0] == 1.0
     reward.close()
-    assert processes() == before
+    assert descendants(os.getpid()) == before
     assert verdict(reward, "def f(x): return x + 1", INCREMENT)[0] == 1.0  # it starts again
     reward.close()
 
 
 def test_a_killed_host_leaves_nothing():
-    before = processes()
     script = (
         "from grpo.rewards.code import Code; from grpo.types import Task; import os\n"
         "t = Task(uid='', prompt='', columns={'tests': {'asserts': ['assert f(1) == 2']}})\n"
@@ -236,13 +252,14 @@ def test_a_killed_host_leaves_nothing():
     assert host.stdout is not None
     assert host.stdout.readline() == b"up\n"
     time.sleep(0.2)
-    assert processes() - before
+    below = descendants(host.pid)
+    assert len(below) >= 3  # the zygote, the candidate and its tests at least
     host.kill()
     host.communicate()
     deadline = time.monotonic() + 5
-    while processes() - before - {host.pid} and time.monotonic() < deadline:
+    while any(map(alive, below)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert processes() - before == set()
+    assert not any(map(alive, below))
 
 
 def test_many_rows_from_asyncio_keep_the_loop_free(code):

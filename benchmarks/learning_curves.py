@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from grpo.config import load
-from grpo.run import provenance, resume_run, train_recipe
+from grpo.run import resume_run, train_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVES = {
@@ -49,10 +48,7 @@ def main() -> None:
         "recipe": name,
         "command": f"python benchmarks/learning_curves.py {arguments.recipe} --seeds "
         + " ".join(map(str, [*arguments.seeds, *arguments.overrides])),
-        "commit": git("rev-parse", "HEAD"),
-        "tree_clean": not git("status", "--porcelain", "--", "*.py", "*.yaml"),
-        **{key: value for key, value in provenance().items() if key != "command"},
-        "runs": [{key: run[key] for key in ("seed", "summary")} for run in runs],
+        "runs": [{key: run[key] for key in ("seed", "provenance", "summary")} for run in runs],
         "curves": [run["curves"] for run in runs],
     }
     out.parent.mkdir(exist_ok=True)
@@ -86,7 +82,9 @@ def one_seed(
     curves = {name: [round(line[name], 4) for line in lines if name in line] for name in CURVES}
     summary = json.loads((folder / "summary.json").read_text())
     summary["model"] = ""  # a path of the machine it was made on
-    return {"seed": seed, "summary": summary, "curves": curves}
+    made = json.loads((folder / "provenance.json").read_text())
+    made = {key: made[key] for key in ("commit", "versions", "machine")}
+    return {"seed": seed, "provenance": made, "summary": summary, "curves": curves}
 
 
 def draw(runs: list[dict[str, Any]], name: str, path: Path) -> None:
@@ -113,13 +111,6 @@ def draw(runs: list[dict[str, Any]], name: str, path: Path) -> None:
     figure.suptitle(f"{name}, seeds {seeds}", fontsize=11)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
-
-
-def git(*arguments: str) -> str:
-    """Output of a git command in this checkout."""
-    return subprocess.run(
-        ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
-    ).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from learning_curves import ROOT, git
+from learning_curves import ROOT
 
 from grpo.config import load
 from grpo.run import evaluate_model, provenance, train_recipe
@@ -46,7 +46,6 @@ def main() -> None:
     result = {
         "command": "python benchmarks/pretrained_base.py --seeds "
         + " ".join(map(str, arguments.seeds)),
-        "commit": git("rev-parse", "HEAD"),
         **{key: value for key, value in provenance().items() if key != "command"},
         "shipped": shipped,
         "bases": bases,

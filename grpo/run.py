@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -201,9 +202,22 @@ def provenance() -> dict[str, Any]:
     """What the figures of a run depend on beside its recipe."""
     return {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "commit": _commit(),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this package runs from; None where it is installed."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> None:

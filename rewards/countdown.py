@@ -8,21 +8,25 @@ the text accept "1.5" as the numbers 1 and 5, and hang on 9**9**9).
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Literal
 
 from grpo.errors import PluginError
+from grpo.rewards.exact import clean, number
 from grpo.rewards.extract import final_answer
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 
 MAX_LENGTH = 512  # characters of an expression
 _ALLOWED = re.compile(r"[0-9+\-*/() \t\n]+")
-# Multiplication sign, middle dot, division sign and minus sign, and their LaTeX names.
-_SPELLINGS = {"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-"} | {
+# Unicode's signs (times, dot and asterisk operator, division, minus and en dash), LaTeX's names.
+_SPELLINGS = {"\u00d7": "*", "\u00b7": "*", "\u2217": "*", "\u00f7": "/"} | {
+    "\u2212": "-",
+    "\u2013": "-",
     "\\times": "*",
     "\\cdot": "*",
     "\\div": "/",
@@ -78,11 +82,26 @@ def _value(node: ast.expr, used: list[int]) -> Fraction:
 
 def puzzle(columns: Mapping[str, Any]) -> tuple[list[int], Fraction] | None:
     """(numbers, target) of a row; TinyZero's name `nums` is accepted. None: unusable."""
-    numbers: Iterable[Any] | None = columns.get("numbers", columns.get("nums"))
+    numbers: Any = columns.get("numbers", columns.get("nums"))
     try:
-        return [int(n) for n in numbers or ()], Fraction(str(columns["target"]))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        numbers = json.loads(numbers) if isinstance(numbers, str) else numbers
+        given = [Fraction(str(n)) for n in numbers or ()]
+        if any(n.denominator != 1 for n in given):
+            return None
+        return [int(n) for n in given], Fraction(str(columns["target"]))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, RecursionError):
         return None
+
+
+def _states(text: str, target: Fraction) -> bool:
+    """Whether what stands behind an equals sign is the target: 6, 6.0, 5/2 or 3 + 3."""
+    found = number(text.strip())
+    if found is None:
+        try:
+            found, _ = evaluate(text)
+        except ValueError:
+            return False
+    return found == target
 
 
 class Countdown(VerifierReward):
@@ -108,13 +127,14 @@ class Countdown(VerifierReward):
         answer = final_answer(completion)
         if answer is None:
             return Score(value=0.0, status="unparseable_answer", detail="no box or answer block")
-        expression, equals, right = answer.strip("$ ").partition("=")
+        expression, *stated = clean(answer.strip("$ ")).split("=")
         try:
             value, used = evaluate(expression)
         except ValueError as error:
             return Score(value=0.0, status="unparseable_answer", detail=str(error))
-        if equals and right.strip() != str(target):
-            return Score(value=0.0, status="wrong", detail=f"states = {right.strip()[:40]!r}")
+        for right in stated[:8]:
+            if not _states(right, target):
+                return Score(value=0.0, status="wrong", detail=f"states = {right.strip()[:40]!r}")
         have, want = Counter(used), Counter(numbers)
         if (have != want) if self.exactly else not (have <= want):
             return Score(value=0.0, status="wrong", detail=f"uses {used}, given {numbers}")

@@ -13,12 +13,12 @@ MAX_LENGTH = 4096  # characters; longer answers are compared as strings only
 MAX_DIGITS = 256  # digits of one number; int() of more is slow and never an answer
 _NO_SPACE = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})")
 _SPACING = re.compile(r"\\[,;: ]|~|\\(?:quad|qquad|left|right|displaystyle)(?![A-Za-z])")
-_SPACES = re.compile(r"\s+")
+_SPACES = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]+")
 _GROUPED = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]*)?")
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
 _RATIO = re.compile(r"([-+]?[0-9]+)/([0-9]+)")
 _FRAC = re.compile(r"([-+]?)\\[dtc]?frac(?:\{([-+]?[0-9]+)\}\{([-+]?[0-9]+)\}|([0-9])([0-9]))")
-_WRAPS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
+_WRAPS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
 
 
 def clean(text: str) -> str:
@@ -71,9 +71,9 @@ def _digits_apart(text: str) -> bool:
 
 
 def same(answer: str, gold: str) -> bool:
-    """Whether two answers are the same string, or the same rational number."""
+    """Whether two answers are the same string, word (True, true) or rational number."""
     a, b = clean(answer), clean(gold)
-    if a == b:
+    if a == b or (len(a) > 1 and a.isalpha() and a.casefold() == b.casefold()):
         return True
     left = number(a)
     return left is not None and left == number(b)

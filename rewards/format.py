@@ -26,9 +26,14 @@ def format_fault(text: str) -> str | None:
     before, thought, between, answer, after = _TAG.split(text)
     if before.strip() or between.strip() or after.strip():
         return "text outside the blocks"
-    if not thought.strip():
+    if not _visible(thought):
         return "empty thought"
-    return None if answer.strip() else "empty answer"
+    return None if _visible(answer) else "empty answer"
+
+
+def _visible(text: str) -> bool:
+    """Whether a reader sees anything: zero-width characters are no content."""
+    return any(char.isprintable() and not char.isspace() for char in text)
 
 
 class Format(VerifierReward):

@@ -37,11 +37,16 @@ _SCRIPTS: dict[str, tuple[str, ...]] = {
     "th": ("THAI",),
 }
 _BY_CHARACTER = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL")
+# An opening mark that is never closed must not cost a scan of the whole text: spans are bounded, or
+# end where the next one opens.
 _NOT_LANGUAGE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$[^$]*\$\$|\$[^$\n]*\$|\\\([^\n]*?\\\)|\\\[.*?\\\]"
-    r"|https?://\S+|\\[A-Za-z]+|</?\w+>",
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$[^$]*\$\$|\$[^$\n]*\$"
+    r"|\\\((?:(?!\\\()[^\n]){0,2000}?\\\)|\\\[(?:(?!\\\[).){0,2000}?\\\]"
+    r"|https?://[!-~]+|\\[A-Za-z]+|</?\w{1,32}>",
     re.DOTALL,
 )
+# Letters that code and formulas are written in; any other letter inside them is language.
+_TECHNICAL = re.compile("[\0-\u03ff\u1e00-\u2bff\U0001d400-\U0001d7ff]+")
 
 
 @lru_cache(maxsize=1 << 16)
@@ -53,13 +58,19 @@ def script_of(char: str) -> str:
     return {"IDEOGRAPHIC": "CJK", "FULLWIDTH": "LATIN", "HALFWIDTH": "KATAKANA"}.get(first, first)
 
 
+def language_of(text: str) -> str:
+    """The text without code, formulas, addresses and tags. Chinese between two dollars stays."""
+    return _NOT_LANGUAGE.sub(lambda span: _TECHNICAL.sub(" ", f" {span[0]} "), text)
+
+
 def words_by_script(text: str) -> Counter[str]:
     """Number of words per script after everything that is not language is taken out."""
     found: Counter[str] = Counter()
     script, length = "", 0
-    for char in _NOT_LANGUAGE.sub(" ", text) + " ":
+    for char in language_of(text) + " ":
         # Marks (accents, vowel signs) belong to the word they stand in.
-        here = script if script and unicodedata.combining(char) else script_of(char)
+        mark = script and unicodedata.category(char).startswith("M")
+        here = script if mark else script_of(char)
         if here != script or here in _BY_CHARACTER:
             if script and (length > 1 or script in _BY_CHARACTER):
                 found[script] += 1
@@ -88,6 +99,7 @@ class LanguageConsistency(GradedReward):
     def grade(self, text: str, ids: Sequence[int] | None, task: Task) -> Score:
         """scored, not_applicable (too little text) or unparseable_gold (unknown language)."""
         language = str(task.columns.get("language") or self.language)
+        language = language.replace("_", "-").partition("-")[0].lower()  # en-US is English
         if language not in _SCRIPTS:
             return Score(value=None, status="unparseable_gold", detail=f"language {language!r}")
         thought, answer = split_thought(text)
@@ -117,4 +129,4 @@ def identified(text: str, language: str) -> str:
     peers = [name for name, scripts in _SCRIPTS.items() if scripts == _SCRIPTS[language]]
     identifier = langid.LanguageIdentifier.from_pickled_model(langid.MODEL_FILE)
     identifier.set_languages(peers)
-    return str(identifier.classify(_NOT_LANGUAGE.sub(" ", text))[0])
+    return str(identifier.classify(language_of(text))[0])

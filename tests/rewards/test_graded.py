@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import pytest
 
@@ -72,6 +73,9 @@ def test_repetition_by_hand():
         ("ひらがな", {"HIRAGANA": 4}),
         ("cafe\u0301 noir", {"LATIN": 2}),
         ("Привет, мир", {"CYRILLIC": 2}),
+        ("नमस्ते दुनिया", {"DEVANAGARI": 2}),  # vowel signs are marks without a combining class
+        ("costs $5 and 你好 then $6 more", {"LATIN": 2, "CJK": 2}),
+        ("`你好`", {"CJK": 2}),
         (r"so $\text{abc} + x$ and \frac{1}{2} `code here` https://a.b/c?d end", {"LATIN": 3}),
         ("before\n```python\nfor word in words: pass\n```\nafter", {"LATIN": 2}),
         ("12 345", {}),
@@ -79,6 +83,13 @@ def test_repetition_by_hand():
 )
 def test_words_by_script(text, words):
     assert dict(words_by_script(text)) == words
+
+
+@pytest.mark.parametrize("mark", ["\\[", "\\(", "$a", "$$a", "`a\n", "```a", "<a", "\\[a\\("])
+def test_marks_that_are_never_closed_take_linear_time(mark):
+    start = time.monotonic()
+    words_by_script(mark * 30_000)
+    assert time.monotonic() - start < 2
 
 
 def test_language_consistency():
@@ -90,6 +101,7 @@ def test_language_consistency():
     assert call(english, "<think>$x=1$</think>4", "ok") == [None, None]
     assert call(english, "<think>still thinking about it") == [1.0]
     assert call(english, mixed, language="zh") == pytest.approx([3 / 7])
+    assert call(chinese, mixed, language="en-US") == pytest.approx([4 / 7])
     with pytest.raises(PluginError, match="unknown language 'xx'"):
         LanguageConsistency("xx")
 

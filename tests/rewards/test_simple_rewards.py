@@ -72,6 +72,10 @@ def test_many_unbalanced_boxes_take_linear_time():
         ("\u0664\u0662", "42", False),  # not ASCII digits: no claim
         ("42.", "42", True),
         ("yes", "no", False),
+        ("**42**", "42", True),
+        ("42\u200b", "42", True),
+        ("True", "true", True),
+        ("A", "a", False),  # a letter is a name, and names differ by case
     ],
 )
 def test_exact_comparison(answer, gold, equal):
@@ -119,6 +123,8 @@ def test_no_text_makes_a_verifier_raise(text):
         ("<think><think>a</think><answer>4</answer>", 0.0),
         ("<think>a<answer>4</think></answer>", 0.0),
         ("<think>a</think><answer>4", 0.0),
+        ("<think>\u200b</think><answer>4</answer>", 0.0),
+        ("<think>a</think><answer>\u2060\ufeff</answer>", 0.0),
         ("", 0.0),
     ],
 )
@@ -131,6 +137,11 @@ def test_format(completion, value):
     [
         ("(1 + 2) * 3", 1.0, "correct"),
         ("3 \u00d7 (2+1) = 9", 1.0, "correct"),
+        (r"\(3*(2+1)\)", 1.0, "correct"),
+        (r"3\cdot\left(2+1\right).", 1.0, "correct"),
+        ("3*(2+1) = 3*3 = 9.0", 1.0, "correct"),
+        ("3*(2+1) = 3*3 = 10", 0.0, "wrong"),
+        ("9 = 3*(2+1)", 0.0, "wrong"),
         ("3*(2+1) = 10", 0.0, "wrong"),
         ("3*3", 0.0, "wrong"),
         ("1+2*3", 0.0, "wrong"),
@@ -156,6 +167,10 @@ def test_countdown_at_most_once_and_exact_fractions():
     assert verdict(Countdown("at_most"), r"\boxed{3*3}", numbers=[3, 5], target=9)[0] == 0.0
     value, used = evaluate("1/3 + 1/3 + 1/3")
     assert (value, used) == (1, [1, 3] * 3)
+    assert verdict(Countdown(), r"\boxed{5/2 = 2.5}", numbers="[5, 2]", target=2.5)[0] == 1.0
+    for numbers in ([2.5, 3], "23", [True, 2], "[" * 99999):
+        found = verdict(Countdown(), r"\boxed{2*3}", numbers=numbers, target=6)
+        assert found == (None, "unparseable_gold")
     assert verdict(Countdown(), r"\boxed{1}", target=9, numbers=[]) == (None, "unparseable_gold")
 
 

@@ -8,6 +8,7 @@ differences (0.0000004 = 0.0000001), and does sums that were the question (\int_
 from __future__ import annotations
 
 import re
+import unicodedata
 from fractions import Fraction
 
 from grpo.rewards.exact import clean, number
@@ -44,8 +45,31 @@ _SPELLINGS = {
     "**": "^",
     "\\mathrm{e}": "e",
     "\\mathrm{i}": "i",
+    "\u211d": "\\mathbb{R}",
+    "\\mathbb R": "\\mathbb{R}",
+    "\\lbrace": "\\{",
+    "\\rbrace": "\\}",
+    "\\langle": "(",  # the peer's grammar has no angles: it would compare the last number alone
+    "\\rangle": ")",
 }
 _ROOT = re.compile("\u221a ?(?:\\{([^{}]*)\\}|\\(([^()]*)\\)|([0-9]+|[A-Za-z]))")
+_FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|ln|log|exp)(?= ?[(^_])")
+_SQRT = re.compile(r"(?<![A-Za-z\\])sqrt ?(?=[({])")
+_SUPERSCRIPTS = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
+_MINUS = re.compile("^(?:minus |negative |\u2013)(?=[0-9.\\\\])", re.IGNORECASE)
+_REALS = re.compile(r"(?:\\text\{)?all (?:real numbers|reals)\}?\.?")
+# A choice with or without what it says: "(B)", "B. 12 cm", "option B". Two choices are none.
+_CHOICE = re.compile(
+    r"(?:(?:the )?(?:correct )?(?:answer|option|choice) (?:is )?)?"
+    r"(?:\( ?([A-J]) ?\)|([A-J])(?=$|[.):]))[.):]*(.*)",
+    re.IGNORECASE,
+)
+_OTHER_CHOICE = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J](?=[.):]|$)")
+_CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2}) ?(?:([ap])\.? ?m\.?)?", re.IGNORECASE)
+_MODULUS = re.compile(r" ?\\pmod ?(?:\{[^{}]*\}|[0-9])| ?\( ?\\?mod [^()]*\)| \\?mod [0-9a-z]+$")
+_RATIO = re.compile(r"([0-9]+) (?:to|:) ([0-9]+)")
+_ARTICLE = re.compile(r"(?:an?|the) (?=[a-z]{3,}$)", re.IGNORECASE)
+_MAGNITUDES = {"?thousand": 10**3, "?million": 10**6, "?billion": 10**9, "?trillion": 10**12}
 _PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])")
 _TIMES = re.compile(r"(?<=[0-9A-Za-z)]) ?\* ?(?=[0-9A-Za-z(\\])")
 _RECURRING = re.compile(r"(-?)([0-9]{0,20})\.([0-9]{0,20})\\(?:overline|bar)\{([0-9]{1,20})\}")
@@ -80,20 +104,38 @@ _UNITS = {
         ("mL", "mL|ml|milliliter|milliliters"),
         ("$", "dollar|dollars|USD"),
         ("cent", "cent|cents"),
+        ("th", "st|nd|rd|th"),
     )
 }
+_POWER = re.compile(r"([A-Za-z°%]+|[/.])(?:\^ ?\{?([0-9])\}?|([²³]))?")
+_RAISED = re.compile(r"(sq\.?|square|cu\.?|cubic) ([a-z]+)")
+_PLAIN = str.maketrans("²³", "23")
+_WORD = re.compile(r"[A-Za-z]{3}|[A-Z](?![A-Za-z0-9^])|(?:[A-Za-z]+[ ./])+[A-Za-z]{2}")
 _UNIT_OF = {name: canonical for canonical, names in _UNITS.items() for name in names}
 
 
 def respell(text: str) -> str:
     """An answer in LaTeX's spelling: Unicode signs, `pi`, `**` and `*` as its names."""
+    if text.startswith("**") and text.endswith("**"):  # Markdown's bold
+        text = text.strip("*")
+    if _REALS.fullmatch(text):
+        return "(-\\infty,\\infty)"
     for spelling, name in _SPELLINGS.items():
         if spelling in text:
             text = text.replace(spelling, name)
     if "\u221a" in text:
         text = _ROOT.sub(lambda m: f"\\sqrt{{{m[1] or m[2] or m[3]}}}", text)
+    if not text.isascii():
+        text = _SUPERSCRIPTS.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     if "pi" in text:
         text = _PI.sub(r"\\pi ", text)
+    text = _MINUS.sub("-", _FUNCTION.sub(r"\\\1", text))
+    for match in reversed(list(_SQRT.finditer(text))):
+        start = match.end()
+        end = start + _closing(text[start:])
+        if end > start:
+            inner = text[start + 1 : end]
+            text = f"{text[: match.start()]}\\sqrt{{{inner}}}{text[end + 1 :]}"
     return _TIMES.sub(r" \\cdot ", text) if "*" in text else text
 
 
@@ -134,12 +176,31 @@ def quantity(text: str) -> tuple[Fraction | None, str]:
     if text.startswith("$"):
         text = text[1:].strip()
     match = _UNIT.fullmatch(text)
-    if match:
+    if match and (unit := _unit(match[2].strip().rstrip("."), text[match.start(2) - 1] == " ")):
         value = _value(match[1].strip())
-        name = match[2].strip().rstrip(".")
         if value is not None:
-            return value, _UNIT_OF.get(name, name if len(name) > 1 else "?" + name)
+            return value, unit
     return None, ""
+
+
+def _unit(name: str, apart: bool) -> str:
+    """The unit of a name, "" for what may as well be a product of variables (2x, 3xy, 5i).
+
+    A name that is not known is a unit ("?…") if it is a word of its own, `apart` from the number.
+    """
+    name = _RAISED.sub(lambda m: f"{m[2]}^{2 if m[1].startswith('sq') else 3}", name)
+    name = name.replace(" ^", "^").replace("^ ", "^")
+    if name in _UNIT_OF:
+        return _UNIT_OF[name]
+    parts = [_POWER.fullmatch(part) for part in name.replace("/", " / ").split()]
+    names = [
+        part and (_UNIT_OF.get(part[1], "") or (part[1] if part[1] in "/." else ""))
+        for part in parts
+    ]
+    if all(names):
+        powers = [part and (part[2] or part[3] or "") for part in parts]
+        return " ".join(f"{n}{p}" for n, p in zip(names, powers, strict=True)).translate(_PLAIN)
+    return "?" + name if apart and _WORD.match(name) else ""
 
 
 def _value(text: str) -> Fraction | None:
@@ -192,12 +253,46 @@ def structure(text: str) -> tuple[str, list[str]]:
     return "", split_top(text)
 
 
+def both_signs(text: str) -> str:
+    r"""A list with both values of each element that holds one `\pm`: x = 1 \pm y is 1+y, 1-y."""
+    kind, parts = structure(normalize(text))
+    if kind not in ("", "\\{\\}"):
+        return text
+    values: list[str] = []
+    for part in parts:
+        if (name := _ASSIGN.fullmatch(part)) and "=" not in name[2]:
+            part = name[2]
+        once = part.count("\\pm") == 1
+        values += [part.replace("\\pm", sign) for sign in "+-"] if once else [part]
+    return ", ".join(value.strip().removeprefix("+") for value in values)
+
+
 def compare(answer: str, gold: str, tolerance: float = 0.0) -> bool | None:
     """True: the same. False: different, whatever algebra says. None: algebra has to decide."""
     mine, theirs = normalize(answer), normalize(gold)
+    mine, theirs = _ARTICLE.sub("", mine), _ARTICLE.sub("", theirs)
     if mine.isalpha() and len(mine) > 1 and mine.casefold() == theirs.casefold():
         return True
+    mine, theirs = _RATIO.sub(r"\1:\2", mine), _RATIO.sub(r"\1:\2", theirs)
+    time, gold_time = _CLOCK.fullmatch(mine), _CLOCK.fullmatch(theirs)
+    if time and gold_time and (time[3] or gold_time[3]):
+        halves = {(half or "").lower() for half in (time[3], gold_time[3])}
+        same_half = len(halves) == 1 or "" in halves
+        return (int(time[1]), time[2]) == (int(gold_time[1]), gold_time[2]) and same_half
+    if (wanted := _chosen(theirs, alone=True)) and (chosen := _chosen(mine)):
+        return chosen == wanted
+    if _MODULUS.search(mine) and not _MODULUS.search(theirs):
+        return _only_true(_compare(_MODULUS.sub("", mine).strip(), theirs, tolerance, 0))
     return _compare(mine, theirs, tolerance, 0)
+
+
+def _chosen(text: str, alone: bool = False) -> str | None:
+    """The letter of a multiple choice answer, with nothing beside it if `alone`."""
+    match = _CHOICE.fullmatch(text)
+    letter = match and (match[1] or match[2])
+    if not match or not letter or not letter.isupper():
+        return None
+    return None if _OTHER_CHOICE.search(match[3]) or (alone and match[3].strip()) else letter
 
 
 def _compare(answer: str, gold: str, tolerance: float, depth: int) -> bool | None:
@@ -283,8 +378,10 @@ def _same_quantity(
         return a == b or (tolerance > 0 and abs(a - b) <= Fraction(tolerance) * abs(b))
 
     if close(value, target):
-        known = unit in _UNITS and gold_unit in _UNITS
+        known = unit and gold_unit and "?" not in unit + gold_unit
         return unit == gold_unit or not known
+    if unit in _MAGNITUDES and not gold_unit and close(value * _MAGNITUDES[unit], target):
+        return True
     # 28% is 0.28; but a bare 28 is not
     if gold_unit == "%" and not unit:
         return close(value * 100, target)

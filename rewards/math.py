@@ -15,7 +15,7 @@ from typing import Literal
 from grpo.errors import PluginError, unknown_name
 from grpo.rewards.exact import number
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
-from grpo.rewards.latex import compare, respell
+from grpo.rewards.latex import both_signs, compare, respell
 from grpo.rewards.pool import Pool, WorkerDied, WorkerTimeout
 from grpo.rewards.probe import choose
 from grpo.rewards.sandbox import Limits, Sandbox
@@ -25,6 +25,7 @@ from grpo.types import Score, Task
 MAX_LENGTH = 4096  # characters of an answer
 MAX_NESTING = 64  # brackets
 MAX_DIGITS = 256  # of one number
+MAX_BOXES = 32  # joined to one answer, the last ones
 _LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 # What may stand between boxes that are one answer: spacing and delimiters, commas, `and`, `or`, the
 # name of the next value ("y =") and one word for what the last one counted ("\boxed{1} cats and").
@@ -51,7 +52,8 @@ def joined_boxes(text: str, policy: str) -> str | None:
         return None
     answer = [contents[-1]]
     if policy == "join":
-        for index in range(len(found) - 1, 0, -1):
+        # no answer has more parts; a model that repeats itself writes a thousand boxes
+        for index in range(len(found) - 1, max(0, len(found) - MAX_BOXES), -1):
             between = text[found[index - 1][1] : found[index][0]]
             if len(between) > 64 or not _JOINER.fullmatch(between):
                 break
@@ -167,7 +169,14 @@ class Math(VerifierReward):
         return (answer, gold) if same is None else _verdict(same, answer, gold)
 
     def _by_algebra(self, pair: tuple[str, str]) -> Score:
-        return self._algebra(*pair)
+        found = self._algebra(*pair)
+        if found.status == "wrong" and any("\\pm" in text for text in pair):
+            answer, gold = map(both_signs, pair)
+            if (answer, gold) != pair:
+                again = compare(answer, gold, self.tolerance)
+                right = again or (again is None and self._algebra(answer, gold).value == 1.0)
+                found = _verdict(True, *pair) if right else found
+        return found
 
     def _ask(self, answer: str, gold: str) -> Score:
         try:

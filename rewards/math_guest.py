@@ -18,8 +18,10 @@ from math_verify import parse, verify  # pyright: ignore[reportMissingTypeStubs]
 
 from grpo.rewards import wire
 
-_FORMULA = re.compile(r"[A-Za-z\\\\^_{}+*=<>]")
-_WORDS = re.compile(r"[A-Za-z]{2,} +[A-Za-z]{2,}|[A-Za-z]{3,} +[-0-9]|[0-9] +[A-Za-z]{3,}")
+_FORMULA = re.compile(r"[A-Za-z\\^_{}+*=<>!]|[0-9]:[0-9]")
+_WORDS = re.compile(
+    r"(?<![A-Za-z\\])(?:[A-Za-z]{2,} +[A-Za-z]{2,}|[A-Za-z]{3,}:? +[-0-9])|[0-9] +[A-Za-z]{3,}"
+)
 
 logging.disable(logging.CRITICAL)
 warnings.simplefilter("ignore")

@@ -166,7 +166,13 @@ class PromptTemplate:
 
     def _ids(self, text: str) -> list[int]:
         # A chat template writes its own special tokens; elsewhere the tokenizer adds its <bos>.
-        ids = self.tokenizer.encode(text, add_special_tokens=self.template != "chat")
+        try:
+            ids = self.tokenizer.encode(text, add_special_tokens=self.template != "chat")
+        except Exception as error:  # the tokenizers library raises plain Exception
+            raise DataError(
+                f"the model's tokenizer cannot write the prompt {text[-60:]!r}: {error}; a model "
+                "made by a pretrain stage knows the characters of its own tasks only"
+            ) from error
         if self.template != "chat":
             # Some tokenizers also close what they encode, and a prompt must stay open.
             while ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1:

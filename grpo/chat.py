@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from grpo.errors import RecipeError
+from grpo.errors import DataError, RecipeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,11 @@ def chat(
     console = console or Console()
     speakers = [load(model) for model in models]
     for question in questions(console):
-        answers = [reply(s, question, template, max_tokens, temperature) for s in speakers]
+        try:
+            answers = [reply(s, question, template, max_tokens, temperature) for s in speakers]
+        except DataError as error:  # a question that the model cannot read does not end the talk
+            console.print(f"{error}", markup=False, style="yellow")
+            continue
         width = max(20, console.width // len(speakers) - 1)
         panels = [
             Panel(

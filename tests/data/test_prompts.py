@@ -145,3 +145,10 @@ def test_chat_needs_a_chat_template_and_conversations_need_chat(tokenizer):
         PromptTemplate("chat", tokenizer).render(Task(uid="u", prompt=turns))
     one = PromptTemplate("raw", tokenizer).render(Task(uid="u", prompt=turns[:1]))
     assert one.text == "a"
+
+
+def test_a_character_the_tokenizer_does_not_know_is_named():
+    template = PromptTemplate("raw", build_tokenizer("1"))
+    assert len(template.render(Task(uid="a", prompt="11")).ids) == 2
+    with pytest.raises(DataError, match="cannot write the prompt '1é'"):
+        template.render(Task(uid="b", prompt="1é"))

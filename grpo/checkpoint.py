@@ -7,10 +7,12 @@ one valid; what a run wrote after its last checkpoint is moved aside on resume, 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,8 @@ def save(
     aside = folder.with_suffix(".tmp")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    write(aside)
+    with disk_errors():
+        write(aside)
     (aside / "state.json").write_text(json.dumps(state, sort_keys=True))
     for path in [*aside.rglob("*"), aside]:
         _fsync(path)
@@ -49,6 +52,18 @@ def save(
     if keep is not None:
         _prune(run, keep)
     return folder
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """A full disk as the OSError that it is: safetensors raises an exception of its own."""
+    try:
+        yield
+    except Exception as error:
+        full = os.strerror(errno.ENOSPC)
+        if not isinstance(error, OSError) and full in str(error):
+            raise OSError(errno.ENOSPC, full) from error
+        raise
 
 
 def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:

@@ -134,8 +134,9 @@ def _save(
 
 def _save_model(folder: Path, parts: Parts, sampler: Sampler) -> None:
     aside = folder.with_suffix(".tmp")
-    parts.learner.save_model(str(aside))
-    sampler.tokenizer.save_pretrained(aside)
+    with checkpoint.disk_errors():
+        parts.learner.save_model(str(aside))
+        sampler.tokenizer.save_pretrained(aside)
     if folder.exists():
         os.rename(folder, folder.with_suffix(f".{int(time.time())}"))
     os.rename(aside, folder)

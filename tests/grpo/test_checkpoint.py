@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,13 @@ def test_rewind_keeps_the_tail_aside(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl.replaced").read_text() == "b\nc\n"
     with pytest.raises(RunError, match="not the log"):
         checkpoint.rewind(log, 100)
+
+
+def test_a_full_disk_is_an_os_error_whatever_the_writer_raises(tmp_path: Path) -> None:
+    def fails(_folder: Path) -> None:
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(OSError, match="No space left") as caught:
+        checkpoint.save(tmp_path, 1, fails, {"step": 1})
+    assert caught.value.errno == errno.ENOSPC
+    assert checkpoint.latest(tmp_path) is None

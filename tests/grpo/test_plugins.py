@@ -117,3 +117,10 @@ def test_every_kind_lists_its_built_ins() -> None:
         names = plugins.builtins(kind)
         assert names
         assert all(callable(entry) or kind == "objective" for entry in names.values()), kind
+
+
+def test_a_function_that_makes_a_source_is_called(tmp_path: Path) -> None:
+    path = tmp_path / "made.py"
+    path.write_text("def numbers(n=3):\n    return list(range(n))\n")
+    assert plugins.load("source", f"{path}:numbers", {}, {"n": 2}) == [0, 1]
+    assert plugins.load("source", f"{path}:numbers", {}) == [0, 1, 2]

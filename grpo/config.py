@@ -333,7 +333,11 @@ def _sentence(model: type[BaseModel], error: Tree, where: str) -> str:
     if error["type"] == "extra_forbidden":
         section = ".".join(str(part) for part in loc[:-1])
         place = f" in {where}{section}" if section else f" in {where[:-1]}" if where else ""
-        return unknown_name("key", str(loc[-1]), owner.model_fields).replace(".", f"{place}.", 1)
+        key, known = str(loc[-1]), section_types(model)
+        full = [name for name in known if name.rpartition(".")[2] == key]
+        if full and not section:  # TRL's flat name
+            return f"unknown key {key!r}{place}. Did you mean {' or '.join(map(repr, full))}?"
+        return unknown_name("key", key, owner.model_fields).replace(".", f"{place}.", 1)
     described = f" ({info.description})" if info is not None and info.description else ""
     if error["type"] == "missing":
         return f"{name} is missing{described}."

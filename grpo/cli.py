@@ -178,7 +178,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from grpo.rewards.score_file import score_file
 
-    if not Path(arguments.file).is_file():
+    if not Path(arguments.file).exists() or Path(arguments.file).is_dir():  # a pipe will do
         raise RecipeError(f"there is no file {arguments.file!r} to score.")
     from grpo.config import parse_args
 
@@ -196,7 +196,7 @@ def _score(arguments: argparse.Namespace) -> int:
         if live:
             print(f"\r{sum(counts.values())} rows", end="", file=sys.stderr, flush=True)
     mean = f"mean {total / scored:.4f} of {scored} scored" if scored else "none scored"
-    statuses = ", ".join(f"{status} {n}" for status, n in sorted(counts.items()))
+    statuses = ", ".join(f"{status} {n}" for status, n in sorted(counts.items())) or "empty file"
     start = "\r" if live else ""
     print(f"{start}{sum(counts.values())} rows: {mean} ({statuses})", file=sys.stderr)
     return 0

@@ -115,7 +115,10 @@ def prepare(source: TaskSource, template: PromptTemplate, num_tasks: int) -> lis
     """
     size = source.size("heldout")
     if size == 0:
-        raise DataError("the data source has no held-out tasks to evaluate on")
+        raise DataError(
+            "the data source has no held-out tasks to evaluate on; with few rows, raise "
+            "heldout_fraction in data.args, or name a held-out file or split there"
+        )
     prompts: list[Prompt] = []
     seen: set[str] = set()
     index = barren = 0

@@ -55,7 +55,7 @@ def rl_rows(
         tokens / algorithm.num_minibatches / learner.tokens_per_micro_batch
     )
     updates = algorithm.num_iterations * algorithm.num_minibatches
-    saves = learner.max_steps // save_steps if save_steps else 0
+    saves = ceil(learner.max_steps / save_steps) if save_steps else 1  # the last step is one
     between = (learner.max_steps - 1) // heldout.steps if heldout.steps else 0
     answers = heldout.num_tasks * (1 + heldout.num_samples)
     rows = [
@@ -75,7 +75,11 @@ def rl_rows(
             f"{algorithm.num_iterations} passes x {algorithm.num_minibatches} minibatches",
         ),
         ("optimizer steps", f"<= {updates * learner.max_steps:,}", "fewer where every row is dead"),
-        ("checkpoints", f"{max(saves, 1):,}", f"every {save_steps or learner.max_steps} steps"),
+        (
+            "checkpoints",
+            f"{saves:,}",
+            f"every {save_steps or learner.max_steps} steps, and after the last",
+        ),
         ("evaluations", f"{2 + between:,}", "before, after and every eval.steps"),
         (
             "completions per evaluation",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from grpo.errors import RunError
@@ -31,8 +31,11 @@ def print_run(folder: Path, console: Console | None = None) -> None:
     console = console or Console()
     files = sorted(folder.rglob("metrics.jsonl"))
     summary = folder / "summary.json"
-    if not files and not summary.is_file():
-        raise RunError(f"{str(folder)!r} holds no run: no metrics.jsonl and no summary.json.")
+    started = folder / "resolved.json"
+    if not started.is_file() and not summary.is_file() and folder / "metrics.jsonl" not in files:
+        inside = ", ".join(str(path.parent) for path in sorted(folder.rglob("resolved.json")))
+        hint = f" Runs inside it: {inside}." if inside else ""
+        raise RunError(f"{str(folder)!r} holds no run: there is no resolved.json in it.{hint}")
     console.print(f"[bold]{folder}[/bold]", highlight=False)
     if summary.is_file():
         _print_summary(json.loads(summary.read_text(encoding="utf-8")), console)
@@ -63,7 +66,9 @@ def metrics_table(steps: list[dict[str, Any]], title: str) -> Table:
     names = {name for step in steps for name, value in step.items() if _is_number(value)}
     names -= {"step", "time"}
     ordered = [n for n in FIRST if n in names] + sorted(names - set(FIRST))
-    table = Table("metric", "first", "last", "min", "max", "curve", title=title)
+    table = Table(
+        Column("metric", overflow="fold"), "first", "last", "min", "max", "curve", title=title
+    )
     for name in ordered:
         values = [float(step[name]) for step in steps if _is_number(step.get(name))]
         numbers = (values[0], values[-1], min(values), max(values))

@@ -15,6 +15,7 @@ import os
 import re
 import signal
 import socket
+import textwrap
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -29,24 +30,43 @@ from grpo.rewards.stdio import Run, run_program, same_output
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Status, Task
 
-_PROGRAM = re.compile(r"^(?:def|class|import|from|print|for|while|async|@|[A-Za-z_]\w* *=)", re.M)
+_PROGRAM = re.compile(
+    r"^(?:(?:def|class|import|from|print|for|while|async|if|with|try)(?!\w)|@"
+    r"|[A-Za-z_]\w*(?: *, *[A-Za-z_]\w*)* *=)",
+    re.MULTILINE,
+)
+# Labels of fences that hold no program.
+_NO_PROGRAM = frozenset(
+    ["bash", "sh", "shell", "console", "text", "txt", "plaintext", "output", "json"]
+)
 
 
-def last_code_block(text: str) -> str | None:
-    """The body of the last closed ``` fence, or None."""
-    found: str | None = None
-    opened: tuple[int, str] | None = None  # first line of the body, fence
+def code_blocks(text: str) -> list[tuple[str, str]]:
+    """(label, body) of each closed ``` fence, in order. A fence's own indentation is taken off."""
+    found: list[tuple[str, str]] = []
+    opened: tuple[int, str, str] | None = None  # first line of the body, fence, label
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):
         mark = line.strip()
         if opened is None:
             if mark.startswith("```"):
-                fence = mark[: len(mark) - len(mark.lstrip("`"))]
-                opened = (number + 1, fence)
+                label = mark.lstrip("`")
+                opened = (number + 1, mark[: len(mark) - len(label)], label.strip().lower())
         elif mark == opened[1]:
-            found = "".join(lines[opened[0] : number])
+            found.append((opened[2], textwrap.dedent("".join(lines[opened[0] : number]))))
             opened = None
     return found
+
+
+def last_code_block(text: str) -> str | None:
+    """The body of the last closed ``` fence that can be the program, or None.
+
+    What a program prints, or how it is called in a shell, often stands in a fence after it.
+    """
+    for label, body in reversed(code_blocks(text)):
+        if label.startswith("py") or (label not in _NO_PROGRAM and _PROGRAM.search(body)):
+            return body
+    return None
 
 
 def program_of(completion: str) -> str | None:
@@ -58,9 +78,10 @@ def program_of(completion: str) -> str | None:
     if text is None:
         return None
     code = last_code_block(text)
-    if code is None:
-        block = last_answer_block(text)
-        code = block if block is not None else text if "```" not in text else None
+    if code is not None:
+        return code if code.strip() else None
+    block = last_answer_block(text)
+    code = block if block is not None else text if "```" not in text else None
     return code if code is not None and _PROGRAM.search(code) else None
 
 
@@ -84,10 +105,10 @@ def read_tests(raw: Any) -> dict[str, Any]:
     match tests:
         case {"stdio": [_, *_] as cases}:
             for case in cast("list[Any]", cases):
-                if not isinstance(case, Mapping) or not {"input", "output"} <= set(
-                    cast("Mapping[str, Any]", case)
-                ):
-                    raise BadTests("each stdio test needs input and output")
+                pair = cast("dict[str, Any]", case) if isinstance(case, dict) else {}
+                ends = (pair.get("input"), pair.get("output"))
+                if not all(isinstance(end, str | int | float) for end in ends):
+                    raise BadTests("each stdio test needs input and output, both text")
             return {"stdio": cases}
         case {"asserts": [_, *_] as asserts}:
             return common | {"parts": [str(line) for line in cast("list[Any]", asserts)]}

@@ -114,8 +114,14 @@ _WORD = re.compile(r"[A-Za-z]{3}|[A-Z](?![A-Za-z0-9^])|(?:[A-Za-z]+[ ./])+[A-Za-
 _UNIT_OF = {name: canonical for canonical, names in _UNITS.items() for name in names}
 
 
+def _is_integer(text: str) -> bool:
+    return text.isascii() and text.removeprefix("-").isdigit()
+
+
 def respell(text: str) -> str:
     """An answer in LaTeX's spelling: Unicode signs, `pi`, `**` and `*` as its names."""
+    if _is_integer(text):
+        return text
     if text.startswith("**") and text.endswith("**"):  # Markdown's bold
         text = text.strip("*")
     if _REALS.fullmatch(text):
@@ -270,6 +276,8 @@ def both_signs(text: str) -> str:
 def compare(answer: str, gold: str, tolerance: float = 0.0) -> bool | None:
     """True: the same. False: different, whatever algebra says. None: algebra has to decide."""
     mine, theirs = normalize(answer), normalize(gold)
+    if mine == theirs or (_is_integer(mine) and _is_integer(theirs)):
+        return _compare(mine, theirs, tolerance, 0)
     mine, theirs = _ARTICLE.sub("", mine), _ARTICLE.sub("", theirs)
     if mine.isalpha() and len(mine) > 1 and mine.casefold() == theirs.casefold():
         return True

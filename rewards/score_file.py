@@ -49,7 +49,7 @@ def score_file(
     else:
         name, scorer = getattr(reward, "__name__", type(reward).__name__), reward
     try:
-        with Path(path).open(encoding="utf-8") as lines, ThreadPoolExecutor(workers) as threads:
+        with Path(path).open(encoding="utf-8-sig") as lines, ThreadPoolExecutor(workers) as threads:
             rows = _rows(lines, path, name, getattr(scorer, "needs", ()))
             waiting: deque[Future[list[Score]]] = deque()
             try:
@@ -85,6 +85,10 @@ def _rows(lines: Any, path: str | Path, name: str, needs: tuple[str, ...]) -> It
         record = cast("dict[str, Any]", row)
         if not isinstance(record.get("completion"), str | list):
             raise DataError(f"{path}, line {number}: column 'completion' (text) is missing")
+        if not isinstance(record["completion"], str) and not all(
+            isinstance(message, dict) for message in record["completion"]
+        ):
+            raise DataError(f"{path}, line {number}: a 'completion' list holds messages (objects)")
         missing = missing_columns(needs, _task(record, _columns(record)))
         if missing:
             raise DataError(

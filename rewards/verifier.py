@@ -9,7 +9,7 @@ None alone cannot say whether the reward was not applicable or the gold was unus
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from grpo.errors import RewardError
 from grpo.types import Message, Score, Task
@@ -19,10 +19,20 @@ NOT_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric", "environmen
 
 
 def text_of(value: str | Sequence[Message]) -> str:
-    """The text of a prompt or completion: itself, or the contents of its messages, joined."""
+    """The text of a prompt or completion: itself, or the contents of its messages, joined.
+
+    A message's content is text, or a list of parts of which those with a `text` count.
+    """
     if isinstance(value, str):
         return value
-    return "\n".join(str(message.get("content") or "") for message in value)
+    return "\n".join(_content(message) for message in value)
+
+
+def _content(message: Any) -> str:
+    content = message if isinstance(message, str) else message.get("content") or message.get("text")
+    if isinstance(content, list):
+        return "\n".join(map(_content, cast("list[Any]", content)))
+    return str(content or "")
 
 
 def columns_at(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 
 from grpo.errors import RewardError
 from grpo.rewards import wire
-from grpo.rewards.code import Code, last_code_block, program_of
+from grpo.rewards.code import Code, code_blocks, last_code_block, program_of
 from grpo.rewards.stdio import same_output
 from grpo.types import Task
 
@@ -188,11 +188,22 @@ def test_bad_tests_are_unscored(code, tests, status):
 
 def test_the_last_block_after_the_thought_is_the_program():
     assert last_code_block("```\na\n```\ntext\n```python\nb\n```\n") == "b\n"
-    assert last_code_block("````md\n```\na\n```\n````") == "```\na\n```\n"
+    assert code_blocks("````md\n```\na\n```\n````") == [("md", "```\na\n```\n")]
     assert last_code_block("```python\nunclosed") is None
     assert program_of("<think>\n```\na = 1\n```\n</think>no code") is None
     assert program_of("<think>\n```\na = 1\n```") is None
     assert program_of("<think></think><answer>def f(): pass</answer>") == "def f(): pass"
+    # what the program prints, or a shell's line, is not the program
+    program = "a, b = map(int, input().split())\nif a > b:\n    print(a)\n"
+    for after in (
+        "",
+        "\nOutput:\n```\n2\n```",
+        "\n```bash\npython a.py\n```",
+        "\n```text\nx = 2\n```",
+    ):
+        assert program_of(f"```python\n{program}```{after}") == program
+        assert program_of(f"```\n{program}```{after}") == program
+    assert program_of("1. so\n   ```python\n   if True: print(2)\n   ```") == "if True: print(2)\n"
     assert program_of("def f():\n    return 1") == "def f():\n    return 1"
 
 

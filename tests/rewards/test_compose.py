@@ -151,6 +151,12 @@ def test_score_file_streams_in_order(tmp_path):
     assert [r["value"] for r in results] == [float(i == i % 7) for i in range(200)]
     assert results[0]["status"] == "correct"
 
+    # a byte order mark, and messages whose content is a list of parts
+    parts = '[{"role": "assistant", "content": [{"type": "text", "text": "\\\\boxed{5}"}]}]'
+    path.write_text(f'\ufeff{{"completion": {parts}, "answer": 5}}\n', encoding="utf-8")
+    assert [r["value"] for r in score_file(Accuracy(), path, 1)] == [1.0]
+    path.write_text("\n".join(rows))
+
     async def length(completions, **_):
         return [len(c) for c in completions]
 
@@ -163,6 +169,7 @@ def test_score_file_streams_in_order(tmp_path):
         ("{", "line 2: not JSON"),
         ("[1]", "line 2: a row must be"),
         ('{"answer": "4"}', "line 2: column 'completion'"),
+        ('{"completion": ["4"], "answer": "4"}', "line 2: a 'completion' list holds messages"),
         ('{"completion": "4"}', r"line 2: reward 'accuracy' needs column 'answer\|solution'"),
     ],
 )

@@ -22,7 +22,7 @@ from grpo.advantage import reward_matrix
 from grpo.batch import drop_dead, group_metrics, make_rows
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder, stable_hash
-from grpo.errors import DataError, WeightsError
+from grpo.errors import DataError, PluginError, WeightsError
 from grpo.metrics import rollout_metrics
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.sentinel import sentinel
@@ -93,7 +93,7 @@ def train_step(parts: Parts, step: int) -> Step:
     sampled = time.perf_counter()
 
     rewards_P_G = reward_matrix(groups)
-    advantages_P_G = parts.advantage(rewards_P_G)
+    advantages_P_G = checked(parts.advantage(rewards_P_G), rewards_P_G)
     rows = make_rows(
         groups,
         advantages_P_G,
@@ -121,6 +121,18 @@ def train_step(parts: Parts, step: int) -> Step:
     metrics = logged | sampling | sentinel(groups) | overlong | dropped | learned | seconds
     metrics["tokens_per_second"] = metrics["completions/num_tokens"] / seconds["step_time"]
     return Step(step=step, groups=groups, advantages_P_G=advantages_P_G, metrics=metrics)
+
+
+def checked(advantages_P_G: np.ndarray, rewards_P_G: np.ndarray) -> np.ndarray:
+    """The advantages, if they are what a plug-in has to return. Raises PluginError."""
+    found = np.asarray(advantages_P_G, dtype=np.float64)
+    if found.shape != rewards_P_G.shape or not np.isfinite(found).all():
+        raise PluginError(
+            f"algorithm.advantage returned shape {found.shape} with "
+            f"{int(np.sum(~np.isfinite(found)))} values that are not finite; it has to return "
+            f"finite numbers of shape {rewards_P_G.shape}, 0 where the reward is NaN"
+        )
+    return found
 
 
 def draw(parts: Parts) -> tuple[list[tuple[Prompt, int]], Metrics]:

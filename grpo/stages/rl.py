@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from grpo import checkpoint, heldout, ledger, plugins
+from grpo.errors import PluginError
 from grpo.evaluate import paired_difference
 from grpo.log import RunLog
 from grpo.loop import Parts, Step, deliver, train
@@ -77,8 +78,8 @@ def _run(
             last = step == stage.learner.max_steps
             ledger.append(folder / "ledger", step, result.groups, result.advantages_P_G)
             log.step(step, result.metrics, _samples(result, settings.num_samples_logged))
-            for callback in callbacks:
-                callback(result)
+            for spec, callback in zip(stage.callbacks, callbacks, strict=True):
+                _call(spec.name, callback, result)
             if stage.eval.steps and step % stage.eval.steps == 0 and not last:
                 pause = time.perf_counter()
                 measure(f"step_{step:06d}")
@@ -169,6 +170,15 @@ def _summary(
         "seconds": round(seconds, 1),
         "model": str(folder / "model"),
     }
+
+
+def _call(name: str, callback: Any, result: Step) -> None:
+    try:
+        callback(result)
+    except Exception as error:
+        raise PluginError(
+            f"callback {name!r} raised {type(error).__name__}: {error} (step {result.step})"
+        ) from error
 
 
 def _samples(result: Step, count: int) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from grpo.advantage import ADVANTAGES
 from grpo.data.source import TaskOrder
-from grpo.errors import WeightsError
+from grpo.errors import PluginError, WeightsError
 from grpo.loop import Parts, train
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
@@ -144,3 +144,9 @@ def test_the_reward_std_is_the_batchs_as_in_trl():
     (step,) = train(parts(), start=0, max_steps=1)
     values = [r.score.value for group in step.groups for r in group.rollouts]
     assert step.metrics["reward_std"] == pytest.approx(np.std(values, ddof=1))
+
+
+@pytest.mark.parametrize("broken", [lambda r: r[0], lambda r: np.full_like(r, np.nan)])
+def test_an_advantage_plug_in_that_returns_nonsense_is_named(broken):
+    with pytest.raises(PluginError, match=r"algorithm\.advantage returned shape"):
+        list(train(parts(advantage=broken), start=0, max_steps=1))

@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", default="runs")
     parser.add_argument("--collect", action="store_true", help="only read finished runs")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     runs = [
         one_seed(arguments.recipe, seed, arguments.runs, arguments.overrides, arguments.collect)
         for seed in arguments.seeds

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 from grpo.errors import PluginError, unknown_name
@@ -34,6 +35,7 @@ _JOINER = re.compile(
     r"(?:[\s$,;~}{&]|\\[,;:! ()\[\]]|\\q?quad(?![a-z])|\\(?:text|mathrm)\{|for part \([a-z]\)"
     r"|(?:and|or)(?![A-Za-z])|[A-Za-z](?:_\{?\w\}?)? ?=)*"
 )
+_STATED = re.compile(r"\$([^$]+)\$|([^$\n]*?)(?:\.\s|\.?$|\n)")  # a formula, or the sentence
 BOXES = ("join", "last", "zero")
 
 
@@ -129,7 +131,7 @@ class Math(VerifierReward):
         boxed = joined_boxes(text, self.boxes)
         if boxed is None:
             return None
-        found = boxed or (last_answer_block(text) or "").strip()
+        found = boxed or stated((last_answer_block(text) or "").strip())
         if not found and self.lenient:
             found = last_number(text) or ""
         return found or None
@@ -197,6 +199,13 @@ class Math(VerifierReward):
         return _verdict(found["same"], answer, gold)
 
 
+def stated(block: str) -> str:
+    """What an answer block that talks says its final answer is; the block itself otherwise."""
+    _, said, rest = block.rpartition("inal answer is")
+    match = _STATED.match(rest.lstrip(" :")) if said else None
+    return (match.group(1) or match.group(2) or block).strip() if match else block
+
+
 def gold_of(answer: str | None) -> str:
     r"""The gold answer in a data set's field: after GSM8K's ####, else the last box, else all."""
     if not answer:
@@ -204,6 +213,10 @@ def gold_of(answer: str | None) -> str:
     if "####" in answer:
         return answer.rpartition("####")[2].strip()
     if "\\boxed" in answer and (found := joined_boxes(answer, "join")):
+        everything = boxes(answer)
+        outside = [answer[a[1] : b[0]] for a, b in pairwise(everything)]
+        if not any(c.isalnum() for text in outside for c in text):  # nothing but boxes: all of them
+            return ", ".join(content.strip() for _, _, content in everything)
         return found
     return answer.strip()
 

@@ -260,3 +260,28 @@ def test_random_bytes_never_raise(math, seed):
     for completion in (noise, rf"\boxed{{{noise}}}", f"<answer>{noise}</answer>"):
         assert math.verify(completion, task("x+1")).value in (0.0, 1.0)
     assert math.verify(r"\boxed{x}", task(noise)).value in (None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("block", "gold", "value"),
+    [
+        (
+            "255}$ So he has $10,455$. Final Answer: The final answer is $10455$. Done.",
+            "10455",
+            1.0,
+        ),
+        ("It is 3 at first. The final answer is 4.", "4", 1.0),
+        ("It is 4 at first. The final answer is 3.", "4", 0.0),
+        ("The final answer is $5$, no, the final answer is $6$", "5", 0.0),
+    ],
+)
+def test_an_answer_block_that_talks_is_read_where_it_says_so(math, block, gold, value):
+    assert math.verify(f"<think>t</think><answer>{block}</answer>", task(gold)).value == value
+
+
+def test_a_gold_of_nothing_but_boxes_is_all_of_them(math):
+    gold = r"\boxed{35} ++ \boxed{4}"
+    assert math.verify(r"<answer>\{35,4\}</answer>", task(gold)).value == 1.0
+    assert math.verify("<answer>4</answer>", task(gold)).value == 0.0
+    # words between them: a derivation, whose last box is the answer
+    assert math.verify("<answer>4</answer>", task(r"\boxed{35} is not it but \boxed{4}")).value == 1

@@ -266,7 +266,7 @@ def test_random_bytes_never_raise(math, seed):
     ("block", "gold", "value"),
     [
         (
-            "255}$ So he has $10,455$. Final Answer: The final answer is $10455$. Done.",
+            "255}$ So it is $10,455$. Final Answer: The final answer is $10455$. Done.",
             "10455",
             1.0,
         ),

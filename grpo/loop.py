@@ -38,6 +38,7 @@ from grpo.types import (
     Rollout,
     Sampling,
     Score,
+    Verifier,
     Version,
 )
 
@@ -60,6 +61,7 @@ class Parts:
     mask_truncated: bool
     num_minibatches: int
     seed: int
+    second: Verifier | None = None  # judges a sample of each step's completions once more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,9 @@ def train_step(parts: Parts, step: int) -> Step:
     names = [name for name, _, _ in parts.rewards.rewards]
     sampling = rollout_metrics(groups, names) | group_metrics(groups)
     logged = parts.rewards.take_metrics()
-    metrics = logged | sampling | sentinel(groups) | overlong | dropped | learned | seconds
+    metrics = (
+        logged | sampling | sentinel(groups, parts.second) | overlong | dropped | learned | seconds
+    )
     metrics["tokens_per_second"] = metrics["completions/num_tokens"] / seconds["step_time"]
     return Step(step=step, groups=groups, advantages_P_G=advantages_P_G, metrics=metrics)
 

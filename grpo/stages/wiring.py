@@ -20,10 +20,11 @@ from grpo.errors import RecipeError, RunError
 from grpo.learner import TorchLearner
 from grpo.loop import Parts
 from grpo.rewards import REWARDS
+from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import ENGINES
 from grpo.schema import RewardSpec, RLStage, Run
-from grpo.types import Engine, Sampling, TaskSource, Version
+from grpo.types import Engine, Sampling, TaskSource, Verifier, Version
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,7 @@ def build_parts(stage: RLStage, settings: Run, model_path: str, sampler: Sampler
         mask_truncated=stage.algorithm.mask_truncated_completions,
         num_minibatches=stage.algorithm.num_minibatches,
         seed=settings.seed,
+        second=_second(stage.rewards),
     )
 
 
@@ -117,6 +119,14 @@ def reward_set(specs: Sequence[RewardSpec]) -> RewardSet:
     return RewardSet(
         [(spec.title, reward, spec.weight) for spec, reward in zip(specs, loaded, strict=True)]
     )
+
+
+def _second(specs: Sequence[RewardSpec]) -> Verifier | None:
+    """Who checks the first reward on a sample: exact comparison of the last thing that is an answer.
+
+    It costs next to nothing and shares no parser with `math`. Other rewards judge no single answer.
+    """
+    return Accuracy(extraction="lenient") if specs[0].name in ("accuracy", "math") else None
 
 
 def _pretrained(kind: Any, model_path: str, **options: Any) -> Any:

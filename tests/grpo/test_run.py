@@ -99,6 +99,11 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
     assert any(not torch.equal(a, b) for a, b in pairs)
 
 
+def test_a_second_verifier_checks_the_first(finished: Path) -> None:
+    # Strict and lenient extraction agree on this format, up to answers that are not there.
+    assert all(0.5 <= line["sentinel/second_opinion"] <= 1.0 for line in metrics(finished))
+
+
 def test_the_ledger_holds_the_tokens_that_were_trained_on(finished: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(finished / "model")
     lines = list(ledger.read(finished / "ledger", 1))

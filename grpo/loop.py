@@ -120,9 +120,8 @@ def train_step(parts: Parts, step: int) -> Step:
     names = [name for name, _, _ in parts.rewards.rewards]
     sampling = rollout_metrics(groups, names) | group_metrics(groups)
     logged = parts.rewards.take_metrics()
-    metrics = (
-        logged | sampling | sentinel(groups, parts.second) | overlong | dropped | learned | seconds
-    )
+    watched = sentinel(groups, parts.second)
+    metrics = logged | sampling | watched | overlong | dropped | learned | seconds
     metrics["tokens_per_second"] = metrics["completions/num_tokens"] / seconds["step_time"]
     return Step(step=step, groups=groups, advantages_P_G=advantages_P_G, metrics=metrics)
 

@@ -122,7 +122,7 @@ def reward_set(specs: Sequence[RewardSpec]) -> RewardSet:
 
 
 def _second(specs: Sequence[RewardSpec]) -> Verifier | None:
-    """Who checks the first reward on a sample: exact comparison of the last thing that is an answer.
+    """Who checks the first reward on a sample: exact comparison of the last answer or number.
 
     It costs next to nothing and shares no parser with `math`. Other rewards judge no single answer.
     """

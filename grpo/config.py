@@ -133,10 +133,10 @@ def num_fields(stage: type[RLStage] | type[PretrainStage]) -> int:
 
     A section met a second time (the rewards of an evaluation) counts as one.
     """
-    seen: set[type[BaseModel]] = set()
+    seen: set[type] = set()
 
     def count(model: type[BaseModel]) -> int:
-        seen.add(model)
+        seen.update(model.__mro__)
         inner = [_model_in(info.annotation) for info in model.model_fields.values()]
         return sum(1 if m is None or m in seen else count(m) for m in inner)
 
@@ -202,7 +202,7 @@ def _parse(file: Path) -> Tree:
 def _normal(data: Mapping[str, Any]) -> Tree:
     """A fresh tree of {name, run, stages: [{kind, name, sections…}]} from either way of writing."""
     tree: Tree = json.loads(json.dumps(data, default=str))
-    head = {key: tree.pop(key) for key in ("name", "run") if key in tree}
+    head = {key: tree.pop(key) for key in ("name", "run", "ray") if key in tree}
     if "stages" in tree:
         stages: Any = tree.pop("stages")
         if tree:
@@ -238,7 +238,7 @@ def _override(tree: Tree, override: str) -> None:
     value = _yaml(text, f"the value of {key}")
     stages: list[Tree] = tree["stages"]
     named = [stage for stage in stages if stage["name"] == parts[0] and len(parts) > 1]
-    if parts[0] in ("run", "name"):
+    if parts[0] in ("run", "ray", "name"):
         target = tree
     elif named and not _has(STAGES[named[0]["kind"]], parts):
         target, parts = named[0], parts[1:]
@@ -253,7 +253,7 @@ def _override(tree: Tree, override: str) -> None:
             ]
             close = difflib.get_close_matches(key, valid, n=3)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            names = ", ".join(["run", *(stage["name"] for stage in stages)])
+            names = ", ".join(["run", "ray", *(stage["name"] for stage in stages)])
             raise RecipeError(
                 f"override {override!r}: no stage has {key!r}.{hint} Start with: {names}."
             )

@@ -155,7 +155,7 @@ class TorchLearner:
         self.optimizer = torch.optim.AdamW(
             _parameter_groups(self.model, config.weight_decay),
             lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
+            betas=config.adam_betas,
             fused=self.device.type in ("cpu", "cuda"),
         )
         scored = _LogProbs(self.model, temperature, truncation)

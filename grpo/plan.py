@@ -97,7 +97,8 @@ def memory_rows(stage: RLStage, size: dict[str, int] | None) -> list[tuple[str, 
     n = size["parameters"]
     engine_bytes = BYTES[stage.rollout.dtype or stage.model.dtype]
     rows_at_once = min(
-        stage.rollout.max_rows, stage.rollout.prompts_per_step * stage.rollout.num_generations
+        stage.rollout.engine_args.get("max_rows", 256),
+        stage.rollout.prompts_per_step * stage.rollout.num_generations,
     )
     context = stage.data.max_prompt_length + stage.rollout.max_completion_length
     cache = size["kv_values_per_token"] * engine_bytes * rows_at_once * context

@@ -85,13 +85,13 @@ def load(
     """The plug-in `spec` of `kind`, ready to use.
 
     A built-in is a factory and a class is a class: both are called with `args`, and so is anything
-    that is to make a source. Another plain function is the plug-in itself: it comes back as it is,
-    or with `args` bound by functools.partial. Raises PluginError naming the plug-in, a bad
-    argument and the valid ones.
+    that is to make a source or an engine. Another plain function is the plug-in itself: it comes
+    back as it is, or with `args` bound by functools.partial. Raises PluginError naming the plug-in,
+    a bad argument and the valid ones.
     """
     found = find(kind, spec, builtins)
     arguments = dict(args or {})
-    make = kind == "source" or not is_address(spec) or inspect.isclass(found)
+    make = kind in ("source", "engine") or not is_address(spec) or inspect.isclass(found)
     check_args(kind, spec, found, arguments, complete=make)
     if make:
         return found(**arguments)

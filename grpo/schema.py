@@ -69,11 +69,19 @@ class Run(Section):
     num_samples_logged: Index = F(2, "completions shown per step in the live view")
 
 
+class Ray(Section):
+    """Where rollout workers live when rollout.backend is ray."""
+
+    address: str = F("", "cluster to join, say 'auto' or ray://head:10001; empty: this machine")
+    timeout: Positive = F(600.0, "seconds a worker may go without an answer before it is replaced")
+
+
 class Model(Section):
     """The policy the stage starts from."""
 
     path: str = F(..., "local folder, Hugging Face hub id, or stage:NAME of an earlier stage")
     dtype: Dtype = F("float32", "compute type; master weights are always float32")
+    lora_rank: Index = F(0, "rank of a LoRA adapter on every linear layer; 0: train all weights")
 
 
 class Data(Section):
@@ -82,9 +90,9 @@ class Data(Section):
     source: str = F(..., "task source: built-in name, package.module:attr, or path/file.py:attr")
     args: dict[str, Any] = F({}, "keyword arguments of the source")
     template: Literal["r1_zero", "chat", "raw"] = F("r1_zero", "how a task becomes prompt text")
-    system_prompt: str | None = F(None, "replaces the template's system text")
-    prefill: str = F("", "start of the completion written into the prompt, say '<think>\\n'")
-    chat_template_kwargs: dict[str, Any] = F({}, "passed to apply_chat_template")
+    template_args: dict[str, Any] = F(
+        {}, "system_prompt, prefill (say '<think>\\n') and chat_template_kwargs of the template"
+    )
     max_prompt_length: Count = F(512, "prompt tokens")
     overlong: Literal["drop", "truncate", "error"] = F("drop", "what happens to longer prompts")
 
@@ -93,6 +101,9 @@ class Rollout(Section):
     """How groups of completions are sampled."""
 
     engine: str = F("torch", "rollout engine: built-in name, package.module:attr, or file.py:attr")
+    engine_args: dict[str, Any] = F({}, "keyword arguments of the engine")
+    workers: Count = F(1, "engines; more than one need rollout.backend=ray")
+    backend: Literal["local", "ray"] = F("local", "where engines run: this process, or Ray actors")
     prompts_per_step: Count = F(32, "prompts sampled per step")
     num_generations: Count = F(8, "completions per prompt (the group size G)")
     max_completion_length: Count = F(256, "completion tokens")
@@ -101,8 +112,27 @@ class Rollout(Section):
     top_k: Index = F(0, "most likely tokens kept; 0: off")
     min_p: Annotated[float, Field(ge=0, le=1)] = F(0.0, "floor relative to the likeliest; 0: off")
     stop: tuple[str, ...] = F((), "strings that end a completion (kept in it)")
-    max_rows: Count = F(256, "completions decoded at once")
     dtype: Dtype | None = F(None, "type the engine computes in; empty: model.dtype")
+    oversample: Annotated[float, Field(ge=1, le=4)] = F(
+        1.0, "prompts begun per prompt needed; the slowest are canceled when enough are done"
+    )
+    max_rounds: Count = F(1, "sampling rounds a step, until enough groups are informative; 1: off")
+
+
+class Schedule(Section):
+    """How far sampling runs ahead of learning."""
+
+    mode: Literal["sync", "one_step_off", "async"] = F(
+        "sync", "in turns; one whole batch ahead; or continuous, across weight updates"
+    )
+    max_staleness: Index = F(1, "async: learner steps a batch may be begun ahead of its own")
+
+
+class Parity(Section):
+    """The gate that compares each engine with the learner."""
+
+    steps: Index = F(25, "steps between checks, the first before training; 0: off")
+    max_difference: Positive = F(0.05, "mean |sampler - learner| log-prob allowed, nats per token")
 
 
 class Algorithm(Section):
@@ -120,6 +150,10 @@ class Algorithm(Section):
     num_iterations: Count = F(1, "passes over each rollout batch")
     num_minibatches: Count = F(1, "optimizer steps per pass")
     mask_truncated_completions: bool = F(False, "leave completions cut by length out of the loss")
+    sampling_correction: Literal[
+        "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = F("token_truncate", "importance weight for what the sampler computed otherwise (TIS, MIS)")
+    sampling_correction_cap: Positive = F(2.0, "largest such weight")
 
 
 class Learner(Section):
@@ -130,8 +164,7 @@ class Learner(Section):
     lr_scheduler_type: Literal["constant", "linear", "cosine"] = F("constant", "after the warm-up")
     warmup_steps: Index = F(0, "steps of linear warm-up")
     weight_decay: Amount = F(0.0, "decoupled weight decay")
-    adam_beta1: Decay = F(0.9, "decay of the first moment")
-    adam_beta2: Decay = F(0.999, "decay of the second moment")
+    adam_betas: tuple[Decay, Decay] = F((0.9, 0.999), "decay of the first and second moment")
     max_grad_norm: Amount = F(1.0, "gradient norm clip; 0: off")
     tokens_per_micro_batch: Count = F(16384, "tokens of one forward and backward")
     share_prompts: bool = F(True, "run each prompt once for its whole group")
@@ -158,6 +191,8 @@ class RLStage(Section):
     model: Model
     data: Data
     rollout: Rollout = Rollout()
+    schedule: Schedule = Schedule()
+    parity: Parity = Parity()
     rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
     algorithm: Algorithm = Algorithm()
     learner: Learner = Learner()
@@ -187,6 +222,11 @@ class RLStage(Section):
                         f"{field}.{index} has the name {title!r} of {field}.{titles.index(title)}, "
                         f"and metrics are kept by name; give {field}.{index}.label another one"
                     )
+        if rollout.workers > 1 and rollout.backend == "local":
+            raise ValueError(
+                f"rollout.workers = {rollout.workers} needs rollout.backend=ray: one process holds "
+                "one engine"
+            )
         longest = self.data.max_prompt_length + rollout.max_completion_length
         if learner.tokens_per_micro_batch < longest:
             raise ValueError(
@@ -265,6 +305,7 @@ class Recipe(Section):
 
     name: Title
     run: Run = Run()
+    ray: Ray = Ray()
     stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
 
     @property
@@ -276,7 +317,7 @@ class Recipe(Section):
     def _stages_connect(self) -> Recipe:
         earlier: list[str] = []
         for stage in self.stages:
-            if stage.name in earlier or stage.name in {"run", "name"}:
+            if stage.name in earlier or stage.name in {"run", "ray", "name"}:
                 raise ValueError(
                     f"stage name {stage.name!r} is taken; give each stage its own name"
                 )

@@ -98,12 +98,31 @@ class Version:
 class Ack:
     """What an engine says after loading weights: which, how many tensors, and a canary's log-prob.
 
-    `canary` is the summed log-prob of a fixed token sequence under the weights now resident.
+    `canary` is the summed log-prob of a fixed token sequence under the weights now resident. An
+    engine made of several answers for the first one; `members` has the answer of each.
     """
 
     version: Version
     tensors: int
     canary: float
+    engine: str = "engine"  # its name in messages
+    members: tuple[Ack, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """What an engine is made from, whichever it is; plain data, so that workers elsewhere get it.
+
+    `max_length` is the longest request in tokens, prompt and completion together.
+    """
+
+    model: str  # folder or hub id: configuration, tokenizer and the weights to start with
+    dtype: str = "float32"  # type the engine computes in
+    max_length: int
+    seed: int = 0
+    threads: int = 0  # CPU threads of this engine; 0: as the process has them
+    lora_rank: int = 0  # > 0: `load_weights` brings an adapter of this rank, never the base
+    version: Version = Version(step=0, hash="as loaded")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -227,6 +246,10 @@ class Engine(Protocol):
         """Replace the weights; `Ack` proves which ones are now resident."""
         ...
 
+    def take_metrics(self) -> Metrics:
+        """What happened since the last call: accepted drafts, replaced workers and the like."""
+        ...
+
     def sleep(self) -> None:
         """Release what learning needs (KV cache, device memory)."""
         ...
@@ -237,6 +260,16 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Release everything."""
+        ...
+
+
+@runtime_checkable
+class EnginePool(Engine, Protocol):
+    """Several engines behind one; the parity gate asks each of them."""
+
+    @property
+    def members(self) -> Sequence[tuple[str, Engine]]:
+        """Each engine with its name, to be used only while the pool has no request under way."""
         ...
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from grpo.types import Engine, EngineSpec
 
-def _torch_engine(*args: Any, **kwargs: Any) -> Any:
-    """`TorchEngine`; imported on first use, so that listing engines does not import torch."""
+
+def torch_engine(*, spec: EngineSpec, max_rows: int = 256) -> Engine:
+    """The embedded engine. `max_rows`: completions decoded at once."""
     from grpo.rollout.torch_engine import TorchEngine
 
-    return TorchEngine(*args, **kwargs)
+    return TorchEngine.from_spec(spec, max_rows=max_rows)
 
 
-ENGINES: dict[str, Callable[..., Any]] = {"torch": _torch_engine}
+# Imported on first use, so that listing engines does not import torch. Called with `spec` and the
+# recipe's `rollout.engine_args`.
+ENGINES: dict[str, Callable[..., Any]] = {"torch": torch_engine}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from grpo.errors import EngineError
-from grpo.types import Ack, Completion, Request, Segment, Version
+from grpo.types import Ack, Completion, Metrics, Request, Segment, Version
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +104,10 @@ class FakeEngine:
         tensors = sum(1 for _ in weights)
         self.versions.append(version)
         return Ack(version=version, tensors=tensors, canary=self._canary)
+
+    def take_metrics(self) -> Metrics:
+        """Nothing to report."""
+        return {}
 
     def sleep(self) -> None:
         """Remember that it sleeps (`asleep`)."""

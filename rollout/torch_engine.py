@@ -22,7 +22,7 @@ from grpo.rollout.decoder import make_decoder
 from grpo.rollout.rows import Job, Rows
 from grpo.rollout.sampling import Plan, make_plan, sample, uniforms
 from grpo.rollout.weights import copy_weights, private_copy, resident_hash
-from grpo.types import Ack, Completion, FinishReason, Request, Segment, Version
+from grpo.types import Ack, Completion, EngineSpec, FinishReason, Metrics, Request, Segment, Version
 
 _STOP_MARGIN = 8  # tokens decoded beyond the stop string's bytes: some tokens have no text
 
@@ -59,6 +59,23 @@ class TorchEngine:
         self._done: list[Completion] = []
         self._plan: Plan | None = None  # of all running rows; None once they change
         self._broken = False
+
+    @classmethod
+    def from_spec(cls, spec: EngineSpec, *, max_rows: int = 256) -> TorchEngine:
+        """The engine of `spec`, on the device accelerate gives this process.
+
+        Raises EngineError where the model's positions are fewer than the longest request needs.
+        """
+        from accelerate import PartialState
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        dtype = getattr(torch, spec.dtype)
+        if spec.threads:
+            torch.set_num_threads(spec.threads)
+        model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(spec.model)
+        model = model.to(PartialState().device)  # where accelerate puts the learner
+        return cls(model, tokenizer, version=spec.version, max_rows=max_rows, share_storage=True)
 
     # The Engine protocol
 
@@ -128,6 +145,10 @@ class TorchEngine:
             tensors=len(dtypes),
             canary=canary_logprob(self.model),
         )
+
+    def take_metrics(self) -> Metrics:
+        """Nothing to report."""
+        return {}
 
     def sleep(self) -> None:
         """Free the cache. Raises EngineError while completions are under way."""

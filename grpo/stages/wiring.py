@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from grpo import heldout, plugins
 from grpo.advantage import ADVANTAGES
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder
-from grpo.errors import RecipeError, RunError
+from grpo.errors import RecipeError, RunError, unknown_name
 from grpo.learner import TorchLearner
 from grpo.loop import Parts
 from grpo.rewards import REWARDS
@@ -24,7 +23,7 @@ from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import ENGINES
 from grpo.schema import RewardSpec, RLStage, Run
-from grpo.types import Engine, Sampling, TaskSource, Verifier, Version
+from grpo.types import Engine, EngineSpec, Sampling, TaskSource, Verifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +45,13 @@ def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
     template = PromptTemplate(
         stage.data.template,
         tokenizer,
-        system_prompt=stage.data.system_prompt,
-        prefill=stage.data.prefill,
-        chat_template_kwargs=stage.data.chat_template_kwargs,
         max_prompt_length=stage.data.max_prompt_length,
         overlong=stage.data.overlong,
+        **_template_args(stage),
     )
     prompts = heldout.prepare(source, template, stage.eval.num_tasks)
-    dtype = getattr(torch, stage.rollout.dtype or stage.model.dtype)
-    model = _pretrained(AutoModelForCausalLM, model_path, dtype=dtype)
-    _check_room(stage, model, max(len(prompt.ids) for prompt in prompts))
-    engine = plugins.find("engine", stage.rollout.engine, ENGINES)(
-        model.to(PartialState().device),  # where accelerate puts the learner
-        tokenizer,
-        version=Version(step=0, hash="as loaded"),
-        max_rows=stage.rollout.max_rows,
-    )
+    _check_room(stage, model_path, max(len(prompt.ids) for prompt in prompts))
+    engine = build_engine(stage, settings, model_path)
     sampling = _sampling(stage, tokenizer, model_path)
     evaluation = heldout.HeldOut(
         prompts=prompts,
@@ -80,6 +70,20 @@ def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
         sampling=sampling,
         heldout=evaluation,
     )
+
+
+def build_engine(stage: RLStage, settings: Run, model_path: str) -> Engine:
+    """The engine of a stage."""
+    spec = EngineSpec(
+        model=model_path,
+        dtype=stage.rollout.dtype or stage.model.dtype,
+        max_length=stage.data.max_prompt_length + stage.rollout.max_completion_length,
+        seed=settings.seed,
+        threads=settings.threads,
+        lora_rank=stage.model.lora_rank,
+    )
+    arguments = {**stage.rollout.engine_args, "spec": spec}
+    return plugins.load("engine", stage.rollout.engine, ENGINES, arguments)
 
 
 def build_parts(stage: RLStage, settings: Run, model_path: str, sampler: Sampler) -> Parts:
@@ -140,9 +144,19 @@ def _pretrained(kind: Any, model_path: str, **options: Any) -> Any:
         ) from error
 
 
-def _check_room(stage: RLStage, model: Any, longest: int) -> None:
+def _template_args(stage: RLStage) -> dict[str, Any]:
+    """`data.template_args`, every name of it known. Raises RecipeError."""
+    valid = ("system_prompt", "prefill", "chat_template_kwargs")
+    for name in stage.data.template_args:
+        if name not in valid:
+            raise RecipeError(unknown_name("data.template_args", name, valid))
+    return dict(stage.data.template_args)
+
+
+def _check_room(stage: RLStage, model_path: str, longest: int) -> None:
     """Refuse completions that the model has no positions for after a prompt of `longest`."""
-    room = getattr(model.config, "max_position_embeddings", None)
+    config = _pretrained(AutoConfig, model_path)
+    room = getattr(config, "max_position_embeddings", None)
     length = stage.rollout.max_completion_length
     if room is not None and longest + length > room:
         raise RecipeError(

@@ -160,6 +160,23 @@ def _left_out(logits_N_V: Tensor, targets_N_1: Tensor, sampling: Sampling) -> Te
     return left_out_N_V.scatter_(1, targets_N_1, False)
 
 
+def _sampled_logits(
+    model: PreTrainedModel,
+    temperature: float,
+    truncation: Sampling | None,
+    hidden_N_D: Tensor,
+    targets_N_1: Tensor,
+) -> Tensor:
+    """Logits [N, V] of the distribution that was sampled; -inf where it has nothing."""
+    logits_N_V = _logits(model, hidden_N_D)
+    if temperature != 1.0:
+        logits_N_V = logits_N_V / temperature
+    if truncation is not None:
+        left_out_N_V = _left_out(logits_N_V, targets_N_1, truncation)
+        logits_N_V = logits_N_V.masked_fill(left_out_N_V, -torch.inf)
+    return logits_N_V
+
+
 def _chunk_logprobs(
     model: PreTrainedModel,
     temperature: float,
@@ -168,13 +185,26 @@ def _chunk_logprobs(
     targets_N: Tensor,
 ) -> tuple[Tensor, Tensor]:
     targets_N_1 = targets_N.unsqueeze(-1)
-    logits_N_V = _logits(model, hidden_N_D)
-    if temperature != 1.0:
-        logits_N_V = logits_N_V / temperature
-    if truncation is not None:
-        left_out_N_V = _left_out(logits_N_V, targets_N_1, truncation)
-        logits_N_V = logits_N_V.masked_fill(left_out_N_V, -torch.inf)
+    logits_N_V = _sampled_logits(model, temperature, truncation, hidden_N_D, targets_N_1)
     return cast(tuple[Tensor, Tensor], _TokenLogProbs.apply(logits_N_V, targets_N_1))
+
+
+def _chunk_surprise(
+    model: PreTrainedModel,
+    temperature: float,
+    truncation: Sampling | None,
+    hidden_N_D: Tensor,
+    targets_N: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob of the target, and mean and variance of -log p under the distribution, each [N]."""
+    targets_N_1 = targets_N.unsqueeze(-1)
+    logits_N_V = _sampled_logits(model, temperature, truncation, hidden_N_D, targets_N_1)
+    logp_N_V = torch.log_softmax(logits_N_V, dim=-1)
+    probs_N_V = logp_N_V.exp()
+    finite_N_V = logp_N_V.masked_fill(probs_N_V == 0, 0.0)  # 0 * -inf counts as 0
+    entropy_N = -(probs_N_V * finite_N_V).sum(-1)
+    variance_N = (probs_N_V * (finite_N_V + entropy_N[:, None]).square()).sum(-1)
+    return logp_N_V.gather(-1, targets_N_1)[:, 0], entropy_N, variance_N
 
 
 def completion_logprobs(
@@ -190,14 +220,38 @@ def completion_logprobs(
     the filters that the tokens were drawn with. When the logits need several chunks, each is
     recomputed in the backward pass instead of being kept.
     """
+    inputs = _head_inputs(model, micro_batch)
+    run = partial(_chunk_logprobs, model, temperature or 1.0, truncation)
+    if torch.is_grad_enabled() and len(inputs) > 1:
+        run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
+    logps, entropies = zip(*(run(h, t) for h, t in inputs), strict=True)
+    return torch.cat(logps), torch.cat(entropies) if want_entropy else None
+
+
+@torch.no_grad()
+def completion_surprise(
+    model: PreTrainedModel,
+    micro_batch: MicroBatch,
+    temperature: float,
+    truncation: Sampling | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs [N] of the trained tokens, and what -log p should be: its mean and variance [N].
+
+    The mean is the entropy of the next-token distribution. Over tokens that were drawn from it,
+    sum(-log p - mean) / sqrt(sum(variance)) is a standard normal number for a sampler that draws
+    what it says (`grpo/parity.py`).
+    """
+    run = partial(_chunk_surprise, model, temperature or 1.0, truncation)
+    chunks = [run(h, t) for h, t in _head_inputs(model, micro_batch)]
+    logps, means, variances = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return logps, means, variances
+
+
+def _head_inputs(model: PreTrainedModel, micro_batch: MicroBatch) -> list[tuple[Tensor, Tensor]]:
+    """(hidden states, targets) of the trained tokens, in chunks that the head can afford."""
     hidden_N_D = _hidden_states(model, micro_batch, model.device)[
         torch.from_numpy(micro_batch.sources).to(model.device)
     ]
     targets_N = torch.from_numpy(micro_batch.targets).to(model.device)
     step = max(1, CHUNK_ELEMENTS // _head(model).weight.shape[0])
-    run = partial(_chunk_logprobs, model, temperature or 1.0, truncation)
-    if torch.is_grad_enabled() and len(targets_N) > step:
-        run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
-    chunks = [run(h, t) for h, t in zip(hidden_N_D.split(step), targets_N.split(step), strict=True)]
-    logps, entropies = zip(*chunks, strict=True)
-    return torch.cat(logps), torch.cat(entropies) if want_entropy else None
+    return list(zip(hidden_N_D.split(step), targets_N.split(step), strict=True))

@@ -33,8 +33,14 @@ from grpo import learner_state
 from grpo.batch import MicroBatch, micro_batches, split_minibatches
 from grpo.canary import canary_logprob
 from grpo.errors import LearnerError
-from grpo.forward import can_share_prompts, check_head, completion_logprobs, disable_dropout
-from grpo.objective import Clip, LossInputs, find_objective
+from grpo.forward import (
+    can_share_prompts,
+    check_head,
+    completion_logprobs,
+    completion_surprise,
+    disable_dropout,
+)
+from grpo.objective import Clip, LossInputs, find_objective, sampling_weights
 from grpo.types import Metrics, Row, Sampling, Version
 from grpo.weights import content_hash
 
@@ -158,6 +164,7 @@ class TorchLearner:
             betas=config.adam_betas,
             fused=self.device.type in ("cpu", "cuda"),
         )
+        self.temperature, self.truncation = temperature, truncation
         scored = _LogProbs(self.model, temperature, truncation)
         self.policy = cast(nn.Module, self.accelerator.prepare(scored))
         self.scaler = torch.amp.GradScaler(
@@ -268,17 +275,30 @@ class TorchLearner:
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(self.device)
 
+        logp_old = logp.detach() if prepared.logp_old is None else prepared.logp_old
+        logp_sampler, completions = tensor(batch.logprobs), tensor(batch.completions)
+        correction = sampling_weights(
+            logp_old,
+            logp_sampler,
+            completions,
+            self.algorithm.sampling_correction,
+            self.algorithm.sampling_correction_cap,
+        )
         inputs = LossInputs(
             logp=logp,
-            logp_old=logp.detach() if prepared.logp_old is None else prepared.logp_old,
-            logp_sampler=tensor(batch.logprobs),
+            logp_old=logp_old,
+            logp_sampler=logp_sampler,
             logp_ref=prepared.logp_ref,
-            advantages=tensor(batch.advantages),
+            # The surrogate is linear in the advantages, and the KL term must not be reweighted.
+            advantages=tensor(batch.advantages) * correction,
             weights=tensor(batch.weights),
             entropy=entropy,
-            completions=tensor(batch.completions),
+            completions=completions,
         )
         loss_N, metrics = self.objective.token_loss(inputs, self.clip)
+        if self.algorithm.sampling_correction != "none":
+            metrics["sampling/importance_sampling_ratio/mean"] = correction
+            metrics[_SQUARED_RATIO] = correction.square()
         return (inputs.weights * loss_N).sum(), inputs, metrics
 
     def _update(self, part: Sequence[_Prepared], sums: _Sums, sampled: bool) -> float:
@@ -316,6 +336,22 @@ class TorchLearner:
             for place, index in enumerate(batch.rows):
                 found[index][rows[index].mask] = logp_N[batch.completions == place]
         return found
+
+    @torch.no_grad()
+    def surprise(self, rows: Sequence[Row]) -> np.ndarray:
+        """float64 [3, N] of the rows' trained tokens, row after row, in order.
+
+        The policy's log-prob, the entropy it was drawn at and the variance of -log p there; see
+        `forward.completion_surprise`.
+        """
+        found = [np.zeros((3, int(row.mask.sum()))) for row in rows]
+        for batch in self._cut(rows):
+            with self._autocast():
+                parts = completion_surprise(self.model, batch, self.temperature, self.truncation)
+            parts_3_N = torch.stack([p.double() for p in parts]).cpu().numpy()
+            for place, index in enumerate(batch.rows):
+                found[index] = parts_3_N[:, batch.completions == place]
+        return np.concatenate(found, axis=1) if found else np.zeros((3, 0))
 
     # -- weights and state ------------------------------------------------------------------
 
@@ -360,6 +396,8 @@ class TorchLearner:
         self.steps, self.updates = learner_state.load(path, self.model, self.optimizer, self.scaler)
         self._version = None
 
+
+_SQUARED_RATIO = "sampling/importance_sampling_ratio/square"  # summed up, shown as the ESS
 
 _EMPTY_ROW = Row(
     group=0,
@@ -444,6 +482,9 @@ class _Sums:
         ).tolist()
         largest = torch.tensor([max(map(float, self.largest), default=0.0)], device=device)
         means = {n: s / max(tokens, 1) for n, s in zip(names, rest, strict=True)}
+        squared = means.pop(_SQUARED_RATIO, 0.0)
+        if squared:  # the share of tokens that unweighted sampling would need for the same variance
+            means["sampling/ess"] = means["sampling/importance_sampling_ratio/mean"] ** 2 / squared
         return {
             "loss": loss / steps,
             **means,

@@ -88,6 +88,27 @@ class Objective:
         return self.token_loss(inputs, clip)
 
 
+def sampling_weights(
+    logp_old: Tensor, logp_sampler: Tensor, completions_N: Tensor, mode: str, cap: float
+) -> Tensor:
+    """Importance weights [N] of tokens that were drawn from another distribution than assumed.
+
+    The ratio of `logp_old` to `logp_sampler`, per token or multiplied over its completion, is cut
+    at `cap` (truncated importance sampling, https://fengyao.notion.site/off-policy-rl) or set to 0
+    above it (masked, as in TRL's `sequence_mask`). Ones for mode "none".
+    """
+    if mode == "none":
+        return torch.ones_like(logp_old)
+    level, _, what = mode.partition("_")
+    difference = logp_old - logp_sampler
+    if level == "sequence":
+        size = int(completions_N.max()) + 1 if len(completions_N) else 0
+        sums = difference.new_zeros(size).index_add(0, completions_N, difference)
+        difference = sums[completions_N]
+    ratio = torch.exp(difference)
+    return ratio.clamp(max=cap) if what == "truncate" else ratio.masked_fill(ratio > cap, 0.0)
+
+
 def completion_means(values_N: Tensor, completions_N: Tensor) -> Tensor:
     """The mean of `values_N` over the completion each token belongs to, given to each token [N]."""
     size = int(completions_N.max()) + 1 if len(completions_N) else 0

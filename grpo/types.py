@@ -281,6 +281,10 @@ class Learner(Protocol):
         """One rollout batch: every optimizer step the recipe asks for."""
         ...
 
+    def surprise(self, rows: Sequence[Row]) -> np.ndarray:
+        """float64 [3, N] over trained tokens: log-prob, entropy, and variance of -log p."""
+        ...
+
     def weights(self) -> Iterable[tuple[str, Tensor]]:
         """Named tensors of the policy, as the engines should hold them."""
         ...

@@ -8,7 +8,7 @@ from typing import Any
 from grpo.types import Engine, EngineSpec
 
 
-def torch_engine(*, spec: EngineSpec, max_rows: int = 256) -> Engine:
+def make_torch(*, spec: EngineSpec, max_rows: int = 256) -> Engine:
     """The embedded engine. `max_rows`: completions decoded at once."""
     from grpo.rollout.torch_engine import TorchEngine
 
@@ -17,4 +17,4 @@ def torch_engine(*, spec: EngineSpec, max_rows: int = 256) -> Engine:
 
 # Imported on first use, so that listing engines does not import torch. Called with `spec` and the
 # recipe's `rollout.engine_args`.
-ENGINES: dict[str, Callable[..., Any]] = {"torch": torch_engine}
+ENGINES: dict[str, Callable[..., Any]] = {"torch": make_torch}

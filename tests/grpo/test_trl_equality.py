@@ -110,7 +110,12 @@ def test_loss_and_gradient_equal_trls(trainer, groups, loss_type, scale_rewards,
     learner = TorchLearner(
         tiny_model(dtype=torch.float32, pad_token_id=0),
         algorithm=Algorithm(
-            loss_type=loss_type, beta=beta, epsilon=0.2, epsilon_high=0.28, delta=1.5
+            loss_type=loss_type,
+            beta=beta,
+            epsilon=0.2,
+            epsilon_high=0.28,
+            delta=1.5,
+            sampling_correction="none",
         ),
         config=Config(tokens_per_micro_batch=4096, max_grad_norm=0.0),
         temperature=0.7,

@@ -1,0 +1,219 @@
+"""`grpo serve`: a vLLM server that takes weights from a learner on this machine.
+
+It is vLLM's own OpenAI server with three things added: our worker extension and weight-transfer
+backend (rollout/server_transport.py), its development routes, through which weights are updated,
+and log-probs of the distribution that is sampled. It runs in a child process group that ends
+with this process, however that ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from grpo.errors import EngineError, RecipeError, RunError
+
+START_SECONDS = 1800.0  # large models take long to read
+_STOP_SECONDS = 15.0
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What to serve. `kv_cache_gib` 0 and `max_model_len` 0 leave the choice to vLLM."""
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    dtype: str = "float32"
+    max_model_len: int = 0
+    kv_cache_gib: float = 0.0
+    threads: int = 0  # CPU threads; 0: as vLLM chooses
+    options: tuple[str, ...] = ()  # more of vLLM's own, say --tensor-parallel-size=2
+
+    @property
+    def url(self) -> str:
+        """Where a learner on this machine finds it."""
+        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", *_LOCAL) else self.host
+        return f"http://{host}:{self.port}"
+
+
+def serve(server: Server) -> None:
+    """Start the server, say when it answers, and stay until it ends or Ctrl-C.
+
+    Raises RecipeError for settings that cannot work, RunError where the server does not come up.
+    """
+    _check(server)
+    log = Path(tempfile.gettempdir()) / f"grpo-serve-{server.port}.log"
+    if server.host not in _LOCAL:
+        print(
+            f"grpo: warning: whoever reaches {server.host}:{server.port} can pause this server and "
+            "change its weights: vLLM's development routes know no password. Use --host other than "
+            "127.0.0.1 on private networks only.",
+            file=sys.stderr,
+        )
+    with log.open("wb") as output, _child(command(server), environment(server), output) as child:
+        _await_health(child, server, log)
+        print(
+            f"serving {server.model} at {server.url} (log: {log}); Ctrl-C stops it\n"
+            f"  grpo train RECIPE rollout.engine=server rollout.engine_args.url={server.url}",
+            flush=True,
+        )
+        code = child.wait()
+    raise RunError(f"the server ended by itself with code {code}:\n{_tail(log)}")
+
+
+def command(server: Server) -> list[str]:
+    """The command line of vLLM's server."""
+    options: dict[str, Any] = {
+        "model": server.model,
+        "host": server.host,
+        "port": server.port,
+        "dtype": server.dtype,
+        "logprobs-mode": "processed_logprobs",
+        "generation-config": "vllm",  # what is sampled from is the recipe's business alone
+        "worker-extension-cls": "grpo.rollout.server_transport.ServerWorker",
+        "weight-transfer-config": '{"backend": "grpo_shared_memory"}',
+    }
+    if server.max_model_len:
+        options["max-model-len"] = server.max_model_len
+    # The route that takes and gives tokens belongs to the scale-out ones since 0.32.
+    flags = ["--enable-scale-out", "--disable-log-stats"]
+    if is_cpu():
+        flags += ["--enforce-eager", "--distributed-executor-backend=uni"]
+    elif server.kv_cache_gib:
+        options["kv-cache-memory-bytes"] = int(server.kv_cache_gib * 2**30)
+    named = [f"--{name}={value}" for name, value in options.items()]
+    entry = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    return [*entry, *named, *flags, *server.options]
+
+
+def environment(server: Server) -> dict[str, str]:
+    """The environment of the server's process; what the user has set stays."""
+    wanted = {
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the learner computes on the same cores
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": f"{max(1, round(server.kv_cache_gib))}",
+    }
+    if server.threads:
+        wanted["OMP_NUM_THREADS"] = str(server.threads)
+    return {**wanted, **os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+
+
+def is_cpu() -> bool:
+    """Whether the installed vLLM is the CPU build."""
+    with suppress(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("vllm-cpu")
+        return True
+    return "cpu" in importlib.metadata.version("vllm")
+
+
+def _check(server: Server) -> None:
+    """What would otherwise end in a traceback half a minute later."""
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineError(
+            "grpo serve needs vLLM, which is not installed: pip install 'grpo-toolkit[vllm]' on a "
+            "GPU machine, make test-vllm or docs/vllm.md on a CPU"
+        )
+    path = Path(server.model)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise RecipeError(
+            f"MODEL = {server.model!r} has no config.json; of a run, serve its model/ folder"
+        )
+    if not path.exists() and (path.is_absolute() or server.model.count("/") > 1):
+        raise RecipeError(f"MODEL: there is no folder {server.model!r}")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((server.host, server.port))
+        except OSError as error:
+            raise RecipeError(
+                f"--port {server.port} on {server.host} cannot be used ({error.strerror}); another "
+                "server may have it: choose another --port"
+            ) from error
+
+
+@contextmanager
+def _child(argv: list[str], env: dict[str, str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """The server in a process group of its own, gone with all its processes at the end."""
+    child = subprocess.Popen(
+        argv,
+        env=env,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield child
+    finally:
+        # A second Ctrl-C must not leave processes behind.
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _stop(child)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt("stopped")
+
+
+def _end_with_parent() -> None:
+    """Linux: have the kernel send SIGTERM when this process's parent is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Ask the group to end, then make it."""
+    with suppress(ProcessLookupError):
+        child.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        child.wait(_STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
+
+
+def _await_health(child: subprocess.Popen[bytes], server: Server, log: Path) -> None:
+    """Return once the server answers; a line on the terminal says how long it has been."""
+    started = time.monotonic()
+    live = sys.stderr.isatty()
+    print(f"vLLM starts with {server.model}; this takes 20 to 60 s on a CPU", file=sys.stderr)
+    while True:
+        seconds = time.monotonic() - started
+        if child.poll() is not None:
+            raise RunError(f"vLLM did not start (log: {log}):\n{_tail(log)}")
+        if seconds > START_SECONDS:
+            raise RunError(f"vLLM did not answer within {START_SECONDS:.0f} s; see {log}")
+        try:
+            with urllib.request.urlopen(f"{server.url}/health", timeout=5):
+                break
+        except (urllib.error.URLError, OSError):
+            if live:
+                print(f"\r{seconds:.0f} s ", end="", file=sys.stderr, flush=True)
+            time.sleep(0.5)
+    print(f"{chr(13) if live else ''}up after {seconds:.0f} s", file=sys.stderr)
+
+
+def _tail(log: Path, lines: int = 12) -> str:
+    """The last lines of the log, errors preferred."""
+    text = log.read_text(errors="replace").splitlines()
+    errors = [line for line in text if "Error" in line or "error:" in line]
+    return "\n".join((errors or text)[-lines:])

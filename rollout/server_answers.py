@@ -1,0 +1,172 @@
+"""What is asked of a server for one request, and how its answer becomes completions.
+
+Token routes (vLLM's /inference/v1/generate) give ids, log-probs of the sampled distribution and the
+weights behind every token. The text route (/v1/completions of any OpenAI-compatible server) gives
+text: its completions have no tokens and can be scored, not trained on, since tokenizing text again
+gives other tokens than were sampled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from grpo.types import Completion, FinishReason, Request, Segment, Version
+
+_FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
+
+
+class Strange(Exception):
+    """An answer that cannot be used: other weights, an abort nobody asked for, samples missing."""
+
+
+def seed_of(key: Sequence[int]) -> int:
+    """A seed from a request's noise key, below 2**62: vLLM gives sample i the seed + i."""
+    digest = hashlib.blake2b(json.dumps(list(key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2
+
+
+def body_for(request: Request, name: str) -> dict[str, Any]:
+    """The call for all samples of `request` on the token route, known to the server as `name`."""
+    sampling = request.sampling
+    return {
+        "request_id": name,
+        "token_ids": list(request.ids),
+        "output_mode": "text",
+        "sampling_params": {
+            "n": request.n,
+            "max_tokens": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": sampling.min_p,
+            "seed": seed_of(request.key),
+            "stop": list(sampling.stop),
+            # The request's own ends of sequence, and none that the server knows of.
+            "stop_token_ids": list(sampling.eos_ids),
+            "ignore_eos": True,
+            "include_stop_str_in_output": True,
+            "logprobs": 0,  # of the sampled token alone
+        },
+    }
+
+
+def completions_from(
+    request: Request, answer: Any, versions: Mapping[str, Version], *, aborted: bool
+) -> list[Completion]:
+    """The completions of a token-route answer, in sample order. Raises Strange.
+
+    `versions` has the labels that this answer may carry; `aborted`: we asked for its abort.
+    """
+    choices = _choices(request, answer)
+    return [_completion(request, choice, versions, aborted) for choice in choices]
+
+
+def _completion(
+    request: Request, choice: Mapping[str, Any], versions: Mapping[str, Version], aborted: bool
+) -> Completion:
+    finish = _finish(choice)
+    if finish == "abort" and not aborted:
+        raise Strange("the server aborted it")
+    ids = np.array(choice["token_ids"] or [], dtype=np.int64)
+    entries = (choice.get("logprobs") or {}).get("content") or []
+    logprobs = np.array([entry["logprob"] for entry in entries], dtype=np.float32)
+    spans = choice.get("weight_versions") or []
+    if len(logprobs) != len(ids):
+        raise Strange(f"{len(ids)} tokens came with {len(logprobs)} log-probs")
+    if [s["start"] for s in spans] != [0, *(s["end"] for s in spans)][: len(spans)] or (
+        (spans[-1]["end"] if spans else 0) != len(ids)
+    ):
+        raise Strange(f"the server does not say which weights sampled all {len(ids)} tokens")
+    unknown = {s["version"] for s in spans} - set(versions)
+    if unknown:
+        raise Strange(
+            f"it was sampled from weights {sorted(unknown)} that this run did not deliver"
+        )
+    segments = [
+        Segment(
+            ids=ids[s["start"] : s["end"]],
+            version=versions[s["version"]],
+            logprobs=logprobs[s["start"] : s["end"]],
+        )
+        for s in spans
+    ]
+    return Completion(
+        request=request.uid,
+        index=choice["index"],
+        segments=tuple(segments) or (_no_tokens(list(versions.values())[-1]),),
+        text=choice["text"],
+        finish=finish,
+    )
+
+
+def plain_body(request: Request, model: str) -> dict[str, Any]:
+    """The call for `request` on the text route, in fields that every such server knows."""
+    sampling = request.sampling
+    body = {
+        "model": model,
+        "prompt": list(request.ids),
+        "n": request.n,
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "seed": seed_of(request.key),
+    }
+    return body | ({"stop": list(sampling.stop)} if sampling.stop else {})
+
+
+def plain_completions(
+    request: Request, answer: Any, versions: Mapping[str, Version], *, aborted: bool
+) -> list[Completion]:
+    """The completions of a text-route answer: text without tokens. Raises Strange."""
+    del aborted  # this route knows no abort
+    return [
+        Completion(
+            request=request.uid,
+            index=choice["index"],
+            segments=(_no_tokens(list(versions.values())[-1]),),
+            text=choice["text"],
+            finish=_finish(choice),
+        )
+        for choice in _choices(request, answer)
+    ]
+
+
+def nothing(request: Request, version: Version) -> list[Completion]:
+    """All samples of `request`, aborted before their first token."""
+    return [
+        Completion(
+            request=request.uid,
+            index=index,
+            segments=(_no_tokens(version),),
+            text="",
+            finish="abort",
+        )
+        for index in range(request.n)
+    ]
+
+
+def _no_tokens(version: Version) -> Segment:
+    return Segment(
+        ids=np.zeros(0, dtype=np.int64), version=version, logprobs=np.zeros(0, dtype=np.float32)
+    )
+
+
+def _choices(request: Request, answer: Any) -> list[Mapping[str, Any]]:
+    """The answer's choices, exactly one for each sample."""
+    choices = answer.get("choices", []) if isinstance(answer, dict) else []
+    choices = sorted(choices, key=lambda choice: choice["index"])
+    if [choice["index"] for choice in choices] != list(range(request.n)):
+        raise Strange(f"{len(choices)} of {request.n} samples came")
+    return choices
+
+
+def _finish(choice: Mapping[str, Any]) -> FinishReason:
+    reason = choice.get("finish_reason")
+    if reason not in _FINISH:
+        raise Strange(f"it ended with {reason!r}")
+    return _FINISH[reason]

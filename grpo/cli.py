@@ -92,6 +92,28 @@ def parser() -> argparse.ArgumentParser:
     )
     verb.add_argument("--max-tokens", type=_count, default=256, metavar="N")
     verb.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+
+    verb = add("serve", _serve, "start a vLLM server that samples for training (engine=server)")
+    verb.add_argument("model", metavar="MODEL", help="model folder or hub id")
+    verb.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
+    verb.add_argument("--port", type=_count, default=8000, metavar="N", help="port (8000)")
+    verb.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="(float32)"
+    )
+    verb.add_argument(
+        "--max-model-len", type=_count, default=0, metavar="N", help="longest request"
+    )
+    verb.add_argument(
+        "--kv-cache-gib", type=float, default=0.0, metavar="X", help="memory for keys and values"
+    )
+    verb.add_argument("--threads", type=_count, default=0, metavar="N", help="CPU threads")
+    verb.add_argument(
+        "--vllm",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option of vLLM's own, say --vllm=--tensor-parallel-size=2; may be repeated",
+    )
     return top
 
 
@@ -242,6 +264,24 @@ def _chat(arguments: argparse.Namespace) -> int:
         template=arguments.template,
         max_tokens=arguments.max_tokens,
         temperature=arguments.temperature,
+    )
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from grpo.serve import Server, serve
+
+    serve(
+        Server(
+            model=arguments.model,
+            host=arguments.host,
+            port=arguments.port,
+            dtype=arguments.dtype,
+            max_model_len=arguments.max_model_len,
+            kv_cache_gib=arguments.kv_cache_gib,
+            threads=arguments.threads,
+            options=tuple(arguments.vllm),
+        )
     )
     return 0
 

@@ -15,6 +15,74 @@ def make_torch(*, spec: EngineSpec, max_rows: int = 256) -> Engine:
     return TorchEngine.from_spec(spec, max_rows=max_rows)
 
 
+def make_vllm(
+    *,
+    spec: EngineSpec,
+    tensor_parallel_size: int = 1,
+    gpu_memory_utilization: float = 0.45,
+    max_model_len: int = 0,
+    max_num_batched_tokens: int = 0,
+    max_num_seqs: int = 256,
+    kv_cache_gib: float = 0.0,
+    kv_cache_dtype: str = "auto",
+    enforce_eager: bool | None = None,
+    enable_prefix_caching: bool = True,
+    enable_sleep_mode: bool = False,
+    speculative_tokens: int = 0,
+    speculative_model: str = "",
+) -> Engine:
+    """vLLM in this process; docs/vllm.md has the settings. Named as in vLLM where it has them.
+
+    0 or None leaves a setting to vLLM, but for max_model_len (the longest request of the recipe)
+    and, on CPUs, kv_cache_gib (1) and enforce_eager (true).
+    """
+    from grpo.rollout.vllm_engine import VllmEngine
+
+    return VllmEngine.from_spec(
+        spec,
+        tensor_parallel_size=tensor_parallel_size,
+        gpu_memory_utilization=gpu_memory_utilization,
+        max_model_len=max_model_len,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_num_seqs=max_num_seqs,
+        kv_cache_gib=kv_cache_gib,
+        kv_cache_dtype=kv_cache_dtype,
+        enforce_eager=enforce_eager,
+        enable_prefix_caching=enable_prefix_caching,
+        enable_sleep_mode=enable_sleep_mode,
+        speculative_tokens=speculative_tokens,
+        speculative_model=speculative_model,
+    )
+
+
+def make_server(
+    *,
+    spec: EngineSpec,
+    url: str = "http://127.0.0.1:8000",
+    timeout: float = 600.0,
+    retries: int = 3,
+    wait: float = 300.0,
+    concurrency: int = 64,
+    api_key_env: str = "",
+) -> Engine:
+    """A server that `grpo serve` started; rollout/server.py has the settings."""
+    from grpo.rollout.server import ServerEngine
+
+    return ServerEngine(
+        spec,
+        url=url,
+        timeout=timeout,
+        retries=retries,
+        wait=wait,
+        concurrency=concurrency,
+        api_key_env=api_key_env,
+    )
+
+
 # Imported on first use, so that listing engines does not import torch. Called with `spec` and the
 # recipe's `rollout.engine_args`.
-ENGINES: dict[str, Callable[..., Any]] = {"torch": make_torch}
+ENGINES: dict[str, Callable[..., Any]] = {
+    "torch": make_torch,
+    "vllm": make_vllm,
+    "server": make_server,
+}

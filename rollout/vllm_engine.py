@@ -1,0 +1,577 @@
+"""The vLLM engine: vLLM's scheduler and kernels in this process, tokens in and tokens out.
+
+Samples wait here, not inside vLLM: a request goes in only as far as there are free rows, so that
+what has not begun is in our hands when weights change. One vLLM request carries all samples of a
+group that fit. Everything happens inside `poll` and `load_weights`, on the caller's thread.
+
+Weights are believed when they have been read back (vllm_weights.py), adapters when their stacks
+have been and every output says it was sampled with them (vllm_lora.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo.canary import canary_ids
+from grpo.errors import EngineError, WeightsError
+from grpo.rollout import vllm_compat, vllm_lora, vllm_weights
+from grpo.rollout.vllm_speculation import Speculation
+from grpo.types import (
+    Ack,
+    Completion,
+    EngineSpec,
+    FinishReason,
+    Metrics,
+    Request,
+    Sampling,
+    Segment,
+    Version,
+)
+from grpo.weights import content_hash
+
+_CANARY = "canary"  # its request id; those of samples are numbers
+_SEEDS = 2**31  # vLLM's generators take 32 bits of a seed; samples of a request are numbered on
+
+
+@dataclass(eq=False, kw_only=True)
+class _Job:
+    """A request with the samples that have not begun."""
+
+    request: Request
+    waiting: deque[int]
+
+
+@dataclass(eq=False, kw_only=True)
+class _Sample:
+    """A sample under way; `marks` has the token count at which each weights version took over."""
+
+    job: _Job
+    index: int
+    marks: list[tuple[int, Version]]
+    ids: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+
+
+class VllmEngine:
+    """An `Engine` over one in-process `LLMEngine`; settings as in docs/vllm.md.
+
+    `llm` is the LLMEngine, `tokenizer` ours (texts are decoded once, with it), `rows` the most
+    samples under way. The engine owns `llm`.
+    """
+
+    def __init__(
+        self,
+        llm: Any,
+        tokenizer: Any,
+        *,
+        spec: EngineSpec,
+        max_length: int,
+        rows: int,
+        speculation: Speculation | None = None,
+        can_sleep: bool = False,
+    ) -> None:
+        self.llm = llm
+        self.tokenizer = tokenizer
+        self.spec = spec
+        self.version = spec.version
+        self.max_length = max_length
+        self.rows = rows
+        self.speculation = speculation
+        self.adapter = vllm_lora.Adapter(rank=spec.lora_rank) if spec.lora_rank else None
+        self._can_sleep = can_sleep
+        self._asleep = False
+        self._vocab_size = int(llm.model_config.get_vocab_size())
+        self._queue: deque[_Job] = deque()
+        self._chunks: dict[str, dict[int, _Sample]] = {}  # vLLM request id -> samples under way
+        self._done: list[Completion] = []
+        self._canary: Any = None
+        self._serial = 0
+        self._broken = False
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: EngineSpec,
+        *,
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.45,
+        max_model_len: int = 0,
+        max_num_batched_tokens: int = 0,
+        max_num_seqs: int = 256,
+        kv_cache_gib: float = 0.0,
+        kv_cache_dtype: str = "auto",
+        enforce_eager: bool | None = None,
+        enable_prefix_caching: bool = True,
+        enable_sleep_mode: bool = False,
+        speculative_tokens: int = 0,
+        speculative_model: str = "",
+    ) -> VllmEngine:
+        """The engine of `spec`. Raises EngineError with vLLM's reason where it does not start."""
+        from transformers import AutoConfig, AutoTokenizer
+
+        started = time.monotonic()
+        print("vLLM starts; this takes 10 to 50 s", end="", file=sys.stderr, flush=True)
+        vllm_compat.import_vllm()
+        cpu = vllm_compat.is_cpu()
+        if spec.threads and cpu:
+            torch.set_num_threads(spec.threads)
+        config = AutoConfig.from_pretrained(spec.model)
+        positions = getattr(config, "max_position_embeddings", None) or spec.max_length
+        # Room for the canary and one token after it.
+        length = min(max(max_model_len or spec.max_length, 17), positions)
+        arguments: dict[str, Any] = {
+            "model": spec.model,
+            "tokenizer": spec.model,
+            "dtype": spec.dtype,
+            "seed": spec.seed,
+            "max_model_len": length,
+            "max_num_seqs": max_num_seqs,
+            "tensor_parallel_size": tensor_parallel_size,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "kv_cache_dtype": kv_cache_dtype,
+            "enforce_eager": cpu if enforce_eager is None else enforce_eager,
+            "enable_prefix_caching": enable_prefix_caching,
+            "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled
+            "generation_config": "vllm",  # no defaults from the checkpoint
+            "async_scheduling": False,  # or a step is under way when weights change
+            # Tokens come when a sample ends; speculation counts those of every step.
+            "stream_interval": 1 if speculative_tokens else 2**30,
+            "disable_log_stats": speculative_tokens == 0,
+            "use_tqdm_on_load": False,
+        }
+        if kv_cache_gib or cpu:
+            arguments["kv_cache_memory_bytes"] = int((kv_cache_gib or 1.0) * 2**30)
+        if max_num_batched_tokens:
+            arguments["max_num_batched_tokens"] = max_num_batched_tokens
+        if vllm_compat.needs("chunked_prefill_seeds"):
+            # Whole prompts only, so a step has to hold the longest request.
+            arguments["enable_chunked_prefill"] = False
+            arguments["max_num_batched_tokens"] = max(
+                max_num_batched_tokens or 2048, length, max_num_seqs
+            )
+        if compilation := vllm_compat.compilation_config(config):
+            arguments["compilation_config"] = compilation
+        if enable_sleep_mode and not cpu:
+            arguments["enable_sleep_mode"] = True
+        if spec.lora_rank:
+            arguments |= vllm_lora.engine_arguments(spec.lora_rank)
+        speculation = None
+        if speculative_tokens:
+            speculation = Speculation(tokens=speculative_tokens, model=speculative_model)
+            arguments["speculative_config"] = speculation.config()
+        elif speculative_model:
+            raise EngineError(
+                f"speculative_model = {speculative_model!r} does nothing with "
+                "speculative_tokens = 0; set speculative_tokens to the drafts per step, say 3"
+            )
+        try:
+            llm = vllm_compat.make_engine(arguments)
+        finally:
+            print(f" ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
+        return cls(
+            llm,
+            AutoTokenizer.from_pretrained(spec.model),
+            spec=spec,
+            max_length=length,
+            rows=max_num_seqs,
+            speculation=speculation,
+            can_sleep=enable_sleep_mode and not cpu,
+        )
+
+    # The Engine protocol
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; EngineError (and none is queued) if one cannot be sampled."""
+        active = self._active()
+        for request in requests:
+            self._check(request, active)
+            active.add(request.uid)
+        self._queue.extend(_Job(request=r, waiting=deque(range(r.n))) for r in requests)
+
+    def poll(self, timeout: float | None = None) -> list[Completion]:
+        """Step until a completion has finished or `timeout` seconds are over (one step at least).
+
+        Returns [] at once when nothing is queued.
+        """
+        if self._broken:
+            raise WeightsError("the last load_weights failed half-way; load a full set first")
+        end = None if timeout is None else time.monotonic() + timeout
+        while not self._done and (self._queue or self._chunks):
+            self._expire()
+            self._admit()
+            self._step()
+            if end is not None and time.monotonic() >= end:
+                break
+        done, self._done = self._done, []
+        return done
+
+    def cancel(self, uids: Sequence[str]) -> None:
+        """Forget requests and their finished completions; unknown uids are ignored."""
+        gone = set(uids)
+        self._queue = deque(j for j in self._queue if j.request.uid not in gone)
+        self._done = [c for c in self._done if c.request not in gone]
+        for name, samples in list(self._chunks.items()):
+            if next(iter(samples.values())).job.request.uid in gone:
+                del self._chunks[name]
+                self.llm.abort_request([name])
+
+    def load_weights(
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        version: Version,
+        in_flight: Literal["finish", "continue", "abort"] = "finish",
+    ) -> Ack:
+        """Load `weights` (the adapter, where spec.lora_rank > 0) and read them back.
+
+        The acknowledgment's hash is that of the tensors that came here; that these are resident is
+        proven by reading them back, and that vLLM computes with them by the canary. Samples under
+        way: "finish" them under the old weights; "continue" them with the new ones (a new segment;
+        their keys and values stay); "abort" them as they stand. Samples without a token yet start
+        again under the new weights, and no prompt reuses keys and values of old ones. Raises
+        WeightsError with the name of the first tensor that is not resident.
+        """
+        if in_flight not in ("finish", "continue", "abort"):
+            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: abort, continue, finish.")
+        self.wake()
+        self._settle(in_flight)
+        sent = {name: tensor.detach() for name, tensor in weights}
+        arrived = Version(step=version.step, hash=content_hash(sent.items()))
+        self._broken = True
+        if self.adapter is not None:
+            self.adapter.load(self.llm, sent, arrived, running=bool(self._chunks))
+        else:
+            self._load(sent, arrived)
+        self._broken = False
+        self.version = arrived
+        for name, samples in self._chunks.items():
+            for index, (_, ids, _) in self._progress(name).items():
+                samples[index].marks.append((len(ids), arrived))
+        # Blocks in use cannot be dropped; the salt of every new prompt keeps it from them.
+        self.llm.reset_prefix_cache()
+        if self.speculation is not None:
+            self.speculation.restart(self.llm)
+        return Ack(version=arrived, tensors=len(sent), canary=self._canary_logprob())
+
+    def take_metrics(self) -> Metrics:
+        """Of speculation since the last call: acceptance, tokens per draft, whether it is off."""
+        return {} if self.speculation is None else self.speculation.take_metrics(self.llm)
+
+    def sleep(self) -> None:
+        """On GPUs with enable_sleep_mode: weights to host memory, cache freed; else nothing.
+
+        vLLM's CPU worker has no such state to release: its cache is of fixed size. Raises
+        EngineError while completions are under way.
+        """
+        if self._chunks:
+            count = sum(map(len, self._chunks.values()))
+            raise EngineError(f"{count} completions are under way; poll or cancel them first")
+        if self._can_sleep and not self._asleep:
+            self.llm.sleep(level=1)
+            self._asleep = True
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+        if self._asleep:
+            self.llm.wake_up()
+            self._asleep = False
+
+    def close(self) -> None:
+        """Drop requests, model and process group; the process is left as a start found it."""
+        if self.llm is None:
+            return
+        self._queue.clear()
+        self._done.clear()
+        self._chunks.clear()
+        if self.adapter is not None:
+            self.adapter.close()
+        with vllm_compat.undisturbed():
+            vllm_compat.destroy(self.llm)
+        self.llm = None
+
+    # Weights
+
+    def _load(self, sent: dict[str, Tensor], version: Version) -> None:
+        """Full weights: check the set, load it, read it back. Raises WeightsError."""
+        if self.llm.vllm_config.parallel_config.tensor_parallel_size > 1:
+            # Shards lie in other processes; there the canary is the proof.
+            self.llm.collective_rpc(vllm_weights.load, args=(sent,))
+            return
+        worker = vllm_compat.worker(self.llm)
+        vllm_weights.check_complete(worker.model_runner.get_model(), sent)
+        with vllm_compat.undisturbed():
+            vllm_weights.load(worker, sent)
+        wrong = self._not_resident(sent, version)
+        if wrong is not None:
+            raise WeightsError(
+                f"{wrong} is not what was sent: vLLM holds other values after loading weights "
+                f"{version}; rollouts from it would train on wrong log-probs"
+            )
+
+    def _not_resident(self, sent: dict[str, Tensor], version: Version) -> str | None:
+        model = vllm_compat.worker(self.llm).model_runner.get_model()
+        return vllm_weights.find_difference(model, sent, version.hash)
+
+    def _canary_logprob(self) -> float:
+        """Summed log-prob of the canary tokens, by the forward pass and adapter of rollouts."""
+        vllm = vllm_compat.import_vllm()
+        ids = canary_ids(self._vocab_size)
+        params = vllm.SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, ignore_eos=True
+        )
+        self._canary = None
+        self._add(_CANARY, ids, params)
+        while self._canary is None:
+            self._step()
+        rows = self._canary.prompt_logprobs[1:]
+        return sum(float(row[i].logprob) for row, i in zip(rows, ids[1:], strict=True))
+
+    def _settle(self, in_flight: str) -> None:
+        """Bring samples under way into the state in which weights may change."""
+        for name, samples in list(self._chunks.items()):
+            progress = self._progress(name)
+            fresh = [i for i in samples if not progress[i][1]]
+            if fresh:
+                # Their prompt may have been read by the old weights.
+                self.llm.abort_request([progress[i][0] for i in fresh], internal=True)
+                self._requeue([samples.pop(i) for i in fresh])
+                if not samples:
+                    del self._chunks[name]
+        if in_flight == "abort":
+            for name in list(self._chunks):
+                self._abort(name)
+        while in_flight == "finish" and self._chunks:
+            self._step()
+
+    def _requeue(self, samples: Sequence[_Sample]) -> None:
+        for sample in reversed(samples):
+            sample.job.waiting.appendleft(sample.index)
+            if sample.job not in self._queue:
+                self._queue.appendleft(sample.job)
+
+    # Queue
+
+    def _active(self) -> set[str]:
+        running = (s.job for samples in self._chunks.values() for s in samples.values())
+        jobs = {j.request.uid for j in (*self._queue, *running)}
+        return jobs | {c.request for c in self._done}
+
+    def _check(self, request: Request, active: set[str]) -> None:
+        sampling = request.sampling
+        needed = len(request.ids) + sampling.max_tokens
+        problem = None
+        if request.uid in active:
+            problem = "is queued already"
+        elif request.n < 1 or sampling.max_tokens < 1:
+            problem = f"asks for n={request.n}, max_tokens={sampling.max_tokens}"
+        elif not request.ids:
+            problem = "has no prompt tokens"
+        elif not 0 <= min(request.ids) <= max(request.ids) < self._vocab_size:
+            problem = f"has token ids outside 0..{self._vocab_size - 1}"
+        elif needed > self.max_length:
+            problem = (
+                f"needs {needed} positions ({len(request.ids)} prompt + {sampling.max_tokens} "
+                f"max_tokens), the engine has {self.max_length} (max_model_len)"
+            )
+        elif sampling.top_p < 1 and sampling.min_p > 0:
+            problem = (
+                "asks for top_p and min_p together, which vLLM applies in another order than the "
+                "learner; use one of them"
+            )
+        elif sampling.raw_logprobs and not _plain(sampling):
+            problem = (
+                "asks for raw_logprobs beside a temperature or filter; vLLM reports one log-prob "
+                "a token, that of the distribution sampled: use rollout.engine=torch"
+            )
+        if problem:
+            raise EngineError(f"request {request.uid!r} {problem}")
+
+    def _expire(self) -> None:
+        """Abort what is over its deadline, begun or not."""
+        now = time.monotonic()
+        for job in [j for j in self._queue if _late(j.request, now)]:
+            self._queue.remove(job)
+            for index in job.waiting:
+                sample = _Sample(job=job, index=index, marks=[(0, self.version)])
+                self._finish(sample, "abort")
+            job.waiting.clear()
+        for name, samples in list(self._chunks.items()):
+            if _late(next(iter(samples.values())).job.request, now):
+                self._abort(name)
+
+    def _abort(self, name: str) -> None:
+        """Give out the samples of a vLLM request as they stand."""
+        progress = self._progress(name)
+        for index, sample in self._chunks.pop(name).items():
+            _, sample.ids, sample.logprobs = progress[index]
+            self._finish(sample, "abort")
+        self.llm.abort_request([name])
+
+    def _progress(self, name: str) -> dict[int, tuple[str, list[int], list[float]]]:
+        found = vllm_compat.progress(self.llm)
+        return {i: state for (request, i), state in found.items() if request == name}
+
+    def _admit(self) -> None:
+        """Hand waiting samples to vLLM, oldest request first, as far as there are free rows."""
+        free = self.rows - sum(map(len, self._chunks.values()))
+        while self._queue and free > 0:
+            job = self._queue[0]
+            first = job.waiting.popleft()
+            taken = [first]
+            # vLLM numbers the seeds of one request on from the first.
+            while job.waiting and len(taken) < free and job.waiting[0] == taken[-1] + 1:
+                taken.append(job.waiting.popleft())
+            self._serial += 1
+            name = str(self._serial)
+            self._chunks[name] = {
+                place: _Sample(job=job, index=index, marks=[(0, self.version)])
+                for place, index in enumerate(taken)
+            }
+            self._add(name, job.request.ids, self._params(job.request, first, len(taken)))
+            free -= len(taken)
+            if not job.waiting:
+                self._queue.popleft()
+
+    def _params(self, request: Request, first: int, n: int) -> Any:
+        sampling = request.sampling
+        vllm = vllm_compat.import_vllm()
+        outputs = vllm_compat.module("sampling_params").RequestOutputKind
+        return vllm.SamplingParams(
+            n=n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            max_tokens=sampling.max_tokens,
+            seed=_seed(request.key) + first,
+            stop=list(sampling.stop) or None,
+            stop_token_ids=list(sampling.eos_ids),
+            ignore_eos=True,  # those of the request count, not the checkpoint's
+            include_stop_str_in_output=True,
+            detokenize=bool(sampling.stop),
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,
+            output_kind=outputs.DELTA,
+        )
+
+    def _add(self, name: str, ids: Sequence[int], params: Any) -> None:
+        prompt = {"prompt_token_ids": list(ids), "cache_salt": self.version.hash}
+        lora = None if self.adapter is None else self.adapter.request
+        try:
+            self.llm.add_request(name, prompt, params, lora_request=lora)
+        except ValueError as error:
+            raise EngineError(f"vLLM refused a request: {error}") from error
+
+    # Results
+
+    def _step(self) -> None:
+        """One step of vLLM; completions that ended are in `_done` afterwards."""
+        with vllm_compat.own_randomness():
+            started = time.perf_counter()
+            outputs = self.llm.step()
+            seconds = time.perf_counter() - started
+        made = 0
+        for output in outputs:
+            if self.adapter is not None:
+                self.adapter.check(output)
+            if output.request_id == _CANARY:
+                self._canary = output
+                continue
+            samples = self._chunks.get(output.request_id)
+            for part in output.outputs if samples is not None else ():
+                sample = samples[part.index]
+                sample.ids.extend(part.token_ids)
+                made += len(part.token_ids)
+                sample.logprobs.extend(part.logprobs.logprobs if part.logprobs else ())
+                if part.finish_reason is not None:
+                    del samples[part.index]
+                    stopped = isinstance(part.stop_reason, str)
+                    reason = "length" if part.finish_reason == "length" else "stop"
+                    self._finish(sample, reason, stopped=stopped)
+            if samples is not None and not samples:
+                del self._chunks[output.request_id]
+        if self.speculation is not None:
+            self.speculation.observe(self.llm, made, seconds)
+
+    def _finish(self, sample: _Sample, reason: FinishReason, stopped: bool = False) -> None:
+        request = sample.job.request
+        text = self._text(sample.ids)
+        if stopped:
+            text = self._cut(sample, text)
+        self._done.append(
+            Completion(
+                request=request.uid,
+                index=sample.index,
+                segments=_segments(sample, request.sampling.raw_logprobs),
+                text=text,
+                finish=reason,
+            )
+        )
+
+    def _text(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _cut(self, sample: _Sample, text: str) -> str:
+        """The text up to and including the first stop string; tokens after it are dropped.
+
+        A speculative step may bring tokens beyond the one that completed the stop string.
+        """
+        stops = sample.job.request.sampling.stop
+        ends = [text.find(s) + len(s) for s in stops if s in text]
+        if not ends:
+            return text
+        cut = text[: min(ends)]
+        while len(sample.ids) > 1 and self._text(sample.ids[:-1]).startswith(cut):
+            sample.ids.pop()
+            sample.logprobs.pop()
+        return cut
+
+
+def _plain(sampling: Sampling) -> bool:
+    """Whether the sampled log-probs are those at temperature 1, unfiltered."""
+    return sampling.temperature in (0.0, 1.0) and not sampling.truncates
+
+
+def _late(request: Request, now: float) -> bool:
+    return request.deadline is not None and request.deadline < now
+
+
+def _seed(key: tuple[int, ...]) -> int:
+    """A seed below 2^31 from a request's noise key; sample i adds i."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % _SEEDS
+
+
+def _segments(sample: _Sample, raw: bool) -> tuple[Segment, ...]:
+    """The tokens of a sample, cut where weights changed; at least one segment."""
+    ids = np.asarray(sample.ids, dtype=np.int64)
+    logprobs = np.asarray(sample.logprobs, dtype=np.float32)
+    if len(logprobs) != len(ids):
+        raise EngineError(
+            f"vLLM returned {len(logprobs)} log-probs for {len(ids)} tokens of request "
+            f"{sample.job.request.uid!r}"
+        )
+    ends = [start for start, _ in sample.marks[1:]] + [len(ids)]
+    spans = [
+        (start, min(end, len(ids)), version)
+        for (start, version), end in zip(sample.marks, ends, strict=True)
+    ]
+    kept = [span for span in spans if span[0] < span[1]] or [spans[-1]]
+    return tuple(
+        Segment(
+            ids=ids[start:end],
+            version=version,
+            logprobs=logprobs[start:end],
+            raw_logprobs=logprobs[start:end] if raw else None,
+        )
+        for start, end, version in kept
+    )

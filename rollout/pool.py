@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 InFlight = Literal["finish", "continue", "abort"]
 
+_START = 600.0  # seconds an engine may take to start, where `timeout` is less
 _SLICE = 0.5  # seconds a worker decodes before it looks at its next call
 _MAX_FAILURES = 3  # of a worker without a completion in between, or of the workers of one request
 _EMPTY_POLLS = 3  # answers in a row that came early and empty: the engine has lost its requests
@@ -42,11 +43,11 @@ _EMPTY_POLLS = 3  # answers in a row that came early and empty: the engine has l
 class PoolEngine:
     """An `EnginePool` of `workers` engines, each made by `start(index)`.
 
-    `timeout` (seconds) is the longest a worker may owe an answer, starting up included. `window` is
-    the number of completions a worker holds at a time (a request alone may be more): what its
-    engine decodes at once. `publish` turns weights into what `load_weights` of a worker takes; its
-    result is kept until the next weights, for workers that replace others. `release` is called
-    after the workers are gone. Not to be used by two threads at once.
+    `timeout` (seconds) is the longest a worker may owe an answer (at least 600 while it starts).
+    `window` is the number of completions a worker holds at a time (a request alone may be more):
+    what its engine decodes at once. `publish` turns weights into what `load_weights` of a worker
+    takes; its result is kept until the next weights, for workers that replace others. `release` is
+    called after the workers are gone. Not to be used by two threads at once.
 
     Raises EngineError, naming the worker, when one cannot be made, or fails three times without
     a completion in between.
@@ -68,6 +69,7 @@ class PoolEngine:
         self._publish = publish
         self._release = release
         self._published: tuple[Any, Version] | None = None
+        self._publications = 0
         self._in_flight: InFlight = "finish"
         self._queue: list[Job] = []  # not with any worker, longest first
         self._jobs: dict[str, Job] = {}  # by the caller's uid
@@ -138,7 +140,9 @@ class PoolEngine:
         and at once for a worker that acknowledges other weights than were sent.
         """
         self._published = None  # two sets at a time would be one too many
-        self._published, self._in_flight = (self._publish(weights), version), in_flight
+        bundle = self._publish(weights)
+        self._published, self._in_flight = (bundle, version), in_flight
+        self._publications += 1  # the same version again is loaded again
         while not all(self._serves(seat) for seat in self._seats):
             self._turn(None)
         acks = [replace(a, engine=s.worker.name) for s in self._seats if (a := s.ack)]
@@ -271,9 +275,7 @@ class PoolEngine:
 
     def _serves(self, seat: Seat) -> bool:
         """Whether it is up and has the weights published last."""
-        if self._published is None:
-            return seat.up
-        return seat.up and seat.ack is not None and seat.ack.version == self._published[1]
+        return seat.up and (self._published is None or seat.loaded == self._publications)
 
     def _turn(self, limit: float | None) -> None:
         """Give out work, wait up to `limit` seconds (None: any) for one answer, take all there are.
@@ -284,7 +286,9 @@ class PoolEngine:
             if seat.up and not self._serves(seat) and not seat.waits_for("load_weights"):
                 assert self._published is not None  # else every worker that is up serves
                 bundle, version = self._published
-                self._call(seat, "load_weights", bundle, version, self._in_flight, detail=version)
+                detail = (self._publications, version)
+                args = (bundle, version, self._in_flight)
+                self._call(seat, "load_weights", *args, detail=detail)
         self._dispatch()
         for seat in self._seats:
             if seat.owed and not seat.waits_for("poll"):
@@ -292,8 +296,8 @@ class PoolEngine:
         pending = {future: seat for seat in self._seats for future in seat.calls}
         if not pending:
             return
-        begun = min(call.begun for seat in self._seats for call in seat.calls.values())
-        left = max(0.0, begun + self._timeout - time.monotonic())
+        due = min(self._due(call) for seat in self._seats for call in seat.calls.values())
+        left = max(0.0, due - time.monotonic())
         self._measure()
         done = wait(
             pending,
@@ -306,11 +310,16 @@ class PoolEngine:
             call = seat.calls.pop(future, None)  # None: the worker was replaced a moment ago
             if call is not None:
                 self._settle(seat, call, future)
-        overdue = time.monotonic() - self._timeout
+        now = time.monotonic()
         for seat in self._seats:
-            late = [c for f, c in seat.calls.items() if c.begun <= overdue and not f.done()]
+            late = [c for f, c in seat.calls.items() if self._due(c) <= now and not f.done()]
             if late:
-                self._replace(seat, f"gave no answer to {late[0].method} in {self._timeout:g} s")
+                self._replace(seat, f"gave no answer to {late[0].method} in time")
+
+    def _due(self, call: Call) -> float:
+        """When (time.monotonic) an answer has to be there."""
+        longest = max(self._timeout, _START) if call.method == "start" else self._timeout
+        return call.begun + longest
 
     def _measure(self) -> None:
         """Add up the time since the last look, if anything was under way."""
@@ -329,15 +338,16 @@ class PoolEngine:
         elif call.method == "poll":
             self._receive(seat, call, future.result())
         elif call.method == "load_weights":
-            self._acknowledge(seat, call.detail, future.result())
+            publication, version = call.detail
+            self._acknowledge(seat, publication, version, future.result())
 
-    def _acknowledge(self, seat: Seat, version: Version, ack: Ack) -> None:
+    def _acknowledge(self, seat: Seat, publication: int, version: Version, ack: Ack) -> None:
         if ack.version != version:
             raise WeightsError(
                 f"{seat.worker.name} acknowledged weights {ack.version}, but {version} were sent; "
                 "rollouts from these weights would train on wrong log-probs"
             )
-        seat.ack = ack
+        seat.ack, seat.loaded = ack, publication
         seat.refusals = 0
 
     # Loss
@@ -356,7 +366,7 @@ class PoolEngine:
             seat.refusals += 1
             if seat.refusals > 1:
                 raise WeightsError(
-                    f"{name} could not load weights {call.detail}, nor could the worker it "
+                    f"{name} could not load weights {call.detail[1]}, nor could the worker it "
                     f"replaced; the last error was {text}"
                 ) from error
         self._replace(seat, f"failed in {call.method} with {text}")
@@ -369,7 +379,7 @@ class PoolEngine:
         seat.owed.clear()
         seat.calls.clear()
         seat.first = seat.up = False
-        seat.ack = None
+        seat.ack, seat.loaded = None, 0
         seat.empty_polls = 0
         seat.failures += 1
         if seat.failures >= _MAX_FAILURES:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 _BUCKET_BYTES = 64 * 2**20
 _ALIGN = 16  # bytes; a tensor's first byte in a bucket, so that any type can be viewed there
 _GATHER = 0.05  # seconds of decoding that a call should be worth
+_CONNECT = 10.0  # seconds a cluster's address has for answering
 _PLACEMENT = 60.0  # seconds the cluster has for finding room
 
 # What accelerate's launcher leaves in the environment; an engine that found it would wait for the
@@ -54,7 +56,7 @@ def ray_pool(
     cluster; without one Ray starts on this machine, and ends with the pool. Where Ray runs already
     in this process, that is used. On a cluster with GPUs each worker gets
     `engine_args["tensor_parallel_size"]` (1) of them. `timeout` (seconds) is the longest a worker
-    may owe an answer.
+    may owe an answer (600 at least while it starts).
 
     Raises EngineError without Ray, where the cluster has no room (after `placement_timeout`
     seconds), or where an engine cannot be made.
@@ -313,6 +315,9 @@ def _init(ray: Any, address: str) -> None:
         ray.init(include_dashboard=False, **quiet)
         return
     try:
+        host, _, port = address.rpartition("/")[2].rpartition(":")
+        if port.isdigit():  # Ray itself tries for minutes
+            socket.create_connection((host, int(port)), timeout=_CONNECT).close()
         ray.init(address=address, **quiet)
     except Exception as error:  # ConnectionError, ValueError, RuntimeError, by kind of address
         raise EngineError(

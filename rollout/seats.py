@@ -55,6 +55,7 @@ class Seat:
     first: bool = True  # its first engine is still being made
     up: bool = False
     ack: Ack | None = None  # of the weights it now has, None before any were loaded
+    loaded: int = 0  # the publication they came with, 0 before any
     failures: int = 0  # without a completion in between
     refusals: int = 0  # loads that failed, without a good one in between
     empty_polls: int = 0

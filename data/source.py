@@ -111,11 +111,12 @@ class TaskOrder:
         The visit counts how often the task was drawn before (the epoch). An endless source may
         repeat a task at any time, so there it is the place in the order.
         """
-        drawn = [self._at(position) for position in range(self.position, self.position + n)]
+        drawn = [self.at(position) for position in range(self.position, self.position + n)]
         self.position += n
         return drawn
 
-    def _at(self, position: int) -> tuple[Task, int]:
+    def at(self, position: int) -> tuple[Task, int]:
+        """The task at a place in the order, with its visit."""
         if self.size is None:
             # The seed picks a stretch of the endless stream, so that seeds see different tasks.
             start = stable_hash("order", self.seed, self.split) >> 16

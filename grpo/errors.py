@@ -6,7 +6,8 @@
     ├── DataError (ValueError)         a row, column or file of tasks that cannot be used
     ├── RewardError (RuntimeError)     a reward raised, or returned something that is not a score
     ├── EngineError (RuntimeError)     an engine failed, lost a request or refused one
-    │   └── WeightsError               weights did not arrive, or are not the ones that were sent
+    │   ├── WeightsError               weights did not arrive, or are not the ones that were sent
+    │   └── ParityError                an engine does not sample from the policy that learns
     ├── LearnerError (RuntimeError)    an update that cannot be made, say a gradient with NaN
     └── RunError (RuntimeError)        a run directory that cannot be written, read or resumed
 
@@ -46,6 +47,10 @@ class EngineError(GrpoError, RuntimeError):
 
 class WeightsError(EngineError):
     """Weights that did not arrive in an engine, or are not the ones the learner sent."""
+
+
+class ParityError(EngineError):
+    """An engine whose log-probs or whose samples are not those of the learner's policy."""
 
 
 class LearnerError(GrpoError, RuntimeError):

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 Message = dict[str, str]
 Metrics = dict[str, float]
@@ -275,7 +277,14 @@ class EnginePool(Engine, Protocol):
 
 @runtime_checkable
 class Learner(Protocol):
-    """Turns rows into policy updates."""
+    """Turns rows into policy updates.
+
+    With several ranks every method is collective: all ranks call it, in the same order. `step`
+    takes each rank's own share of the rows.
+    """
+
+    rank: int
+    num_ranks: int
 
     def step(self, rows: Sequence[Row]) -> Metrics:
         """One rollout batch: every optimizer step the recipe asks for."""
@@ -301,6 +310,10 @@ class Learner(Protocol):
         """The sum of `totals` over all learner ranks."""
         ...
 
+    def gather(self, objects: Sequence[T]) -> list[T]:
+        """The lists of all ranks in rank order, on every rank."""
+        ...
+
     def save_model(self, path: str) -> None:
         """The model alone, in Hugging Face layout."""
         ...
@@ -312,6 +325,13 @@ class Learner(Protocol):
     def load(self, path: str) -> None:
         """The state `save` wrote."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """What rewards may know of the run, by TRL's name."""
+
+    global_step: int
 
 
 class Reward(Protocol):

@@ -8,6 +8,7 @@ checkpoint is moved aside on resume and computed again, to the same bits.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
@@ -23,9 +24,11 @@ from grpo import checkpoint, heldout, ledger, plugins
 from grpo.errors import PluginError
 from grpo.evaluate import paired_difference
 from grpo.log import RunLog
-from grpo.loop import Parts, Step, deliver, train
+from grpo.loop import Parts, Step, train
 from grpo.schema import RLStage, Run
 from grpo.stages.wiring import Sampler, build_parts, build_sampler
+
+ROLLOUTS = "rollouts.json.gz"  # batches of a checkpoint that were sampled ahead of their step
 
 
 def run(
@@ -38,7 +41,13 @@ def run(
     """
     sampler = build_sampler(stage, settings, model_path)
     parts = build_parts(stage, settings, model_path, sampler)
-    with closing(parts.engine), closing(parts.rewards), closing(sampler.heldout.rewards):
+    rollouts = parts.rollouts
+    with (
+        closing(rollouts.engine),
+        closing(rollouts.rewards),
+        closing(sampler.heldout.rewards),
+        closing(rollouts),
+    ):
         return _run(stage, settings, folder, sampler, parts, console)
 
 
@@ -47,7 +56,7 @@ def _run(
 ) -> dict[str, Any]:
     callbacks = [plugins.load("callback", c.name, {}, c.args) for c in stage.callbacks]
     start, state = restore(folder, parts)
-    deliver(parts.learner, parts.engine)
+    parts.rollouts.deliver(parts.learner, start)
     evaluations = state.get("evaluations", {})
     log = RunLog(
         folder,
@@ -60,9 +69,9 @@ def _run(
     )
 
     def measure(name: str) -> None:
-        with log.task(f"held-out evaluation ({name})") as progress:
+        with log.task(f"held-out evaluation ({name})") as progress, parts.rollouts.quiet():
             evaluations[name] = sampler.heldout.evaluate(
-                parts.engine, folder / "eval" / f"{name}.jsonl", progress
+                parts.rollouts.engine, folder / "eval" / f"{name}.jsonl", progress
             )
         log.say(f"{name}: {_sentence(evaluations[name])}")
 
@@ -104,7 +113,9 @@ def restore(folder: Path, parts: Parts) -> tuple[int, dict[str, Any]]:
     if found is None:
         return 0, {}
     parts.learner.load(str(found[0]))
-    parts.tasks.position = state["position"]
+    parts.rollouts.wanted.tasks.position = state["position"]
+    with gzip.open(found[0] / ROLLOUTS, "rt", encoding="utf-8") as ahead:
+        parts.rollouts.restore(json.load(ahead))
     return state["step"], state
 
 
@@ -118,9 +129,12 @@ def _save(
     evaluations: dict[str, Any],
     seconds: float,
 ) -> None:
+    with parts.rollouts.quiet():
+        ahead = json.dumps(parts.rollouts.state()).encode()
+        position = parts.rollouts.wanted.tasks.position
     state = {
         "step": step,
-        "position": parts.tasks.position,
+        "position": position,
         "metrics_bytes": log.position(),
         "evaluations": evaluations,
         "seconds": seconds,
@@ -129,6 +143,7 @@ def _save(
     def write(aside: Path) -> None:
         parts.learner.save(str(aside))
         sampler.tokenizer.save_pretrained(aside)
+        (aside / ROLLOUTS).write_bytes(gzip.compress(ahead, compresslevel=3, mtime=0))
 
     checkpoint.save(folder, step, write, state, keep=settings.save_total_limit or None)
 

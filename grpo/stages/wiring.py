@@ -16,12 +16,15 @@ from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder
 from grpo.errors import RecipeError, RunError, unknown_name
+from grpo.gathering import Wanted
 from grpo.learner import TorchLearner
 from grpo.loop import Parts
+from grpo.parity import Gate
 from grpo.rewards import REWARDS
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import ENGINES
+from grpo.schedule import Rollouts
 from grpo.schema import RewardSpec, RLStage, Run
 from grpo.types import Engine, EngineSpec, Sampling, TaskSource, Verifier
 
@@ -86,14 +89,50 @@ def build_engine(stage: RLStage, settings: Run, model_path: str) -> Engine:
     return plugins.load("engine", stage.rollout.engine, ENGINES, arguments)
 
 
+def build_rollouts(stage: RLStage, settings: Run, sampler: Sampler) -> Rollouts:
+    """Scored batches from the sampler's engine, at the pace of the schedule."""
+    schedule = stage.schedule
+    wanted = Wanted(
+        tasks=TaskOrder(sampler.source, "train", settings.seed),
+        template=sampler.template,
+        sampling=sampler.sampling,
+        prompts_per_step=stage.rollout.prompts_per_step,
+        num_generations=stage.rollout.num_generations,
+        seed=settings.seed,
+        oversample=stage.rollout.oversample,
+        max_rounds=stage.rollout.max_rounds,
+    )
+    ahead = {"sync": 0, "one_step_off": 1, "async": schedule.max_staleness}
+    return Rollouts(
+        wanted,
+        sampler.engine,
+        reward_set(stage.rewards),
+        last=stage.learner.max_steps,
+        staleness=ahead[schedule.mode],
+        in_flight="continue" if schedule.mode == "async" else "finish",
+    )
+
+
+def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> Gate | None:
+    """The parity gate on held-out prompts; None where it is off."""
+    if not stage.parity.steps:
+        return None
+    return Gate(
+        prompts=sampler.heldout.prompts,
+        sampling=sampler.sampling,
+        seed=settings.seed,
+        steps=stage.parity.steps,
+        max_difference=stage.parity.max_difference,
+        decode=sampler.tokenizer.decode,
+    )
+
+
 def build_parts(stage: RLStage, settings: Run, model_path: str, sampler: Sampler) -> Parts:
     """What the loop needs: the sampler, and a learner beside it."""
     torch.manual_seed(settings.seed)
     return Parts(
-        tasks=TaskOrder(sampler.source, "train", settings.seed),
-        template=sampler.template,
-        engine=sampler.engine,
-        rewards=reward_set(stage.rewards),
+        rollouts=build_rollouts(stage, settings, sampler),
+        gate=build_gate(stage, settings, sampler),
         learner=TorchLearner(
             model_path,
             algorithm=stage.algorithm,
@@ -105,14 +144,10 @@ def build_parts(stage: RLStage, settings: Run, model_path: str, sampler: Sampler
             seed=settings.seed,
         ),
         advantage=plugins.find("advantage", stage.algorithm.advantage, ADVANTAGES),
-        sampling=sampler.sampling,
-        prompts_per_step=stage.rollout.prompts_per_step,
-        num_generations=stage.rollout.num_generations,
         loss_type=stage.algorithm.loss_type,
         beta=stage.algorithm.beta,
         mask_truncated=stage.algorithm.mask_truncated_completions,
         num_minibatches=stage.algorithm.num_minibatches,
-        seed=settings.seed,
         second=_second(stage.rewards),
     )
 

@@ -7,11 +7,12 @@ import torch
 from grpo.batch import make_rows
 from grpo.errors import WeightsError
 from grpo.learner import TorchLearner
-from grpo.loop import deliver
+from grpo.rewards.compose import RewardSet
 from grpo.rollout import torch_engine
 from grpo.rollout.collect import collect
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.rollout.weights import copy_weights
+from grpo.schedule import Rollouts
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Group, Prompt, Request, Rollout, Sampling, Score, Task, Version
@@ -82,11 +83,12 @@ def test_an_engine_that_keeps_one_old_tensor_is_found_out(monkeypatch, dtype):
     learner = TorchLearner(model, algorithm=Algorithm(), config=Config(), dtype=dtype)
     with torch.no_grad():
         learner.model.model.norm.weight.mul_(1.01)  # far too little for the canary to tell
-    assert deliver(learner, engine) == learner.version()
+    rollouts = Rollouts(None, engine, RewardSet([("none", lambda **_: [], 1.0)]), last=1)
+    assert rollouts.deliver(learner, 0) == learner.version()
 
     def lossy(module, weights):
         return copy_weights(module, [(n, w * 0.99 if "norm" in n else w) for n, w in weights])
 
     monkeypatch.setattr(torch_engine, "copy_weights", lossy)
     with pytest.raises(WeightsError, match="acknowledged weights"):
-        deliver(learner, engine)
+        rollouts.deliver(learner, 0)

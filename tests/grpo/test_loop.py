@@ -10,9 +10,11 @@ import pytest
 from grpo.advantage import ADVANTAGES
 from grpo.data.source import TaskOrder
 from grpo.errors import PluginError, WeightsError
+from grpo.gathering import Wanted
 from grpo.loop import Parts, train
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
+from grpo.schedule import Rollouts
 from grpo.types import Prompt, Sampling, Task, Version
 
 
@@ -74,26 +76,30 @@ def reward(*, completions, log_metric, **columns):
     return [float(c == "a") for c in completions]
 
 
-def parts(engine=None, **overrides):
+def parts(engine=None, rewards=None, tasks=None, **overrides):
     letters = "ab"
     scripted = FakeEngine(lambda r, i: letters[i % 2], Letters(), version=Version(step=0, hash="h"))
+    wanted = Wanted(
+        tasks=tasks or TaskOrder(Source(), "train", seed=0),
+        template=Template(),
+        sampling=Sampling(max_tokens=4),
+        prompts_per_step=5,
+        num_generations=2,
+        seed=0,
+    )
+    rewards = rewards or RewardSet([("mine", reward, 1.0)])
     settings = {
-        "tasks": TaskOrder(Source(), "train", seed=0),
-        "template": Template(),
-        "engine": engine or scripted,
-        "rewards": RewardSet([("mine", reward, 1.0)]),
+        "rollouts": Rollouts(wanted, engine or scripted, rewards, last=10),
         "learner": Learner(),
         "advantage": ADVANTAGES["dr_grpo"],
-        "sampling": Sampling(max_tokens=4),
-        "prompts_per_step": 5,
-        "num_generations": 2,
         "loss_type": "dapo",
         "beta": 0.0,
         "mask_truncated": False,
         "num_minibatches": 1,
-        "seed": 0,
     }
-    return Parts(**{**settings, **overrides})
+    built = Parts(**{**settings, **overrides})
+    built.rollouts.deliver(built.learner, 0)
+    return built
 
 
 def test_a_step_learns_from_what_was_scored():
@@ -103,7 +109,7 @@ def test_a_step_learns_from_what_was_scored():
     assert [float(row.advantages[0]) for row in rows] == [0.5, -0.5] * 5
     assert step.metrics["reward"] == 0.5
     np.testing.assert_array_equal(step.advantages_P_G, [[0.5, -0.5]] * 5)
-    assert built.engine.versions[-1] == Version(step=1, hash="h")
+    assert built.rollouts.engine.versions[-1] == Version(step=1, hash="h")
 
 
 def test_prompts_left_out_and_what_rewards_log_reach_the_metrics():
@@ -118,7 +124,7 @@ def test_prompts_left_out_and_what_rewards_log_reach_the_metrics():
 def test_repeated_prompts_draw_fresh_noise(endless):
     built = parts(tasks=TaskOrder(Source(endless), "train", seed=0))
     list(train(built, start=0, max_steps=6))
-    keys = [request.key for request in built.engine.requests]
+    keys = [request.key for request in built.rollouts.engine.requests]
     assert len({key[2] for key in keys}) == 5  # five different prompts
     assert len(set(keys)) == len(keys) == 30
 
@@ -126,7 +132,7 @@ def test_repeated_prompts_draw_fresh_noise(endless):
 def test_an_engine_with_other_weights_stops_the_run():
     stale = FakeEngine(lambda r, i: "a", Letters(), version=Version(step=0, hash="h"), canary=-1.0)
     with pytest.raises(WeightsError, match="computes with other weights"):
-        list(train(parts(stale), start=0, max_steps=1))
+        parts(stale)
 
 
 def test_a_reward_that_sets_an_alarm_is_called_on_the_main_thread():

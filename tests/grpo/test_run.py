@@ -70,7 +70,11 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     timed = ("time", "step_time", "tokens_per_second", "learner/tokens_per_second")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [
-        {k: v for k, v in line.items() if k not in timed and not k.startswith("time/")}
+        {
+            k: v
+            for k, v in line.items()
+            if k not in timed and not k.startswith(("time/", "schedule/"))
+        }
         for line in lines
     ]
 

@@ -1,0 +1,306 @@
+"""One batch on its way: prompts drawn, completions sorted into groups, groups scored.
+
+A batch is complete when it has `prompts_per_step` groups. Two things may ask for more prompts than
+that. Over-sampling begins some more and cancels the slowest. Dynamic sampling (DAPO, 2503.14476)
+wants groups whose rewards differ, and draws another round until there are enough or `max_rounds`
+are over; groups that teach nothing then fill the places that are left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from grpo.data.prompts import PromptTemplate
+from grpo.data.source import TaskOrder, stable_hash
+from grpo.errors import DataError, EngineError
+from grpo.types import (
+    Completion,
+    Group,
+    Metrics,
+    Prompt,
+    Request,
+    Rollout,
+    Sampling,
+    Score,
+    Segment,
+    Version,
+)
+
+TRAIN_SPLIT = 0  # second number of a noise key; 1 is held-out, 2 the parity gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What every batch asks for. A rank of several asks for the places where `mine` is true."""
+
+    tasks: TaskOrder
+    template: PromptTemplate
+    sampling: Sampling
+    prompts_per_step: int
+    num_generations: int
+    seed: int
+    oversample: float = 1.0
+    max_rounds: int = 1
+    mine: Callable[[int], bool] = lambda place: True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """A prompt in its batch; `position` in the task order finds it again."""
+
+    prompt: Prompt
+    visit: int
+    position: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What one step learns from; `positions` of its groups in the task order."""
+
+    step: int
+    groups: tuple[Group, ...]
+    positions: tuple[int, ...]
+    metrics: Metrics
+
+
+def draw(wanted: Wanted, count: int) -> tuple[list[Drawn], Metrics]:
+    """The next `count` prompts that fit; how many were too long. Raises DataError if none does."""
+    drawn: list[Drawn] = []
+    before = dict(wanted.template.counts)
+    refused = 0
+    while len(drawn) < count:
+        first = wanted.tasks.position
+        for offset, (task, visit) in enumerate(wanted.tasks.take(count - len(drawn))):
+            prompt = wanted.template.render(task)
+            if prompt is None:
+                refused += 1
+            else:
+                drawn.append(Drawn(prompt=prompt, visit=visit, position=first + offset))
+        if refused > 1000 + 100 * count:
+            raise DataError(
+                f"{refused} prompts of one step are longer than data.max_prompt_length; raise it, "
+                "or set data.overlong=truncate"
+            )
+    now = wanted.template.counts
+    return drawn, {f"prompts/{k}": float(now[k] - before[k]) for k in ("dropped", "truncated")}
+
+
+class Gathering:
+    """The batch of `step` while it is sampled and scored."""
+
+    def __init__(self, wanted: Wanted, step: int) -> None:
+        self.wanted = wanted
+        self.step = step
+        self.rounds = 0
+        self._drawn: list[Drawn] = []
+        self._open: dict[int, dict[int, Completion]] = {}  # place -> its completions so far
+        self._scored: dict[int, tuple[tuple[Completion, ...], Future[list[Score]]]] = {}
+        self._metrics: Metrics = {}
+        self._canceled = 0
+
+    def more(self) -> list[Request]:
+        """The requests of the first or the next round; [] when no further one is called for."""
+        wanted = self.wanted
+        if self.rounds == 0:
+            count = math.ceil(wanted.prompts_per_step * wanted.oversample)
+        elif self.rounds < wanted.max_rounds and not self._open and self._all_scored():
+            found = len(self._informative())
+            missing = wanted.prompts_per_step - found
+            rate = max(found, 1) / len(self._scored)
+            count = min(wanted.prompts_per_step, math.ceil(missing / rate)) if missing > 0 else 0
+        else:
+            count = 0
+        if not count:
+            return []
+        self.rounds += 1
+        start = len(self._drawn)
+        drawn, counts = draw(wanted, count)
+        self._drawn += drawn
+        for name, value in counts.items():
+            self._metrics[name] = self._metrics.get(name, 0.0) + value
+        places = [p for p in range(start, len(self._drawn)) if wanted.mine(p)]
+        self._open |= {place: {} for place in places}
+        return [self._request(place) for place in places]
+
+    def _request(self, place: int) -> Request:
+        drawn, wanted = self._drawn[place], self.wanted
+        task = stable_hash(drawn.prompt.task.uid)
+        return Request(
+            uid=f"{self.step}/{place}",
+            ids=drawn.prompt.ids,
+            n=wanted.num_generations,
+            sampling=wanted.sampling,
+            key=(wanted.seed, TRAIN_SPLIT, task, drawn.visit),
+        )
+
+    def add(
+        self,
+        completion: Completion,
+        score: Callable[[Prompt, Sequence[Completion], int], Future[list[Score]]],
+    ) -> None:
+        """Sort a completion in; a group that is whole is handed to `score` at once."""
+        place, index = int(completion.request.partition("/")[2]), completion.index
+        group = self._open.get(place)
+        if group is None or not 0 <= index < self.wanted.num_generations:
+            raise EngineError(f"completion {index} of {completion.request!r} was not asked for")
+        if index in group:
+            raise EngineError(f"completion {index} of {completion.request!r} came twice")
+        group[index] = completion
+        if len(group) == self.wanted.num_generations:
+            del self._open[place]
+            whole = tuple(group[i] for i in range(len(group)))
+            prompt = self._drawn[place].prompt
+            self._scored[place] = (whole, score(prompt, whole, self.step))
+
+    @property
+    def under_way(self) -> bool:
+        """Whether the engine still owes completions."""
+        return bool(self._open)
+
+    @property
+    def scores(self) -> list[Future[list[Score]]]:
+        """What is being scored or was."""
+        return [future for _, future in self._scored.values()]
+
+    def stragglers(self) -> list[str]:
+        """Requests to cancel because there are enough groups without them; they are forgotten."""
+        if self.wanted.max_rounds == 1:
+            enough = len(self._scored) >= self.wanted.prompts_per_step
+        else:
+            enough = len(self._informative()) >= self.wanted.prompts_per_step
+        if not (enough and self._open):
+            return []
+        uids = [f"{self.step}/{place}" for place in self._open]
+        self._canceled += len(uids)
+        self._open.clear()
+        return uids
+
+    def batch(self) -> Batch:
+        """The groups to learn from, in the order they were drawn; waits for their scores."""
+        P = self.wanted.prompts_per_step
+        groups = {place: self._group(place) for place in sorted(self._scored)}
+        telling = set(self._informative()) if self.wanted.max_rounds > 1 else set(groups)
+        order = sorted(groups, key=lambda place: (place not in telling, place))
+        kept = sorted(order[:P])
+        metrics = dict(self._metrics)
+        if self.wanted.oversample > 1:
+            metrics["rollout/canceled_groups"] = float(self._canceled)
+        if self.wanted.max_rounds > 1:
+            values = [r.score.value for g in groups.values() for r in g.rollouts]
+            metrics |= {
+                "dynamic/rounds": float(self.rounds),
+                "dynamic/groups": float(len(groups)),
+                "dynamic/informative": float(len(telling)),
+                "dynamic/discarded": float(len(groups) - len(kept)),
+                # of all that was sampled: the groups kept are chosen for being mixed
+                "dynamic/reward": float(np.mean([v for v in values if v is not None] or [0.0])),
+            }
+        return Batch(
+            step=self.step,
+            groups=tuple(groups[place] for place in kept),
+            positions=tuple(self._drawn[place].position for place in kept),
+            metrics=metrics,
+        )
+
+    def _all_scored(self) -> bool:
+        return all(future.done() for _, future in self._scored.values())
+
+    def _informative(self) -> list[int]:
+        """Places of the scored groups whose rewards are not all equal."""
+        places: list[int] = []
+        for place, (_, future) in self._scored.items():
+            if future.done():
+                values = {s.value for s in future.result() if s.value is not None}
+                places += [place] if len(values) > 1 else []
+        return places
+
+    def _group(self, place: int) -> Group:
+        completions, scores = self._scored[place]
+        drawn = self._drawn[place]
+        rollouts = tuple(
+            Rollout(prompt=drawn.prompt, completion=completion, score=score)
+            for completion, score in zip(completions, scores.result(), strict=True)
+        )
+        return Group(prompt=drawn.prompt, visit=drawn.visit, rollouts=rollouts)
+
+
+def to_json(batch: Batch) -> dict[str, Any]:
+    """A batch as plain data, exact to the bit; prompts are found again by their positions."""
+    return {
+        "step": batch.step,
+        "metrics": batch.metrics,
+        "groups": [
+            {
+                "position": position,
+                "completions": [_completion_json(r.completion) for r in group.rollouts],
+                "scores": [
+                    [r.score.value, r.score.status, r.score.detail, dict(r.score.parts)]
+                    for r in group.rollouts
+                ],
+            }
+            for position, group in zip(batch.positions, batch.groups, strict=True)
+        ],
+    }
+
+
+def _completion_json(completion: Completion) -> dict[str, Any]:
+    return {
+        "request": completion.request,
+        "text": completion.text,
+        "finish": completion.finish,
+        "segments": [
+            [s.ids.tolist(), s.source, [s.version.step, s.version.hash], s.logprobs.tolist()]
+            for s in completion.segments
+        ],
+    }
+
+
+def from_json(saved: dict[str, Any], wanted: Wanted) -> Batch:
+    """The batch that `to_json` wrote; prompts are rendered again from the tasks."""
+    groups: list[Group] = []
+    for entry in saved["groups"]:
+        task, visit = wanted.tasks.at(entry["position"])
+        prompt = wanted.template.render(task)
+        if prompt is None:
+            raise DataError(f"task {task.uid} of a saved batch no longer fits its template")
+        pairs = zip(entry["completions"], entry["scores"], strict=True)
+        rollouts = tuple(
+            Rollout(
+                prompt=prompt,
+                completion=_completion(completion, index),
+                score=Score(value=value, status=status, detail=detail, parts=parts),
+            )
+            for index, (completion, (value, status, detail, parts)) in enumerate(pairs)
+        )
+        groups.append(Group(prompt=prompt, visit=visit, rollouts=rollouts))
+    return Batch(
+        step=saved["step"],
+        groups=tuple(groups),
+        positions=tuple(entry["position"] for entry in saved["groups"]),
+        metrics=saved["metrics"],
+    )
+
+
+def _completion(saved: dict[str, Any], index: int) -> Completion:
+    segments = tuple(
+        Segment(
+            ids=np.array(ids, dtype=np.int64),
+            source=source,
+            version=Version(step=step, hash=digest),
+            logprobs=np.array(logprobs, dtype=np.float32),
+        )
+        for ids, source, (step, digest), logprobs in saved["segments"]
+    )
+    return Completion(
+        request=saved["request"],
+        index=index,
+        segments=segments,
+        text=saved["text"],
+        finish=saved["finish"],
+    )

@@ -1,0 +1,151 @@
+"""The parity gate: does this engine sample from the policy that learns?
+
+Two questions, asked of each engine with fresh samples and the learner at the same weights.
+
+Does it report the right log-probs? |sampler - learner| over the same tokens, mean and maximum, and
+the KL divergence KL(sampler || learner) estimated by k3 (http://joschu.net/blog/kl-approx.html).
+
+Does it draw from the distribution it reports? A sampler that is wrong and consistent passes the
+first question. Under the learner's own distribution each -log p has the entropy as its mean, and a
+variance that is computed with it; so over all tokens
+
+    z = sum(-log p - entropy) / sqrt(sum(variance))
+
+is a standard normal number, whatever the lengths (the terms are martingale differences). Its
+numerator is the derivative of the log-likelihood by the inverse temperature, so nothing sees a
+wrong temperature with fewer tokens: drawing at (1 + d) T moves z by about d * sqrt(sum(variance)).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from grpo.data.source import stable_hash
+from grpo.errors import ParityError
+from grpo.rollout.collect import collect
+from grpo.types import Engine, EnginePool, Learner, Metrics, Prompt, Request, Row, Sampling
+
+PROBE_SPLIT = 2  # second number of a noise key
+Z_LIMIT = 4.0  # a clean check fails once in 16,000
+INFORMATION = 3600.0  # sum of variances at which a temperature off by 10% stands at z = 6
+TOKENS = 2048  # asked at most, where a policy so sure of itself never gives that much information
+LENGTH = 64  # of a probe's completion at most
+PROMPTS, SAMPLES = 8, 4  # of one round
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What is probed, and what is too much: `max_difference` in nats per token, the mean."""
+
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+    seed: int
+    steps: int  # between checks
+    max_difference: float
+    decode: Callable[[list[int]], str]
+
+    def due(self, step: int) -> bool:
+        """Whether `step` begins with a check."""
+        return self.steps > 0 and (step - 1) % self.steps == 0
+
+    def check(self, engine: Engine, learner: Learner, step: int) -> Metrics:
+        """Check every engine behind `engine`; the figures of the worst. Raises ParityError.
+
+        Nothing may be under way in the engine.
+        """
+        members = engine.members if isinstance(engine, EnginePool) else [("engine", engine)]
+        found = [self._check(name, member, learner, step) for name, member in members]
+        return {
+            name: (min if name in LEAST else max)(figures[name] for figures in found)
+            for name in found[0]
+        }
+
+    def _check(self, name: str, engine: Engine, learner: Learner, step: int) -> Metrics:
+        rows: list[Row] = []
+        surprise_3_N = np.zeros((3, 0))
+        while surprise_3_N.shape[1] < TOKENS and surprise_3_N[2].sum() < INFORMATION:
+            drawn = self._sample(engine, step, len(rows))
+            rows += drawn
+            surprise_3_N = np.concatenate([surprise_3_N, learner.surprise(drawn)], axis=1)
+        logp_N, entropy_N, variance_N = surprise_3_N
+        sampler_N = np.concatenate([row.logprobs for row in rows]).astype(np.float64)
+        difference_N = np.abs(sampler_N - logp_N)
+        ratio_N = logp_N - sampler_N
+        information = max(float(variance_N.sum()), 1e-12)
+        z = float((-logp_N - entropy_N).sum()) / math.sqrt(information)
+        metrics = {
+            "parity/difference_mean": float(difference_N.mean()),
+            "parity/difference_max": float(difference_N.max()),
+            "parity/kl": float((np.exp(ratio_N) - 1 - ratio_N).mean()),
+            "parity/z": abs(z),
+            "parity/tokens": float(len(logp_N)),
+            # the relative error of the temperature that a check like this one would find
+            "parity/temperature_seen": (Z_LIMIT + 2) / math.sqrt(information),
+        }
+        worst = int(difference_N.argmax())
+        if not metrics["parity/difference_mean"] <= self.max_difference:
+            raise ParityError(
+                f"{name} with weights {learner.version()} reports other log-probs than the learner "
+                f"computes: mean difference {difference_N.mean():.4f} nats over {len(logp_N)} "
+                f"tokens, parity.max_difference = {self.max_difference}. Worst: "
+                f"{self._describe(rows, worst)}, sampler {sampler_N[worst]:.4f}, learner "
+                f"{logp_N[worst]:.4f}"
+            )
+        if abs(z) > Z_LIMIT:
+            surprise, entropy = float(-logp_N.mean()), float(entropy_N.mean())
+            raise ParityError(
+                f"{name} with weights {learner.version()} does not draw from the distribution it "
+                f"reports: mean -log p of {len(logp_N)} sampled tokens is {surprise:.4f} nats, the "
+                f"entropy they were drawn at {entropy:.4f} ({abs(z):.1f} standard errors apart); "
+                f"samples are too {'random' if z > 0 else 'certain'}, as if the temperature were "
+                f"{1 + z / math.sqrt(information):.2f} times what was asked. Worst: "
+                f"{self._describe(rows, int(np.argmax(-logp_N - entropy_N)))}"
+            )
+        return metrics
+
+    def _sample(self, engine: Engine, step: int, place: int) -> list[Row]:
+        """One round of probes; `place` keeps the noise of the rounds of one check apart."""
+        prompts = self.prompts[:PROMPTS]
+        sampling = replace(self.sampling, max_tokens=min(LENGTH, self.sampling.max_tokens))
+        requests = [
+            Request(
+                uid=f"parity/{index}",
+                ids=prompt.ids,
+                n=SAMPLES,
+                sampling=sampling,
+                key=(self.seed, PROBE_SPLIT, stable_hash(prompt.task.uid, step), place),
+            )
+            for index, prompt in enumerate(prompts)
+        ]
+        rows: list[Row] = []
+        for uid, completions in sorted(collect(engine, requests)):
+            index = int(uid.rpartition("/")[2])
+            for completion in completions:
+                length = len(completion)
+                rows.append(
+                    Row(
+                        group=index,
+                        prompt_ids=prompts[index].ids,
+                        ids=completion.ids,
+                        mask=np.ones(length, dtype=np.bool_),
+                        logprobs=completion.logprobs,
+                        advantages=np.zeros(length, dtype=np.float32),
+                        weights=np.ones(length, dtype=np.float32),
+                    )
+                )
+        return rows
+
+    def _describe(self, rows: Sequence[Row], place: int) -> str:
+        for row in rows:
+            if place < len(row.ids):
+                text = self.decode(row.ids[: place + 1].tolist())
+                return f"token {int(row.ids[place])} at the end of {text[-60:]!r}"
+            place -= len(row.ids)
+        raise AssertionError("a place beyond the probes")
+
+
+LEAST = ("parity/tokens",)

@@ -1,0 +1,345 @@
+"""Sampling and learning, in turns or at once: the same loop, another distance between them.
+
+Steps count from 1. The batch of step k may be begun once the weights of step k - 1 - staleness are
+in the engine:
+
+    sync            staleness 0: sampling and learning take turns
+    one_step_off    staleness 1: a batch is sampled while the one before it is learned from; new
+                    weights wait until it is whole, so every batch is of one version
+    async           staleness max_staleness: new weights are loaded between two tokens, and a
+                    completion goes on under them with a second segment (AReaL, 2505.24298)
+
+With staleness 0 there is no second thread, and async is sync. Otherwise a thread of its own drives
+the engine; nothing else touches the engine while that thread has work (`quiet` waits until it has
+none). Rewards that are not thread-safe are scored by the thread that calls `take`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
+
+from grpo.errors import EngineError, WeightsError
+from grpo.gathering import Batch, Gathering, Wanted, from_json, to_json
+from grpo.rewards.compose import RewardSet
+from grpo.types import Completion, Engine, Learner, Metrics, Prompt, Score, TrainerState, Version
+
+POLL = 0.05  # seconds between looks at commands while the engine is busy
+EMPTY_POLLS = 200  # polls in a row that come back empty at once: the engine has lost something
+CANARY_TOLERANCE = 0.02  # of the canary's log-prob; bfloat16 on both sides stays below a third
+T = TypeVar("T")
+
+
+class Rollouts:
+    """Scored batches from an engine, and the way by which weights reach it.
+
+    Use: deliver, then take and deliver in turns for the steps up to `last`.
+    """
+
+    def __init__(
+        self,
+        wanted: Wanted,
+        engine: Engine,
+        rewards: RewardSet,
+        *,
+        last: int,
+        staleness: int = 0,
+        in_flight: Literal["finish", "continue"] = "finish",
+    ) -> None:
+        self.wanted, self.engine, self.rewards = wanted, engine, rewards
+        self.staleness, self._in_flight = staleness, in_flight
+        self._last = last
+        self._learned = 0  # steps whose weights are in the engine
+        self._next = 1  # step of the next batch to begin
+        self._gathering: dict[int, Gathering] = {}
+        self._ready: dict[int, Batch] = {}
+        self._known: dict[Version, int] = {}  # delivered versions -> step of the last delivery
+        self._scorer = ThreadPoolExecutor(1, "grpo-rewards") if rewards.threadsafe else None
+        self._for_caller: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._command: tuple[Future[Any], Callable[[], Any]] | None = None
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._paused = self._closed = False
+        self._empty_polls = 0
+        self._waited = self._busy = 0.0  # seconds the learner waited, the engine worked
+
+    # What the learner's side calls
+
+    def take(self, step: int) -> Batch:
+        """The batch of `step`, waited for. Raises whatever sampling or scoring raised."""
+        started = time.perf_counter()
+        if self.staleness:
+            self._start()
+            self._wait(lambda: step in self._ready)
+        else:
+            while step not in self._ready:
+                self._pump(None)
+            self._busy += time.perf_counter() - started
+        self._waited += time.perf_counter() - started
+        batch = self._ready.pop(step)
+        return Batch(
+            step=step,
+            groups=batch.groups,
+            positions=batch.positions,
+            metrics=batch.metrics | self._ages(batch),
+        )
+
+    def deliver(self, learner: Learner, steps_done: int, verify: bool = True) -> Version:
+        """Hand the learner's weights to the engine and believe nothing but its acknowledgment.
+
+        Raises WeightsError naming the engine and what is wrong. `verify=False` is for measuring
+        what happens without that.
+        """
+        started = time.perf_counter()
+        version = learner.version()
+        self._known[version] = steps_done  # first: completions may carry it at once
+
+        def load() -> Any:
+            return self.engine.load_weights(learner.weights(), version, self._in_flight)
+
+        ack = self._call(load)
+        expected = learner.canary()
+        if verify:
+            for one in ack.members or (ack,):
+                _check(one.engine, one.version, one.canary, version, expected)
+        with self._changed:
+            self._learned = steps_done
+            self._next = max(self._next, steps_done + 1)
+            self._changed.notify_all()
+        self._waited += time.perf_counter() - started
+        return version
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Inside, nothing is under way and the engine is the caller's.
+
+        Batches that were begun are finished first; no further one is begun.
+        """
+        with self._changed:
+            self._paused = True
+        try:
+            if self._thread is not None:
+                self._wait(lambda: not self._gathering)
+            yield
+        finally:
+            with self._changed:
+                self._paused = False
+                self._changed.notify_all()
+
+    def take_metrics(self, seconds: float) -> Metrics:
+        """How the last `seconds` of one step were spent; starts counting anew."""
+        waited, busy = self._waited, self._busy
+        self._waited = self._busy = 0.0
+        learner_idle = min(1.0, waited / seconds)
+        rollout_idle = max(0.0, 1.0 - busy / seconds)
+        return {
+            "schedule/learner_idle": learner_idle,
+            "schedule/rollout_idle": rollout_idle,
+            "schedule/overlap": max(0.0, 1.0 - learner_idle - rollout_idle),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs: batches ready ahead of their step. Call it inside `quiet`."""
+        return {
+            "next": self._next,
+            "ready": [to_json(batch) for _, batch in sorted(self._ready.items())],
+            "known": [[v.step, v.hash, step] for v, step in self._known.items()],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, before the first `deliver`."""
+        self._next = state["next"]
+        self._ready = {b["step"]: from_json(b, self.wanted) for b in state["ready"]}
+        self._known = {Version(step=s, hash=h): step for s, h, step in state["known"]}
+
+    def close(self) -> None:
+        """Stop the thread; the engine is the caller's to close."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        if self._scorer is not None:
+            self._scorer.shutdown(cancel_futures=True)
+
+    # Between the threads
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="grpo-rollouts", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            while not self._closed:
+                self._serve_command()
+                with self._changed:
+                    if not (self._may_begin() or self._gathering or self._command):
+                        self._changed.wait(POLL)
+                        continue
+                started = time.perf_counter()
+                self._pump(POLL)
+                self._busy += time.perf_counter() - started
+        except BaseException as error:
+            with self._changed:
+                self._failure = error
+                if self._command is not None:
+                    self._command[0].set_exception(error)
+                self._changed.notify_all()
+
+    def _serve_command(self) -> None:
+        # Weights that may not change in the middle of a batch wait until it is whole.
+        if self._command and not (self._in_flight == "finish" and self._gathering):
+            (future, call), self._command = self._command, None
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _call(self, call: Callable[[], T]) -> T:
+        """The result of `call`, run by whoever drives the engine."""
+        if self._thread is None:
+            return call()
+        future: Future[T] = Future()
+        with self._changed:
+            self._command = (future, call)
+            self._changed.notify_all()
+        self._wait(future.done)
+        return future.result()
+
+    def _wait(self, until: Callable[[], bool]) -> None:
+        """Wait for the thread; meanwhile score what only this thread may score."""
+        while True:
+            while self._for_caller:
+                future, call = self._for_caller.popleft()
+                _settle(future, call)
+            with self._changed:
+                if until():
+                    return
+                if self._failure is not None:
+                    raise self._failure
+                self._changed.wait(POLL)
+
+    # Sampling
+
+    def _may_begin(self) -> bool:
+        allowed = min(self._last, self._learned + 1 + self.staleness)
+        return not self._paused and self._next <= allowed
+
+    def _pump(self, timeout: float | None) -> None:
+        """Begin what may begin, sort in what has come, finish what is whole."""
+        while self._may_begin():
+            gathering = Gathering(self.wanted, self._next)
+            self.engine.submit(gathering.more())
+            self._gathering[self._next] = gathering
+            self._next += 1
+        if any(g.under_way for g in self._gathering.values()):
+            self._poll(timeout)
+        else:  # every completion is there, and the scores are not
+            scores = [future for g in self._gathering.values() for future in g.scores]
+            wait(scores, timeout=POLL)
+        for step, gathering in list(self._gathering.items()):
+            uids = gathering.stragglers()
+            if uids:
+                self.engine.cancel(uids)
+            requests = gathering.more()
+            if requests:
+                self.engine.submit(requests)
+            if not (gathering.under_way or requests) and all(f.done() for f in gathering.scores):
+                self._finish(step, gathering)
+
+    def _poll(self, timeout: float | None) -> None:
+        started = time.perf_counter()
+        completions = self.engine.poll(timeout)
+        for completion in completions:
+            step = int(completion.request.partition("/")[0])
+            if step not in self._gathering:
+                raise EngineError(f"a completion of {completion.request!r} was not asked for")
+            self._check_versions(completion)
+            self._gathering[step].add(completion, self._score)
+        at_once = time.perf_counter() - started < (timeout or POLL) / 2
+        self._empty_polls = self._empty_polls + 1 if at_once and not completions else 0
+        if (timeout is None and not completions) or self._empty_polls > EMPTY_POLLS:
+            steps = [step for step, g in self._gathering.items() if g.under_way]
+            raise EngineError(f"the engine lost completions of the batches of steps {steps}")
+
+    def _finish(self, step: int, gathering: Gathering) -> None:
+        batch = gathering.batch()
+        logged = self.rewards.take_metrics() | self.engine.take_metrics()
+        with self._changed:
+            del self._gathering[step]
+            self._ready[step] = Batch(
+                step=step,
+                groups=batch.groups,
+                positions=batch.positions,
+                metrics=batch.metrics | logged,
+            )
+            self._changed.notify_all()
+
+    def _score(
+        self, prompt: Prompt, completions: Sequence[Completion], step: int
+    ) -> Future[list[Score]]:
+        def call() -> list[Score]:
+            return self.rewards.score(prompt, completions, TrainerState(global_step=step))
+
+        if self._scorer is not None:
+            return self._scorer.submit(call)
+        future: Future[list[Score]] = Future()
+        if self._thread is None:
+            future.set_result(call())
+        else:
+            self._for_caller.append((future, call))
+        return future
+
+    # Versions
+
+    def _check_versions(self, completion: Completion) -> None:
+        for segment in completion.segments:
+            if (
+                len(segment.ids)
+                and segment.source == "model"
+                and segment.version not in self._known
+            ):
+                raise WeightsError(
+                    f"a completion of {completion.request!r} was sampled with weights "
+                    f"{segment.version}, which this learner never delivered"
+                )
+
+    def _ages(self, batch: Batch) -> Metrics:
+        """By how many steps the weights that sampled are behind those that learn, over tokens."""
+        count = total = most = 0
+        for group in batch.groups:
+            for rollout in group.rollouts:
+                for segment in rollout.completion.segments:
+                    age = batch.step - 1 - self._known.get(segment.version, batch.step - 1)
+                    count += len(segment.ids)
+                    total += len(segment.ids) * age
+                    most = max(most, age if len(segment.ids) else 0)
+        return {"staleness/mean": total / max(count, 1), "staleness/max": float(most)}
+
+
+def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
+    try:
+        future.set_result(call())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _check(engine: str, version: Version, canary: float, sent: Version, expected: float) -> None:
+    """Raise WeightsError unless an acknowledgment is that of the weights sent."""
+    if version != sent:
+        raise WeightsError(
+            f"{engine} acknowledged weights {version}, but the learner sent {sent}; "
+            "rollouts from these weights would train on wrong log-probs"
+        )
+    if not abs(canary - expected) <= CANARY_TOLERANCE * max(1.0, abs(expected)):
+        raise WeightsError(
+            f"after loading weights {sent} the canary log-prob of {engine} is {canary:.4f}, "
+            f"the learner's {expected:.4f}: it computes with other weights"
+        )

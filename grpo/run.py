@@ -96,7 +96,7 @@ def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]
                 if path.startswith("stage:"):  # found anew: the run may have been moved
                     name = path.removeprefix("stage:")
                     path = str(stage_folder(recipe, folder, name) / "model")
-                summary = rl.run(stage, recipe.run, place, path, console)
+                summary = rl.run(stage, recipe, place, path, console)
         except (KeyboardInterrupt, OSError):  # OSError: a full disk, say
             console.print(f"continue with: grpo train --resume {folder}", markup=False)
             raise
@@ -133,7 +133,7 @@ def evaluate_model(
                 f"Finish it with `grpo train --resume {model}`, or name one of its checkpoints"
             )
     _prepare(recipe)
-    sampler = build_sampler(stages[-1], recipe.run, path)
+    sampler = build_sampler(stages[-1], recipe, path)
     out = home / "eval" / "model.jsonl"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with (

@@ -25,22 +25,22 @@ from grpo.errors import PluginError
 from grpo.evaluate import paired_difference
 from grpo.log import RunLog
 from grpo.loop import Parts, Step, train
-from grpo.schema import RLStage, Run
+from grpo.schema import Recipe, RLStage, Run
 from grpo.stages.wiring import Sampler, build_parts, build_sampler
 
 ROLLOUTS = "rollouts.json.gz"  # batches of a checkpoint that were sampled ahead of their step
 
 
 def run(
-    stage: RLStage, settings: Run, folder: Path, model_path: str, console: Console
+    stage: RLStage, recipe: Recipe, folder: Path, model_path: str, console: Console
 ) -> dict[str, Any]:
     """Run the stage in `folder` from its newest checkpoint (or from nothing); its summary.
 
     The trained model is left in `folder/model`, loadable by `AutoModelForCausalLM` and
     `AutoTokenizer`. Raises KeyboardInterrupt after saving when interrupted.
     """
-    sampler = build_sampler(stage, settings, model_path)
-    parts = build_parts(stage, settings, model_path, sampler)
+    sampler = build_sampler(stage, recipe, model_path)
+    parts = build_parts(stage, recipe.run, model_path, sampler)
     rollouts = parts.rollouts
     with (
         closing(rollouts.engine),
@@ -48,7 +48,7 @@ def run(
         closing(sampler.heldout.rewards),
         closing(rollouts),
     ):
-        return _run(stage, settings, folder, sampler, parts, console)
+        return _run(stage, recipe.run, folder, sampler, parts, console)
 
 
 def _run(

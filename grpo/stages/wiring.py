@@ -24,8 +24,9 @@ from grpo.rewards import REWARDS
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import ENGINES
+from grpo.rollout.ray_pool import ray_pool
 from grpo.schedule import Rollouts
-from grpo.schema import RewardSpec, RLStage, Run
+from grpo.schema import Recipe, RewardSpec, RLStage, Run
 from grpo.types import Engine, EngineSpec, Sampling, TaskSource, Verifier
 
 
@@ -41,7 +42,7 @@ class Sampler:
     heldout: heldout.HeldOut
 
 
-def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
+def build_sampler(stage: RLStage, recipe: Recipe, model_path: str) -> Sampler:
     """Tokenizer, tasks, prompts, engine and held-out evaluation of a stage, around one model."""
     tokenizer = _pretrained(AutoTokenizer, model_path)
     source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
@@ -54,7 +55,7 @@ def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
     )
     prompts = heldout.prepare(source, template, stage.eval.num_tasks)
     _check_room(stage, model_path, max(len(prompt.ids) for prompt in prompts))
-    engine = build_engine(stage, settings, model_path)
+    engine = build_engine(stage, recipe, model_path)
     sampling = _sampling(stage, tokenizer, model_path)
     evaluation = heldout.HeldOut(
         prompts=prompts,
@@ -63,7 +64,7 @@ def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
             sampling, temperature=stage.eval.temperature, top_p=1.0, top_k=0, min_p=0.0
         ),
         num_samples=stage.eval.num_samples,
-        seed=settings.seed,
+        seed=recipe.run.seed,
     )
     return Sampler(
         tokenizer=tokenizer,
@@ -75,18 +76,27 @@ def build_sampler(stage: RLStage, settings: Run, model_path: str) -> Sampler:
     )
 
 
-def build_engine(stage: RLStage, settings: Run, model_path: str) -> Engine:
-    """The engine of a stage."""
+def build_engine(stage: RLStage, recipe: Recipe, model_path: str) -> Engine:
+    """The engine of a stage: in this process, or a pool of Ray actors."""
+    rollout = stage.rollout
     spec = EngineSpec(
         model=model_path,
         dtype=stage.rollout.dtype or stage.model.dtype,
         max_length=stage.data.max_prompt_length + stage.rollout.max_completion_length,
-        seed=settings.seed,
-        threads=settings.threads,
+        seed=recipe.run.seed,
+        threads=recipe.run.threads,
         lora_rank=stage.model.lora_rank,
     )
-    arguments = {**stage.rollout.engine_args, "spec": spec}
-    return plugins.load("engine", stage.rollout.engine, ENGINES, arguments)
+    if rollout.backend == "ray":
+        return ray_pool(
+            engine=rollout.engine,
+            engine_args=rollout.engine_args,
+            spec=spec,
+            workers=rollout.workers,
+            address=recipe.ray.address,
+            timeout=recipe.ray.timeout,
+        )
+    return plugins.load("engine", rollout.engine, ENGINES, {**rollout.engine_args, "spec": spec})
 
 
 def build_rollouts(stage: RLStage, settings: Run, sampler: Sampler) -> Rollouts:

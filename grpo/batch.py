@@ -146,6 +146,29 @@ def split_minibatches(rows: Sequence[Row], num_minibatches: int) -> list[list[in
     return parts
 
 
+def rank_share(
+    rows: Sequence[Row], rank: int, num_ranks: int, num_minibatches: int = 1
+) -> list[Row]:
+    """What learner rank `rank` of `num_ranks` trains; together the ranks train every row once.
+
+    Whole groups, since they share a prompt, dealt out minibatch by minibatch: the one with the most
+    tokens first, to the rank with the fewest so far. The order of rows is kept.
+    """
+    sizes: dict[int, int] = {}
+    for row in rows:
+        sizes[row.group] = sizes.get(row.group, len(row.prompt_ids)) + len(row.ids)
+    mine: set[int] = set()
+    for part in range(num_minibatches):
+        loads = [0] * num_ranks
+        groups = [group for group in sizes if group % num_minibatches == part]
+        for group in sorted(groups, key=lambda g: (-sizes[g], g)):
+            target = loads.index(min(loads))
+            loads[target] += sizes[group]
+            if target == rank:
+                mine.add(group)
+    return [row for row in rows if row.group in mine]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
     """R packed rows padded to their own longest L, and the N trained tokens in them.

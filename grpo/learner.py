@@ -11,7 +11,11 @@ function of the step number, so the schedule has no state; it advances on every 
 when every row of it was dead and no optimizer step was taken.
 
 Weights and moments are float32 whatever the compute type: at learning rate 1e-6 an update is far
-below the spacing of bfloat16 numbers and would be rounded away.
+below the spacing of bfloat16 numbers and would be rounded away. With LoRA that holds for the
+adapter; the base is frozen and kept in the compute type.
+
+With several ranks (`grpo/ranks.py`) every method is collective: all ranks call it, in the same
+order. `step` takes each rank's own share of the rows (`batch.rank_share`); gradients are summed.
 """
 
 from __future__ import annotations
@@ -20,27 +24,33 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from grpo import learner_state
+from grpo import learner_state, ranks
+from grpo.adapter import adapter_parameters, base_alone, write_adapter
 from grpo.batch import MicroBatch, micro_batches, split_minibatches
 from grpo.canary import canary_logprob
 from grpo.errors import LearnerError
-from grpo.forward import (
-    can_share_prompts,
-    check_head,
-    completion_logprobs,
-    completion_surprise,
-    disable_dropout,
-)
+from grpo.forward import can_share_prompts, check_head, completion_logprobs, completion_surprise
+from grpo.learner_metrics import SQUARED_RATIO, Sums
 from grpo.objective import Clip, LossInputs, find_objective, sampling_weights
+from grpo.policy import (
+    Policy,
+    blocks,
+    checkpoint_activations,
+    full_state,
+    load_policy,
+    load_with_adapter,
+    parameter_groups,
+    write_model,
+)
 from grpo.types import Metrics, Row, Sampling, Version
 from grpo.weights import content_hash
 
@@ -49,6 +59,8 @@ if TYPE_CHECKING:
 
     from grpo.schema import Algorithm
     from grpo.schema import Learner as LearnerConfig
+
+T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -65,32 +77,6 @@ def learning_rate(config: LearnerConfig, step: int) -> float:
             return config.learning_rate * max(0.0, 1.0 - progress)
         case "cosine":
             return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def load_policy(model: str | PreTrainedModel) -> PreTrainedModel:
-    """A causal LM with float32 weights, from a Hugging Face folder or id, or the one given."""
-    if isinstance(model, nn.Module):
-        return model
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-
-
-class _LogProbs(nn.Module):
-    """The forward pass as a module of its own, so that a data-parallel wrapper sees every use."""
-
-    def __init__(
-        self, model: PreTrainedModel, temperature: float, truncation: Sampling | None = None
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.temperature = temperature
-        self.truncation = truncation
-
-    def forward(self, micro_batch: MicroBatch, want_entropy: bool) -> tuple[Tensor, Tensor | None]:
-        return completion_logprobs(
-            self.model, micro_batch, self.temperature, want_entropy, self.truncation
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +97,8 @@ class TorchLearner:
     temperature   of sampling; the loss uses the distribution that was sampled
     truncation    the same for top-k, top-p and min-p (None: off); the reference is never truncated
     reference     policy the KL term is measured from; default: `model` as it is now. Loaded only
-                  when `algorithm.beta` > 0
+                  when `algorithm.beta` > 0, and never for an adapter, whose base it is
+    lora_rank     > 0: train an adapter of this rank on every linear layer instead of the weights
     """
 
     def __init__(
@@ -126,9 +113,11 @@ class TorchLearner:
         truncation: Sampling | None = None,
         seed: int = 0,
         reference: str | PreTrainedModel | None = None,
+        lora_rank: int = 0,
     ) -> None:
         torch.manual_seed(seed)
         self.algorithm, self.config = algorithm, config
+        self.base = model if isinstance(model, str) else None  # what an adapter belongs to
         self.objective = find_objective(algorithm.loss_type)
         self.clip = Clip(
             epsilon=algorithm.epsilon,
@@ -139,34 +128,40 @@ class TorchLearner:
         )
         self.compute_dtype = DTYPES[dtype]
         self.engine_dtype = DTYPES[engine_dtype or dtype]
-        # Precision is handled here: accelerate would autocast only `forward`, and refuses float16
-        # without a GPU.
-        self.accelerator = Accelerator(mixed_precision="no")
-        self.device = self.accelerator.device
+        self.ranks = ranks.join()
+        self.device = self.ranks.device
+        self.rank, self.num_ranks = self.ranks.rank, self.ranks.count
 
-        self.model = load_policy(model).to(self.device)
-        disable_dropout(self.model)
-        self.model.eval()
+        self.lora_rank = lora_rank
+        self.ref: nn.Module | None = None
+        if algorithm.beta > 0 and (reference is not None or not lora_rank):
+            source = model if reference is None else reference
+            ref = load_policy(copy.deepcopy(source) if isinstance(source, nn.Module) else source)
+            ref.requires_grad_(False)
+            nn.Module.to(ref, self.device)
+            self.ref = self.ranks.wrap(Policy(ref), blocks(ref))
+        if lora_rank:
+            self.model = load_with_adapter(model, lora_rank, self.compute_dtype, seed)
+        else:
+            self.model = load_policy(model)
+        nn.Module.to(self.model, self.device)
         self.share_prompts = config.share_prompts and can_share_prompts(self.model)
         check_head(self.model)
-        self.ref: _LogProbs | None = None
-        if algorithm.beta > 0:
-            source = model if reference is None else reference
-            ref = copy.deepcopy(source) if isinstance(source, nn.Module) else load_policy(source)
-            disable_dropout(ref)
-            self.ref = _LogProbs(ref.to(self.device).eval().requires_grad_(False), temperature)
         if config.gradient_checkpointing:
-            _checkpoint_activations(self.model)
-
+            checkpoint_activations(self.model)
+        self.temperature, self.truncation = temperature, truncation
+        self.policy = self.ranks.wrap(Policy(self.model), blocks(self.model))
+        # By the names that engines and checkpoints know. Under FSDP2 these are the shards; the
+        # model's own attributes are whole tensors for the time of a forward pass.
+        self.trained = (
+            adapter_parameters(self.model) if lora_rank else dict(self.model.named_parameters())
+        )
         self.optimizer = torch.optim.AdamW(
-            _parameter_groups(self.model, config.weight_decay),
+            parameter_groups(self.model, config.weight_decay),
             lr=config.learning_rate,
             betas=config.adam_betas,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self.temperature, self.truncation = temperature, truncation
-        scored = _LogProbs(self.model, temperature, truncation)
-        self.policy = cast(nn.Module, self.accelerator.prepare(scored))
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.compute_dtype is torch.float16
         )
@@ -185,6 +180,7 @@ class TorchLearner:
         finite, except under float16, where the scaler skips that step and it is counted.
         """
         started = time.perf_counter()
+        tokens = sum(self.gather([sum(len(r.prompt_ids) + len(r.ids) for r in rows)]))
         rate = learning_rate(self.config, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -194,7 +190,7 @@ class TorchLearner:
         ]
         updates = self.algorithm.num_iterations * len(parts)
         prepared = [self._prepare(part, recompute=updates > 1) for part in parts]
-        sums = _Sums()
+        sums = Sums()
         norms: list[float] = []
         taken = skipped = 0
         for iteration in range(self.algorithm.num_iterations):
@@ -212,42 +208,31 @@ class TorchLearner:
         finite = [n for n in norms if math.isfinite(n)]
         seconds = time.perf_counter() - started
         return {
-            **sums.metrics(self.accelerator, self.device, max(1, len(norms))),
+            **sums.metrics(self.ranks, max(1, len(norms))),
             "grad_norm": sum(finite) / max(1, len(finite)),
             "learning_rate": rate,
             "optimizer_steps": float(taken),
             "optimizer_steps/overflow": float(skipped),
             "optimizer_steps/without_rows": float(updates - len(norms)),
             "learner/micro_batches": float(sum(map(len, prepared))),
-            "learner/tokens_per_second": sum(len(r.prompt_ids) + len(r.ids) for r in rows)
-            * self.algorithm.num_iterations
-            / seconds,
+            "learner/tokens_per_second": tokens * self.algorithm.num_iterations / seconds,
         }
 
     def _prepare(self, rows: Sequence[Row], recompute: bool) -> list[_Prepared]:
         """Micro-batches of one optimizer step, with old and reference log-probs where needed.
 
-        All ranks get the same number, so that their collectives meet: ranks that have fewer are
-        given copies with zero weights. Empty when no rank has a row.
+        Empty when no rank has a row.
         """
-        batches = self._cut(rows)
-        counts = torch.tensor([len(batches)], device=self.device)
-        most = int(cast(Tensor, self.accelerator.gather(counts)).max())
-        if most > len(batches):
-            filler = batches[-1] if batches else self._cut([_EMPTY_ROW])[0]
-            filler = replace(
-                filler,
-                weights=np.zeros_like(filler.weights),
-                advantages=np.zeros_like(filler.advantages),
-            )
-            batches += [filler] * (most - len(batches))
+        batches, total = self._cut_evenly(rows)
         if self.objective.per_micro_batch:
-            batches = [replace(b, weights=_equal_weights(b.weights, most)) for b in batches]
+            batches = [replace(b, weights=_equal_weights(b.weights, total)) for b in batches]
         return [
             _Prepared(
                 batch=batch,
-                logp_old=self._score(self.policy, batch) if recompute else None,
-                logp_ref=None if self.ref is None else self._score(self.ref, batch),
+                logp_old=self._no_grad(lambda m, b=batch: self._scored(m, b))
+                if recompute
+                else None,
+                logp_ref=self._reference(batch) if self.algorithm.beta > 0 else None,
             )
             for batch in batches
         ]
@@ -256,10 +241,45 @@ class TorchLearner:
         budget = self.config.tokens_per_micro_batch
         return micro_batches(rows, budget, self.share_prompts, pad_id=0)
 
+    def _cut_evenly(self, rows: Sequence[Row]) -> tuple[list[MicroBatch], int]:
+        """As many micro-batches on every rank, so that collectives meet; how many are real.
+
+        Ranks that have fewer are given copies of their last and smallest, with zero weights.
+        """
+        batches = self._cut(rows)
+        counts = self.gather([len(batches)])
+        missing = max(counts) - len(batches)
+        if missing:
+            filler = batches[-1] if batches else self._cut([_EMPTY_ROW])[0]
+            filler = replace(
+                filler,
+                weights=np.zeros_like(filler.weights),
+                advantages=np.zeros_like(filler.advantages),
+                rows=(),
+            )
+            batches += [filler] * missing
+        return batches, sum(counts)
+
     @torch.no_grad()
-    def _score(self, policy: nn.Module, batch: MicroBatch) -> Tensor:
+    def _no_grad(self, use: Callable[[PreTrainedModel], T], policy: nn.Module | None = None) -> T:
+        """`use` of the whole model, without gradients."""
+        policy = policy or self.policy
         with self._autocast():
-            return policy(batch, want_entropy=False)[0]
+            found = policy(use)
+        self.ranks.release(policy)
+        return found
+
+    def _scored(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+        return completion_logprobs(model, batch, self.temperature, False, self.truncation)[0]
+
+    def _reference(self, batch: MicroBatch) -> Tensor:
+        def score(model: PreTrainedModel) -> Tensor:
+            return completion_logprobs(model, batch, self.temperature, False)[0]
+
+        if self.ref is not None:
+            return self._no_grad(score, self.ref)
+        with base_alone(self.model):
+            return self._no_grad(score)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.compute_dtype is torch.float32:
@@ -269,8 +289,12 @@ class TorchLearner:
     def loss(self, prepared: _Prepared) -> tuple[Tensor, LossInputs, dict[str, Tensor]]:
         """The loss of one micro-batch, what it was computed from, and per-token quantities."""
         batch = prepared.batch
+
+        def score(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
+            return completion_logprobs(model, batch, self.temperature, True, self.truncation)
+
         with self._autocast():
-            logp, entropy = self.policy(batch, want_entropy=True)
+            logp, entropy = self.policy(score)
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(self.device)
@@ -298,25 +322,26 @@ class TorchLearner:
         loss_N, metrics = self.objective.token_loss(inputs, self.clip)
         if self.algorithm.sampling_correction != "none":
             metrics["sampling/importance_sampling_ratio/mean"] = correction
-            metrics[_SQUARED_RATIO] = correction.square()
+            metrics[SQUARED_RATIO] = correction.square()
         return (inputs.weights * loss_N).sum(), inputs, metrics
 
-    def _update(self, part: Sequence[_Prepared], sums: _Sums, sampled: bool) -> float:
+    def _update(self, part: Sequence[_Prepared], sums: Sums, sampled: bool) -> float:
         """One optimizer step; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros(())
         for index, prepared in enumerate(part):
             last = index == len(part) - 1
-            wait = contextlib.nullcontext() if last else self.accelerator.no_sync(self.policy)
+            wait = contextlib.nullcontext() if last else self.ranks.no_sync(self.policy)
             with wait:
                 loss, inputs, metrics = self.loss(prepared)
                 # Data-parallel wrappers average gradients over ranks; the weights are already
                 # global, so the sum is wanted.
-                self.scaler.scale(loss * self.accelerator.num_processes).backward()
+                self.scaler.scale(loss * self.num_ranks).backward()
             sums.add(loss, inputs, metrics, sampled)
         self.scaler.unscale_(self.optimizer)
         limit = self.config.max_grad_norm or math.inf
-        norm = float(nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = float(ranks.whole(nn.utils.clip_grad_norm_(trained, limit)))
         if not math.isfinite(norm) and not self.scaler.is_enabled():
             raise LearnerError(
                 f"step {self.steps + 1}: the gradient's norm is {norm}. The weights were not "
@@ -327,17 +352,16 @@ class TorchLearner:
         self.scaler.update()
         return norm
 
-    @torch.no_grad()
     def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """The policy's log-probs of each row's tokens, float32 [T]; NaN where not trained on."""
         found = [np.full(len(row.ids), np.nan, dtype=np.float32) for row in rows]
-        for batch in self._cut(rows):
-            logp_N = self._score(self.policy, batch).float().cpu().numpy()
+        for batch in self._cut_evenly(rows)[0]:
+            logp = self._no_grad(lambda model, b=batch: self._scored(model, b))
+            logp_N = logp.float().cpu().numpy()
             for place, index in enumerate(batch.rows):
                 found[index][rows[index].mask] = logp_N[batch.completions == place]
         return found
 
-    @torch.no_grad()
     def surprise(self, rows: Sequence[Row]) -> np.ndarray:
         """float64 [3, N] of the rows' trained tokens, row after row, in order.
 
@@ -345,9 +369,12 @@ class TorchLearner:
         `forward.completion_surprise`.
         """
         found = [np.zeros((3, int(row.mask.sum()))) for row in rows]
-        for batch in self._cut(rows):
-            with self._autocast():
-                parts = completion_surprise(self.model, batch, self.temperature, self.truncation)
+        for batch in self._cut_evenly(rows)[0]:
+            parts = self._no_grad(
+                lambda model, b=batch: completion_surprise(
+                    model, b, self.temperature, self.truncation
+                )
+            )
             parts_3_N = torch.stack([p.double() for p in parts]).cpu().numpy()
             for place, index in enumerate(batch.rows):
                 found[index] = parts_3_N[:, batch.completions == place]
@@ -356,48 +383,81 @@ class TorchLearner:
     # -- weights and state ------------------------------------------------------------------
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Named tensors of the policy in the engine's dtype; tied weights come once."""
-        for name, parameter in self.model.named_parameters():
-            yield name, parameter.detach().to(self.engine_dtype)
+        """Named tensors of the policy in the engine's dtype; tied weights come once.
+
+        Of an adapter, its own tensors only. Sharded ones are gathered one at a time.
+        """
+        for name, parameter in self.trained.items():
+            yield name, ranks.whole(parameter).detach().to(self.engine_dtype)
 
     def version(self) -> Version:
-        """Optimizer steps taken, and the hash of what `weights` gives now."""
+        """Optimizer steps taken, and the hash of what `weights` gives now.
+
+        Raises LearnerError where the ranks hold different weights.
+        """
         if self._version is None:
-            self._version = Version(step=self.updates, hash=content_hash(self.weights()))
+            found = self.gather([content_hash(self.weights())])
+            if len(set(found)) > 1:
+                raise LearnerError(
+                    f"after step {self.steps} the learner ranks hold different weights: {found}"
+                )
+            self._version = Version(step=self.updates, hash=found[0])
         return self._version
 
     def canary(self) -> float:
         """Summed log-prob of the canary tokens, to compare with an engine's `Ack.canary`."""
-        with self._autocast():
-            return canary_logprob(self.model)
+        return self._no_grad(canary_logprob)
 
     def all_reduce(self, totals: np.ndarray) -> np.ndarray:
         """The sum of an integer array over all ranks, for `batch.make_rows`."""
-        tensor = torch.from_numpy(totals).to(self.device)
-        return cast(Tensor, self.accelerator.reduce(tensor, reduction="sum")).cpu().numpy()
+        return self.ranks.sum(torch.from_numpy(totals).to(self.device)).cpu().numpy()
+
+    def gather(self, objects: Sequence[T]) -> list[T]:
+        """The lists of all ranks, in rank order, on every rank."""
+        return self.ranks.gather(objects)
 
     def save_model(self, path: str) -> None:
-        """The model alone (float32), as `AutoModelForCausalLM.from_pretrained` loads it."""
-        if self.accelerator.is_main_process:
-            self.model.save_pretrained(path)
-        self.accelerator.wait_for_everyone()
+        """The model alone (float32), as `AutoModelForCausalLM.from_pretrained` loads it.
+
+        An adapter is merged into what is written, and lies beside it under `adapter/`.
+        """
+        first = self.rank == 0
+        state: dict[str, Tensor] = {}
+        for name, make in full_state(self.model, bool(self.lora_rank)):
+            tensor = make()  # on all ranks, kept on one
+            if first:
+                state[name] = tensor.cpu()
+        adapter = {n: ranks.whole(p).detach().cpu() for n, p in self._adapter().items()}
+
+        def write() -> None:
+            write_model(self.model, state, path, has_adapter=bool(adapter))
+            if adapter:
+                write_adapter(adapter, self.lora_rank, self.base, Path(path) / "adapter")
+
+        self.ranks.on_first(write)
+
+    def _adapter(self) -> dict[str, nn.Parameter]:
+        return self.trained if self.lora_rank else {}
 
     def save(self, path: str) -> None:
-        """Model in Hugging Face layout (float32), optimizer, step counts and RNG, under `path`."""
+        """Model in Hugging Face layout (float32), optimizer, step counts and RNG, under `path`.
+
+        The files do not depend on the number of ranks, nor on how they share the weights.
+        """
         self.save_model(path)
-        if self.accelerator.is_main_process:
-            learner_state.save(
-                path, self.model, self.optimizer, self.scaler, self.steps, self.updates
-            )
-        self.accelerator.wait_for_everyone()
+        moments = learner_state.moments(self.trained, self.optimizer)
+        self.ranks.on_first(
+            lambda: learner_state.save(path, moments, self.scaler, self.steps, self.updates)
+        )
 
     def load(self, path: str) -> None:
         """The state `save` wrote; training goes on bit for bit. Raises RunError."""
-        self.steps, self.updates = learner_state.load(path, self.model, self.optimizer, self.scaler)
+        files = "adapter/adapter_model.safetensors" if self.lora_rank else "model*.safetensors"
+        self.steps, self.updates = learner_state.load(
+            path, files, self.trained, self.optimizer, self.scaler
+        )
         self._version = None
 
-
-_SQUARED_RATIO = "sampling/importance_sampling_ratio/square"  # summed up, shown as the ESS
 
 _EMPTY_ROW = Row(
     group=0,
@@ -410,86 +470,6 @@ _EMPTY_ROW = Row(
 )
 
 
-def _checkpoint_activations(model: PreTrainedModel) -> None:
-    # renamed in transformers 5.2x; the old name warns there
-    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})
-    model.train()  # Hugging Face recomputes in training mode only
-
-
 def _equal_weights(weights_N: np.ndarray, num_micro_batches: int) -> np.ndarray:
-    """Weights of a mean over micro-batches of means over tokens; a filler's stay 0."""
+    """Weights of a mean over all ranks' micro-batches of means over tokens; a filler's stay 0."""
     return (weights_N != 0) / np.float32(len(weights_N) * num_micro_batches)
-
-
-def _parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; norms and biases do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-class _Sums:
-    """Running sums over micro-batches, kept on the device: one transfer per rollout batch."""
-
-    def __init__(self) -> None:
-        self.loss: list[Tensor] = []
-        self.tokens = 0
-        self.sums: dict[str, list[Tensor]] = {}
-        self.sampled_tokens = 0
-        self.differences: list[Tensor] = []
-        self.largest: list[Tensor] = []
-
-    def add(
-        self, loss: Tensor, inputs: LossInputs, metrics: dict[str, Tensor], sampled: bool
-    ) -> None:
-        """Add one micro-batch; `sampled`: its old log-probs are still to be compared."""
-        real = (inputs.weights != 0).to(inputs.weights.dtype)
-        self.loss.append(loss.detach())
-        self.tokens += int(real.sum())
-        for name, values in metrics.items():
-            self.sums.setdefault(name, []).append((values * real).sum())
-        if sampled:
-            difference = (inputs.logp_old.detach() - inputs.logp_sampler).abs() * real
-            self.sampled_tokens += int(real.sum())
-            self.differences.append(difference.sum())
-            self.largest.append(difference.max())
-
-    def metrics(self, accelerator: Accelerator, device: torch.device, steps: int) -> Metrics:
-        """Means over the tokens of all ranks; the loss is the mean over optimizer steps."""
-        names = sorted(self.sums)
-        if not self.loss and accelerator.num_processes == 1:
-            return {"loss": 0.0}
-
-        def total(values: Iterable[Tensor]) -> float:
-            return float(sum(float(v) for v in values))
-
-        local = torch.tensor(
-            [
-                total(self.loss),
-                self.tokens,
-                self.sampled_tokens,
-                total(self.differences),
-                *(total(self.sums[name]) for name in names),
-            ],
-            dtype=torch.float64 if device.type != "mps" else torch.float32,
-            device=device,
-        )
-        loss, tokens, sampled, difference, *rest = cast(
-            Tensor, accelerator.reduce(local, reduction="sum")
-        ).tolist()
-        largest = torch.tensor([max(map(float, self.largest), default=0.0)], device=device)
-        means = {n: s / max(tokens, 1) for n, s in zip(names, rest, strict=True)}
-        squared = means.pop(_SQUARED_RATIO, 0.0)
-        if squared:  # the share of tokens that unweighted sampling would need for the same variance
-            means["sampling/ess"] = means["sampling/importance_sampling_ratio/mean"] ** 2 / squared
-        return {
-            "loss": loss / steps,
-            **means,
-            "sampling/sampling_logp_difference/mean": difference / max(sampled, 1),
-            "sampling/sampling_logp_difference/max": float(
-                cast(Tensor, accelerator.gather(largest)).max()
-            ),
-        }

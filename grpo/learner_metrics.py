@@ -1,0 +1,77 @@
+"""What the learner reports of a rollout batch: sums over micro-batches and ranks, then means."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from grpo.objective import LossInputs
+from grpo.types import Metrics
+
+if TYPE_CHECKING:
+    from grpo.ranks import Ranks
+
+SQUARED_RATIO = "sampling/importance_sampling_ratio/square"  # summed up, shown as the ESS
+
+
+class Sums:
+    """Running sums over micro-batches, kept on the device: one transfer per rollout batch."""
+
+    def __init__(self) -> None:
+        self.loss: list[Tensor] = []
+        self.tokens = 0
+        self.sums: dict[str, list[Tensor]] = {}
+        self.sampled_tokens = 0
+        self.differences: list[Tensor] = []
+        self.largest: list[Tensor] = []
+
+    def add(
+        self, loss: Tensor, inputs: LossInputs, metrics: dict[str, Tensor], sampled: bool
+    ) -> None:
+        """Add one micro-batch; `sampled`: its old log-probs are still to be compared."""
+        real = (inputs.weights != 0).to(inputs.weights.dtype)
+        self.loss.append(loss.detach())
+        self.tokens += int(real.sum())
+        for name, values in metrics.items():
+            self.sums.setdefault(name, []).append((values * real).sum())
+        if sampled:
+            difference = (inputs.logp_old.detach() - inputs.logp_sampler).abs() * real
+            self.sampled_tokens += int(real.sum())
+            self.differences.append(difference.sum())
+            self.largest.append(difference.max())
+
+    def metrics(self, ranks: Ranks, steps: int) -> Metrics:
+        """Means over the tokens of all ranks; the loss is the mean over optimizer steps."""
+        if not self.loss:  # on any rank: all have the same number of micro-batches
+            return {"loss": 0.0}
+        names = sorted(self.sums)
+
+        def total(values: Iterable[Tensor]) -> float:
+            return float(sum(float(v) for v in values))
+
+        local = torch.tensor(
+            [
+                total(self.loss),
+                self.tokens,
+                self.sampled_tokens,
+                total(self.differences),
+                *(total(self.sums[name]) for name in names),
+            ],
+            dtype=torch.float64 if ranks.device.type != "mps" else torch.float32,
+            device=ranks.device,
+        )
+        loss, tokens, sampled, difference, *rest = ranks.sum(local).tolist()
+        largest = max(ranks.gather([max(map(float, self.largest), default=0.0)]))
+        means = {n: s / max(tokens, 1) for n, s in zip(names, rest, strict=True)}
+        squared = means.pop(SQUARED_RATIO, 0.0)
+        if squared:  # the share of tokens that unweighted sampling would need for the same variance
+            means["sampling/ess"] = means["sampling/importance_sampling_ratio/mean"] ** 2 / squared
+        return {
+            "loss": loss / steps,
+            **means,
+            "sampling/sampling_logp_difference/mean": difference / max(sampled, 1),
+            "sampling/sampling_logp_difference/max": largest,
+        }

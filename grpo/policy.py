@@ -1,0 +1,106 @@
+"""The policy as the learner holds it: loaded, made ready, its parts by name, and written out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from grpo.adapter import add_adapter, merged
+from grpo.forward import disable_dropout
+from grpo.ranks import whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+T = TypeVar("T")
+
+
+class Policy(nn.Module):
+    """A model whose every use is a forward pass of this module, as wrappers around it need.
+
+    policy(lambda model: model(input_ids=ids).logits)
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, use: Callable[[PreTrainedModel], T]) -> T:
+        return use(self.model)
+
+
+def load_policy(
+    model: str | PreTrainedModel, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A causal LM without dropout from a Hugging Face folder or id, or the one given, as it is."""
+    if not isinstance(model, nn.Module):
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    disable_dropout(model)
+    return model.eval()
+
+
+def load_with_adapter(
+    model: str | PreTrainedModel, rank: int, compute_dtype: torch.dtype, seed: int
+) -> PreTrainedModel:
+    """The same with a fresh LoRA adapter; the frozen base needs no more than the compute type."""
+    base = load_policy(model, compute_dtype)
+    torch.manual_seed(seed)  # the same adapter on every rank
+    add_adapter(base, rank)
+    return base
+
+
+def blocks(model: PreTrainedModel) -> list[nn.Module]:
+    """The layers that are sharded one by one; none where the model does not name them."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [module for module in model.modules() if type(module).__name__ in names]
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass instead of keeping them."""
+    # renamed in transformers 5.2x; the old name warns there
+    enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
+    model.train()  # Hugging Face recomputes in training mode only
+
+
+def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; norms and biases do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def full_state(
+    model: PreTrainedModel, has_adapter: bool
+) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Every tensor of the plain model by name, made when called (collective under FSDP2)."""
+    if has_adapter:
+        yield from merged(model, whole)
+        return
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:  # tied weights come once
+            yield name, lambda t=tensor: whole(t).detach()
+        seen.add(id(tensor))
+
+
+def write_model(
+    model: PreTrainedModel, state: dict[str, Tensor], path: str, has_adapter: bool
+) -> None:
+    """The model in Hugging Face layout with the tensors of `state` instead of its own."""
+    plain: Any = model
+    if has_adapter:  # its names and the base's type must not reach the files
+        dtype = next(t.dtype for t in state.values() if t.is_floating_point())
+        with torch.device("meta"):
+            plain = type(model)(copy.deepcopy(model.config))
+        plain.to(dtype=dtype)
+        plain.generation_config = model.generation_config
+    plain.save_pretrained(path, state_dict=state)

@@ -36,7 +36,8 @@ InFlight = Literal["finish", "continue", "abort"]
 
 _START = 600.0  # seconds an engine may take to start, where `timeout` is less
 _SLICE = 0.5  # seconds a worker decodes before it looks at its next call
-_MAX_FAILURES = 3  # of a worker without a completion in between, or of the workers of one request
+_MAX_FAILURES = 3  # of a worker, without a completion in between
+_MAX_REISSUES = 5  # workers lost under one request, after which it is held to be the cause
 _EMPTY_POLLS = 3  # answers in a row that came early and empty: the engine has lost its requests
 
 
@@ -149,17 +150,18 @@ class PoolEngine:
         return replace(acks[0], engine=f"{len(acks)} workers", members=tuple(acks))
 
     def take_metrics(self) -> Metrics:
-        """Counts since the last call; the workers' own metrics are added up.
+        """What happened since the last call; of the workers' own metrics, the mean.
 
         `rollout/worker_idle` is the share of the workers' time that they had no request, counted
         while any request was under way.
         """
-        total: Counter[str] = Counter()
+        own: dict[str, list[float]] = {}
         for metrics in self._ask("take_metrics", self._seats):
-            total.update(metrics)
+            for name, value in metrics.items():
+                own.setdefault(name, []).append(value)
         idle = 1 - self._busy / self._wall if self._wall else 0.0
         found = {
-            **total,
+            **{name: sum(values) / len(values) for name, values in own.items()},
             "rollout/workers_replaced": float(self._counts["replaced"]),
             "rollout/groups_reissued": float(self._counts["reissued"]),
             "rollout/worker_idle": idle,
@@ -389,7 +391,7 @@ class PoolEngine:
             )
         for job in jobs:
             job.failures += 1
-            if job.failures >= _MAX_FAILURES:
+            if job.failures >= _MAX_REISSUES:
                 raise EngineError(
                     f"request {job.request.uid!r} was with {job.failures} workers when they were "
                     f"lost; the last one, {name}, {reason}"

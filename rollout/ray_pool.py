@@ -312,6 +312,8 @@ def _init(ray: Any, address: str) -> None:
     """Join `address`, or start Ray here. Raises EngineError where nothing answers."""
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if not address:
+        # Ray lowers its workers' priority, but here they are the run itself.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         ray.init(include_dashboard=False, **quiet)
         return
     try:

@@ -2,13 +2,12 @@
 
 It is vLLM's own OpenAI server with three things added: our worker extension and weight-transfer
 backend (rollout/server_transport.py), its development routes, through which weights are updated,
-and log-probs of the distribution that is sampled. It runs in a child process group that ends
+and log-probs of the distribution that is sampled. It runs in a process group of its own that ends
 with this process, however that ends.
 """
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import importlib.util
 import os
@@ -30,6 +29,9 @@ from grpo.errors import EngineError, RecipeError, RunError
 
 START_SECONDS = 1800.0  # large models take long to read
 _STOP_SECONDS = 15.0
+# The guard reads a pipe that only this process holds open: when this process is killed, the pipe
+# ends, and the guard kills the whole group. A server asked politely waits for its open requests.
+_GUARDED = 'exec 3<&0; (cat <&3 >/dev/null; kill -9 0) & exec "$@" 3<&- </dev/null'
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -95,7 +97,7 @@ def command(server: Server) -> list[str]:
     # The route that takes and gives tokens belongs to the scale-out ones since 0.32.
     flags = ["--enable-scale-out", "--disable-log-stats"]
     if is_cpu():
-        flags += ["--enforce-eager", "--distributed-executor-backend=uni"]
+        flags += ["--enforce-eager"]
     elif server.kv_cache_gib:
         options["kv-cache-memory-bytes"] = int(server.kv_cache_gib * 2**30)
     named = [f"--{name}={value}" for name, value in options.items()]
@@ -151,14 +153,14 @@ def _check(server: Server) -> None:
 @contextmanager
 def _child(argv: list[str], env: dict[str, str], output: Any) -> Iterator[subprocess.Popen[bytes]]:
     """The server in a process group of its own, gone with all its processes at the end."""
+    # start_new_session makes the shell, its guard and the server one process group.
     child = subprocess.Popen(
-        argv,
+        ["sh", "-c", _GUARDED, "sh", *argv],
         env=env,
+        stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -175,11 +177,6 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt("stopped")
 
 
-def _end_with_parent() -> None:
-    """Linux: have the kernel send SIGTERM when this process's parent is killed."""
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
 def _stop(child: subprocess.Popen[bytes]) -> None:
     """Ask the group to end, then make it."""
     with suppress(ProcessLookupError):
@@ -189,6 +186,8 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
+    if child.stdin is not None:
+        child.stdin.close()
 
 
 def _await_health(child: subprocess.Popen[bytes], server: Server, log: Path) -> None:

@@ -68,6 +68,7 @@ def _send(bucket: list[tuple[str, Tensor]]) -> Iterator[dict[str, Any]]:
                 )
                 flat = tensor.detach().cpu().contiguous().reshape(-1)
                 file.write(memoryview(flat.view(torch.uint8).numpy()))  # pyright: ignore[reportArgumentType]
+            file.write(b"\0" * _ALIGNMENT)  # an empty file cannot be mapped
         yield {"segment": str(path), "tensors": placed}
     except OSError as error:
         raise WeightsError(

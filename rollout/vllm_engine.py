@@ -10,21 +10,19 @@ have been and every output says it was sampled with them (vllm_lora.py).
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from grpo.canary import canary_ids
 from grpo.errors import EngineError, WeightsError
 from grpo.rollout import vllm_compat, vllm_lora, vllm_weights
+from grpo.rollout.vllm_requests import Job, Sample, late, refusal, sampling_params, segments
 from grpo.rollout.vllm_speculation import Speculation
 from grpo.types import (
     Ack,
@@ -33,33 +31,11 @@ from grpo.types import (
     FinishReason,
     Metrics,
     Request,
-    Sampling,
-    Segment,
     Version,
 )
 from grpo.weights import content_hash
 
 _CANARY = "canary"  # its request id; those of samples are numbers
-_SEEDS = 2**31  # vLLM's generators take 32 bits of a seed; samples of a request are numbered on
-
-
-@dataclass(eq=False, kw_only=True)
-class _Job:
-    """A request with the samples that have not begun."""
-
-    request: Request
-    waiting: deque[int]
-
-
-@dataclass(eq=False, kw_only=True)
-class _Sample:
-    """A sample under way; `marks` has the token count at which each weights version took over."""
-
-    job: _Job
-    index: int
-    marks: list[tuple[int, Version]]
-    ids: list[int] = field(default_factory=list[int])
-    logprobs: list[float] = field(default_factory=list[float])
 
 
 class VllmEngine:
@@ -80,7 +56,7 @@ class VllmEngine:
         speculation: Speculation | None = None,
         can_sleep: bool = False,
     ) -> None:
-        self.llm = llm
+        self.llm: Any = llm
         self.tokenizer = tokenizer
         self.spec = spec
         self.version = spec.version
@@ -91,8 +67,8 @@ class VllmEngine:
         self._can_sleep = can_sleep
         self._asleep = False
         self._vocab_size = int(llm.model_config.get_vocab_size())
-        self._queue: deque[_Job] = deque()
-        self._chunks: dict[str, dict[int, _Sample]] = {}  # vLLM request id -> samples under way
+        self._queue: deque[Job] = deque()
+        self._chunks: dict[str, dict[int, Sample]] = {}  # vLLM request id -> samples under way
         self._done: list[Completion] = []
         self._canary: Any = None
         self._serial = 0
@@ -194,9 +170,12 @@ class VllmEngine:
         """Queue requests; EngineError (and none is queued) if one cannot be sampled."""
         active = self._active()
         for request in requests:
-            self._check(request, active)
+            problem = "is queued already" if request.uid in active else None
+            problem = problem or refusal(request, self._vocab_size, self.max_length)
+            if problem:
+                raise EngineError(f"request {request.uid!r} {problem}")
             active.add(request.uid)
-        self._queue.extend(_Job(request=r, waiting=deque(range(r.n))) for r in requests)
+        self._queue.extend(Job(request=r, waiting=deque(range(r.n))) for r in requests)
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """Step until a completion has finished or `timeout` seconds are over (one step at least).
@@ -352,7 +331,7 @@ class VllmEngine:
         while in_flight == "finish" and self._chunks:
             self._step()
 
-    def _requeue(self, samples: Sequence[_Sample]) -> None:
+    def _requeue(self, samples: Sequence[Sample]) -> None:
         for sample in reversed(samples):
             sample.job.waiting.appendleft(sample.index)
             if sample.job not in self._queue:
@@ -365,47 +344,17 @@ class VllmEngine:
         jobs = {j.request.uid for j in (*self._queue, *running)}
         return jobs | {c.request for c in self._done}
 
-    def _check(self, request: Request, active: set[str]) -> None:
-        sampling = request.sampling
-        needed = len(request.ids) + sampling.max_tokens
-        problem = None
-        if request.uid in active:
-            problem = "is queued already"
-        elif request.n < 1 or sampling.max_tokens < 1:
-            problem = f"asks for n={request.n}, max_tokens={sampling.max_tokens}"
-        elif not request.ids:
-            problem = "has no prompt tokens"
-        elif not 0 <= min(request.ids) <= max(request.ids) < self._vocab_size:
-            problem = f"has token ids outside 0..{self._vocab_size - 1}"
-        elif needed > self.max_length:
-            problem = (
-                f"needs {needed} positions ({len(request.ids)} prompt + {sampling.max_tokens} "
-                f"max_tokens), the engine has {self.max_length} (max_model_len)"
-            )
-        elif sampling.top_p < 1 and sampling.min_p > 0:
-            problem = (
-                "asks for top_p and min_p together, which vLLM applies in another order than the "
-                "learner; use one of them"
-            )
-        elif sampling.raw_logprobs and not _plain(sampling):
-            problem = (
-                "asks for raw_logprobs beside a temperature or filter; vLLM reports one log-prob "
-                "a token, that of the distribution sampled: use rollout.engine=torch"
-            )
-        if problem:
-            raise EngineError(f"request {request.uid!r} {problem}")
-
     def _expire(self) -> None:
         """Abort what is over its deadline, begun or not."""
         now = time.monotonic()
-        for job in [j for j in self._queue if _late(j.request, now)]:
+        for job in [j for j in self._queue if late(j.request, now)]:
             self._queue.remove(job)
             for index in job.waiting:
-                sample = _Sample(job=job, index=index, marks=[(0, self.version)])
+                sample = Sample(job=job, index=index, marks=[(0, self.version)])
                 self._finish(sample, "abort")
             job.waiting.clear()
         for name, samples in list(self._chunks.items()):
-            if _late(next(iter(samples.values())).job.request, now):
+            if late(next(iter(samples.values())).job.request, now):
                 self._abort(name)
 
     def _abort(self, name: str) -> None:
@@ -433,35 +382,13 @@ class VllmEngine:
             self._serial += 1
             name = str(self._serial)
             self._chunks[name] = {
-                place: _Sample(job=job, index=index, marks=[(0, self.version)])
+                place: Sample(job=job, index=index, marks=[(0, self.version)])
                 for place, index in enumerate(taken)
             }
-            self._add(name, job.request.ids, self._params(job.request, first, len(taken)))
+            self._add(name, job.request.ids, sampling_params(job.request, first, len(taken)))
             free -= len(taken)
             if not job.waiting:
                 self._queue.popleft()
-
-    def _params(self, request: Request, first: int, n: int) -> Any:
-        sampling = request.sampling
-        vllm = vllm_compat.import_vllm()
-        outputs = vllm_compat.module("sampling_params").RequestOutputKind
-        return vllm.SamplingParams(
-            n=n,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            min_p=sampling.min_p,
-            max_tokens=sampling.max_tokens,
-            seed=_seed(request.key) + first,
-            stop=list(sampling.stop) or None,
-            stop_token_ids=list(sampling.eos_ids),
-            ignore_eos=True,  # those of the request count, not the checkpoint's
-            include_stop_str_in_output=True,
-            detokenize=bool(sampling.stop),
-            logprobs=0,  # of the sampled token alone
-            flat_logprobs=True,
-            output_kind=outputs.DELTA,
-        )
 
     def _add(self, name: str, ids: Sequence[int], params: Any) -> None:
         prompt = {"prompt_token_ids": list(ids), "cache_salt": self.version.hash}
@@ -487,7 +414,9 @@ class VllmEngine:
                 self._canary = output
                 continue
             samples = self._chunks.get(output.request_id)
-            for part in output.outputs if samples is not None else ():
+            if samples is None:  # canceled
+                continue
+            for part in output.outputs:
                 sample = samples[part.index]
                 sample.ids.extend(part.token_ids)
                 made += len(part.token_ids)
@@ -497,12 +426,12 @@ class VllmEngine:
                     stopped = isinstance(part.stop_reason, str)
                     reason = "length" if part.finish_reason == "length" else "stop"
                     self._finish(sample, reason, stopped=stopped)
-            if samples is not None and not samples:
+            if not samples:
                 del self._chunks[output.request_id]
         if self.speculation is not None:
             self.speculation.observe(self.llm, made, seconds)
 
-    def _finish(self, sample: _Sample, reason: FinishReason, stopped: bool = False) -> None:
+    def _finish(self, sample: Sample, reason: FinishReason, stopped: bool = False) -> None:
         request = sample.job.request
         text = self._text(sample.ids)
         if stopped:
@@ -511,7 +440,7 @@ class VllmEngine:
             Completion(
                 request=request.uid,
                 index=sample.index,
-                segments=_segments(sample, request.sampling.raw_logprobs),
+                segments=segments(sample, request.sampling.raw_logprobs),
                 text=text,
                 finish=reason,
             )
@@ -520,7 +449,7 @@ class VllmEngine:
     def _text(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _cut(self, sample: _Sample, text: str) -> str:
+    def _cut(self, sample: Sample, text: str) -> str:
         """The text up to and including the first stop string; tokens after it are dropped.
 
         A speculative step may bring tokens beyond the one that completed the stop string.
@@ -534,44 +463,3 @@ class VllmEngine:
             sample.ids.pop()
             sample.logprobs.pop()
         return cut
-
-
-def _plain(sampling: Sampling) -> bool:
-    """Whether the sampled log-probs are those at temperature 1, unfiltered."""
-    return sampling.temperature in (0.0, 1.0) and not sampling.truncates
-
-
-def _late(request: Request, now: float) -> bool:
-    return request.deadline is not None and request.deadline < now
-
-
-def _seed(key: tuple[int, ...]) -> int:
-    """A seed below 2^31 from a request's noise key; sample i adds i."""
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % _SEEDS
-
-
-def _segments(sample: _Sample, raw: bool) -> tuple[Segment, ...]:
-    """The tokens of a sample, cut where weights changed; at least one segment."""
-    ids = np.asarray(sample.ids, dtype=np.int64)
-    logprobs = np.asarray(sample.logprobs, dtype=np.float32)
-    if len(logprobs) != len(ids):
-        raise EngineError(
-            f"vLLM returned {len(logprobs)} log-probs for {len(ids)} tokens of request "
-            f"{sample.job.request.uid!r}"
-        )
-    ends = [start for start, _ in sample.marks[1:]] + [len(ids)]
-    spans = [
-        (start, min(end, len(ids)), version)
-        for (start, version), end in zip(sample.marks, ends, strict=True)
-    ]
-    kept = [span for span in spans if span[0] < span[1]] or [spans[-1]]
-    return tuple(
-        Segment(
-            ids=ids[start:end],
-            version=version,
-            logprobs=logprobs[start:end],
-            raw_logprobs=logprobs[start:end] if raw else None,
-        )
-        for start, end, version in kept
-    )

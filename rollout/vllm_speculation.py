@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from grpo.errors import EngineError
@@ -38,8 +39,7 @@ class Speculation:
     on: bool = True
     losses: int = 0  # comparisons lost in a row
     _steps: int = 0  # of the current trial, both kinds
-    _seconds: dict[bool, float] = field(default_factory=dict[bool, float])
-    _tokens: dict[bool, float] = field(default_factory=dict[bool, float])
+    _rates: dict[bool, list[float]] = field(default_factory=dict[bool, list[float]])
     _before: Mapping[str, float] = field(default_factory=dict[str, float])
     _last_gain: float = 0.0
     _propose: Any = None  # vLLM's drafting function while ours stands in for it
@@ -76,8 +76,7 @@ class Speculation:
         drafting = self._steps < TRIAL
         # The first steps of either kind still carry what the other left.
         if self._steps % TRIAL >= 2:
-            self._tokens[drafting] = self._tokens.get(drafting, 0.0) + tokens
-            self._seconds[drafting] = self._seconds.get(drafting, 0.0) + seconds
+            self._rates.setdefault(drafting, []).append(tokens / max(seconds, 1e-9))
         self._steps += 1
         if self._steps == TRIAL:
             self._draft(llm, False)
@@ -85,19 +84,18 @@ class Speculation:
             gain = self.gain()
             self.losses = self.losses + 1 if gain < 1.0 else 0
             self.on = self.losses < LOSSES
-            self._steps, self._tokens, self._seconds = 0, {}, {}
+            self._steps, self._rates = 0, {}
             self._last_gain = gain
             if self.on:
                 self._draft(llm, True)
 
     def gain(self) -> float:
-        """Tokens per second with drafts over those without, in the current trial."""
-        rates = [self._tokens[k] / max(self._seconds[k], 1e-9) for k in (True, False)]
-        return rates[0] / max(rates[1], 1e-9)
+        """Tokens per second with drafts over those without, medians over the trial's steps."""
+        return median(self._rates[True]) / max(median(self._rates[False]), 1e-9)
 
     def restart(self, llm: Any) -> None:
         """New weights: drafting gets another chance."""
-        self._steps, self._tokens, self._seconds, self.losses, self.on = 0, {}, {}, 0, True
+        self._steps, self._rates, self.losses, self.on = 0, {}, 0, True
         self._draft(llm, True)
 
     def take_metrics(self, llm: Any) -> Metrics:

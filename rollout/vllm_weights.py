@@ -3,8 +3,8 @@
 vLLM fuses checkpoint tensors (q, k, v into one) and, on CPUs, packs linear layers into a layout of
 the matrix library: their `weight` is then empty. A packed layer is read through its own matrix
 product: the rows of an identity matrix give the columns of its weight, to the bit, since every
-other term of the sum is a product with 0. Where embedding and head are tied, vLLM's CPU head computes
-with a packed copy of its own, and both are read.
+other term of the sum is a product with 0. Where embedding and head are tied, vLLM's CPU head
+computes with a packed copy of its own, and both are read.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class RayWorker:
             if error is None:
                 answer.set_result(done.result())
             else:  # an engine's own error comes wrapped with a traceback in its text
-                answer.set_exception(getattr(error, "cause", None) or error)
+                answer.set_exception(getattr(error, "cause", None) or _lost(error))
 
         getattr(self._actor, method).remote(*args).future().add_done_callback(forward)
         return answer
@@ -173,6 +173,13 @@ class RayWorker:
     def kill(self) -> None:
         """Kill the actor's process."""
         _ray().kill(self._actor)
+
+
+def _lost(error: BaseException) -> ConnectionError:
+    """Ray's account of a lost actor without its identifiers and advice."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    last = lines[-1].partition(" Some common causes")[0] if len(lines) > 1 else ""
+    return ConnectionError(f"{lines[0]} {last}".strip())
 
 
 class _Places:

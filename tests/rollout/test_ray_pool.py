@@ -280,9 +280,7 @@ def test_a_deadline_holds_in_the_worker_too(tmp_path):
     try:
         late = [replace(r, deadline=time.monotonic() + 0.5) for r in requests(2, tokens=40)]
         found = dict(collect(pool, late))
-        assert {c.finish for cs in found.values() for c in cs} == {"abort", "length"} or {
-            c.finish for cs in found.values() for c in cs
-        } == {"abort"}
+        assert "abort" in {c.finish for cs in found.values() for c in cs}
         patient = [replace(r, deadline=time.monotonic() + 500) for r in requests(1, n=1)]
         assert [c.finish for _, cs in collect(pool, patient) for c in cs] == ["length"]
     finally:

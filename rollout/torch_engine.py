@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grpo.adapter import add_adapter
 from grpo.canary import canary_logprob
 from grpo.errors import EngineError, WeightsError
 from grpo.rollout.decoder import make_decoder
 from grpo.rollout.rows import Job, Rows
 from grpo.rollout.sampling import Plan, make_plan, sample, uniforms
-from grpo.rollout.weights import copy_weights, private_copy, resident_hash
+from grpo.rollout.weights import copy_weights, own_weights, private_copy, resident_hash
 from grpo.types import Ack, Completion, EngineSpec, FinishReason, Metrics, Request, Segment, Version
 
 _STOP_MARGIN = 8  # tokens decoded beyond the stop string's bytes: some tokens have no text
@@ -34,7 +35,8 @@ class TorchEngine:
     copy is cast to; None keeps the model's. With `share_storage` no copy is made of parameters
     already in that dtype: updating the model in place then updates the engine, and `load_weights`
     with the model's own tensors only confirms it. `tokenizer` needs
-    `decode(ids, skip_special_tokens=True)`.
+    `decode(ids, skip_special_tokens=True)`. With `lora_rank`, the copy gets an adapter of that
+    rank, and `load_weights` takes its tensors alone.
     """
 
     def __init__(
@@ -46,11 +48,16 @@ class TorchEngine:
         max_rows: int = 256,
         dtype: torch.dtype | str | None = None,
         share_storage: bool = False,
+        lora_rank: int = 0,
     ) -> None:
         if max_rows < 1:
             raise EngineError(f"max_rows must be at least 1, not {max_rows}")
         cast: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.model = private_copy(model, cast, share_storage)
+        if lora_rank:
+            add_adapter(self.model, lora_rank)
+            self.model.to(cast).requires_grad_(False)
+        self._lora_rank = lora_rank
         self.tokenizer = tokenizer
         self.version = version
         self._decoder = make_decoder(self.model)
@@ -74,8 +81,15 @@ class TorchEngine:
             torch.set_num_threads(spec.threads)
         model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(spec.model)
-        model = model.to(PartialState().device)  # where accelerate puts the learner
-        return cls(model, tokenizer, version=spec.version, max_rows=max_rows, share_storage=True)
+        nn.Module.to(model, PartialState().device)  # where accelerate puts the learner
+        return cls(
+            model,
+            tokenizer,
+            version=spec.version,
+            max_rows=max_rows,
+            share_storage=True,
+            lora_rank=spec.lora_rank,
+        )
 
     # The Engine protocol
 
@@ -136,12 +150,13 @@ class TorchEngine:
             raise EngineError(f"unknown in_flight {in_flight!r}. Valid: abort, continue, finish.")
         self._forget_prompts()
         self._broken = True
-        dtypes = copy_weights(self.model, weights)
+        own = own_weights(self.model, self._lora_rank)
+        dtypes = copy_weights(own, weights)
         self._broken = False
         self.version = version
         self._rows.mark(version)
         return Ack(
-            version=Version(step=version.step, hash=resident_hash(self.model, dtypes)),
+            version=Version(step=version.step, hash=resident_hash(own, dtypes)),
             tensors=len(dtypes),
             canary=canary_logprob(self.model),
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from grpo.adapter import adapter_parameters
 from grpo.errors import WeightsError, unknown_name
 from grpo.weights import content_hash
 
@@ -29,17 +30,24 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None, share_storage: boo
     return copy.deepcopy(model, memo).eval()
 
 
-def copy_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> dict[str, torch.dtype]:
-    """Copy `weights` into the parameters of `model` by name, casting; what came, with its type.
+def own_weights(model: nn.Module, lora_rank: int) -> dict[str, Tensor]:
+    """The tensors of `model` that a learner sends, by name: all of them, or its adapter's."""
+    return dict(adapter_parameters(model) if lora_rank else model.state_dict(keep_vars=True))
+
+
+def copy_weights(
+    own: Mapping[str, Tensor], weights: Iterable[tuple[str, Tensor]]
+) -> dict[str, torch.dtype]:
+    """Copy `weights` into the tensors `own` by name, casting; what came, with its type.
 
     Tied parameters need only one of their names. Persistent buffers are taken where given.
-    Raises WeightsError for a name the model does not have, another shape, or a parameter that
+    Raises WeightsError for a name that is not in `own`, another shape, or a parameter that
     did not come; the model then holds a mixture, and the caller must not sample from it.
     """
-    own = model.state_dict(keep_vars=True)
-    missing: dict[int, str] = {
-        id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=True)
-    }
+    missing: dict[int, str] = {}
+    for name, tensor in own.items():
+        if isinstance(tensor, nn.Parameter):
+            missing.setdefault(id(tensor), name)
     came: dict[str, torch.dtype] = {}
     with torch.no_grad():
         for name, tensor in weights:
@@ -63,10 +71,9 @@ def copy_weights(model: nn.Module, weights: Iterable[tuple[str, Tensor]]) -> dic
     return came
 
 
-def resident_hash(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> str:
-    """Content hash of the named tensors as they now lie in `model`, seen in the types they came in.
+def resident_hash(own: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> str:
+    """Content hash of the named tensors as they now lie in `own`, seen in the types they came in.
 
     Equal to the sender's hash if and only if every value arrived and none lost precision.
     """
-    own = model.state_dict()
-    return content_hash((name, own[name].to(dtype)) for name, dtype in dtypes.items())
+    return content_hash((name, own[name].detach().to(dtype)) for name, dtype in dtypes.items())

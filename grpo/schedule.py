@@ -60,7 +60,9 @@ class Rollouts:
         self._gathering: dict[int, Gathering] = {}
         self._ready: dict[int, Batch] = {}
         self._known: dict[Version, int] = {}  # delivered versions -> step of the last delivery
-        self._scorer = ThreadPoolExecutor(1, "grpo-rewards") if rewards.threadsafe else None
+        self._scorer = (
+            ThreadPoolExecutor(rewards.parallel, "grpo-rewards") if rewards.threadsafe else None
+        )
         self._for_caller: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._command: tuple[Future[Any], Callable[[], Any]] | None = None
         self._changed = threading.Condition()
@@ -208,6 +210,8 @@ class Rollouts:
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
+            with self._changed:
+                self._changed.notify_all()
 
     def _call(self, call: Callable[[], T]) -> T:
         """The result of `call`, run by whoever drives the engine."""
@@ -231,7 +235,8 @@ class Rollouts:
                     return
                 if self._failure is not None:
                     raise self._failure
-                self._changed.wait(POLL)
+                if not self._for_caller:
+                    self._changed.wait(POLL)
 
     # Sampling
 
@@ -311,7 +316,9 @@ class Rollouts:
         if self._thread is None:
             future.set_result(call())
         else:
-            self._for_caller.append((future, call))
+            with self._changed:
+                self._for_caller.append((future, call))
+                self._changed.notify_all()
         return future
 
     # Versions

@@ -1,0 +1,509 @@
+"""Sampling ahead of learning: sampled by which weights, on which thread, and how it ends."""
+
+from __future__ import annotations
+
+import _thread
+import signal
+import threading
+import time
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpo.advantage import ADVANTAGES
+from grpo.canary import canary_logprob
+from grpo.errors import EngineError, RewardError, WeightsError
+from grpo.learner import TorchLearner
+from grpo.loop import Parts, train
+from grpo.rollout.torch_engine import TorchEngine
+from grpo.schedule import Rollouts
+from grpo.schema import Algorithm
+from grpo.schema import Learner as Config
+from grpo.types import Sampling, Version
+from grpo.weights import content_hash
+
+from .pacing import Learner, SlowEngine, Sure, plain, rewards, threads, version, wanted
+from .rows import EOS, tiny_model
+
+MODES = {
+    "sync": {"staleness": 0},
+    "one_step_off": {"staleness": 1},
+    "async": {"staleness": 2, "in_flight": "continue"},
+}
+
+
+def rollouts(engine=None, learner=None, reward=plain, last=6, order=None, **mode):
+    built = Rollouts(order or wanted(), engine or SlowEngine(), rewards(reward), last=last, **mode)
+    built.deliver(learner or Learner(), 0)
+    return built
+
+
+def steps(built, learner, last=6):
+    """Take, learn, deliver; the batches."""
+    batches = []
+    for step in range(1, last + 1):
+        batches.append(built.take(step))
+        learner.step()
+        built.deliver(learner, step)
+    return batches
+
+
+def versions(batch):
+    """Of every token."""
+    return [
+        segment.version.step
+        for group in batch.groups
+        for rollout in group.rollouts
+        for segment in rollout.completion.segments
+        for _ in segment.ids
+    ]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind():
+    yield
+    assert threads() == []
+
+
+# Who does what
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("reward", [plain, Sure()])
+def test_threads(mode, reward):
+    called = set()
+    kind = type(reward) if isinstance(reward, Sure) else None
+
+    def spied(*, completions, **columns):
+        called.add(threading.get_ident())
+        if threading.current_thread() is threading.main_thread():
+            signal.setitimer(signal.ITIMER_REAL, 100)  # what a reward that limits itself does
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        return plain(completions=completions)
+
+    if kind:
+        reward.verify = lambda c, t, own=reward: (
+            called.add(threading.get_ident()) or kind.verify(own, c, t)
+        )
+    engine, learner = SlowEngine(), Learner()
+    built = rollouts(engine, learner, reward if kind else spied, **MODES[mode])
+    with closing(built):
+        batches = steps(built, learner)
+    main = threading.get_ident()
+    assert (engine.threads == {main}) == (mode == "sync")
+    assert len(engine.threads - {main}) <= 1
+    assert (called == {main}) == (kind is None)
+    for batch in batches:
+        assert [r.score.value for g in batch.groups for r in g.rollouts] == [1.0, 0.0] * 3
+
+
+class Letters:
+    def decode(self, ids, skip_special_tokens):
+        return "".join(chr(97 + i) for i in ids)
+
+
+def trained(**mode):
+    """Weights and metrics after some steps of the real engine and learner."""
+    model = tiny_model(dtype=torch.float32)
+    order = wanted(sampling=Sampling(max_tokens=6, eos_ids=(EOS,)), num_generations=4)
+    engine = TorchEngine(model, Letters(), version=Version(step=0, hash=""))
+
+    def even(*, completion_ids, **columns):
+        return [float(sum(ids) % 2) for ids in completion_ids]
+
+    built = Rollouts(order, engine, rewards(even), last=4, **mode)
+    learner = TorchLearner(model, algorithm=Algorithm(), config=Config(learning_rate=1e-2))
+    parts = Parts(
+        rollouts=built,
+        learner=learner,
+        advantage=ADVANTAGES["grpo"],
+        loss_type="dapo",
+        beta=0.0,
+        mask_truncated=False,
+        num_minibatches=1,
+    )
+    with closing(built):
+        built.deliver(learner, 0)
+        found = [s.metrics for s in train(parts, start=0, max_steps=4)]
+    weights = b"".join(w.detach().numpy().tobytes() for _, w in learner.weights())
+    return weights, [m["loss"] for m in found], [m["staleness/max"] for m in found]
+
+
+def test_async_without_staleness_is_sync_and_one_step_off_repeats_itself():
+    whole, losses, ages = trained()
+    assert trained(staleness=0, in_flight="continue") == (whole, losses, ages)
+    assert ages == [0, 0, 0, 0]
+    off = trained(staleness=1)
+    assert off[0] != whole
+    assert off[2] == [0, 1, 1, 1]
+    assert trained(staleness=1) == off
+
+
+# Time
+
+
+def test_one_step_off_overlaps_sleepers():
+    generation, learning, count = 0.2, 0.15, 6
+    engine = SlowEngine(pause=lambda: generation / 3)
+    learner = Learner(pause=lambda step: learning)
+    with closing(rollouts(engine, learner, last=count + 1, **MODES["one_step_off"])) as built:
+        built.take(1)
+        learner.step()
+        built.deliver(learner, 1)
+        started = time.perf_counter()
+        for step in range(2, count + 1):
+            built.take(step)
+            learner.step()
+            built.deliver(learner, step)
+        wall = (time.perf_counter() - started) / (count - 1)
+        seconds = built.take_metrics(wall)
+    assert wall < 0.9 * (generation + learning)
+    assert all(0 <= value <= 1 for value in seconds.values())
+
+
+# Which weights
+
+
+def test_one_step_off_is_of_one_version_one_step_old_however_quick_the_learner_is():
+    # Without pauses the learner is often back before the other thread has begun the next batch.
+    engine, learner = SlowEngine(), Learner()
+    with closing(rollouts(engine, learner, last=80, **MODES["one_step_off"])) as built:
+        batches = steps(built, learner, last=80)
+    for batch in batches:
+        assert set(versions(batch)) == {max(0, batch.step - 2)}
+        assert batch.metrics["staleness/mean"] == min(1, batch.step - 1)
+
+
+@settings(max_examples=12)
+@given(seed=st.integers(0, 2**32), staleness=st.integers(1, 3), whole=st.booleans())
+def test_no_token_is_older_than_the_bound(seed, staleness, whole):
+    rng = np.random.default_rng(seed)
+    slow, fast = rng.choice([0.0, 0.002, 0.006], 2)
+    engine = SlowEngine(pause=lambda: rng.random() * slow, tokens=3)
+    noise = np.random.default_rng(seed + 1)
+    learner = Learner(pause=lambda step: noise.random() * fast * 4)
+    mode = {"staleness": staleness, "in_flight": "finish" if whole else "continue"}
+    with closing(rollouts(engine, learner, last=8, **mode)) as built:
+        for batch in steps(built, learner, last=8):
+            ages = [batch.step - 1 - v for v in versions(batch)]
+            assert min(ages) >= 0
+            assert max(ages) <= staleness
+            assert batch.metrics["staleness/max"] == max(ages)
+            assert batch.metrics["staleness/mean"] == pytest.approx(np.mean(ages))
+            assert not whole or len(set(ages)) == 1
+    assert engine.loaded == [version(i) for i in range(9)]
+
+
+class Drifting:
+    """A learner whose every step changes the weights a lot; keeps each version."""
+
+    def __init__(self, model):
+        self.model, self.steps, self.kept = model, 0, {}
+
+    def step(self):
+        self.steps += 1
+        torch.manual_seed(self.steps)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+
+    def weights(self):
+        return iter(self.model.state_dict().items())
+
+    def version(self):
+        found = Version(step=self.steps, hash=content_hash(self.weights()))
+        self.kept[found] = {n: w.clone() for n, w in self.model.state_dict().items()}
+        return found
+
+    def canary(self):
+        return canary_logprob(self.model)
+
+
+class Slow(TorchEngine):
+    def _step(self):
+        time.sleep(0.01)
+        super()._step()
+
+
+def replayed(completion, prompt, kept):
+    """Log-probs of each segment under its own weights, over keys and values of the earlier ones."""
+    model = tiny_model(dtype=torch.float32).eval()
+    ids = [*prompt, *completion.ids.tolist()]
+    cache, read, found = None, 0, []
+    for segment in completion.segments:
+        model.load_state_dict(kept[segment.version])
+        end = len(prompt) + len(found) + len(segment.ids)
+        with torch.no_grad():
+            out = model(torch.tensor([ids[read : end - 1]]), past_key_values=cache, use_cache=True)
+        logp = torch.log_softmax(out.logits[0, -len(segment.ids) :], dim=-1)
+        targets = torch.tensor(segment.ids)[:, None]
+        found += logp.gather(1, targets)[:, 0].tolist()
+        cache, read = out.past_key_values, end - 1
+    return found
+
+
+def test_async_goes_on_under_new_weights_with_the_right_version_at_every_token():
+    model = tiny_model(dtype=torch.float32)
+    learner = Drifting(model)
+    engine = Slow(model, Letters(), version=Version(step=0, hash=""), max_rows=4)
+    order = wanted(sampling=Sampling(max_tokens=16))
+    with closing(rollouts(engine, learner, last=6, order=order, **MODES["async"])) as built:
+        batches = steps(built, learner)
+    several = 0
+    for batch in batches:
+        for group in batch.groups:
+            for rollout in group.rollouts:
+                completion = rollout.completion
+                several += len(completion.segments) > 1
+                expected = replayed(completion, group.prompt.ids, learner.kept)
+                np.testing.assert_allclose(completion.logprobs, expected, atol=2e-4)
+    assert several >= 3
+
+
+def test_tokens_of_weights_never_delivered_or_too_old_are_refused():
+    engine = SlowEngine(start=version(7))
+    built = rollouts(engine)
+    engine.version = version(7)
+    with closing(built), pytest.raises(WeightsError, match=r"hash='h7'.*never delivered"):
+        built.take(1)
+
+    engine, learner = SlowEngine(), Learner()
+    with closing(rollouts(engine, learner)) as built:
+        steps(built, learner, last=2)
+        engine.version = version(1)  # says it loaded the newest, and samples with others
+        with pytest.raises(WeightsError, match="1 steps old; the schedule allows 0"):
+            built.take(3)
+
+
+def test_a_step_without_an_update_ages_nothing():
+    engine, learner = SlowEngine(), Learner()
+    with closing(rollouts(engine, learner, **MODES["one_step_off"])) as built:
+        for step in range(1, 7):
+            batch = built.take(step)
+            assert batch.metrics["staleness/max"] == 0
+            built.deliver(learner, step)  # the same weights again: every row was dead
+
+
+def test_a_batch_that_is_never_begun_is_not_waited_for():
+    built = rollouts(**MODES["one_step_off"])
+    with closing(built), pytest.raises(ValueError, match="up to 2"):
+        built.take(3)
+
+
+# Rest
+
+
+@pytest.mark.parametrize("mode", ["one_step_off", "async"])
+def test_inside_quiet_the_engine_is_nobodys(mode):
+    class Entered(SlowEngine):
+        inside = 0
+
+        def submit(self, requests):
+            self.inside += 1
+            time.sleep(0.01)  # the moment in which a batch is begun and not yet to be seen
+            super().submit(requests)
+            self.inside -= 1
+
+    engine, learner = Entered(pause=lambda: 0.001), Learner()
+    with closing(rollouts(engine, learner, last=12, **MODES[mode])) as built:
+        for step in range(1, 13):
+            built.take(step)
+            learner.step()
+            built.deliver(learner, step)
+            if step % 2:
+                time.sleep(0.002 * (step % 5))
+            with built.quiet():
+                before = built.state(), built.wanted.tasks.position
+                assert not engine.inside
+                assert not engine.queue
+                time.sleep(0.02)
+                assert (built.state(), built.wanted.tasks.position) == before
+                drawn = sum(len(entry["groups"]) for entry in before[0]["ready"])
+                assert drawn == 3 * (before[0]["next"] - step - 1)
+
+
+def test_a_restored_schedule_goes_on_as_the_one_that_was_left():
+    def run(cut):
+        order, engine, learner = wanted(), SlowEngine(pause=lambda: 0.001), Learner()
+        first = rollouts(engine, learner, order=order, last=8, **MODES["one_step_off"])
+        with closing(first):
+            batches = steps(first, learner, last=cut)
+            with first.quiet():
+                saved, position = first.state(), order.tasks.position
+        if cut == 8:
+            return batches
+        assert len(saved["ready"]) >= 1  # sampled ahead
+        again = wanted()
+        again.tasks.position = position
+        second = Rollouts(again, engine, rewards(), last=8, **MODES["one_step_off"])
+        second.restore(saved)
+        second.deliver(learner, cut)
+        with closing(second):
+            for step in range(cut + 1, 9):
+                batches.append(second.take(step))
+                learner.step()
+                second.deliver(learner, step)
+        return batches
+
+    def told(batches):
+        return [
+            (b.step, b.positions, [g.prompt for g in b.groups], versions(b), b.metrics)
+            for b in batches
+        ]
+
+    whole = told(run(8))
+    assert told(run(3)) == whole
+    assert told(run(4)) == whole
+
+
+# Failures
+
+
+class Breaks(SlowEngine):
+    def __init__(self, where):
+        super().__init__(pause=lambda: 0.001)
+        self.where, self.calls = where, 0
+
+    def _call(self, name):
+        self.calls += name == self.where
+        if name == self.where and self.calls > 2:
+            raise EngineError(f"{name} is broken")
+
+    def submit(self, requests):
+        self._call("submit")
+        super().submit(requests)
+
+    def poll(self, timeout=None):
+        self._call("poll")
+        return super().poll(timeout)
+
+    def load_weights(self, weights, version, in_flight="finish"):
+        self._call("load_weights")
+        return super().load_weights(weights, version, in_flight)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("where", ["submit", "poll", "load_weights"])
+def test_an_engine_that_fails_reaches_the_caller(mode, where):
+    learner = Learner()
+    with closing(rollouts(Breaks(where), learner, **MODES[mode])) as built:
+        with pytest.raises(EngineError, match=f"{where} is broken"):
+            steps(built, learner)
+        started = time.monotonic()
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("base", [plain, Sure])
+def test_a_reward_that_fails_reaches_the_caller(mode, base):
+    def broken(*args, **kwargs):
+        raise ZeroDivisionError("of a user's")
+
+    reward = broken
+    if base is Sure:
+        reward = Sure()
+        reward.verify = broken
+    learner = Learner()
+    built = rollouts(SlowEngine(), learner, reward, **MODES[mode])
+    with closing(built), pytest.raises(RewardError, match=r"mine.*ZeroDivisionError"):
+        steps(built, learner)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_engine_that_loses_a_request_is_an_error(mode):
+    class Forgetful(SlowEngine):
+        def submit(self, requests):
+            super().submit([r for r in requests if r.uid != "2/1"])
+
+    learner = Learner()
+    built = rollouts(Forgetful(), learner, **MODES[mode])
+    with closing(built), pytest.raises(EngineError, match=r"lost completions.* \[2"):
+        steps(built, learner)
+
+
+@pytest.mark.parametrize("what", ["other", "twice", "canceled"])
+def test_completions_nobody_asked_for_are_errors(what):
+    class Generous(SlowEngine):
+        def poll(self, timeout=None):
+            found = super().poll(timeout)
+            if found and what == "twice":
+                return [*found, found[0]]
+            names = {"other": "9/0", "canceled": "1/77", "twice": ""}
+            return [replace(c, request=names[what]) for c in found]
+
+    with (
+        closing(rollouts(Generous())) as built,
+        pytest.raises(EngineError, match=r"not asked for|came twice"),
+    ):
+        built.take(1)
+
+
+@pytest.mark.parametrize("mode", ["one_step_off", "async"])
+def test_ctrl_c_while_waiting_leaves_no_thread(mode):
+    built = rollouts(SlowEngine(pause=lambda: 0.02, tokens=500), **MODES[mode])
+    timer = threading.Timer(0.15, _thread.interrupt_main)
+    timer.start()
+    with closing(built), pytest.raises(KeyboardInterrupt):
+        built.take(1)
+    timer.join()
+
+
+def test_ctrl_c_in_a_reward_is_not_a_score():
+    calls = []
+
+    def interrupted(*, completions, **columns):
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    built = rollouts(SlowEngine(pause=lambda: 0.02), reward=interrupted, **MODES["one_step_off"])
+    with closing(built), pytest.raises(KeyboardInterrupt):
+        built.take(1)
+    assert len(calls) == 1
+
+
+def test_an_acknowledgment_of_other_weights_is_refused_from_the_thread():
+    class Stale(SlowEngine):
+        def load_weights(self, weights, version, in_flight="finish"):
+            ack = super().load_weights(weights, version, in_flight)
+            return ack if version.step < 2 else replace(ack, version=self.loaded[0])
+
+    learner = Learner()
+    built = rollouts(Stale(), learner, **MODES["one_step_off"])
+    with closing(built), pytest.raises(WeightsError, match="acknowledged weights"):
+        steps(built, learner)
+
+
+def test_one_wrong_member_of_a_pool_is_named():
+    class Pool(SlowEngine):
+        def load_weights(self, weights, version, in_flight="finish"):
+            ack = super().load_weights(weights, version, in_flight)
+            wrong = replace(ack, engine="worker 1", canary=float("nan"))
+            return replace(ack, members=(replace(ack, engine="worker 0"), wrong))
+
+    with pytest.raises(WeightsError, match=r"canary log-prob of worker 1 is nan"):
+        rollouts(Pool())
+
+
+def test_over_sampling_under_a_schedule_cancels_in_the_engine():
+    engine, learner = SlowEngine(pause=lambda: 0.001), Learner()
+    order = wanted(oversample=2.0)
+    with closing(rollouts(engine, learner, order=order, **MODES["one_step_off"])) as built:
+        batches = steps(built, learner)
+    assert len(engine.canceled) == 6 * 3
+    trained = [r.completion.request for b in batches for g in b.groups for r in g.rollouts]
+    assert not set(trained) & set(engine.canceled)
+    assert all(batch.metrics["rollout/canceled_groups"] == 3 for batch in batches)
+
+
+def test_nothing_runs_on_after_the_last_step():
+    engine, learner = SlowEngine(), Learner()
+    with closing(rollouts(engine, learner, last=3, **MODES["async"])) as built:
+        steps(built, learner, last=3)
+        time.sleep(0.1)
+        assert built.state()["next"] == 4
+        assert built.state()["ready"] == []

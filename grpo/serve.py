@@ -97,7 +97,9 @@ def command(server: Server) -> list[str]:
     # The route that takes and gives tokens belongs to the scale-out ones since 0.32.
     flags = ["--enable-scale-out", "--disable-log-stats"]
     if is_cpu():
-        flags += ["--enforce-eager"]
+        # vLLM 0.32 on a CPU dies of a seeded request whose prompt is read in parts ("CPU Generator
+        # does not use offset"), also of one that was paused and is read anew.
+        flags += ["--enforce-eager", "--no-enable-chunked-prefill"]
     elif server.kv_cache_gib:
         options["kv-cache-memory-bytes"] = int(server.kv_cache_gib * 2**30)
     named = [f"--{name}={value}" for name, value in options.items()]

@@ -315,7 +315,7 @@ class ServerEngine:
             )
         self._retried += 1
         self._suspect = self.server.takes_weights
-        job.not_before = time.monotonic() + min(10.0, 0.25 * 2**job.attempts)
+        job.not_before = time.monotonic() + min(10.0, 0.1 * 2**job.attempts)
         self._waiting.append(job)
 
     def _expire(self) -> None:

@@ -141,7 +141,7 @@ def test_stop_strings_and_ends_of_sequence(engine: Any, model: Any) -> None:
 @pytest.mark.parametrize("in_flight", ["continue", "abort"])
 def test_weights_change_under_way(engine: Any, model: Any, in_flight: str) -> None:
     deliver(engine, model, 1)
-    settings = Sampling(max_tokens=58, eos_ids=(99,))  # an end that is never drawn
+    settings = Sampling(max_tokens=58)  # nothing ends one early
     engine.submit(
         [
             Request(uid=str(i), ids=(7, 8, 2), n=8, sampling=settings, key=(0, 0, i, 0))

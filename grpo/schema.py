@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from grpo.errors import unknown_name
+
 Dtype = Literal["float32", "bfloat16", "float16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Count = Annotated[int, Field(ge=1)]
@@ -23,8 +25,34 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 Title = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
-# grpo/objective.py holds the functions; their names are repeated here because it imports torch.
-LOSS_TYPES = ("grpo", "dr_grpo", "dapo", "bnpo")
+# grpo/objective.py holds the functions; their names and those of the arguments that loss_args may
+# give them are repeated here because it imports torch.
+_SHARED = ("kl_estimator", "off_policy_mask_threshold", "top_entropy_quantile", "entropy_coef")
+_LEVEL = (*_SHARED, "importance_sampling_level")
+LOSS_TYPES: dict[str, tuple[str, ...]] = {
+    "grpo": _LEVEL,
+    "dr_grpo": _LEVEL,
+    "dapo": _LEVEL,
+    "bnpo": _LEVEL,
+    "gspo": _SHARED,
+    "luspo": _SHARED,
+    "cispo": _LEVEL,
+    "sapo": (*_LEVEL, "sapo_temperature_pos", "sapo_temperature_neg"),
+    "vespo": (*_SHARED, "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+}
+
+# Completions per prompt without which an advantage is 0 for every completion.
+LEAST_GROUP = {
+    "grpo": 2,
+    "dr_grpo": 2,
+    "rloo": 2,
+    "batch": 2,
+    "reinforce_plus_plus_baseline": 2,
+    "maxrl": 2,
+    "pass@2": 3,
+    "pass@4": 5,
+    "pass@8": 9,
+}
 
 
 def F(default: Any, description: str) -> Any:
@@ -74,6 +102,7 @@ class Ray(Section):
 
     address: str = F("", "cluster to join, say 'auto' or ray://head:10001; empty: this machine")
     timeout: Positive = F(600.0, "seconds a worker may go without an answer before it is replaced")
+    verifiers: Index = F(0, "processes that score training completions; 0: the driver scores")
 
 
 class Model(Section):
@@ -141,11 +170,15 @@ class Algorithm(Section):
     advantage: str = F(
         "grpo", "group baseline: built-in name, package.module:attr, or file.py:attr"
     )
-    loss_type: str = F("dapo", "objective: grpo, dr_grpo, dapo, bnpo, or a plug-in")
+    loss_type: str = F(
+        "dapo", "grpo, dr_grpo, dapo, bnpo, gspo, luspo, cispo, sapo, vespo, or a plug-in"
+    )
+    loss_args: dict[str, Any] = F({}, "keyword arguments of the objective: docs/objectives.md")
     beta: Amount = F(0.0, "KL coefficient; 0 loads no reference model")
-    kl_estimator: Literal["k1", "k2", "k3"] = F("k3", "estimator of the KL to the reference")
     epsilon: Positive = F(0.2, "lower clip range of the ratio")
-    epsilon_high: Positive | None = F(None, "upper clip range; empty: epsilon")
+    epsilon_high: Positive | None = F(
+        None, "upper clip range; empty: epsilon. cispo: largest ratio, say 5"
+    )
     delta: Annotated[float, Field(gt=1)] | None = F(None, "two-sided clip: cap of the ratio")
     num_iterations: Count = F(1, "passes over each rollout batch")
     num_minibatches: Count = F(1, "optimizer steps per pass")
@@ -154,6 +187,33 @@ class Algorithm(Section):
         "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
     ] = F("token_truncate", "importance weight for what the sampler computed otherwise (TIS, MIS)")
     sampling_correction_cap: Positive = F(2.0, "largest such weight")
+
+    @model_validator(mode="after")
+    def _objective_takes_it(self) -> Algorithm:
+        loss = f"algorithm.loss_type = {self.loss_type!r}"
+        for name in self.loss_args if self.loss_type in LOSS_TYPES else ():
+            if name not in LOSS_TYPES[self.loss_type]:
+                valid = LOSS_TYPES[self.loss_type]
+                raise ValueError(unknown_name(f"argument of {loss}:", name, valid))
+        unused = {"cispo": ("delta",), "sapo": ("epsilon_high", "delta")}
+        unused["vespo"] = unused["sapo"]
+        for name in unused.get(self.loss_type, ()):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{loss} does not use algorithm.{name} = {getattr(self, name)}; leave it out"
+                )
+        if self.loss_type == "cispo" and self.epsilon_high is None:
+            raise ValueError(
+                f"{loss} needs algorithm.epsilon_high, the largest ratio a token may count by "
+                "(ScaleRL uses 5)"
+            )
+        if self.loss_type == "vespo" and self.sampling_correction.startswith("sequence"):
+            raise ValueError(
+                f"{loss} multiplies ratios over the completion itself: algorithm."
+                f"sampling_correction = {self.sampling_correction!r} would do so twice; "
+                "valid: none, token_truncate, token_mask"
+            )
+        return self
 
 
 class Learner(Section):
@@ -202,11 +262,12 @@ class RLStage(Section):
     @model_validator(mode="after")
     def _can_run(self) -> RLStage:
         rollout, algorithm, learner = self.rollout, self.algorithm, self.learner
-        if rollout.num_generations < 2 and algorithm.advantage in ("grpo", "dr_grpo", "rloo"):
+        needed = LEAST_GROUP.get(algorithm.advantage, 1)
+        if rollout.num_generations < needed:
             raise ValueError(
                 f"rollout.num_generations = {rollout.num_generations} leaves no group to compare "
-                f"with: algorithm.advantage = {algorithm.advantage!r} needs at least 2 "
-                "(or use algorithm.advantage=batch or none)"
+                f"with: algorithm.advantage = {algorithm.advantage!r} needs at least {needed} "
+                "(or use algorithm.advantage=none)"
             )
         if rollout.prompts_per_step % algorithm.num_minibatches:  # whole groups are dealt out
             raise ValueError(

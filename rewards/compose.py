@@ -29,6 +29,8 @@ class RewardSet:
     RewardSet([("accuracy", Accuracy(), 1.0), ("format", Format(), 0.2)])
     """
 
+    parallel = 1  # groups that may usefully be scored at once
+
     def __init__(self, rewards: Sequence[tuple[str, Any, float]]) -> None:
         if not rewards:
             raise RewardError("a recipe needs at least one reward")

@@ -321,7 +321,8 @@ def _init(ray: Any, address: str) -> None:
     if not address:
         # Ray lowers its workers' priority, but here they are the run itself.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        ray.init(include_dashboard=False, **quiet)
+        # "local": not whatever cluster someone else has running on this machine
+        ray.init(address="local", include_dashboard=False, **quiet)
         return
     try:
         host, _, port = address.rpartition("/")[2].rpartition(":")

@@ -40,7 +40,7 @@ def run(
     `AutoTokenizer`. Raises KeyboardInterrupt after saving when interrupted.
     """
     sampler = build_sampler(stage, recipe, model_path)
-    parts = build_parts(stage, recipe.run, model_path, sampler)
+    parts = build_parts(stage, recipe, model_path, sampler)
     rollouts = parts.rollouts
     with (
         closing(rollouts.engine),

@@ -19,14 +19,15 @@ from grpo.errors import RecipeError, RunError, unknown_name
 from grpo.gathering import Wanted
 from grpo.learner import TorchLearner
 from grpo.loop import Parts
+from grpo.objective import find_objective
 from grpo.parity import Gate
-from grpo.rewards import REWARDS
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import ENGINES
 from grpo.rollout.ray_pool import ray_pool
 from grpo.schedule import Rollouts
 from grpo.schema import Recipe, RewardSpec, RLStage, Run
+from grpo.stages.remote_rewards import RemoteRewards, reward_set
 from grpo.types import Engine, EngineSpec, Sampling, TaskSource, Verifier
 
 
@@ -99,16 +100,23 @@ def build_engine(stage: RLStage, recipe: Recipe, model_path: str) -> Engine:
     return plugins.load("engine", rollout.engine, ENGINES, {**rollout.engine_args, "spec": spec})
 
 
-def build_rollouts(stage: RLStage, settings: Run, sampler: Sampler) -> Rollouts:
+def build_rewards(stage: RLStage, recipe: Recipe) -> RewardSet:
+    """The rewards of a stage: in this process, or in Ray actors."""
+    if stage.rollout.backend == "ray" and recipe.ray.verifiers:
+        return RemoteRewards(stage.rewards, recipe.ray.verifiers)
+    return reward_set(stage.rewards)
+
+
+def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts:
     """Scored batches from the sampler's engine, at the pace of the schedule."""
     schedule = stage.schedule
     wanted = Wanted(
-        tasks=TaskOrder(sampler.source, "train", settings.seed),
+        tasks=TaskOrder(sampler.source, "train", recipe.run.seed),
         template=sampler.template,
         sampling=sampler.sampling,
         prompts_per_step=stage.rollout.prompts_per_step,
         num_generations=stage.rollout.num_generations,
-        seed=settings.seed,
+        seed=recipe.run.seed,
         oversample=stage.rollout.oversample,
         max_rounds=stage.rollout.max_rounds,
     )
@@ -116,7 +124,7 @@ def build_rollouts(stage: RLStage, settings: Run, sampler: Sampler) -> Rollouts:
     return Rollouts(
         wanted,
         sampler.engine,
-        reward_set(stage.rewards),
+        build_rewards(stage, recipe),
         last=stage.learner.max_steps,
         staleness=ahead[schedule.mode],
         in_flight="continue" if schedule.mode == "async" else "finish",
@@ -137,11 +145,12 @@ def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> Gate | None:
     )
 
 
-def build_parts(stage: RLStage, settings: Run, model_path: str, sampler: Sampler) -> Parts:
+def build_parts(stage: RLStage, recipe: Recipe, model_path: str, sampler: Sampler) -> Parts:
     """What the loop needs: the sampler, and a learner beside it."""
+    settings = recipe.run
     torch.manual_seed(settings.seed)
     return Parts(
-        rollouts=build_rollouts(stage, settings, sampler),
+        rollouts=build_rollouts(stage, recipe, sampler),
         gate=build_gate(stage, settings, sampler),
         learner=TorchLearner(
             model_path,
@@ -154,19 +163,11 @@ def build_parts(stage: RLStage, settings: Run, model_path: str, sampler: Sampler
             seed=settings.seed,
         ),
         advantage=plugins.find("advantage", stage.algorithm.advantage, ADVANTAGES),
-        loss_type=stage.algorithm.loss_type,
+        loss_type=find_objective(stage.algorithm.loss_type, stage.algorithm.loss_args),
         beta=stage.algorithm.beta,
         mask_truncated=stage.algorithm.mask_truncated_completions,
         num_minibatches=stage.algorithm.num_minibatches,
         second=_second(stage.rewards),
-    )
-
-
-def reward_set(specs: Sequence[RewardSpec]) -> RewardSet:
-    """The rewards of a recipe, loaded."""
-    loaded = [plugins.load("reward", spec.name, REWARDS, spec.args) for spec in specs]
-    return RewardSet(
-        [(spec.title, reward, spec.weight) for spec, reward in zip(specs, loaded, strict=True)]
     )
 
 

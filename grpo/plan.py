@@ -39,8 +39,43 @@ def print_plan(recipe: Recipe, console: Console | None = None) -> None:
                 sizes[stage.name] = size
         for unit, count, how in rows:
             table.add_row(unit, count, how)
-        table.add_row("CPU threads", f"{threads}", "shared by engine and learner, which take turns")
+        table.add_row("CPU threads", f"{threads}", thread_shares(stage, threads))
         console.print(table)
+
+
+def thread_shares(stage: RLStage | PretrainStage, threads: int) -> str:
+    """Who computes with the CPU threads of a run."""
+    if isinstance(stage, PretrainStage):
+        return "the learner's"
+    if stage.rollout.backend == "ray":
+        share = max(1, threads // stage.rollout.workers)
+        return f"the learner's; {share} for each of {stage.rollout.workers} workers"
+    if stage.schedule.mode == "sync":
+        return "shared by engine and learner, which take turns"
+    return "for the engine and as many for the learner, which run at once"
+
+
+def schedule_rows(stage: RLStage) -> list[tuple[str, str, str]]:
+    """Engines, how far they run ahead, and how often they are checked."""
+    rollout, schedule, parity = stage.rollout, stage.schedule, stage.parity
+    ahead = {"sync": 0, "one_step_off": 1, "async": schedule.max_staleness}[schedule.mode]
+    where = "Ray actors" if rollout.backend == "ray" else "in this process"
+    checks = ceil(stage.learner.max_steps / parity.steps) if parity.steps else 0
+    rows = [
+        ("engines", f"{rollout.workers:,}", f"{rollout.engine}, {where}"),
+        ("steps sampled ahead", f"{ahead:,}", f"schedule.mode = {schedule.mode}"),
+        (
+            "parity checks",
+            f"{checks:,}",
+            f"every {parity.steps} steps, of each engine" if checks else "parity.steps = 0: off",
+        ),
+    ]
+    if rollout.oversample > 1:
+        begun = ceil(rollout.prompts_per_step * rollout.oversample)
+        rows.append(("prompts begun per step", f"{begun:,}", "rollout.oversample"))
+    if rollout.max_rounds > 1:
+        rows.append(("sampling rounds per step", f"<= {rollout.max_rounds:,}", "dynamic sampling"))
+    return rows
 
 
 def rl_rows(
@@ -87,7 +122,7 @@ def rl_rows(
             f"{heldout.num_tasks} tasks x (1 greedy + {heldout.num_samples} samples)",
         ),
     ]
-    return rows + memory_rows(stage, size)
+    return rows + schedule_rows(stage) + memory_rows(stage, size)
 
 
 def memory_rows(stage: RLStage, size: dict[str, int] | None) -> list[tuple[str, str, str]]:

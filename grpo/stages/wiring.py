@@ -14,7 +14,7 @@ from grpo import heldout, plugins
 from grpo.advantage import ADVANTAGES
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
-from grpo.data.source import TaskOrder
+from grpo.data.source import TaskOrder, stable_hash
 from grpo.errors import RecipeError, RunError, unknown_name
 from grpo.gathering import Wanted
 from grpo.learner import TorchLearner
@@ -107,16 +107,27 @@ def build_rewards(stage: RLStage, recipe: Recipe) -> RewardSet:
     return reward_set(stage.rewards)
 
 
+def training_seed(stage: RLStage, recipe: Recipe) -> int:
+    """The seed of a stage's task order and sampling noise: run.seed for the first rl stage.
+
+    Later ones get one of their own, or they would meet the same tasks with the same noise.
+    """
+    first = next(other for other in recipe.stages if isinstance(other, RLStage))
+    if stage.name == first.name:
+        return recipe.run.seed
+    return stable_hash("stage", recipe.run.seed, stage.name) % 2**31
+
+
 def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts:
     """Scored batches from the sampler's engine, at the pace of the schedule."""
-    schedule = stage.schedule
+    schedule, seed = stage.schedule, training_seed(stage, recipe)
     wanted = Wanted(
-        tasks=TaskOrder(sampler.source, "train", recipe.run.seed),
+        tasks=TaskOrder(sampler.source, "train", seed),
         template=sampler.template,
         sampling=sampler.sampling,
         prompts_per_step=stage.rollout.prompts_per_step,
         num_generations=stage.rollout.num_generations,
-        seed=recipe.run.seed,
+        seed=seed,
         oversample=stage.rollout.oversample,
         max_rounds=stage.rollout.max_rounds,
     )

@@ -234,3 +234,20 @@ def test_an_unwritable_run_directory_is_one_sentence(base: str, tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         train_recipe(from_dict(recipe(base, tmp_path / "file" / "run")), Console(quiet=True))
+
+
+def test_later_rl_stages_draw_their_own_tasks() -> None:
+    from grpo.stages.wiring import training_seed
+
+    one = recipe("stage:base", Path("x"), max_steps=1)
+    head = {key: one.pop(key) for key in ("name", "run")}
+    one.pop("model")
+    stages = [
+        {**one, "name": "first", "model": {"path": "org/m"}},
+        {**one, "name": "second", "model": {"path": "stage:first"}},
+        {**one, "name": "third", "model": {"path": "stage:second"}},
+    ]
+    whole = from_dict({**head, "stages": stages})
+    seeds = [training_seed(stage, whole) for stage in whole.stages]
+    assert seeds[0] == whole.run.seed
+    assert len(set(seeds)) == 3

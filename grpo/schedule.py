@@ -86,7 +86,6 @@ class Rollouts:
         else:
             while step not in self._ready:
                 self._pump(None)
-            self._busy += time.perf_counter() - started
         self._waited += time.perf_counter() - started
         batch = self._ready.pop(step)
         return Batch(
@@ -189,9 +188,7 @@ class Rollouts:
                     if not (self._may_begin() or self._gathering or self._command):
                         self._changed.wait(POLL)
                         continue
-                started = time.perf_counter()
                 self._pump(POLL)
-                self._busy += time.perf_counter() - started
         except BaseException as error:
             with self._changed:
                 self._failure = error
@@ -279,13 +276,15 @@ class Rollouts:
     def _poll(self, timeout: float | None) -> None:
         started = time.perf_counter()
         completions = self.engine.poll(timeout)
+        seconds = time.perf_counter() - started
+        self._busy += seconds
         for completion in completions:
             step = int(completion.request.partition("/")[0])
             if step not in self._gathering:
                 raise EngineError(f"a completion of {completion.request!r} was not asked for")
             self._check_versions(completion, step)
             self._gathering[step].add(completion, self._score)
-        at_once = time.perf_counter() - started < (timeout or POLL) / 2
+        at_once = seconds < (timeout or POLL) / 2
         self._empty_polls = self._empty_polls + 1 if at_once and not completions else 0
         if (timeout is None and not completions) or self._empty_polls > EMPTY_POLLS:
             steps = [step for step, g in self._gathering.items() if g.under_way]

@@ -248,7 +248,11 @@ def gradients() -> Iterator[tuple[str, np.ndarray]]:
             beta = 0.1 if loss_type == "grpo" else 0.0
             learner = TorchLearner(
                 tiny_llama(dtype),
-                algorithm=Algorithm(loss_type=loss_type, beta=beta),
+                algorithm=Algorithm(
+                    loss_type=loss_type,
+                    beta=beta,
+                    epsilon_high=5.0 if loss_type == "cispo" else None,
+                ),
                 config=Learner(
                     max_grad_norm=0.0,
                     share_prompts=not alone,

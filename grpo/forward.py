@@ -136,16 +136,24 @@ class _TokenLogProbs(torch.autograd.Function):
             entropy_N = -torch.linalg.vecdot(probs_N_V, logp_N_V)
         if not torch.isfinite(entropy_N).all():  # 0 * -inf, where part of the vocabulary is masked
             entropy_N = torch.special.entr(probs_N_V).sum(-1)
-        ctx.save_for_backward(probs_N_V, targets_N_1)
-        ctx.mark_non_differentiable(entropy_N)
+        ctx.save_for_backward(probs_N_V, targets_N_1, entropy_N)
+        ctx.set_materialize_grads(False)  # None where the loss does not use an output
         return logp_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # d logp / d logits = onehot - probs; in place, as nothing else reads the probabilities
-        probs_N_V, targets_N_1 = ctx.saved_tensors
-        gradient_N_1 = gradients[0][:, None]
-        return probs_N_V.mul_(-gradient_N_1).scatter_add_(-1, targets_N_1, gradient_N_1), None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
+        probs_N_V, targets_N_1, entropy_N = ctx.saved_tensors
+        logp_gradient_N, entropy_gradient_N = gradients
+        found = None
+        if entropy_gradient_N is not None:  # d entropy / d logits = -probs * (log probs + entropy)
+            found = torch.special.entr(probs_N_V).addcmul_(probs_N_V, entropy_N[:, None], value=-1)
+            found.mul_(entropy_gradient_N[:, None])
+        if logp_gradient_N is not None:
+            # d logp / d logits = onehot - probs; in place, as nothing else reads the probabilities
+            gradient_N_1 = logp_gradient_N[:, None]
+            probs_N_V.mul_(-gradient_N_1).scatter_add_(-1, targets_N_1, gradient_N_1)
+            found = probs_N_V if found is None else found.add_(probs_N_V)
+        return found, None
 
 
 @torch.no_grad()
@@ -214,7 +222,7 @@ def completion_logprobs(
     want_entropy: bool,
     truncation: Sampling | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Log-probs [N] of the trained tokens, with gradient, and entropies [N] without, in nats.
+    """Log-probs [N] of the trained tokens and entropies [N] in nats, both with gradient.
 
     float32, or float64 for a float64 model. Temperature 0 (greedy) counts as 1. `truncation`:
     the filters that the tokens were drawn with. When the logits need several chunks, each is

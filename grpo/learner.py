@@ -37,10 +37,11 @@ from grpo import learner_state, ranks
 from grpo.adapter import adapter_parameters, base_alone, write_adapter
 from grpo.batch import MicroBatch, micro_batches, split_minibatches
 from grpo.canary import canary_logprob
+from grpo.entropy import bonus_weights, top_entropy
 from grpo.errors import LearnerError
 from grpo.forward import can_share_prompts, check_head, completion_logprobs, completion_surprise
 from grpo.learner_metrics import SQUARED_RATIO, Sums
-from grpo.objective import Clip, LossInputs, find_objective, sampling_weights
+from grpo.objective import find_objective
 from grpo.policy import (
     Policy,
     blocks,
@@ -51,6 +52,7 @@ from grpo.policy import (
     parameter_groups,
     write_model,
 )
+from grpo.token_losses import Clip, LossInputs, sampling_weights
 from grpo.types import Metrics, Row, Sampling, Version
 from grpo.weights import content_hash
 
@@ -86,6 +88,8 @@ class _Prepared:
     batch: MicroBatch
     logp_old: Tensor | None = None
     logp_ref: Tensor | None = None
+    high_entropy: Tensor | None = None
+    entropy_weights: Tensor | None = None
 
 
 class TorchLearner:
@@ -118,13 +122,12 @@ class TorchLearner:
         torch.manual_seed(seed)
         self.algorithm, self.config = algorithm, config
         self.base = model if isinstance(model, str) else None  # what an adapter belongs to
-        self.objective = find_objective(algorithm.loss_type)
+        self.objective = find_objective(algorithm.loss_type, algorithm.loss_args)
         self.clip = Clip(
             epsilon=algorithm.epsilon,
             epsilon_high=algorithm.epsilon_high,
             delta=algorithm.delta,
             beta=algorithm.beta,
-            kl_estimator=algorithm.kl_estimator,
         )
         self.compute_dtype = DTYPES[dtype]
         self.engine_dtype = DTYPES[engine_dtype or dtype]
@@ -221,20 +224,32 @@ class TorchLearner:
     def _prepare(self, rows: Sequence[Row], recompute: bool) -> list[_Prepared]:
         """Micro-batches of one optimizer step, with old and reference log-probs where needed.
 
-        Empty when no rank has a row.
+        Tokens are chosen for their entropy here too: once, under the policy that sampled, so that
+        further passes over the batch act on the same ones. Empty when no rank has a row.
         """
         batches, total = self._cut_evenly(rows)
         if self.objective.per_micro_batch:
             batches = [replace(b, weights=_equal_weights(b.weights, total)) for b in batches]
+        objective, selects = self.objective, self.objective.top_entropy_quantile < 1.0
+        scored = [
+            self._no_grad(lambda m, b=batch: self._scored(m, b, selects))
+            for batch in batches
+            if recompute or selects
+        ]
+        acting = [torch.from_numpy(b.weights != 0).to(self.device).float() for b in batches]
+        if selects:
+            entropies = [e for _, e in scored if e is not None]
+            acting = top_entropy(entropies, acting, objective.top_entropy_quantile, self.gather)
+        bonus = bonus_weights(acting, self.gather) if objective.entropy_coef else []
         return [
             _Prepared(
                 batch=batch,
-                logp_old=self._no_grad(lambda m, b=batch: self._scored(m, b))
-                if recompute
-                else None,
+                logp_old=scored[i][0] if recompute else None,
                 logp_ref=self._reference(batch) if self.algorithm.beta > 0 else None,
+                high_entropy=acting[i] if selects else None,
+                entropy_weights=bonus[i] if bonus else None,
             )
-            for batch in batches
+            for i, batch in enumerate(batches)
         ]
 
     def _cut(self, rows: Sequence[Row]) -> list[MicroBatch]:
@@ -269,8 +284,10 @@ class TorchLearner:
         self.ranks.release(policy)
         return found
 
-    def _scored(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-        return completion_logprobs(model, batch, self.temperature, False, self.truncation)[0]
+    def _scored(
+        self, model: PreTrainedModel, batch: MicroBatch, want_entropy: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        return completion_logprobs(model, batch, self.temperature, want_entropy, self.truncation)
 
     def _reference(self, batch: MicroBatch) -> Tensor:
         def score(model: PreTrainedModel) -> Tensor:
@@ -313,17 +330,19 @@ class TorchLearner:
             logp_old=logp_old,
             logp_sampler=logp_sampler,
             logp_ref=prepared.logp_ref,
-            # The surrogate is linear in the advantages, and the KL term must not be reweighted.
-            advantages=tensor(batch.advantages) * correction,
+            advantages=tensor(batch.advantages),
             weights=tensor(batch.weights),
             entropy=entropy,
             completions=completions,
+            correction=correction,
+            high_entropy=prepared.high_entropy,
+            entropy_weights=prepared.entropy_weights,
         )
-        loss_N, metrics = self.objective.token_loss(inputs, self.clip)
+        loss, metrics = self.objective.loss(inputs, self.clip)
         if self.algorithm.sampling_correction != "none":
             metrics["sampling/importance_sampling_ratio/mean"] = correction
             metrics[SQUARED_RATIO] = correction.square()
-        return (inputs.weights * loss_N).sum(), inputs, metrics
+        return loss, inputs, metrics
 
     def _update(self, part: Sequence[_Prepared], sums: Sums, sampled: bool) -> float:
         """One optimizer step; returns the gradient's norm before clipping."""
@@ -356,7 +375,7 @@ class TorchLearner:
         """The policy's log-probs of each row's tokens, float32 [T]; NaN where not trained on."""
         found = [np.full(len(row.ids), np.nan, dtype=np.float32) for row in rows]
         for batch in self._cut_evenly(rows)[0]:
-            logp = self._no_grad(lambda model, b=batch: self._scored(model, b))
+            logp, _ = self._no_grad(lambda model, b=batch: self._scored(model, b))
             logp_N = logp.float().cpu().numpy()
             for place, index in enumerate(batch.rows):
                 found[index][rows[index].mask] = logp_N[batch.completions == place]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from grpo.objective import LossInputs
+from grpo.token_losses import LossInputs
 from grpo.types import Metrics
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from grpo.advantage import reward_matrix
 from grpo.batch import drop_dead, group_metrics, make_rows
 from grpo.errors import PluginError
 from grpo.metrics import rollout_metrics
+from grpo.objective import Objective
 from grpo.parity import Gate
 from grpo.rewards.sentinel import sentinel
 from grpo.schedule import Rollouts
@@ -34,7 +35,7 @@ class Parts:
     rollouts: Rollouts
     learner: Learner
     advantage: Callable[[np.ndarray], np.ndarray]
-    loss_type: str
+    loss_type: str | Objective
     beta: float
     mask_truncated: bool
     num_minibatches: int

@@ -1,62 +1,56 @@
-"""Policy losses: what one token of a completion contributes, and what it is divided by.
+"""Objectives: what one token of a completion contributes, and what it is divided by.
 
-    loss = sum over tokens of  weight * token_loss
+    loss = sum over tokens of  weight * (keep * correction * token_loss + beta * KL)
+           - entropy_coef * mean entropy
 
-`token_loss` is a pure function of `LossInputs`, the trained tokens of a micro-batch laid flat.
-`weight` carries every denominator and is decided before any forward pass (`grpo/batch.py`) from
-totals over the whole optimizer step: all rows, including those dropped because they teach
-nothing, on all ranks. So the gradient does not depend on how the batch was cut into micro-batches.
+`token_loss` is a pure function of `LossInputs`, the trained tokens of a micro-batch laid flat
+(`grpo/token_losses.py`). `weight` carries every denominator and is decided before any forward pass
+(`grpo/batch.py`) from totals over the whole optimizer step: all rows, including those dropped
+because they teach nothing, on all ranks. Which tokens are kept for their entropy, and the bonus's
+denominator, are decided over the same step. So the gradient does not depend on how the batch was
+cut into micro-batches.
 
-    name      weight of a token                        where it comes from
-    grpo      1 / (T_i * N)                            DeepSeekMath: mean of per-completion means
-    dr_grpo   1 / (max_completion_length * N)          Dr. GRPO: no bonus for short or long answers
-    dapo      1 / (trained tokens of the step)         DAPO: every token counts the same
-    bnpo      1 / (tokens of the micro-batch) / (number of micro-batches)    TRL's; *does* depend on
-              the cut, and on dropped rows, which is why such rows are kept
+    name      token loss          ratio of   weight of a token
+    grpo      clipped surrogate   token      1 / (T_i * N)
+    dr_grpo   clipped surrogate   token      1 / (max_completion_length * N)
+    dapo      clipped surrogate   token      1 / (trained tokens of the step)
+    bnpo      clipped surrogate   token      1 / (tokens of the micro-batch) / (micro-batches);
+                                             depends on the cut and on dead rows, which are kept
+    gspo      clipped surrogate   sequence   1 / (T_i * N)
+    luspo     clipped surrogate   sequence   1 / N
+    cispo     cispo               token      1 / (trained tokens of the step)
+    sapo      sapo                token      1 / (T_i * N)
+    vespo     vespo               sequence   1 / (trained tokens of the step)
 
-T_i: trained tokens of completion i. N: scored completions of the step. All four share the clipped
-surrogate. A new loss is one function over `LossInputs` and a line in `OBJECTIVES`; one that needs
-sequence ratios (GSPO) averages over `completions` with `completion_means`.
+T_i: trained tokens of completion i. N: scored completions of the step. Papers, TRL's names and when
+to use which: docs/objectives.md. A new objective is one function over `LossInputs`, a line in
+`OBJECTIVES` and one in `schema.LOSS_TYPES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, get_args
 
 from grpo import plugins
 from grpo.errors import RecipeError, unknown_name
-
-KlEstimator = Literal["k1", "k2", "k3"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossInputs:
-    """The N trained tokens of a micro-batch, flat and without padding; all [N] and floating."""
-
-    logp: Tensor  # under the policy, with gradient
-    logp_old: Tensor  # under the policy that sampled, as the learner computes it
-    logp_sampler: Tensor  # the same as the sampler computed it
-    logp_ref: Tensor | None  # under the reference; None when beta is 0
-    advantages: Tensor
-    weights: Tensor
-    entropy: Tensor | None  # of the policy's next-token distribution; for the record only
-    completions: Tensor  # int64: which completion of the micro-batch a token belongs to
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clip:
-    """The constants of a token loss, with TRL's names and defaults."""
-
-    epsilon: float = 0.2
-    epsilon_high: float | None = None  # None: same as epsilon
-    delta: float | None = None  # upper bound of the unclipped ratio ("two-sided" clipping)
-    beta: float = 0.0
-    kl_estimator: KlEstimator = "k3"
+from grpo.token_losses import (
+    Clip,
+    KlEstimator,
+    Level,
+    LossInputs,
+    TokenLossResult,
+    cispo,
+    clipped_surrogate,
+    kl_penalty,
+    off_policy_mask,
+    sapo,
+    vespo,
+)
 
 
 @dataclass(frozen=True)
@@ -67,116 +61,104 @@ class Totals:
     tokens: int
 
 
-TokenLoss = Callable[[LossInputs, Clip], tuple[Tensor, dict[str, Tensor]]]
+TokenLoss = Callable[..., TokenLossResult]
+
+# Constants that any objective takes from algorithm.loss_args, beside its token loss's own.
+SHARED_ARGS = (
+    "kl_estimator",
+    "importance_sampling_level",
+    "off_policy_mask_threshold",
+    "top_entropy_quantile",
+    "entropy_coef",
+)
+
+
+def _where(name: str) -> str:
+    return f"algorithm.loss_args.{name}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """A token loss with the rule for its weights.
+    """A token loss with the rule for its weights, and what every objective may add to it.
 
-    `weight(length, totals, max_completion_length)` is the weight of each of the `length` trained
-    tokens of one completion. With `per_micro_batch` the learner divides by what the micro-batch
-    happens to hold instead, and dead rows may not be dropped.
+    token_loss    (LossInputs, Clip) -> policy term [N] and metrics [N]; neither KL nor entropy
+    weight        (length, totals, max_completion_length) -> weight of each of the `length` trained
+                  tokens of one completion
+    per_micro_batch   the learner divides by what the micro-batch holds instead; keeps dead rows
+    corrects      the token loss uses `LossInputs.correction` itself
+    fixed         names in SHARED_ARGS that are this objective's own and cannot be set
+
+    kl_estimator                k1, k2 or k3, see `kl_estimate`
+    importance_sampling_level   what the ratio is of (GSPO, 2507.18071)
+    off_policy_mask_threshold   see `off_policy_mask`; None: off
+    top_entropy_quantile        share of the step's tokens, those with the highest entropy, that the
+                                policy term keeps ("Beyond the 80/20 rule", 2506.01939); 1: all
+    entropy_coef                factor of the mean entropy of those tokens, which is subtracted
     """
 
     token_loss: TokenLoss
     weight: Callable[[int, Totals, int], float]
     per_micro_batch: bool = False
+    corrects: bool = False
+    fixed: tuple[str, ...] = ()
+    kl_estimator: KlEstimator = "k3"
+    importance_sampling_level: Level = "token"
+    off_policy_mask_threshold: float | None = None
+    top_entropy_quantile: float = 1.0
+    entropy_coef: float = 0.0
 
-    def __call__(self, inputs: LossInputs, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
-        """The token loss: an objective is called like the function that a plug-in may be."""
-        return self.token_loss(inputs, clip)
+    def __post_init__(self) -> None:
+        quantile, threshold = self.top_entropy_quantile, self.off_policy_mask_threshold
+        for name, valid in (("kl_estimator", KlEstimator), ("importance_sampling_level", Level)):
+            if getattr(self, name) not in get_args(valid):
+                choices = get_args(valid)
+                raise RecipeError(unknown_name(_where(name), str(getattr(self, name)), choices))
+        if not _is_number(quantile) or not 0 <= quantile <= 1:
+            raise RecipeError(
+                f"{_where('top_entropy_quantile')} = {quantile!r}: it is the share of tokens kept, "
+                "a number from 0 to 1"
+            )
+        if threshold is not None and not (_is_number(threshold) and threshold > 0):
+            raise RecipeError(
+                f"{_where('off_policy_mask_threshold')} = {threshold!r}: it is a number of nats "
+                "per token above 0, or null"
+            )
+        if not _is_number(self.entropy_coef):
+            raise RecipeError(f"{_where('entropy_coef')} = {self.entropy_coef!r}: it is a number")
 
+    def __call__(self, inputs: LossInputs, clip: Clip) -> TokenLossResult:
+        """The loss of each token [N], without its weight and without the entropy bonus."""
+        inputs = replace(inputs, importance_sampling_level=self.importance_sampling_level)
+        loss, metrics = self.token_loss(inputs, clip)
+        if self.off_policy_mask_threshold is not None:
+            keep = off_policy_mask(inputs, self.off_policy_mask_threshold)
+            loss = loss * keep
+            metrics["off_policy_mask/masked_mean"] = 1 - keep
+        if inputs.high_entropy is not None:
+            loss = loss * inputs.high_entropy
+        if inputs.correction is not None and not self.corrects:
+            loss = loss * inputs.correction
+        if inputs.logp_ref is not None:  # neither masked nor corrected, as in TRL
+            kl = kl_penalty(inputs.ratio(), inputs, self.kl_estimator)
+            loss = loss + clip.beta * kl
+            metrics["kl"] = kl.detach()
+        if inputs.entropy is not None:
+            metrics["entropy"] = inputs.entropy.detach()
+        return loss, metrics
 
-def sampling_weights(
-    logp_old: Tensor, logp_sampler: Tensor, completions_N: Tensor, mode: str, cap: float
-) -> Tensor:
-    """Importance weights [N] of tokens that were drawn from another distribution than assumed.
-
-    The ratio of `logp_old` to `logp_sampler`, per token or multiplied over its completion, is cut
-    at `cap` (truncated importance sampling, https://fengyao.notion.site/off-policy-rl) or set to 0
-    above it (masked, as in TRL's `sequence_mask`). Ones for mode "none".
-    """
-    if mode == "none":
-        return torch.ones_like(logp_old)
-    level, _, what = mode.partition("_")
-    difference = logp_old - logp_sampler
-    if level == "sequence":
-        size = int(completions_N.max()) + 1 if len(completions_N) else 0
-        sums = difference.new_zeros(size).index_add(0, completions_N, difference)
-        difference = sums[completions_N]
-    ratio = torch.exp(difference)
-    return ratio.clamp(max=cap) if what == "truncate" else ratio.masked_fill(ratio > cap, 0.0)
-
-
-def completion_means(values_N: Tensor, completions_N: Tensor) -> Tensor:
-    """The mean of `values_N` over the completion each token belongs to, given to each token [N]."""
-    size = int(completions_N.max()) + 1 if len(completions_N) else 0
-    sums = values_N.new_zeros(size).index_add(0, completions_N, values_N)
-    counts = values_N.new_zeros(size).index_add(0, completions_N, torch.ones_like(values_N))
-    return (sums / counts.clamp(min=1))[completions_N]
-
-
-def kl_estimate(logp: Tensor, logp_ref: Tensor, estimator: KlEstimator) -> Tensor:
-    """Per-token estimates of KL(policy || reference) from the policy's samples [N].
-
-    http://joschu.net/blog/kl-approx.html. k1 and k3 have the KL as their expectation; k3 is never
-    negative and varies less.
-    """
-    log_ratio = logp - logp_ref
-    match estimator:
-        case "k1":
-            return log_ratio
-        case "k2":
-            return log_ratio.square() / 2
-        case "k3":
-            return torch.exp(-log_ratio) + log_ratio - 1
-
-
-def kl_penalty(ratio: Tensor, inputs: LossInputs, estimator: KlEstimator) -> Tensor:
-    """Per-token KL to the reference [N], weighted so that its gradient is the KL's own.
-
-    Samples come from the old policy, so the estimate is multiplied by the ratio (DeepSeek-V3.2,
-    2512.02556; TRL's `use_bias_correction_kl`, on by default). Through the ratio k1 and k3 also
-    get the gradient of where samples fall, without which k1 would regularize nothing; k2 has the
-    right gradient already, so there the ratio is a constant.
-    """
-    assert inputs.logp_ref is not None
-    kl = kl_estimate(inputs.logp, inputs.logp_ref, estimator)
-    return kl * (ratio.detach() if estimator == "k2" else ratio)
-
-
-def clipped_surrogate(inputs: LossInputs, clip: Clip) -> tuple[Tensor, dict[str, Tensor]]:
-    """-min(ratio * A, clip(ratio) * A) + beta * KL, per token (PPO 1707.06347; GRPO 2402.03300).
-
-    Returns the loss [N] and detached per-token quantities [N], to be averaged over tokens, under
-    TRL's metric names. With `delta` the unclipped ratio is capped as well, which bounds the loss
-    of tokens with a negative advantage (INTELLECT-2, 2505.07291).
-    """
-    low = 1 - clip.epsilon
-    high = 1 + (clip.epsilon if clip.epsilon_high is None else clip.epsilon_high)
-    ratio = torch.exp(inputs.logp - inputs.logp_old)
-    clipped = ratio.clamp(low, high)
-    unbounded = ratio
-    if clip.delta is not None:
-        ratio = ratio.clamp(max=clip.delta)
-    loss = -torch.minimum(ratio * inputs.advantages, clipped * inputs.advantages)
-
-    seen = ratio.detach()
-    low_clipped = (seen < low) & (inputs.advantages < 0)
-    high_clipped = (seen > high) & (inputs.advantages > 0)
-    metrics = {
-        "clip_ratio/low_mean": low_clipped.to(seen.dtype),
-        "clip_ratio/high_mean": high_clipped.to(seen.dtype),
-        "clip_ratio/region_mean": (low_clipped | high_clipped).to(seen.dtype),
-    }
-    if inputs.logp_ref is not None:
-        kl = kl_penalty(unbounded, inputs, clip.kl_estimator)
-        loss = loss + clip.beta * kl
-        metrics["kl"] = kl.detach()
-    if inputs.entropy is not None:
-        metrics["entropy"] = inputs.entropy.detach()
-    return loss, metrics
+    def loss(self, inputs: LossInputs, clip: Clip) -> TokenLossResult:
+        """What the micro-batch adds to the loss of the step, and per-token quantities [N]."""
+        loss_N, metrics = self(inputs, clip)
+        loss = (inputs.weights * loss_N).sum()
+        if self.entropy_coef:
+            assert inputs.entropy is not None
+            assert inputs.entropy_weights is not None
+            loss = loss - self.entropy_coef * (inputs.entropy_weights * inputs.entropy).sum()
+        return loss, metrics
 
 
 def per_completion(length: int, totals: Totals, max_completion_length: int) -> float:
@@ -194,21 +176,74 @@ def per_token(length: int, totals: Totals, max_completion_length: int) -> float:
     return 1.0 / totals.tokens
 
 
+def per_row(length: int, totals: Totals, max_completion_length: int) -> float:
+    """1 / N: a completion counts by its length."""
+    return 1.0 / totals.rows
+
+
+_sequence = partial(
+    Objective,
+    token_loss=clipped_surrogate,
+    importance_sampling_level="sequence",
+    fixed=("importance_sampling_level",),
+)
+
 OBJECTIVES: dict[str, Objective] = {
     "grpo": Objective(token_loss=clipped_surrogate, weight=per_completion),
     "dr_grpo": Objective(token_loss=clipped_surrogate, weight=per_budget),
     "dapo": Objective(token_loss=clipped_surrogate, weight=per_token),
     "bnpo": Objective(token_loss=clipped_surrogate, weight=per_token, per_micro_batch=True),
+    "gspo": _sequence(weight=per_completion),
+    "luspo": _sequence(weight=per_row),
+    "cispo": Objective(token_loss=cispo, weight=per_token),
+    "sapo": Objective(token_loss=sapo, weight=per_completion),
+    "vespo": Objective(
+        token_loss=vespo,
+        weight=per_token,
+        corrects=True,
+        fixed=("importance_sampling_level",),
+    ),
 }
 
 
-def find_objective(loss_type: str | Objective) -> Objective:
-    """The objective of that name or plug-in address, or the one given. Raises RecipeError.
+def _own(objective: Objective) -> partial[TokenLossResult]:
+    """The token loss without the (inputs, clip) it is called with: what follows can be set."""
+    return partial(objective.token_loss, None, None)
+
+
+def settable(objective: Objective) -> set[str]:
+    """The names that `algorithm.loss_args` may have for `objective`."""
+    return {*SHARED_ARGS, *inspect.signature(_own(objective)).parameters} - set(objective.fixed)
+
+
+def find_objective(
+    loss_type: str | Objective, loss_args: Mapping[str, Any] | None = None
+) -> Objective:
+    """The objective of that name or plug-in address (or the one given), with `loss_args` set.
 
     A plug-in is an `Objective`, or a token loss alone, whose tokens then weigh as in `dapo`.
+    Raises RecipeError or PluginError.
     """
-    if isinstance(loss_type, Objective):
-        return loss_type
+    objective, name = loss_type, "your own"
+    if isinstance(objective, str):
+        objective, name = _named(objective), objective
+    args = dict(loss_args or {})
+    valid = settable(objective)
+    for arg in args:
+        if arg not in valid:
+            raise RecipeError(unknown_name(f"argument of algorithm.loss_type = {name}", arg, valid))
+    shared = {arg: args.pop(arg) for arg in SHARED_ARGS if arg in args}
+    plugins.check_args("objective", name, _own(objective), args)
+    if name in OBJECTIVES:
+        for arg, value in args.items():
+            if not (_is_number(value) and value > 0):
+                raise RecipeError(f"{_where(arg)} = {value!r}: it is a number above 0")
+    if args:
+        shared["token_loss"] = partial(objective.token_loss, **args)
+    return replace(objective, **shared)
+
+
+def _named(loss_type: str) -> Objective:
     if plugins.is_address(loss_type):
         found = plugins.find("objective", loss_type, OBJECTIVES)
         if isinstance(found, Objective):
@@ -220,5 +255,14 @@ def find_objective(loss_type: str | Objective) -> Objective:
 
 
 def keeps_dead_rows(objective: Objective, beta: float) -> bool:
-    """Whether rows with advantage 0 still matter: the KL term, or a cut-dependent denominator."""
-    return beta != 0.0 or objective.per_micro_batch
+    """Whether rows with advantage 0 still matter.
+
+    They do for the KL term, for a denominator that depends on the cut, for the entropy bonus, and
+    for the entropies among which the highest are chosen.
+    """
+    return (
+        beta != 0.0
+        or objective.per_micro_batch
+        or objective.entropy_coef != 0.0
+        or objective.top_entropy_quantile < 1.0
+    )

@@ -8,11 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from grpo import config, plugins
 from grpo.errors import RecipeError
-from grpo.schema import LOSS_TYPES, PretrainStage, RLStage
+from grpo.schema import LEAST_GROUP, LOSS_TYPES, PretrainStage, RLStage
 
 ONE_STAGE = """
 model: {path: MODEL}
@@ -123,6 +124,16 @@ def test_overrides_are_yaml_and_reach_lists_and_args(one: Path) -> None:
         ("run.seed", ["'run.seed'", "section.key=value"]),
         ("run.seed.x=1", ["run.seed", "'x'"]),
         ("rollout.num_generations=1", ["rollout.num_generations = 1", "algorithm.advantage"]),
+        ("algorithm.advantage=pass@8", ["rollout.num_generations = 8", "'pass@8'", "at least 9"]),
+        ("algorithm.loss_args={entropy_coeff: 1}", ["'dapo'", "'entropy_coeff'", "'entropy_coef'"]),
+        ("algorithm.loss_args={vespo_k_pos: 1}", ["'dapo'", "'vespo_k_pos'", "kl_estimator"]),
+        ("algorithm={loss_type: sapo, delta: 2.0}", ["'sapo'", "algorithm.delta = 2.0"]),
+        ("algorithm={loss_type: vespo, epsilon_high: 2.0}", ["'vespo'", "epsilon_high = 2.0"]),
+        ("algorithm.loss_type=cispo", ["'cispo'", "algorithm.epsilon_high"]),
+        (
+            "algorithm={loss_type: vespo, sampling_correction: sequence_mask}",
+            ["'vespo'", "'sequence_mask'", "token_truncate"],
+        ),
         ("algorithm.num_minibatches=7", ["algorithm.num_minibatches = 7", "divisor of 32"]),
         ("algorithm.num_minibatches=64", ["algorithm.num_minibatches = 64", "divisor of 32"]),
         ("eval.rewards=[{name: format}, {name: format}]", ["eval.rewards.1", "'format'", "label"]),
@@ -144,7 +155,7 @@ def test_bad_settings_name_the_field_the_value_and_the_choices(
 
 
 def test_single_generation_is_fine_without_a_group_baseline(one: Path) -> None:
-    overrides = ["rollout.num_generations=1", "algorithm.advantage=batch"]
+    overrides = ["rollout.num_generations=1", "algorithm.advantage=none"]
     assert rl(config.load(one, overrides)).rollout.num_generations == 1
 
 
@@ -223,8 +234,22 @@ def test_schema_stays_small_and_every_setting_is_explained() -> None:
             assert info.description or name in ("kind", "name"), name
 
 
-def test_loss_types_are_the_objectives() -> None:
-    assert set(LOSS_TYPES) == set(plugins.builtins("objective"))
+def test_loss_types_are_the_objectives_with_their_arguments() -> None:
+    from grpo.objective import OBJECTIVES, settable
+
+    assert {n: set(args) for n, args in LOSS_TYPES.items()} == {
+        name: settable(objective) for name, objective in OBJECTIVES.items()
+    }
+
+
+def test_the_least_group_of_an_advantage_is_the_smallest_that_compares() -> None:
+    for name, advantage in plugins.builtins("advantage").items():
+        if name in LEAST_GROUP:
+            for size, compares in ((LEAST_GROUP[name] - 1, False), (LEAST_GROUP[name], True)):
+                rewards = np.zeros((2, size))
+                rewards[:, -1] = (0.5, 1.0)
+                assert advantage(rewards).any() == compares
+    assert set(plugins.builtins("advantage")) == {*LEAST_GROUP, "none"}
 
 
 def test_loading_a_recipe_imports_neither_torch_nor_sympy(one: Path) -> None:

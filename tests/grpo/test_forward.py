@@ -18,7 +18,17 @@ from grpo import forward
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.batch import make_rows, micro_batches
 from grpo.errors import RecipeError
-from grpo.forward import can_share_prompts, check_head, completion_logprobs
+from grpo.forward import (
+    can_share_prompts,
+    check_head,
+    completion_logprobs,
+    completion_surprise,
+)
+from grpo.learner import TorchLearner
+from grpo.rollout.sampling import filtered_probs, make_plan
+from grpo.schema import Algorithm
+from grpo.schema import Learner as Config
+from grpo.types import Sampling
 
 from .rows import V, three_groups, tiny_model
 
@@ -84,9 +94,9 @@ def test_chunks_change_neither_value_nor_gradient(monkeypatch, share):
     def run():
         model.zero_grad()
         logp, entropy = completion_logprobs(model, batch, 1.3, True)
-        (logp * torch.from_numpy(batch.weights)).sum().backward()
-        assert not entropy.requires_grad
-        return [logp.detach(), entropy, *(p.grad.clone() for p in model.parameters())]
+        ((logp + 0.3 * entropy) * torch.from_numpy(batch.weights)).sum().backward()
+        found = [p.grad.clone() for p in model.parameters()]
+        return [logp.detach(), entropy.detach(), *found]
 
     whole = run()
     monkeypatch.setattr(forward, "CHUNK_ELEMENTS", 4 * V)
@@ -152,7 +162,97 @@ def test_entropy_is_not_rounded_where_the_model_computes_in_bfloat16():
     torch.testing.assert_close(entropy.double(), expected, rtol=1e-5, atol=0)
 
 
-def test_a_masked_vocabulary_has_an_entropy():
-    logits = torch.tensor([[0.0, 0.0, -torch.inf]], dtype=torch.float64)
+@pytest.mark.parametrize("uses", ["both", "logp", "entropy"])
+def test_gradients_of_log_probs_and_entropy_against_autograd(uses):
+    torch.manual_seed(0)
+    logits = (3 * torch.randn(4, 7, dtype=torch.float64)).requires_grad_()
+    targets = torch.tensor([[0], [6], [3], [3]])
+    factors = torch.randn(2, 4, dtype=torch.float64)
+
+    def gradient(logp, entropy):
+        outputs = {"logp": [logp], "entropy": [entropy], "both": [logp, entropy]}[uses]
+        return torch.autograd.grad(outputs, logits, list(factors[: len(outputs)]))[0]
+
+    logp = torch.log_softmax(logits, dim=-1)
+    expected = gradient(logp.gather(1, targets)[:, 0], -(logp.exp() * logp).sum(-1))
+    found = gradient(*forward._TokenLogProbs.apply(logits, targets))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_masked_vocabulary_has_an_entropy_with_a_gradient():
+    odds = [[0.0, np.log(3.0), -torch.inf]]  # probabilities 1/4, 3/4, 0
+    logits = torch.tensor(odds, dtype=torch.float64, requires_grad=True)
     _, entropy = forward._TokenLogProbs.apply(logits, torch.tensor([[1]]))
-    assert entropy.item() == pytest.approx(np.log(2))
+    assert entropy.item() == pytest.approx(np.log(4) - 0.75 * np.log(3))
+    (gradient,) = torch.autograd.grad(entropy.sum(), logits)
+    slope = 3 / 16 * np.log(3)  # p (1 - p) times the difference of the log-probs
+    assert gradient.tolist()[0] == pytest.approx([slope, -slope, 0.0])
+
+
+def surprises(model, row, sampling):
+    """Log-prob, entropy and variance of -log p of each token, by summing over the vocabulary."""
+    ids = torch.tensor([[*row.prompt_ids, *row.ids.tolist()]])
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, len(row.prompt_ids) - 1 : -1].double()
+    found = []
+    for logit, token in zip(logits, row.ids.tolist(), strict=True):
+        p = torch.softmax(logit / sampling.temperature, dim=-1)
+        kept = filtered_probs(p[None], make_plan([sampling], V, p.device))[0] > 0
+        kept[token] = True  # the token that was drawn is never left out
+        p = (p * kept / (p * kept).sum()).numpy()
+        surprise = -np.log(p[p > 0])
+        entropy = float((p[p > 0] * surprise).sum())
+        variance = float((p[p > 0] * (surprise - entropy) ** 2).sum())
+        found.append((np.log(p[token]), entropy, variance))
+    return np.array(found).T
+
+
+FILTERS = [
+    {},
+    {"temperature": 0.7},
+    {"top_k": 5},
+    {"top_p": 0.8, "temperature": 1.3},
+    {"min_p": 0.1},
+]
+
+
+@pytest.mark.parametrize("sampling", FILTERS, ids=str)
+@pytest.mark.parametrize("chunked", [False, True])
+def test_surprise_against_sums_over_the_vocabulary(monkeypatch, sampling, chunked):
+    if chunked:
+        monkeypatch.setattr(forward, "CHUNK_ELEMENTS", 3 * V)
+    sampling, model = Sampling(**sampling), tiny_model()
+    rows = rows_of(three_groups())
+    truncation = sampling if sampling.truncates else None
+    learner = TorchLearner(
+        model,
+        algorithm=Algorithm(),
+        config=Config(tokens_per_micro_batch=32),
+        temperature=sampling.temperature,
+        truncation=truncation,
+    )
+    # Of all rows, in order, though they are cut into several micro-batches.
+    expected = np.concatenate([surprises(model, row, sampling) for row in rows], axis=1)
+    np.testing.assert_allclose(learner.surprise(rows), expected, rtol=1e-5, atol=1e-6)
+    for batch in micro_batches(rows, 200, share_prompts=True, pad_id=0):
+        logp, entropy, variance = completion_surprise(
+            model, batch, sampling.temperature, truncation
+        )
+        assert not logp.requires_grad
+        again, entropies = completion_logprobs(model, batch, sampling.temperature, True, truncation)
+        torch.testing.assert_close(logp, again)
+        torch.testing.assert_close(entropy, entropies)
+        assert (variance >= 0).all()
+
+
+def test_surprise_of_no_rows_and_of_what_cannot_be_otherwise():
+    learner = TorchLearner(tiny_model(), algorithm=Algorithm(), config=Config())
+    assert learner.surprise([]).shape == (3, 0)
+    greedy = TorchLearner(
+        tiny_model(), algorithm=Algorithm(), config=Config(), truncation=Sampling(top_k=1)
+    )
+    rows = rows_of(three_groups())
+    found = greedy.surprise(rows)
+    sure = found[0] == 0  # the likeliest token was the one drawn
+    assert np.isfinite(found).all()
+    assert (found[1:, sure] == 0).all()

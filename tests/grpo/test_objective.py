@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from grpo.errors import RecipeError
-from grpo.objective import (
-    OBJECTIVES,
+from grpo.objective import OBJECTIVES, Totals, find_objective
+from grpo.token_losses import (
     Clip,
     LossInputs,
-    Totals,
     clipped_surrogate,
     completion_means,
-    find_objective,
     kl_estimate,
+    sampling_weights,
 )
 
 
@@ -61,10 +60,9 @@ def test_kl_by_hand(estimator, expected):
     logp = torch.tensor([math.log(0.5)], dtype=torch.float64)
     ref = torch.tensor([math.log(0.25)], dtype=torch.float64)
     assert kl_estimate(logp, ref, estimator).item() == pytest.approx(expected)
-    loss, metrics = clipped_surrogate(
-        inputs([1.0], [0.0], ref=[math.log(0.25)], logp=logp, old=logp),
-        Clip(beta=0.1, kl_estimator=estimator),
-    )
+    objective = find_objective("dapo", {"kl_estimator": estimator})
+    given = inputs([1.0], [0.0], ref=[math.log(0.25)], logp=logp, old=logp)
+    loss, metrics = objective(given, Clip(beta=0.1))
     assert loss.item() == pytest.approx(0.1 * expected)
     assert metrics["kl"].item() == pytest.approx(expected)
 
@@ -90,7 +88,8 @@ def test_the_penalty_has_the_gradient_of_the_kl_off_policy(estimator):
 
     def expected_loss(logp):
         given = inputs([1.0] * 3, [0.0] * 3, ref=ref, logp=logp, old=old.log())
-        loss, _ = clipped_surrogate(given, Clip(beta=1.0, delta=1.01, kl_estimator=estimator))
+        objective = find_objective("dapo", {"kl_estimator": estimator})
+        loss, _ = objective(given, Clip(beta=1.0, delta=1.01))
         return (old * loss).sum()
 
     exact = gradient(lambda logp: (logp.exp() * (logp - torch.tensor(ref))).sum())
@@ -102,11 +101,12 @@ def test_gradient_against_finite_differences(estimator):
     # away from the kinks of min and clamp, where no derivative exists
     logp = torch.tensor([-2.1, -1.5, -2.9, -1.9, -0.4], dtype=torch.float64, requires_grad=True)
     advantages = [1.0, 1.0, -1.0, -0.5, -2.0]
-    clip = Clip(epsilon=0.2, epsilon_high=0.3, delta=3.0, beta=0.3, kl_estimator=estimator)
+    clip = Clip(epsilon=0.2, epsilon_high=0.3, delta=3.0, beta=0.3)
+    objective = find_objective("dapo", {"kl_estimator": estimator})
 
     def loss(values):
         ref = [-2.0, -2.5, -2.0, -1.0, -1.0]
-        return clipped_surrogate(inputs([1.0] * 5, advantages, ref=ref, logp=values), clip)[0]
+        return objective(inputs([1.0] * 5, advantages, ref=ref, logp=values), clip)[0]
 
     assert torch.autograd.gradcheck(loss, (logp,))
 
@@ -128,3 +128,42 @@ def test_completion_means():
 def test_unknown_name_suggests():
     with pytest.raises(RecipeError, match=r"'dr_grp'.*dr_grpo"):
         find_objective("dr_grp")
+
+
+# two completions, of three tokens and two; ratios 1.5, 4, 0.5 (product 3) and 2, 0.5 (product 1)
+SAMPLED = torch.tensor([1.5, 4.0, 0.5, 2.0, 0.5], dtype=torch.float64).log() - 3
+PLACES = torch.tensor([0, 0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("none", [1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("token_truncate", [1.5, 2.0, 0.5, 2.0, 0.5]),
+        ("token_mask", [1.5, 0.0, 0.5, 2.0, 0.5]),  # 2 is not above the cap
+        ("sequence_truncate", [2.0, 2.0, 2.0, 1.0, 1.0]),
+        ("sequence_mask", [0.0, 0.0, 0.0, 1.0, 1.0]),
+    ],
+)
+def test_sampling_weights_by_hand(mode, expected):
+    sampler = torch.full((5,), -3.0, dtype=torch.float64)
+    found = sampling_weights(SAMPLED, sampler, PLACES, mode, 2.0 + 1e-12)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("mode", ["token_truncate", "sequence_truncate"])
+def test_sampling_weights_make_an_average_that_of_the_policy(mode):
+    # Tokens as often as the sampler draws them; without a cap the weighted mean is the policy's.
+    sampler = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+    policy = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    value = torch.tensor([1.0, -2.0, 7.0], dtype=torch.float64)
+    weights = sampling_weights(policy.log(), sampler.log(), torch.arange(3), mode, 1e9)
+    torch.testing.assert_close((sampler * weights * value).sum(), (policy * value).sum())
+    capped = sampling_weights(policy.log(), sampler.log(), torch.arange(3), mode, 1.0)
+    assert capped.max() == 1.0
+
+
+@pytest.mark.parametrize("mode", ["token_mask", "sequence_truncate"])
+def test_sampling_weights_of_no_tokens(mode):
+    nothing = torch.zeros(0, dtype=torch.float64)
+    assert len(sampling_weights(nothing, nothing, nothing.long(), mode, 2.0)) == 0

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grpo.errors import EngineError, WeightsError
+from grpo.errors import EngineError, WeightsError, unknown_name
 from grpo.rollout import vllm_compat
 from grpo.types import Version
 
@@ -45,6 +45,7 @@ class Adapter:
         self.request: Any = None  # a LoRARequest, once weights have come
         self._folder = ""
         self._serial = 0
+        self._names: set[str] = set()  # of the first adapter; the later ones have the same
 
     def load(
         self, llm: Any, sent: Mapping[str, Tensor], version: Version, *, running: bool
@@ -54,6 +55,7 @@ class Adapter:
         With samples `running`, the new tensors take the place of the old ones under the same id, so
         that these go on with them. Raises WeightsError.
         """
+        self._check_complete(set(sent))
         request_type = vllm_compat.module("lora.request").LoRARequest
         old = self.request
         if old is None or not running:
@@ -80,6 +82,17 @@ class Adapter:
                     f"{wrong} of the adapter is not what was sent: vLLM holds other values after "
                     f"loading {version}"
                 )
+
+    def _check_complete(self, names: set[str]) -> None:
+        """Refuse half pairs, and sets other than the first one. Raises WeightsError."""
+        paired = {n.replace(f".lora_{a}.", f".lora_{b}.") for n in names for a, b in ("AB", "BA")}
+        self._names = self._names or names | paired
+        if missing := sorted(self._names - names):
+            raise WeightsError(
+                f"{len(missing)} tensors of the adapter did not arrive, among them {missing[:3]}"
+            )
+        if extra := sorted(names - self._names):
+            raise WeightsError(unknown_name("adapter tensor", extra[0], self._names))
 
     def check(self, output: Any) -> None:
         """Refuse an output that was sampled without the adapter. Raises WeightsError."""

@@ -38,7 +38,8 @@ T = TypeVar("T")
 class Rollouts:
     """Scored batches from an engine, and the way by which weights reach it.
 
-    Use: deliver, then take and deliver in turns for the steps up to `last`.
+    Use: deliver, then take and deliver in turns for the steps up to `last`. A `colocated` engine
+    shares its device with the learner, and sleeps while that learns.
     """
 
     def __init__(
@@ -50,10 +51,12 @@ class Rollouts:
         last: int,
         staleness: int = 0,
         in_flight: Literal["finish", "continue"] = "finish",
+        colocated: bool = False,
     ) -> None:
         self.wanted, self.engine, self.rewards = wanted, engine, rewards
         self.staleness = staleness
         self._in_flight: Literal["finish", "continue"] = in_flight
+        self._colocated = colocated and not staleness
         self._last = last
         self._learned = 0  # steps whose weights are in the engine
         self._next = 1  # step of the next batch to begin
@@ -86,6 +89,8 @@ class Rollouts:
         else:
             while step not in self._ready:
                 self._pump(None)
+            if self._colocated:
+                self.engine.sleep()
         self._waited += time.perf_counter() - started
         batch = self._ready.pop(step)
         return Batch(
@@ -106,6 +111,8 @@ class Rollouts:
         self._known[version] = steps_done  # first: completions may carry it at once
 
         def load() -> Any:
+            if self._colocated:
+                self.engine.wake()
             return self.engine.load_weights(learner.weights(), version, self._in_flight)
 
         ack = self._call(load)

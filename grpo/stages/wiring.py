@@ -139,6 +139,7 @@ def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts
         last=stage.learner.max_steps,
         staleness=ahead[schedule.mode],
         in_flight="continue" if schedule.mode == "async" else "finish",
+        colocated=stage.rollout.backend == "local" and torch.cuda.is_available(),
     )
 
 
@@ -169,6 +170,7 @@ def build_parts(stage: RLStage, recipe: Recipe, model_path: str, sampler: Sample
             config=stage.learner,
             dtype=stage.model.dtype,
             engine_dtype=stage.rollout.dtype,
+            lora_rank=stage.model.lora_rank,
             temperature=stage.rollout.temperature,
             truncation=sampler.sampling if sampler.sampling.truncates else None,
             seed=settings.seed,

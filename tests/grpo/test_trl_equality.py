@@ -4,6 +4,7 @@ TRL generates, scores and computes its loss with its own code; only the sampled 
 """
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -156,3 +157,70 @@ def test_loss_and_gradient_equal_trls(trainer, groups, loss_type, scale_rewards,
         assert metrics["clip_ratio/low_mean"].any()
         assert metrics["clip_ratio/high_mean"].any()
     assert (prepared.batch.targets == EOS).sum() == 8
+
+
+MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
+CAP = 1.4
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_sampling_correction_equals_trls(trainer, groups, monkeypatch, mode, loss_type, beta):
+    trainer.loss_type, trainer.scale_rewards, trainer.beta = loss_type, "group", beta
+    trainer.epsilon_low, trainer.epsilon_high, trainer.args.delta = 0.2, 0.28, None
+    learner = TorchLearner(
+        tiny_model(dtype=torch.float32, pad_token_id=0),
+        algorithm=Algorithm(
+            loss_type=loss_type, beta=beta, sampling_correction=mode, sampling_correction_cap=CAP
+        ),
+        config=Config(tokens_per_micro_batch=4096, max_grad_norm=0.0),
+        temperature=0.7,
+        reference=tiny_model(seed=1, dtype=torch.float32, pad_token_id=0),
+    )
+    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    rows = make_rows(groups, advantages, loss_type=loss_type, max_completion_length=MAX_LENGTH)
+    # What the sampler says it drew with: another policy than the learner's, here and there.
+    rng = np.random.default_rng(7)
+    old = learner.logprobs(rows)
+    said = [(x - rng.normal(0.1, 0.5, len(x))).astype(np.float32) for x in old]
+    rows = [replace(row, logprobs=x) for row, x in zip(rows, said, strict=True)]
+
+    generate = trainer._generate
+    monkeypatch.setattr(
+        trainer,
+        "_generate",
+        lambda prompts: (
+            *generate(prompts)[:4],
+            [x.tolist() for x in said],
+            *generate(prompts)[5:],
+        ),
+    )
+    monkeypatch.setattr(trainer, "use_vllm", True)
+    monkeypatch.setattr(trainer, "vllm_importance_sampling_correction", True)
+    monkeypatch.setattr(trainer, "vllm_importance_sampling_mode", mode)
+    monkeypatch.setattr(trainer, "vllm_importance_sampling_clip_min", None)
+    monkeypatch.setattr(trainer, "vllm_importance_sampling_clip_max", CAP)
+    model = trainer.model
+    model.train()
+    inputs = trainer._generate_and_score_completions([{"prompt": p} for p in "aaaabbbb"])
+    ratio = inputs["importance_sampling_ratio"]
+    cut = (ratio == 0) if mode.endswith("mask") else (ratio == CAP)
+    assert cut.any()
+    assert not cut.all()
+
+    model.zero_grad()
+    theirs = trainer._compute_loss(model, inputs)
+    theirs.backward()
+    (prepared,) = learner._prepare(rows, recompute=True)
+    ours, _, metrics = learner.loss(prepared)
+    ours.backward()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    for (name, a), (_, b) in zip(
+        model.named_parameters(), learner.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-4, atol=1e-6, msg=name)
+    if mode.startswith("token"):
+        name = "sampling/importance_sampling_ratio/mean"
+        expected = trainer._metrics["train"][name][-1]
+        assert float(metrics[name].mean()) == pytest.approx(expected, rel=1e-4)

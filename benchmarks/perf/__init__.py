@@ -1,0 +1,1 @@
+"""Speed and memory against other implementations; `benchmarks/bench_perf.py` runs it."""

@@ -1,0 +1,74 @@
+"""Section 7: each saving switched off by itself; the rest as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perf.contest import Contender, Plan, contest
+from perf.learning import TOKENS_PER_MICRO_BATCH, ours, workloads
+
+# What is switched off: (workload of section 2, switches of perf/learn_ours.py).
+LEARNER: dict[str, tuple[str, dict[str, Any]]] = {
+    "shared prompts off": ("b", {"share_prompts": False}),
+    "shared prompts off, short prompts": ("a", {"share_prompts": False}),
+    "dead groups kept": ("c", {"keep_dead": True}),
+    "micro-batches of 640 tokens": ("a", {"tokens_per_micro_batch": 640}),
+    "micro-batches of 8192 tokens": ("a", {"tokens_per_micro_batch": 8192}),
+    "head in chunks a quarter as large": ("a", {"chunk_elements": 2**22}),
+    "head not in chunks": ("a", {"chunk_elements": 2**40}),
+    "float32 instead of bf16": ("a", {"dtype": "float32"}),
+    "gradient checkpointing on": ("a", {"gradient_checkpointing": True}),
+}
+GENERATION: dict[str, dict[str, Any]] = {
+    "prompt read for every sample": {"one_by_one": True},
+    "the model's own cache": {"own_cache": True},
+    "float32 instead of bf16": {"dtype": "float32"},
+}
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """{saving: time and peak memory without it, over those with it}, learner and engine."""
+    sizes = workloads(plan)
+    learner: dict[str, Any] = {}
+    for workload, size in sizes.items():
+        switched = {name: s for name, (of, s) in LEARNER.items() if of == workload}
+        if plan.quick:
+            switched = dict(list(switched.items())[:2])
+        print(f"-- learner ({workload})", flush=True)
+        learner |= against(
+            [ours(plan, size, "all on"), *(ours(plan, size, n, **s) for n, s in switched.items())],
+            plan,
+            {"workload": workload, "tokens_per_micro_batch": TOKENS_PER_MICRO_BATCH},
+        )
+    print("-- generation", flush=True)
+    base = {
+        "model": plan.model,
+        "dtype": plan.dtype,
+        "prompts": 2 if plan.quick else 8,
+        "samples": 4 if plan.quick else 8,
+        "prompt": 8 if plan.quick else 44,
+        "completion": 8 if plan.quick else 64,
+        "kind": "lognormal",
+    }
+    switches = {"all on": {}, **GENERATION}
+    contenders = [
+        Contender(name=name, script="gen_ours", settings=base | change)
+        for name, change in switches.items()
+    ]
+    return {"learner": learner, "generation": against(contenders, plan, {"sizes": base})}
+
+
+def against(contenders: list[Contender], plan: Plan, said: dict[str, Any]) -> dict[str, Any]:
+    """Every contender against the first."""
+    result = contest(contenders, plan)
+    first = result.pop(contenders[0].name)
+    return {
+        name: {
+            **said,
+            **record,
+            "base": {key: first[key] for key in ("median", "seconds", "peak_rss_gib")},
+            "time": round(record["median"] / first["median"], 2),
+            "memory": round(record["peak_rss_gib"] / first["peak_rss_gib"], 2),
+        }
+        for name, record in result.items()
+    }

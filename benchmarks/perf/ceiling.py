@@ -1,0 +1,62 @@
+"""Section 5: the share of the machine's matrix-product rate that learner and engine use.
+
+Only operations that the work needs are counted (perf/work.py `flops`): 6 a parameter and token in
+the learner, 2 in the engine, the head where a token is predicted, the attention of real tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from perf import work
+from perf.contest import Contender, Plan, contest
+from perf.learning import ours, workloads
+
+
+def measure(plan: Plan) -> dict[str, Any]:
+    """Rates in GFLOP/s, and shares of the matrix product's in the same run."""
+    generation = {
+        "model": plan.model,
+        "dtype": plan.dtype,
+        "prompts": 2 if plan.quick else 8,
+        "samples": 4 if plan.quick else 8,
+        "prompt": 8 if plan.quick else 44,
+        "completion": 8 if plan.quick else 64,
+        "kind": "fixed",
+    }
+    learners = {f"learner ({name})": sizes for name, sizes in workloads(plan).items()}
+    result = contest(
+        [
+            Contender(name="matrix product", script="gemm", settings={"dtype": plan.dtype}),
+            *(ours(plan, sizes, name) for name, sizes in learners.items()),
+            Contender(name="generation", script="gen_ours", settings=generation),
+        ],
+        plan,
+    )
+    rates = {"matrix product": result["matrix product"]["flops"]}
+    rates |= {name: result[name]["needed_flops"] for name in learners}
+    rates["generation"] = generation_flops(plan.model, generation)
+    gflops = {name: rates[name] / result[name]["median"] / 1e9 for name in rates}
+    peak = gflops["matrix product"]
+    return {
+        **result,
+        "gflops a second": {name: round(rate, 1) for name, rate in gflops.items()},
+        "share": {name: round(rate / peak, 3) for name, rate in gflops.items()},
+    }
+
+
+def generation_flops(model: str, sizes: dict[str, Any]) -> float:
+    """What sampling needs: every prompt read once, every token but the last fed back."""
+    config = json.loads((Path(model) / "config.json").read_text())
+    width, layers, vocab = (
+        config[key] for key in ("hidden_size", "num_hidden_layers", "vocab_size")
+    )
+    kv = config["num_key_value_heads"] * (width // config["num_attention_heads"])
+    block = 2 * width * width + 2 * width * kv + 3 * width * config["intermediate_size"]
+    shape = work.Shape(body=block * layers, head=vocab * width, layers=layers, width=width)
+    P, T, G = sizes["prompts"], sizes["completion"], sizes["samples"]
+    return work.flops(
+        shape, prompt=[sizes["prompt"]] * P, completion=[[T] * G for _ in range(P)], factor=2
+    )

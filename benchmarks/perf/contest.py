@@ -1,0 +1,173 @@
+"""Contenders in turns: a process each, all prepared, never two at work.
+
+An idle worker waits for a line on a pipe. OpenMP's threads stop spinning a few milliseconds after
+a parallel region unless OMP_WAIT_POLICY=active is set, which is why it is left unset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How everything is measured.
+
+    quick: tiny model, small shapes, one repetition; shows that the scripts run, nothing else.
+    """
+
+    repeats: int = 5
+    threads: int = 2
+    quick: bool = False
+    model: str = ""
+    vllm_python: str = ""
+
+    @property
+    def dtype(self) -> str:
+        """What everyone computes in."""
+        return "float32" if self.quick else "bfloat16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """A script of this folder, its settings, and the interpreter it runs under.
+
+    `repeats`: fewer than the others, for figures that are for orientation only.
+    """
+
+    name: str
+    script: str
+    settings: Mapping[str, Any]
+    python: str = sys.executable
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    repeats: int | None = None
+
+
+class Worker:
+    """A contender's process."""
+
+    def __init__(self, contender: Contender, plan: Plan) -> None:
+        self.contender = contender
+        settings = {"threads": plan.threads, "quick": plan.quick, **contender.settings}
+        self.process = subprocess.Popen(
+            [contender.python, "-m", f"perf.{contender.script}", json.dumps(settings)],
+            cwd=FOLDER,
+            env=environment(plan) | dict(contender.env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.started = self._answer()
+
+    def repeat(self) -> dict[str, Any]:
+        """One repetition."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            code = self.process.wait()
+            raise RuntimeError(f"{self.contender.name} ({self.contender.script}) ended with {code}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process and its descendants."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout=20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def environment(plan: Plan) -> dict[str, str]:
+    """The same environment for everyone."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "LD_PRELOAD")}
+    return kept | {
+        "OMP_NUM_THREADS": str(plan.threads),
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONWARNINGS": "ignore",
+    }
+
+
+def contest(contenders: Sequence[Contender], plan: Plan) -> dict[str, dict[str, Any]]:
+    """{name: what was measured} after one warm-up each and `plan.repeats` rounds.
+
+    Of every contender: `seconds` of each repetition, their `median`, the last repetition's other
+    figures, and `peak_rss_gib` of the whole process, warm-up included.
+    """
+    with contextlib.ExitStack() as stack:
+        workers: dict[str, Worker] = {}
+        for contender in contenders:
+            began = time.perf_counter()
+            worker = Worker(contender, plan)
+            stack.callback(worker.close)
+            worker.repeat()
+            workers[contender.name] = worker
+            print(
+                f"   {contender.name}: warm after {time.perf_counter() - began:.0f} s", flush=True
+            )
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
+        for turn in range(plan.repeats):
+            for name, worker in workers.items():
+                limit = worker.contender.repeats
+                if limit is None or turn < limit:
+                    found[name].append(worker.repeat())
+            times = ", ".join(f"{n} {r[-1]['seconds']:.2f} s" for n, r in found.items())
+            print(f"   round {turn + 1} of {plan.repeats}: {times}", flush=True)
+    return {name: summary(answers) for name, answers in found.items()}
+
+
+def alone(contender: Contender, plan: Plan) -> dict[str, Any]:
+    """One contender by itself, as in `contest`."""
+    return contest([contender], plan)[contender.name]
+
+
+def trial(contender: Contender, plan: Plan) -> float | None:
+    """Seconds of one warm repetition; None where the contender cannot run with these settings."""
+    try:
+        worker = Worker(contender, plan)
+    except RuntimeError as error:
+        print(f"   {error}", flush=True)
+        return None
+    try:
+        worker.repeat()
+        seconds = float(worker.repeat()["seconds"])
+    except RuntimeError as error:
+        print(f"   {error}", flush=True)
+        return None
+    finally:
+        worker.close()
+    print(f"   trial {contender.name}: {seconds:.2f} s", flush=True)
+    return seconds
+
+
+def summary(answers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Repetitions as one record."""
+    seconds = [float(answer["seconds"]) for answer in answers]
+    return {
+        **answers[-1],
+        "seconds": [round(s, 4) for s in seconds],
+        "median": round(statistics.median(seconds), 4),
+    }

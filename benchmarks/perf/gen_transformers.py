@@ -1,0 +1,56 @@
+"""Generation by transformers' `generate`; rows that ended are padded until the longest has."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+
+from perf import work
+from perf.worker import Settings, serve
+
+
+class Planted(StoppingCriteria):
+    """Row r is done at its planted length."""
+
+    def __init__(self, ends: list[int]) -> None:
+        self.ends = torch.tensor(ends)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return self.ends <= input_ids.shape[1]
+
+
+def prepare(settings: Settings) -> Any:
+    """A model; a repetition samples everything in one batch."""
+    dtype = getattr(torch, settings["dtype"])
+    model: Any = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=dtype).eval()
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    ids = torch.tensor(
+        work.prompts(settings["prompts"], settings["prompt"], model.config.vocab_size)
+    )
+    samples, limit = settings["samples"], settings["completion"]
+    planned = work.lengths(len(ids) * samples, limit, settings["kind"])
+    stop = StoppingCriteriaList([Planted([settings["prompt"] + n for n in planned])])
+
+    @torch.inference_mode()
+    def repetition() -> dict[str, Any]:
+        started = time.perf_counter()
+        model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=limit,
+            num_return_sequences=samples,
+            stopping_criteria=stop,
+        )
+        return {"seconds": time.perf_counter() - started, "tokens": sum(planned)}
+
+    return repetition
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,120 @@
+"""Learner steps of ours on recorded rollouts, from groups to the updated weights."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from grpo import forward
+from grpo.advantage import ADVANTAGES, reward_matrix
+from grpo.batch import drop_dead, make_rows
+from grpo.learner import TorchLearner
+from grpo.schema import Algorithm, Learner
+from grpo.types import Completion, Group, Prompt, Rollout, Score, Segment, Task, Version
+from perf import work
+from perf.worker import Settings, serve
+
+
+def prepare(settings: Settings) -> Any:
+    """A learner; a repetition is one step. Switches for ablations: see perf/ablations.py."""
+    if "chunk_elements" in settings:
+        forward.CHUNK_ELEMENTS = settings["chunk_elements"]
+    learner = TorchLearner(
+        settings["model"],
+        algorithm=Algorithm(loss_type="dapo", sampling_correction="none"),
+        config=Learner(
+            tokens_per_micro_batch=settings["tokens_per_micro_batch"],
+            share_prompts=settings.get("share_prompts", True),
+            gradient_checkpointing=settings.get("gradient_checkpointing", False),
+        ),
+        dtype=settings["dtype"],
+    )
+    recorded = work.rollouts(**settings["rollouts"], vocab=learner.model.config.vocab_size)
+    groups = to_groups(recorded)
+    limit = settings["rollouts"]["completion"]
+    keep_dead = settings.get("keep_dead", False)
+    config: Any = learner.model.config
+    head = config.vocab_size * config.hidden_size
+    body = sum(p.numel() for p in learner.model.parameters()) - head
+    if not config.tie_word_embeddings:
+        body -= head
+
+    def repetition() -> dict[str, Any]:
+        started = time.perf_counter()
+        advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+        rows = make_rows(groups, advantages, loss_type="dapo", max_completion_length=limit)
+        live = rows if keep_dead else drop_dead(rows, beta=0.0, loss_type="dapo")[0]
+        metrics = learner.step(live)
+        seconds = time.perf_counter() - started
+        return {
+            "seconds": seconds,
+            "tokens": recorded.completion_tokens,
+            "rows": recorded.rows,
+            "rows_trained": len(live),
+            "micro_batches": metrics["learner/micro_batches"],
+            "grad_norm": metrics["grad_norm"],
+            "needed_flops": needed(
+                recorded,
+                work.Shape(
+                    body=body,
+                    head=head,
+                    layers=config.num_hidden_layers,
+                    width=config.hidden_size,
+                ),
+            ),
+        }
+
+    return repetition
+
+
+def needed(recorded: work.Rollouts, shape: work.Shape) -> float:
+    """Operations of forward and backward over what can move the policy."""
+    live = [len(set(rewards)) > 1 for rewards in recorded.rewards]
+    return work.flops(
+        shape,
+        prompt=[len(p) for p, used in zip(recorded.prompts, live, strict=True) if used],
+        completion=[
+            [len(c) for c in group]
+            for group, used in zip(recorded.completions, live, strict=True)
+            if used
+        ],
+        factor=6,
+    )
+
+
+def to_groups(recorded: work.Rollouts) -> list[Group]:
+    """Scored groups of the recorded tokens."""
+    groups: list[Group] = []
+    version = Version(step=0, hash="recorded")
+    for number, (ids, completions, rewards) in enumerate(
+        zip(recorded.prompts, recorded.completions, recorded.rewards, strict=True)
+    ):
+        prompt = Prompt(task=Task(uid=str(number), prompt=""), text="", ids=tuple(ids))
+        members = [
+            Rollout(
+                prompt=prompt,
+                completion=Completion(
+                    request=str(number),
+                    index=index,
+                    segments=(
+                        Segment(
+                            ids=np.array(tokens, dtype=np.int64),
+                            version=version,
+                            logprobs=np.zeros(len(tokens), dtype=np.float32),
+                        ),
+                    ),
+                    text="",
+                    finish="stop",
+                ),
+                score=Score(value=reward, status="scored"),
+            )
+            for index, (tokens, reward) in enumerate(zip(completions, rewards, strict=True))
+        ]
+        groups.append(Group(prompt=prompt, visit=0, rollouts=tuple(members)))
+    return groups
+
+
+if __name__ == "__main__":
+    serve(prepare)

@@ -1,0 +1,74 @@
+"""Whole steps of ours through the wiring of a recipe: sample, score, learn, deliver weights."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from grpo.config import load
+from grpo.loop import train_step
+from grpo.schema import RLStage
+from grpo.stages.wiring import build_parts, build_sampler
+from perf.worker import Settings, serve
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+REWARD = f"{Path(__file__).resolve().parent / 'reward.py'}:coin"
+
+
+def recipe_of(settings: Settings) -> Any:
+    """The recipe both sides take their prompts from, at the sizes asked for."""
+    overrides = {
+        "model.path": settings["model"],
+        "rollout.prompts_per_step": settings["prompts"],
+        "rollout.num_generations": settings["samples"],
+        "rollout.max_completion_length": settings["completion"],
+        "learner.learning_rate": 1e-6,
+        "learner.max_steps": 1000,
+        "parity.steps": 0,
+        "run.threads": settings["threads"],
+    }
+    found = load(
+        ROOT / "recipes" / settings["recipe"],
+        [f"{key}={value}" for key, value in overrides.items()],
+    )
+    stage = found.stages[0]
+    assert isinstance(stage, RLStage)
+    spec = stage.rewards[0].model_copy(update={"name": REWARD, "args": {}, "label": "coin"})
+    stage = stage.model_copy(update={"rewards": (spec,)})
+    return found.model_copy(update={"stages": (stage,)})
+
+
+def prepare(settings: Settings) -> Any:
+    """Everything a step uses; a repetition is one step."""
+    recipe = recipe_of(settings)
+    (stage,) = recipe.stages
+    sampler = build_sampler(stage, recipe, stage.model.path)
+    # Every completion takes all its tokens, as on the other side.
+    sampler = replace(sampler, sampling=replace(sampler.sampling, eos_ids=()))
+    parts = build_parts(stage, recipe, stage.model.path, sampler)
+    parts.rollouts.deliver(parts.learner, 0)
+    step = 0
+
+    def repetition() -> dict[str, Any]:
+        nonlocal step
+        step += 1
+        started = time.perf_counter()
+        done = train_step(parts, step)
+        seconds = time.perf_counter() - started
+        shown = ("time/rollout", "time/learn", "time/weights", "frac_reward_zero_std")
+        made = sum(len(r.completion) for g in done.groups for r in g.rollouts)
+        prompt = sum(len(g.prompt.ids) for g in done.groups) / len(done.groups)
+        return {
+            "seconds": seconds,
+            "tokens": made,
+            "prompt_tokens": prompt,
+            **{name: done.metrics[name] for name in shown},
+        }
+
+    return repetition
+
+
+if __name__ == "__main__":
+    serve(prepare)

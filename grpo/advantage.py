@@ -30,7 +30,7 @@ from functools import partial
 
 import numpy as np
 
-from grpo.errors import DataError
+from grpo.errors import RecipeError
 from grpo.types import Group
 
 STD_FLOOR = 1e-4  # TRL's; keeps a nearly constant group from exploding
@@ -106,10 +106,10 @@ def maxrl(rewards_P_G: np.ndarray) -> np.ndarray:
 
     For rewards 0 and 1 its expectation over groups of n is the gradient of -sum (1 - p)^k / k over
     k < n, where p is the chance of success: log p when n grows, the plain reward for n = 2. Hard
-    prompts weigh 1/p. Raises DataError.
+    prompts weigh 1/p. Raises RecipeError.
     """
     if (rewards_P_G < 0).any():
-        raise DataError(
+        raise RecipeError(
             f"algorithm.advantage = 'maxrl' divides by the mean reward, which the reward "
             f"{np.nanmin(rewards_P_G)} could make 0 or negative; use rewards of 0 or more"
         )

@@ -12,13 +12,28 @@ from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.batch import drop_dead, make_rows
 from grpo.errors import LearnerError, PluginError, RunError
 from grpo.learner import TorchLearner, learning_rate
+from grpo.objective import find_objective
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Learner
 
 from .rows import group, three_groups, tiny_model
 
-LOSSES = ["grpo", "dr_grpo", "dapo"]
+# With the made-up log-probs of the sampler the masks and the corrections act.
+ENTROPY = {"top_entropy_quantile": 0.3, "entropy_coef": 0.2}
+LOSSES = [
+    {"loss_type": "grpo"},
+    {"loss_type": "dr_grpo"},
+    {"loss_type": "dapo"},
+    {"loss_type": "gspo", "loss_args": {"off_policy_mask_threshold": 0.1}},
+    {"loss_type": "luspo", "sampling_correction": "sequence_truncate"},
+    {"loss_type": "cispo", "epsilon_high": 5.0},
+    {"loss_type": "sapo"},
+    {"loss_type": "vespo"},
+    {"loss_type": "grpo", "loss_args": ENTROPY},
+    {"loss_type": "dapo", "loss_args": {"top_entropy_quantile": 0.15}},
+    {"loss_type": "vespo", "loss_args": {"entropy_coef": 0.2}},
+]
 
 
 def rows_of(groups, loss_type="dapo", **kwargs):
@@ -44,17 +59,17 @@ def gradient(rows, algorithm=None, **config):
     return found, [p.grad.clone() for p in learner.model.parameters()]
 
 
-@settings(max_examples=12)
+@settings(max_examples=25)
 @given(
-    loss_type=st.sampled_from(LOSSES),
+    loss=st.sampled_from(LOSSES),
     beta=st.sampled_from([0.0, 0.2]),
     budget=st.integers(10, 120),
     share=st.booleans(),
     order=st.permutations(range(9)),
 )
-def test_the_cut_does_not_matter(loss_type, beta, budget, share, order):
-    rows = rows_of(three_groups(), loss_type)
-    algorithm = {"loss_type": loss_type, "beta": beta}
+def test_the_cut_does_not_matter(loss, beta, budget, share, order):
+    rows = rows_of(three_groups(), loss["loss_type"])
+    algorithm = {**loss, "beta": beta}
     whole, expected = gradient(rows, algorithm, tokens_per_micro_batch=1000, share_prompts=False)
     cut, found = gradient(
         [rows[i] for i in order], algorithm, tokens_per_micro_batch=budget, share_prompts=share
@@ -64,14 +79,40 @@ def test_the_cut_does_not_matter(loss_type, beta, budget, share, order):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("loss_type", LOSSES)
-def test_dropping_dead_rows_changes_nothing(loss_type):
-    rows = rows_of(three_groups(), loss_type)
-    kept, _ = drop_dead(rows, beta=0.0, loss_type=loss_type)
-    assert len(kept) < len(rows)
-    _, expected = gradient(rows, {"loss_type": loss_type}, share_prompts=False)
-    _, found = gradient(kept, {"loss_type": loss_type}, share_prompts=False)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_dropping_dead_rows_changes_nothing(loss):
+    objective = find_objective(loss["loss_type"], loss.get("loss_args"))
+    rows = rows_of(three_groups(), objective)
+    kept, _ = drop_dead(rows, beta=0.0, loss_type=objective)
+    live = [row for row in rows if row.advantages.any()]
+    _, expected = gradient(rows, loss, share_prompts=False)
+    _, found = gradient(kept, loss, share_prompts=False)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+    if len(kept) == len(rows):  # then dropping would have been wrong
+        _, dropped = gradient(live, loss, share_prompts=False)
+        assert (
+            max(float((a - b).abs().max()) for a, b in zip(dropped, expected, strict=True)) > 1e-6
+        )
+    else:
+        assert len(kept) == len(live)
+
+
+def test_tokens_chosen_for_their_entropy_are_the_highest_of_the_step():
+    rows = rows_of(three_groups())
+    loss = {"loss_type": "dapo", "loss_args": {"top_entropy_quantile": 0.25}}
+    learner = make(algorithm=loss, tokens_per_micro_batch=20)
+    prepared = learner._prepare(rows, recompute=False)
+    assert len(prepared) > 2
+    entropies, kept = [], []
+    for part in prepared:
+        _, inputs, _ = learner.loss(part)
+        entropies += inputs.entropy.tolist()
+        kept += part.high_entropy.tolist()
+    # the 11 highest of 41, and what equals the 11th: a group's first tokens follow one prompt
+    highest = sorted(entropies)[-11:]
+    assert kept == [float(e >= highest[0] - 1e-9) for e in entropies]
+    assert sum(kept) == 12
+    assert sorted(entropies)[-12] == pytest.approx(highest[0], abs=1e-12)
 
 
 def test_is_a_learner():

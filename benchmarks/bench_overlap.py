@@ -20,7 +20,7 @@ from grpo.gathering import Wanted
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
 from grpo.schedule import Rollouts
-from grpo.types import Completion, Metrics, Prompt, Request, Row, Sampling, Task, Version
+from grpo.types import Completion, Metrics, Prompt, Request, Row, Sampling, T, Task, Version
 
 PAIRS = ((0.2, 0.15), (0.15, 0.2), (0.2, 0.2), (0.3, 0.05), (0.05, 0.3))
 MODES: dict[str, dict[str, Any]] = {
@@ -113,6 +113,10 @@ class SleepingLearner:
         time.sleep(self.seconds)
         self.steps += 1
         return {}
+
+    def gather(self, objects: Sequence[T]) -> list[T]:
+        """Those of the only rank."""
+        return list(objects)
 
     def version(self) -> Version:
         """One a step."""

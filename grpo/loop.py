@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from grpo.advantage import reward_matrix
-from grpo.batch import drop_dead, group_metrics, make_rows
+from grpo.batch import drop_dead, group_metrics, make_rows, rank_share
 from grpo.errors import PluginError
+from grpo.gathering import Batch
 from grpo.metrics import rollout_metrics
 from grpo.objective import Objective
 from grpo.parity import Gate
@@ -65,21 +66,22 @@ def train_step(parts: Parts, step: int) -> Step:
     rollouts, learner = parts.rollouts, parts.learner
     watched = check_parity(parts, step)
     batch = rollouts.take(step)
+    groups = everyones(batch, learner)
     sampled = time.perf_counter()
 
-    rewards_P_G = reward_matrix(batch.groups)
+    rewards_P_G = reward_matrix(groups)
     advantages_P_G = checked(parts.advantage(rewards_P_G), rewards_P_G)
     rows = make_rows(
-        batch.groups,
+        groups,
         advantages_P_G,
         loss_type=parts.loss_type,
         max_completion_length=rollouts.wanted.sampling.max_tokens,
         mask_truncated=parts.mask_truncated,
         num_minibatches=parts.num_minibatches,
-        all_reduce=learner.all_reduce,
     )
     live, dropped = drop_dead(rows, beta=parts.beta, loss_type=parts.loss_type)
-    learned = learner.step(live)
+    share = rank_share(live, learner.rank, learner.num_ranks, parts.num_minibatches)
+    learned = learner.step(share)
     trained = time.perf_counter()
 
     rollouts.deliver(learner, step)
@@ -91,11 +93,20 @@ def train_step(parts: Parts, step: int) -> Step:
         "time/weights": finished - trained,
     }
     names = [name for name, _, _ in rollouts.rewards.rewards]
-    said = rollout_metrics(batch.groups, names) | group_metrics(batch.groups)
-    metrics = batch.metrics | said | sentinel(batch.groups, parts.second) | dropped | learned
+    said = rollout_metrics(groups, names) | group_metrics(groups)
+    metrics = batch.metrics | said | sentinel(groups, parts.second) | dropped | learned
     metrics |= watched | seconds | rollouts.take_metrics(seconds["step_time"])
     metrics["tokens_per_second"] = metrics["completions/num_tokens"] / seconds["step_time"]
-    return Step(step=step, groups=batch.groups, advantages_P_G=advantages_P_G, metrics=metrics)
+    return Step(step=step, groups=groups, advantages_P_G=advantages_P_G, metrics=metrics)
+
+
+def everyones(batch: Batch, learner: Learner) -> list[Group]:
+    """The groups that all ranks sampled for this step, on every rank, in the order of the tasks.
+
+    Advantages, denominators and figures are of the whole batch then, whoever computes them.
+    """
+    own = list(zip(batch.positions, batch.groups, strict=True))
+    return [group for _, group in sorted(learner.gather(own), key=lambda pair: pair[0])]
 
 
 def check_parity(parts: Parts, step: int) -> Metrics:

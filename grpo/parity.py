@@ -72,7 +72,8 @@ class Gate:
     def _check(self, name: str, engine: Engine, learner: Learner, step: int) -> Metrics:
         rows: list[Row] = []
         surprise_3_N = np.zeros((3, 0))
-        while surprise_3_N.shape[1] < TOKENS and surprise_3_N[2].sum() < INFORMATION:
+        # on all ranks as many rounds: what the learner computes for them is collective
+        while any(learner.gather([_too_little(surprise_3_N)])):
             drawn = self._sample(engine, step, len(rows))
             if not drawn:
                 raise ParityError(
@@ -165,3 +166,8 @@ class Gate:
 
 
 LEAST = ("parity/tokens",)
+
+
+def _too_little(surprise_3_N: np.ndarray) -> bool:
+    """Whether these tokens cannot tell a wrong temperature yet."""
+    return surprise_3_N.shape[1] < TOKENS and float(surprise_3_N[2].sum()) < INFORMATION

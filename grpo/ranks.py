@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from grpo.errors import LearnerError, RecipeError
+from grpo.errors import GrpoError, LearnerError, RecipeError
 
 T = TypeVar("T")
 
@@ -130,7 +130,8 @@ class Ranks:
     def on_first(self, act: Callable[[], T]) -> T:
         """What `act` returned on the first rank, where alone it ran; all ranks wait for it.
 
-        An OSError there (a full disk, say) is raised on every rank instead of letting them wait.
+        An error of ours or an OSError there (a full disk, say) is raised on every rank instead of
+        letting them wait.
         """
         if self.count == 1:
             return act()
@@ -138,7 +139,7 @@ class Ranks:
         if self.rank == 0:
             try:
                 answer = [act(), None]
-            except OSError as error:
+            except (GrpoError, OSError) as error:
                 answer = [None, error]
         result, error = broadcast_object_list(answer)
         if error is not None:

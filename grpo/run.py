@@ -31,6 +31,7 @@ from grpo.config import from_dict, resolved
 from grpo.data import SOURCES
 from grpo.errors import GrpoError, RecipeError, RunError
 from grpo.log import RunLog
+from grpo.ranks import Ranks, join
 from grpo.schema import PretrainStage, Recipe, RLStage, Run
 from grpo.stages import rl
 from grpo.stages.pretrain import pretrain
@@ -45,6 +46,20 @@ def train_recipe(recipe: Recipe, console: Console | None = None) -> dict[str, An
     Raises RunError if the directory holds another run already.
     """
     folder = Path(recipe.run_dir).expanduser().resolve()
+    ranks = _join(recipe)
+    ranks.on_first(lambda: _found(recipe, folder))
+    try:
+        return run_stages(recipe, folder, console or Console(stderr=True, highlight=False))
+    except GrpoError:
+        logs = folder.rglob("metrics.jsonl")
+        if ranks.rank == 0 and not any(log.stat().st_size for log in logs):
+            # nothing was done yet, so the corrected command may use the folder
+            (folder / "resolved.json").unlink()
+        raise
+
+
+def _found(recipe: Recipe, folder: Path) -> None:
+    """The run directory with what it says about itself. Raises RunError."""
     if (folder / "resolved.json").exists():
         raise RunError(
             f"run.dir = {str(folder)!r} already holds a run; continue it with "
@@ -56,13 +71,6 @@ def train_recipe(recipe: Recipe, console: Console | None = None) -> dict[str, An
         (folder / "provenance.json").write_text(json.dumps(provenance(), indent=1) + "\n")
     except OSError as error:
         raise RunError(f"run.dir = {str(folder)!r} cannot be written: {error}") from error
-    try:
-        return run_stages(recipe, folder, console or Console(stderr=True, highlight=False))
-    except GrpoError:
-        if not any(log.stat().st_size for log in folder.rglob("metrics.jsonl")):
-            # nothing was done yet, so the corrected command may use the folder
-            (folder / "resolved.json").unlink()
-        raise
 
 
 def resume_run(path: str | Path, console: Console | None = None) -> dict[str, Any]:
@@ -76,35 +84,38 @@ def resume_run(path: str | Path, console: Console | None = None) -> dict[str, An
 
 def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
     """The stages that have no summary yet, in order."""
-    _prepare(recipe)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise RunError("several learner ranks are not supported yet: start one process")
+    ranks = _join(recipe)
+    if ranks.rank:
+        console = Console(quiet=True)
     summaries: dict[str, dict[str, Any]] = {}
     for stage in recipe.stages:
         place = stage_folder(recipe, folder, stage.name)
         place.mkdir(exist_ok=True)
         done = place / "summary.json"
-        if done.is_file():
-            summaries[stage.name] = json.loads(done.read_text())
+        before = ranks.on_first(lambda at=done: at.read_text() if at.is_file() else None)
+        if before is not None:
+            summaries[stage.name] = json.loads(before)
             console.print(f"stage {stage.name}: done before", markup=False)
             continue
         try:
             if isinstance(stage, PretrainStage):
-                summary = run_pretrain(stage, recipe.run, place, console)
+                summary = ranks.on_first(
+                    lambda s=stage, at=place: run_pretrain(s, recipe.run, at, console)
+                )
             else:
                 path = stage.model.path
                 if path.startswith("stage:"):  # found anew: the run may have been moved
                     name = path.removeprefix("stage:")
                     path = str(stage_folder(recipe, folder, name) / "model")
-                summary = rl.run(stage, recipe, place, path, console)
+                summary = rl.run(stage, recipe, place, path, console, ranks)
         except (KeyboardInterrupt, OSError):  # OSError: a full disk, say
             console.print(f"continue with: grpo train --resume {folder}", markup=False)
             raise
         summaries[stage.name] = {"recipe": recipe.name, "seed": recipe.run.seed, **summary}
-        write_json(done, summaries[stage.name])
+        ranks.on_first(lambda at=done, data=summaries[stage.name]: write_json(at, data))
     last = summaries[recipe.stages[-1].name]
     if len(recipe.stages) > 1:
-        write_json(folder / "summary.json", last)
+        ranks.on_first(lambda: write_json(folder / "summary.json", last))
     print_summary(last, folder, console)
     return last
 
@@ -154,6 +165,29 @@ def evaluate_model(
 def stage_folder(recipe: Recipe, folder: Path, name: str) -> Path:
     """Where stage `name` of the run in `folder` writes: `folder` itself if it is the only one."""
     return folder if len(recipe.stages) == 1 else folder / name
+
+
+def _join(recipe: Recipe) -> Ranks:
+    """The learner's ranks, before anything loads a model. Raises RecipeError."""
+    _prepare(recipe)
+    ranks = join()
+    for stage in recipe.stages if ranks.count > 1 else ():
+        if not isinstance(stage, RLStage):
+            continue
+        wrong = {
+            "schedule.mode": stage.schedule.mode != "sync" and stage.schedule.mode,
+            "rollout.backend": stage.rollout.backend != "local" and stage.rollout.backend,
+            "rollout.oversample": stage.rollout.oversample != 1 and stage.rollout.oversample,
+            "rollout.max_rounds": stage.rollout.max_rounds != 1 and stage.rollout.max_rounds,
+        }
+        for setting, value in wrong.items():
+            if value:
+                raise RecipeError(
+                    f"{setting} = {value} works with one learner rank only, and {ranks.count} were "
+                    "launched: each rank samples its own prompts, in turns with learning; leave "
+                    "the setting out"
+                )
+    return ranks
 
 
 def _prepare(recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +26,7 @@ from grpo.errors import PluginError
 from grpo.evaluate import paired_difference
 from grpo.log import RunLog
 from grpo.loop import Parts, Step, train
+from grpo.ranks import Ranks
 from grpo.schema import Recipe, RLStage, Run
 from grpo.stages.wiring import Sampler, build_parts, build_sampler
 
@@ -32,9 +34,16 @@ ROLLOUTS = "rollouts.json.gz"  # batches of a checkpoint that were sampled ahead
 
 
 def run(
-    stage: RLStage, recipe: Recipe, folder: Path, model_path: str, console: Console
+    stage: RLStage,
+    recipe: Recipe,
+    folder: Path,
+    model_path: str,
+    console: Console,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Run the stage in `folder` from its newest checkpoint (or from nothing); its summary.
+
+    Of several ranks the first alone evaluates and writes; each samples its share of the prompts.
 
     The trained model is left in `folder/model`, loadable by `AutoModelForCausalLM` and
     `AutoTokenizer`. Raises KeyboardInterrupt after saving when interrupted.
@@ -48,31 +57,41 @@ def run(
         closing(sampler.heldout.rewards),
         closing(rollouts),
     ):
-        return _run(stage, recipe.run, folder, sampler, parts, console)
+        return _run(stage, recipe.run, folder, sampler, parts, console, ranks)
 
 
 def _run(
-    stage: RLStage, settings: Run, folder: Path, sampler: Sampler, parts: Parts, console: Console
+    stage: RLStage,
+    settings: Run,
+    folder: Path,
+    sampler: Sampler,
+    parts: Parts,
+    console: Console,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     callbacks = [plugins.load("callback", c.name, {}, c.args) for c in stage.callbacks]
-    start, state = restore(folder, parts)
+    start, state = restore(folder, parts, ranks)
     parts.rollouts.deliver(parts.learner, start)
     evaluations = state.get("evaluations", {})
     log = RunLog(
-        folder,
+        # what other ranks log is the same; it goes nowhere
+        folder if ranks.rank == 0 else Path(tempfile.mkdtemp(prefix="grpo-rank-")),
         title=stage.name,
         max_steps=stage.learner.max_steps,
         done=start,
-        trackers=settings.trackers,
+        trackers=settings.trackers if ranks.rank == 0 else (),
         config=stage.model_dump(mode="json"),
         console=console,
     )
 
-    def measure(name: str) -> None:
+    def evaluate(name: str) -> dict[str, Any]:
         with log.task(f"held-out evaluation ({name})") as progress, parts.rollouts.quiet():
-            evaluations[name] = sampler.heldout.evaluate(
+            return sampler.heldout.evaluate(
                 parts.rollouts.engine, folder / "eval" / f"{name}.jsonl", progress
             )
+
+    def measure(name: str) -> None:
+        evaluations[name] = ranks.on_first(lambda: evaluate(name))
         log.say(f"{name}: {_sentence(evaluations[name])}")
 
     seconds = float(state.get("seconds", 0.0))
@@ -85,33 +104,43 @@ def _run(
         for result in train(parts, start=start, max_steps=stage.learner.max_steps):
             step = result.step
             last = step == stage.learner.max_steps
-            ledger.append(folder / "ledger", step, result.groups, result.advantages_P_G)
+            if ranks.rank == 0:
+                ledger.append(folder / "ledger", step, result.groups, result.advantages_P_G)
+                for spec, callback in zip(stage.callbacks, callbacks, strict=True):
+                    _call(spec.name, callback, result)
             log.step(step, result.metrics, _samples(result, settings.num_samples_logged))
-            for spec, callback in zip(stage.callbacks, callbacks, strict=True):
-                _call(spec.name, callback, result)
             if stage.eval.steps and step % stage.eval.steps == 0 and not last:
                 pause = time.perf_counter()
                 measure(f"step_{step:06d}")
                 paused += time.perf_counter() - pause
             seconds = time.perf_counter() - began - paused
             due = settings.save_steps and step % settings.save_steps == 0
-            if due or last or stop():
+            stopping = any(ranks.gather([stop()]))  # a signal reaches the ranks at different steps
+            if due or last or stopping:
                 _save(folder, step, parts, sampler, log, settings, evaluations, seconds)
-            if stop() and not last:
+            if stopping and not last:
                 raise KeyboardInterrupt(f"interrupted; saved at step {step}")
         measure("after")
     _save_model(folder / "model", parts, sampler)
-    return _summary(folder, stage, evaluations, seconds, step, settings.seed)
+    return ranks.on_first(
+        lambda: _summary(folder, stage, evaluations, seconds, step, settings.seed)
+    )
 
 
-def restore(folder: Path, parts: Parts) -> tuple[int, dict[str, Any]]:
+def restore(folder: Path, parts: Parts, ranks: Ranks) -> tuple[int, dict[str, Any]]:
     """Put the newest checkpoint's state into `parts`; (steps done, state), (0, {}) without one."""
-    found = checkpoint.latest(folder)
-    state = found[1] if found else {"step": 0, "metrics_bytes": 0}
-    ledger.set_aside(folder / "ledger", after_step=state["step"])
-    checkpoint.rewind(folder / "metrics.jsonl", state["metrics_bytes"])
+
+    def go_back() -> tuple[Path, dict[str, Any]] | None:
+        found = checkpoint.latest(folder)
+        state = found[1] if found else {"step": 0, "metrics_bytes": 0}
+        ledger.set_aside(folder / "ledger", after_step=state["step"])
+        checkpoint.rewind(folder / "metrics.jsonl", state["metrics_bytes"])
+        return found
+
+    found = ranks.on_first(go_back)
     if found is None:
         return 0, {}
+    state = found[1]
     parts.learner.load(str(found[0]))
     parts.rollouts.wanted.tasks.position = state["position"]
     with gzip.open(found[0] / ROLLOUTS, "rt", encoding="utf-8") as ahead:
@@ -145,13 +174,18 @@ def _save(
         sampler.tokenizer.save_pretrained(aside)
         (aside / ROLLOUTS).write_bytes(gzip.compress(ahead, compresslevel=3, mtime=0))
 
-    checkpoint.save(folder, step, write, state, keep=settings.save_total_limit or None)
+    if parts.learner.rank == 0:
+        checkpoint.save(folder, step, write, state, keep=settings.save_total_limit or None)
+    else:
+        parts.learner.save(str(folder))  # gives its part to the first rank, which writes
 
 
 def _save_model(folder: Path, parts: Parts, sampler: Sampler) -> None:
     aside = folder.with_suffix(".tmp")
     with checkpoint.disk_errors():
         parts.learner.save_model(str(aside))
+        if parts.learner.rank:
+            return
         sampler.tokenizer.save_pretrained(aside)
     if folder.exists():
         os.rename(folder, folder.with_suffix(f".{int(time.time())}"))

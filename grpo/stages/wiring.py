@@ -21,6 +21,7 @@ from grpo.learner import TorchLearner
 from grpo.loop import Parts
 from grpo.objective import find_objective
 from grpo.parity import Gate
+from grpo.ranks import join
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import ENGINES
@@ -120,7 +121,7 @@ def training_seed(stage: RLStage, recipe: Recipe) -> int:
 
 def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts:
     """Scored batches from the sampler's engine, at the pace of the schedule."""
-    schedule, seed = stage.schedule, training_seed(stage, recipe)
+    schedule, seed, ranks = stage.schedule, training_seed(stage, recipe), join()
     wanted = Wanted(
         tasks=TaskOrder(sampler.source, "train", seed),
         template=sampler.template,
@@ -130,6 +131,7 @@ def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts
         seed=seed,
         oversample=stage.rollout.oversample,
         max_rounds=stage.rollout.max_rounds,
+        mine=lambda place: place % ranks.count == ranks.rank,
     )
     ahead = {"sync": 0, "one_step_off": 1, "async": schedule.max_staleness}
     return Rollouts(

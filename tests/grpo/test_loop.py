@@ -51,6 +51,8 @@ class Letters:
 class Learner:
     """Remembers its rows; its weights have as many versions as there were steps."""
 
+    rank, num_ranks = 0, 1
+
     def __init__(self):
         self.seen = []
 
@@ -58,8 +60,8 @@ class Learner:
         self.seen.append(rows)
         return {"loss": 0.0}
 
-    def all_reduce(self, totals):
-        return totals
+    def gather(self, objects):
+        return objects
 
     def version(self):
         return Version(step=len(self.seen), hash="h")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,12 +123,38 @@ def test_the_ledger_holds_the_tokens_that_were_trained_on(finished: Path) -> Non
         assert abs(sum(line["advantage"] for line in lines[start : start + 4])) < 1e-5
 
 
+AHEAD = ["schedule.mode=one_step_off", "parity.steps=3"]
+
+
 def test_a_killed_run_resumes_to_the_same_bits(base: str, finished: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "killed"
+    killed_and_resumed(recipe(base, tmp_path / "killed"), finished, tmp_path)
+
+
+def test_a_run_that_samples_ahead_resumes_to_the_same_bits(base: str, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    train_recipe(from_dict(recipe(base, whole), AHEAD), Console(quiet=True))
+    ages = [line["staleness/max"] for line in metrics(whole)]
+    assert (ages[0], max(ages)) == (0, 1)  # 0 also where the step before had nothing to learn
+    assert ["parity/z" in line for line in metrics(whole)] == [
+        step % 3 == 1 for step in range(1, STEPS + 1)
+    ]
+    # The batch of the next step at least lies in every checkpoint but the last.
+    with gzip.open(whole / "checkpoints" / "step_000006" / "rollouts.json.gz") as file:
+        saved = json.load(file)
+    assert [batch["step"] for batch in saved["ready"]] == list(range(7, saved["next"]))
+    assert saved["next"] >= 8
+    killed_and_resumed(recipe(base, tmp_path / "killed"), whole, tmp_path, *AHEAD)
+
+
+def killed_and_resumed(
+    settings: dict[str, Any], finished: Path, tmp_path: Path, *overrides: str
+) -> None:
+    """Train `settings` on the command line, kill that after step 5, resume, and compare."""
+    folder = Path(settings["run"]["dir"])
     file = tmp_path / "tiny.yaml"
-    file.write_text(json.dumps(recipe(base, folder)))  # JSON is YAML
+    file.write_text(json.dumps(settings))  # JSON is YAML
     process = subprocess.Popen(
-        [sys.executable, "-m", "grpo.cli", "train", str(file)],
+        [sys.executable, "-m", "grpo.cli", "train", str(file), *overrides],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

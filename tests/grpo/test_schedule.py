@@ -170,10 +170,17 @@ def test_one_step_off_overlaps_sleepers():
 
 
 def test_one_step_off_is_of_one_version_one_step_old_however_quick_the_learner_is():
-    # Without pauses the learner is often back before the other thread has begun the next batch.
+    # The learner is back before the other thread has begun the next batch.
+    class Late(Rollouts):
+        def _serve_command(self):
+            time.sleep(0.01)
+            super()._serve_command()
+
     engine, learner = SlowEngine(), Learner()
-    with closing(rollouts(engine, learner, last=80, **MODES["one_step_off"])) as built:
-        batches = steps(built, learner, last=80)
+    built = Late(wanted(), engine, rewards(), last=20, staleness=1)
+    built.deliver(learner, 0)
+    with closing(built):
+        batches = steps(built, learner, last=20)
     for batch in batches:
         assert set(versions(batch)) == {max(0, batch.step - 2)}
         assert batch.metrics["staleness/mean"] == min(1, batch.step - 1)

@@ -13,7 +13,8 @@ variance that is computed with it; so over all tokens
 
 is a standard normal number, whatever the lengths (the terms are martingale differences). Its
 numerator is the derivative of the log-likelihood by the inverse temperature, so nothing sees a
-wrong temperature with fewer tokens: drawing at (1 + d) T moves z by about d * sqrt(sum(variance)).
+wrong temperature with fewer tokens: drawing at T / (1 - d) moves z by about d times
+sqrt(sum(variance)).
 
 Where the policy is nearly sure of every token, z is no longer normal: almost all of the variance
 lies in tokens so rare that one of them is chance and stands many deviations out. Such tokens are
@@ -36,8 +37,8 @@ from grpo.types import Engine, EnginePool, Learner, Metrics, Prompt, Request, Ro
 
 PROBE_SPLIT = 2  # second number of a noise key
 Z_LIMIT = 4.0  # a clean check fails once in 16,000
-INFORMATION = 3600.0  # sum of variances at which a temperature off by 10% stands at z = 6
-TOKENS = 2048  # asked at most, where a policy so sure of itself never gives that much information
+INFORMATION = 6400.0  # sum of variances at which a temperature 10% too high stands at z = 7
+TOKENS = 4096  # asked at most, where a policy so sure of itself never gives that much information
 LENGTH = 64  # of a probe's completion at most
 PROMPTS, SAMPLES = 8, 4  # of one round
 

@@ -203,7 +203,11 @@ def coin(rare):
         return np.stack([logs[ids], np.full(len(ids), entropy), np.full(len(ids), variance)])
 
     return SimpleNamespace(
-        surprise=surprise, version=lambda: Version(step=3, hash="h3"), logs=logs, p=p
+        surprise=surprise,
+        version=lambda: Version(step=3, hash="h3"),
+        gather=list,
+        logs=logs,
+        p=p,
     )
 
 
@@ -220,7 +224,7 @@ def coins(learner, drawn_with=None, length=64):
 @pytest.mark.parametrize("expected", [0.003, 0.02, 0.1, 0.5, 2.0, 8.0])
 def test_rare_tokens_of_a_policy_that_is_sure_are_no_alarm(expected):
     # As many rare tokens a check on average; one of 0.02 expected ones stands 7 deviations out.
-    learner = coin(expected / 2048)
+    learner = coin(expected / parity.TOKENS)
     engine = Scripted(coins(learner))
     plain = 0
     for seed in range(300):
@@ -296,7 +300,7 @@ def test_completions_without_a_token_are_left_out():
         return some(rng) if rng.random() < 0.5 else ([], [])
 
     metrics = gate(max_tokens=64).check(Scripted(tokens), learner, 1)
-    assert metrics["parity/tokens"] >= 2048
+    assert metrics["parity/tokens"] >= parity.TOKENS
 
 
 # Endings and settings
@@ -305,8 +309,8 @@ def test_completions_without_a_token_are_left_out():
 def test_a_check_ends_at_its_tokens_or_at_enough_information(monkeypatch):
     learner = coin(0.2)
     engine = Scripted(coins(learner, length=8))
-    assert gate(max_tokens=8).check(engine, learner, 1)["parity/tokens"] == 2048
-    assert len({(r.key, i) for r in engine.submitted for i in range(4)}) == 256  # fresh noise
+    assert gate(max_tokens=8).check(engine, learner, 1)["parity/tokens"] == parity.TOKENS
+    assert len({(r.key, i) for r in engine.submitted for i in range(4)}) == 512  # fresh noise
     variance = 0.2 * 0.8 * math.log(4) ** 2
     monkeypatch.setattr(parity, "INFORMATION", 300 * variance)
     metrics = gate(max_tokens=8).check(engine, learner, 1)
@@ -318,9 +322,9 @@ def test_fewer_prompts_than_a_round_has_and_long_completions():
     learner = coin(0.3)
     engine = Scripted(coins(learner))
     metrics = gate(count=2, max_tokens=500).check(engine, learner, 1)
-    assert metrics["parity/tokens"] == 2048
+    assert metrics["parity/tokens"] == parity.TOKENS
     assert {r.sampling.max_tokens for r in engine.submitted} == {64}
-    assert len({r.key for r in engine.submitted}) == len(engine.submitted) == 8
+    assert len({r.key for r in engine.submitted}) == len(engine.submitted) == 16
 
 
 def test_checks_of_other_steps_draw_other_noise():
@@ -328,7 +332,7 @@ def test_checks_of_other_steps_draw_other_noise():
     engine = Scripted(coins(learner))
     for step in (1, 6):
         gate(max_tokens=64).check(engine, learner, step)
-    assert len({r.key for r in engine.submitted}) == len(engine.submitted) == 16
+    assert len({r.key for r in engine.submitted}) == len(engine.submitted) == 32
     assert [step for step in range(1, 13) if gate().due(step)] == [1, 6, 11]
 
 
@@ -357,7 +361,7 @@ def test_each_engine_of_a_pool_is_checked_and_the_wrong_one_is_named():
     both = gate(max_tokens=64).check(pool, learner, 1)
     right.rng, other.rng = np.random.default_rng(0), np.random.default_rng(1)
     one_by_one = [gate(max_tokens=64).check(engine, learner, 1) for engine in (right, other)]
-    assert both["parity/tokens"] == 2048
+    assert both["parity/tokens"] == parity.TOKENS
     for engine in (right, other):
         assert len(engine.submitted) >= 8
     assert both["parity/z"] >= min(m["parity/z"] for m in one_by_one)

@@ -8,7 +8,6 @@ any comparison of log-probs. 200 clean checks are made with different noise.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from grpo.errors import ParityError
 from grpo.learner import TorchLearner
 from grpo.parity import INFORMATION, Z_LIMIT, Gate
 from grpo.stages.wiring import build_gate, build_parts, build_sampler
+from tests.rollout.faults import hotter_sampler
 
 ROOT = Path(__file__).resolve().parent.parent
-CLEAN, PLANTED = 200, 20
+CLEAN, PLANTED, FACTOR = 200, 20, 1.1
 
 
 def measure() -> dict[str, Any]:
@@ -38,10 +38,11 @@ def measure() -> dict[str, Any]:
     parts.rollouts.deliver(parts.learner, 0)
     try:
         clean = [_checked(gate, sampler.engine, parts.learner, seed) for seed in range(CLEAN)]
-        hot = [
-            _checked(gate, Hot(sampler.engine, 1.1), parts.learner, 10_000 + seed)
-            for seed in range(PLANTED)
-        ]
+        with hotter_sampler(sampler.engine, FACTOR):
+            hot = [
+                _checked(gate, sampler.engine, parts.learner, CLEAN + seed)
+                for seed in range(PLANTED)
+            ]
     finally:
         parts.rollouts.close()
         sampler.engine.close()
@@ -58,7 +59,7 @@ def measure() -> dict[str, Any]:
             "median": float(np.median([c["parity/tokens"] for c in clean if "error" not in c])),
             "most": max(c["parity/tokens"] for c in clean if "error" not in c),
         },
-        "planted temperature": 1.1,
+        "planted temperature": FACTOR,
         "planted checks": PLANTED,
         "caught within one check": sum("error" in c for c in hot),
         "message": next((c["error"] for c in hot if "error" in c), None),
@@ -70,40 +71,3 @@ def _checked(gate: Gate, engine: Any, learner: TorchLearner, seed: int) -> dict[
         return dict(replace(gate, seed=seed).check(engine, learner, step=1))
     except ParityError as error:
         return {"error": str(error)}
-
-
-class Hot:
-    """An engine that draws at `factor` times the temperature and reports as if it had not.
-
-    Its log-probs are those of the learner's distribution, computed by the engine itself on the
-    tokens it drew: at temperature T they are the raw ones divided and normalized again, which the
-    engine reports where it is asked at T; so the tokens are drawn first and scored afterwards.
-    """
-
-    def __init__(self, engine: Any, factor: float) -> None:
-        self.engine, self.factor = engine, factor
-        self.score: Callable[..., Any] = engine.logprobs
-
-    def submit(self, requests: Any) -> None:
-        self.asked = {r.uid: r for r in requests}
-        hot = [
-            replace(
-                r,
-                sampling=replace(r.sampling, temperature=r.sampling.temperature * self.factor),
-            )
-            for r in requests
-        ]
-        self.engine.submit(hot)
-
-    def poll(self, timeout: float | None = None) -> Any:
-        return [self._reported(c) for c in self.engine.poll(timeout)]
-
-    def cancel(self, uids: Any) -> None:
-        self.engine.cancel(uids)
-
-    def _reported(self, completion: Any) -> Any:
-        prompt = self.asked[completion.request].ids
-        (segment,) = completion.segments
-        logprobs = self.score([*prompt, *segment.ids.tolist()])[len(prompt) - 1 :]
-        right = replace(segment, logprobs=np.asarray(logprobs, dtype=np.float32))
-        return replace(completion, segments=(right,))

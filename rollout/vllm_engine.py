@@ -35,7 +35,7 @@ from grpo.types import (
 )
 from grpo.weights import content_hash
 
-_CANARY = "canary"  # its request id; those of samples are numbers
+_SCORED = "scored"  # id of a request for log-probs; those of samples are numbers
 
 
 class VllmEngine:
@@ -70,7 +70,7 @@ class VllmEngine:
         self._queue: deque[Job] = deque()
         self._chunks: dict[str, dict[int, Sample]] = {}  # vLLM request id -> samples under way
         self._done: list[Completion] = []
-        self._canary: Any = None
+        self._scored: Any = None
         self._serial = 0
         self._broken = False
 
@@ -239,7 +239,25 @@ class VllmEngine:
         self.llm.reset_prefix_cache()
         if self.speculation is not None:
             self.speculation.restart(self.llm)
-        return Ack(version=arrived, tensors=len(sent), canary=self._canary_logprob())
+        canary = float(self.logprobs(canary_ids(self._vocab_size)).astype(np.float64).sum())
+        return Ack(version=arrived, tensors=len(sent), canary=canary)
+
+    def logprobs(self, ids: Sequence[int]) -> np.ndarray:
+        """float32 [len(ids) - 1]: log p of each token after the first, at temperature 1.
+
+        By the forward pass, kernels and adapter of rollouts; one token is generated besides.
+        """
+        vllm = vllm_compat.import_vllm()
+        params = vllm.SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, ignore_eos=True
+        )
+        self._scored = None
+        self._add(_SCORED, ids, params)
+        while self._scored is None:
+            self._step()
+        rows = self._scored.prompt_logprobs[1:]
+        found = [row[i].logprob for row, i in zip(rows, ids[1:], strict=True)]
+        return np.array(found, dtype=np.float32)
 
     def take_metrics(self) -> Metrics:
         """Of speculation since the last call: acceptance, tokens per draft, whether it is off."""
@@ -299,20 +317,6 @@ class VllmEngine:
     def _not_resident(self, sent: dict[str, Tensor], version: Version) -> str | None:
         model = vllm_compat.worker(self.llm).model_runner.get_model()
         return vllm_weights.find_difference(model, sent, version.hash)
-
-    def _canary_logprob(self) -> float:
-        """Summed log-prob of the canary tokens, by the forward pass and adapter of rollouts."""
-        vllm = vllm_compat.import_vllm()
-        ids = canary_ids(self._vocab_size)
-        params = vllm.SamplingParams(
-            max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False, ignore_eos=True
-        )
-        self._canary = None
-        self._add(_CANARY, ids, params)
-        while self._canary is None:
-            self._step()
-        rows = self._canary.prompt_logprobs[1:]
-        return sum(float(row[i].logprob) for row, i in zip(rows, ids[1:], strict=True))
 
     def _settle(self, in_flight: str) -> None:
         """Bring samples under way into the state in which weights may change."""
@@ -410,8 +414,8 @@ class VllmEngine:
         for output in outputs:
             if self.adapter is not None:
                 self.adapter.check(output)
-            if output.request_id == _CANARY:
-                self._canary = output
+            if output.request_id == _SCORED:
+                self._scored = output
                 continue
             samples = self._chunks.get(output.request_id)
             if samples is None:  # canceled

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.errors import RecipeError
+from grpo.errors import PluginError, RecipeError
 from grpo.objective import OBJECTIVES, Totals, find_objective, keeps_dead_rows
 from grpo.token_losses import (
     Clip,
@@ -221,10 +221,13 @@ def test_masks_and_corrections_leave_the_kl_term_alone():
 
 def test_vespo_takes_the_correction_into_its_ratio():
     given = replace(two_completions(), correction=torch.tensor([0.5, 0.5, 1.0, 1.0]))
-    _, metrics = find_objective("vespo")(given, Clip())
+    loss, metrics = find_objective("vespo")(given, Clip())
     # products 1 * 1/4 and 4; k = 2, lambda = 3 and k = 3, lambda = 2
     expected = [phi(0.25, 2, 3)] * 2 + [phi(4, 3, 2)] * 2
     assert metrics["vespo/phi_seq_mean"].tolist() == pytest.approx(expected)
+    torch.testing.assert_close(
+        loss, -torch.tensor(expected).double() * given.advantages * given.logp, rtol=1e-6, atol=0
+    )  # and not a second time
 
 
 def test_the_entropy_bonus_is_a_mean_over_the_step():
@@ -287,6 +290,19 @@ def test_completions_may_be_dealt_out_in_any_way(data):
 def test_arguments_that_are_refused(loss_args, words):
     with pytest.raises(RecipeError, match=words):
         find_objective("gspo", loss_args)
+
+
+def test_a_plug_in_has_arguments_of_its_own_and_the_shared_ones(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("def loss(inputs, clip, scale):\n    return -scale * inputs.logp, {}\n")
+    objective = find_objective(f"{file}:loss", {"scale": 3.0, "kl_estimator": "k1"})
+    found, metrics = objective(inputs([1.0], [1.0], ref=[-2.5]), Clip(beta=0.1))
+    assert found.tolist() == pytest.approx([6.0 + 0.1 * 0.5])
+    assert metrics["kl"].item() == pytest.approx(0.5)
+    with pytest.raises(PluginError, match="needs 'scale'"):
+        find_objective(f"{file}:loss")
+    with pytest.raises(RecipeError, match=r"'scal'.*'scale'"):
+        find_objective(f"{file}:loss", {"scal": 3.0})
 
 
 def test_a_constant_of_one_objective_is_above_0():

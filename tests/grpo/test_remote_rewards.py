@@ -42,7 +42,8 @@ def where(*, completions, log_metric, **columns):
 
 @pytest.fixture(scope="module")
 def local():
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    quiet = {"include_dashboard": False, "logging_level": "ERROR", "log_to_driver": False}
+    ray.init(address="local", num_cpus=2, **quiet)
     yield
     ray.shutdown()
 

@@ -63,9 +63,8 @@ def test_prompts_read_in_chunks_fail_with_seeds(llm):
         [llm.step() for _ in range(8)]
 
 
-def test_speculative_temperatures_are_not_expanded():
+def test_speculative_temperatures_are_not_expanded(llm):
     """The stand-in is right; vLLM's own writes what it expands to a copy."""
-    pytest.importorskip("vllm")
     x = torch.tensor([0.5, 0.0, 2.0])
     counts = torch.tensor([2, 3, 6], dtype=torch.int32)
     want = [0.5, 0.5, 1.0, 2.0, 2.0, 2.0]

@@ -3,6 +3,8 @@
 #   make test         install, then the tests
 #   make check        format, lint, types, imports between rooms, spelling
 #   make test-readme  install, then run every command and snippet of the README
+#   make bench        speed and memory against transformers, vLLM and TRL (about an hour, nothing else
+#                     running; SECTIONS="learner tiny", REPEATS=5)
 #   make bench-rewards  verifiers against their bars (DATA=folder with gsm8k, math500, humaneval)
 #   make test-vllm    an environment of its own with vLLM for CPUs, then the tests of the vLLM engine
 #   make test-ray     an environment of its own with Ray, then the tests of rollout workers on it
@@ -24,6 +26,8 @@ VENV_VLLM ?= .venv-vllm
 RECIPE ?= recipes/parity-r1-zero.yaml
 RUN_DIR ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 WORKERS ?= auto
+SECTIONS ?=
+REPEATS ?= 5
 PYTEST_ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -34,7 +38,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-smollm2 test-gpu test-ray test-vllm check format test-readme bench-rewards clean
+.PHONY: help install dev demo test test-smollm2 test-gpu test-ray test-vllm check format test-readme bench bench-rewards clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -118,6 +122,12 @@ $(VENV)/.installed-ray: $(INSTALLED_DEV)
 
 test-readme: $(INSTALLED_DEV)
 	$(BIN)/python tests/readme/run_readme.py README.md
+
+# vLLM lives in an environment of its own (make test-vllm makes it); without it, it is left out.
+SMOLLM2 := models/smollm2-135m-instruct/config.json
+bench: $(INSTALLED_DEV) $(if $(wildcard $(SMOLLM2)),,$(SMOLLM2))
+	$(BIN)/python benchmarks/bench_perf.py $(SECTIONS) --repeats $(REPEATS) \
+		$(if $(wildcard $(VENV_VLLM)/bin/python),--vllm-python $(VENV_VLLM)/bin/python)
 
 bench-rewards: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/bench_rewards.py $(if $(DATA),--data $(DATA))

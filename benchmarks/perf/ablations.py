@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from perf.contest import Contender, Plan, contest
 from perf.learning import TOKENS_PER_MICRO_BATCH, ours, workloads
+
+REPEATS = 3
 
 # What is switched off: (workload of section 2, switches of perf/learn_ours.py).
 LEARNER: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,6 +31,7 @@ GENERATION: dict[str, dict[str, Any]] = {
 
 def measure(plan: Plan) -> dict[str, Any]:
     """{saving: time and peak memory without it, over those with it}, learner and engine."""
+    plan = replace(plan, repeats=min(plan.repeats, REPEATS))
     sizes = workloads(plan)
     learner: dict[str, Any] = {}
     for workload, size in sizes.items():
@@ -59,16 +63,17 @@ def measure(plan: Plan) -> dict[str, Any]:
 
 
 def against(contenders: list[Contender], plan: Plan, said: dict[str, Any]) -> dict[str, Any]:
-    """Every contender against the first."""
-    result = contest(contenders, plan)
-    first = result.pop(contenders[0].name)
-    return {
-        name: {
+    """Every contender in turns with the first."""
+    base, *changed = contenders
+    found: dict[str, Any] = {}
+    for contender in changed:  # in pairs: more learners than that may not fit into memory
+        result = contest([base, contender], plan)
+        first, record = result[base.name], result[contender.name]
+        found[contender.name] = {
             **said,
             **record,
             "base": {key: first[key] for key in ("median", "seconds", "peak_rss_gib")},
             "time": round(record["median"] / first["median"], 2),
             "memory": round(record["peak_rss_gib"] / first["peak_rss_gib"], 2),
         }
-        for name, record in result.items()
-    }
+    return found

@@ -18,7 +18,7 @@ class Planted(StoppingCriteria):
     def __init__(self, ends: list[int]) -> None:
         self.ends = torch.tensor(ends)
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         return self.ends <= input_ids.shape[1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ REPEATS = 3  # a point is one of a series; scatter shows against the line
 
 def measure(plan: Plan) -> dict[str, Any]:
     """Series over tokens a step, group size and prompt length; one over sampled tokens."""
-    plan = Plan(**{**vars(plan), "repeats": min(plan.repeats, REPEATS)})
+    plan = replace(plan, repeats=min(plan.repeats, REPEATS))
     base = {"samples": 8, "prompt": 44, "completion": 64, "kind": "fixed", "dead": 0}
     steps, groups, prompts, sampled = (
         (1, 2, 4, 8),

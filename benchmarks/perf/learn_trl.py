@@ -28,7 +28,7 @@ def prepare(settings: Settings) -> Any:
         completion=shape["completion"],
         gradient_checkpointing=settings["gradient_checkpointing"],
         prompts=["1="],
-        reward=lambda completions, **_: rewards,
+        rewards=lambda completions, **_: rewards,
     )
     model: Any = trainer.model
     recorded = work.rollouts(**shape, vocab=model.config.vocab_size)

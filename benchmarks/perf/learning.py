@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from perf.contest import Contender, Plan, contest, trial
+from perf.contest import Contender, Plan, alone, contest, trial
 
 MICRO_BATCHES = (4, 8, 16, 32)
-PRECISIONS = ("bf16 weights", "autocast")
+PRECISIONS = ("autocast", "bf16 weights")  # perf/trl_trainer.py; ours is the first
 TOKENS_PER_MICRO_BATCH = 2048
 
 # Half as many groups as a step of 8 x 8: per-token cost is the same, and TRL takes half as long.
@@ -53,61 +55,81 @@ def ours(plan: Plan, sizes: dict[str, Any], name: str = "ours", **switches: Any)
 def theirs(plan: Plan, sizes: dict[str, Any], name: str, **settings: Any) -> Contender:
     """TRL's loss path on a workload."""
     base = {"model": plan.model, "rollouts": sizes, "gradient_checkpointing": False}
-    repeats = settings.pop("repeats", None)
-    return Contender(name=name, script="learn_trl", settings=base | settings, repeats=repeats)
+    return Contender(name=name, script="learn_trl", settings=base | settings)
 
 
 def best(plan: Plan, sizes: dict[str, Any]) -> dict[str, Any]:
-    """TRL's fastest micro-batch and precision: one warm step each, no checkpointing."""
+    """TRL's fastest micro-batch in every precision: one warm step each, no checkpointing.
+
+    `fastest` and `same precision` (as ours) are settings of perf/learn_trl.py.
+    """
     rows = sizes["groups"] * sizes["samples"]
-    precisions = ("float32",) if plan.quick else PRECISIONS
     times: dict[tuple[str, int], float] = {}
-    for precision in precisions:
+    for precision in precisions(plan):
         for micro_batch in MICRO_BATCHES[: 1 if plan.quick else None]:
             if micro_batch > rows:
                 continue
-            contender = theirs(
-                plan,
-                sizes,
-                f"trl, {precision}, {micro_batch}",
-                precision=precision,
-                micro_batch=micro_batch,
-            )
-            seconds = trial(contender, plan)
+            name = f"trl, {precision}, {micro_batch}"
+            setting = {"precision": precision, "micro_batch": micro_batch}
+            seconds = trial(theirs(plan, sizes, name, **setting), plan)
             if seconds is not None:
                 times[precision, micro_batch] = seconds
-    precision, micro_batch = min(times, key=lambda key: times[key])
+
+    def fastest(among: tuple[str, ...]) -> dict[str, Any]:
+        key = min((k for k in times if k[0] in among), key=lambda k: times[k])
+        return dict(zip(("precision", "micro_batch"), key, strict=True))
+
     return {
-        "precision": precision,
-        "micro_batch": micro_batch,
+        "fastest": fastest(precisions(plan)),
+        "same precision": fastest(precisions(plan)[:1]),
         "trials": {f"{p}, {m}": round(s, 2) for (p, m), s in times.items()},
     }
 
 
-def compare(plan: Plan, sizes: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
-    """Ours and TRL at its fastest; TRL with checkpointing and small micro-batches for its memory.
+def precisions(plan: Plan) -> tuple[str, ...]:
+    """Those of TRL that are tried; the first is how ours computes."""
+    return ("float32",) if plan.quick else PRECISIONS
 
-    The latter are timed once: what they are measured for is their peak memory.
+
+def compare(plan: Plan, sizes: dict[str, Any], setting: dict[str, Any]) -> dict[str, Any]:
+    """Ours, TRL at its fastest, and TRL in the precision of ours; then TRL's memory.
+
+    With checkpointing TRL is timed once: what it is measured for is its peak memory. Those runs
+    come after the others, so that no more than three learners are in memory.
     """
-    fast = {key: setting[key] for key in ("precision", "micro_batch")}
-    lean = fast | {"micro_batch": MICRO_BATCHES[0], "repeats": 1}
-    contenders = [
-        ours(plan, sizes),
-        theirs(plan, sizes, "trl", **fast),
-        theirs(plan, sizes, "trl, checkpointing", **fast, gradient_checkpointing=True, repeats=1),
-        theirs(plan, sizes, "trl, leanest", **lean, gradient_checkpointing=True),
-    ]
+    contenders = [ours(plan, sizes), theirs(plan, sizes, "trl", **setting["fastest"])]
+    if setting["same precision"] != setting["fastest"]:
+        same = setting["same precision"]
+        contenders.append(theirs(plan, sizes, "trl, same precision", **same))
     result = contest(contenders, plan)
+    once = replace(plan, repeats=1)
+    least = {"micro_batch": MICRO_BATCHES[0], "gradient_checkpointing": True}
+    for contender in (
+        theirs(plan, sizes, "trl, checkpointing", **{**least, **setting["fastest"]}),
+        *(
+            theirs(plan, sizes, f"trl, leanest, {p}", precision=p, **least)
+            for p in precisions(plan)
+        ),
+    ):
+        result[contender.name] = alone(contender, once)
     for record in result.values():
         record["tokens_per_second"] = round(record["tokens"] / record["median"], 1)
-    fastest = min(r["median"] for n, r in result.items() if n != "ours")
-    leanest = min(r["peak_rss_gib"] for n, r in result.items() if n != "ours")
-    norms = result["ours"]["grad_norm"], result["trl"]["grad_norm"]
+    mine, others = result["ours"], {n: r for n, r in result.items() if n != "ours"}
+    same_precision = [r for r in others.values() if r["precision"] == precisions(plan)[0]]
+    twin = result.get("trl, same precision", result["trl"])
+
+    def leanest(records: Iterable[dict[str, Any]]) -> float:
+        return round(mine["peak_rss_gib"] / min(r["peak_rss_gib"] for r in records), 2)
+
     return {
         "sizes": sizes,
-        **result,
+        "measured": result,
         "trials": setting["trials"],
-        "speed-up": round(fastest / result["ours"]["median"], 2),
-        "memory over TRL's leanest": round(result["ours"]["peak_rss_gib"] / leanest, 2),
-        "relative difference of gradient norms": round(abs(norms[0] / norms[1] - 1), 4),
+        "speed-up": round(min(r["median"] for r in others.values()) / mine["median"], 2),
+        "speed-up, same precision": round(twin["median"] / mine["median"], 2),
+        "memory over TRL's leanest": leanest(others.values()),
+        "memory over TRL's leanest, same precision": leanest(same_precision),
+        "relative difference of gradient norms": round(
+            abs(mine["grad_norm"] / twin["grad_norm"] - 1), 4
+        ),
     }

@@ -49,7 +49,7 @@ def prepare(settings: Settings) -> Any:
         completion=completion,
         gradient_checkpointing=False,
         prompts=prompt_texts(stage),
-        reward=coin,
+        rewards=coin,
     )
     trainer.generation_config.eos_token_id = None
     trainer.generation_kwargs["eos_token_id"] = None

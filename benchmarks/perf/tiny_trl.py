@@ -56,7 +56,7 @@ def prepare(settings: Settings) -> Any:
             completion=loop.MAX_TOKENS,
             gradient_checkpointing=False,
             prompts=[f"{bits}=" for bits in strings],
-            reward=[accuracy, form],
+            rewards=[accuracy, form],
             learning_rate=loop.LEARNING_RATE,
             max_steps=settings["steps"],
         )

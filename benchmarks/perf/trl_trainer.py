@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 # How bf16 is done: compute in bf16 over float32 weights and moments, as ours does it; or weights,
 # gradients and moments all in bf16, which is less work and at small learning rates learns nothing.
@@ -28,11 +29,11 @@ def make_trainer(
     completion: int,
     gradient_checkpointing: bool,
     prompts: Sequence[str],
-    reward: Callable[..., list[float]],
+    rewards: Any,
     **arguments: Any,
 ) -> Any:
     """The trainer: `rows` completions a step in micro-batches of `micro_batch`."""
-    import trl
+    trl: Any = importlib.import_module("trl")
     from datasets import Dataset
 
     how = PRECISIONS[precision]
@@ -54,10 +55,12 @@ def make_trainer(
         disable_tqdm=True,
         **{"learning_rate": 1e-6, "lr_scheduler_type": "constant", "max_steps": 1000, **arguments},
     )
-    return trl.GRPOTrainer(
+    trainer = trl.GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(model, dtype=how["weights"]),
-        reward_funcs=reward,
+        reward_funcs=rewards,
         args=args,
         train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
     )
+    trainer.remove_callback(PrinterCallback)
+    return trainer

@@ -28,14 +28,11 @@ def measure(plan: Plan) -> dict[str, Any]:
         "dead": 0,
     }
     setting = best(plan, sizes | {"groups": max(2, settings["prompts"] // 2)})
-    fast = {key: setting[key] for key in ("precision", "micro_batch")}
-    result = contest(
-        [
-            Contender(name="ours", script="step_ours", settings=settings),
-            Contender(name="trl", script="step_trl", settings=settings | fast),
-        ],
-        plan,
-    )
+    contenders = [
+        Contender(name="ours", script="step_ours", settings=settings),
+        Contender(name="trl", script="step_trl", settings=settings | setting["fastest"]),
+    ]
+    result = contest(contenders, plan)
     return {
         "settings": settings,
         "trials": setting["trials"],

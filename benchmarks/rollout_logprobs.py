@@ -1,7 +1,7 @@
 """vLLM's log-probs against the learner's on fixed tokens while the weights are updated.
 
-The tokens are completions of the recipe's training prompts, drawn once from the first weights and
-kept. After each of 20 updates the engine is given the new weights; after the first and the last it
+Two sets of tokens, made once by the first weights and kept: what vLLM samples at temperature 1 for
+the prompts of the first step, and its greedy answers to held-out prompts. After each of 20 updates the engine is given the new weights; after the first and the last it
 scores the tokens with its own forward pass and kernels.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import torch
 
 from grpo.config import load
 from grpo.loop import train_step
+from grpo.rollout.collect import collect
 from grpo.stages.wiring import build_parts, build_sampler
-from grpo.types import Row
+from grpo.types import Request, Row
 
 ROOT = Path(__file__).resolve().parent.parent
 UPDATES = 20
@@ -32,36 +34,56 @@ def measure() -> dict[str, Any]:
     (stage,) = recipe.stages
     sampler = build_sampler(stage, recipe, stage.model.path)
     parts = build_parts(stage, recipe, stage.model.path, sampler)
-    rows: list[Row] = []
+    rows: dict[str, list[Row]] = {}
     found: dict[str, Any] = {}
     loading: list[float] = []
     try:
         parts.rollouts.deliver(parts.learner, 0)
+        rows["greedy"] = _greedy(sampler)
         for step in range(1, UPDATES + 1):
             done = train_step(parts, step)
             loading.append(done.metrics["time/weights"])
-            rows = rows or [_row(r) for group in done.groups for r in group.rollouts]
+            drawn = [r for group in done.groups for r in group.rollouts]
+            rows.setdefault("temperature 1", [_row(r.prompt, r.completion) for r in drawn])
             assert parts.learner.updates == step, "every step has to be an update"
             if step in (1, UPDATES):
-                found[f"after {step}"] = _compare(sampler.engine, parts.learner, rows)
+                found[f"after {step}"] = {
+                    name: _compare(sampler.engine, parts.learner, some)
+                    for name, some in rows.items()
+                }
     finally:
         parts.rollouts.close()
         sampler.engine.close()
-    last, first = (found[f"after {n}"]["mean |difference|"] for n in (UPDATES, 1))
+    last, first = found[f"after {UPDATES}"], found["after 1"]
     return {
         "model": "SmolLM2-135M-Instruct, bfloat16",
         **found,
-        "ratio of the last to the first": round(last / first, 3),
+        "ratio of the last to the first": {
+            name: round(last[name]["mean |difference|"] / first[name]["mean |difference|"], 3)
+            for name in rows
+        },
         "seconds to deliver weights, read back": round(float(np.median(loading)), 2),
     }
 
 
-def _row(rollout: Any) -> Row:
-    ids = rollout.completion.ids
+def _greedy(sampler: Any) -> list[Row]:
+    """Greedy answers to the held-out prompts."""
+    prompts = sampler.heldout.prompts
+    sampling = replace(sampler.sampling, temperature=0.0)
+    requests = [
+        Request(uid=str(i), ids=prompt.ids, n=1, sampling=sampling, key=(i,))
+        for i, prompt in enumerate(prompts)
+    ]
+    answers = collect(sampler.engine, requests)
+    return [_row(prompts[int(uid)], completion) for uid, (completion,) in answers]
+
+
+def _row(prompt: Any, completion: Any) -> Row:
+    ids = completion.ids
     one = np.ones(len(ids), dtype=np.float32)
     return Row(
         group=0,
-        prompt_ids=rollout.prompt.ids,
+        prompt_ids=prompt.ids,
         ids=ids,
         mask=one.astype(bool),
         logprobs=one,

@@ -166,6 +166,11 @@ class Gathering:
         return bool(self._open)
 
     @property
+    def owed(self) -> list[str]:
+        """The requests that the engine has not finished."""
+        return [f"{self.step}/{place}" for place in self._open]
+
+    @property
     def scores(self) -> list[Future[list[Score]]]:
         """What is being scored or was."""
         return [future for _, future in self._scored.values()]
@@ -184,7 +189,7 @@ class Gathering:
             enough = len(self._informative()) >= self.wanted.prompts_per_step
         if not (enough and self._open):
             return []
-        uids = [f"{self.step}/{place}" for place in self._open]
+        uids = self.owed
         self._canceled += len(uids)
         self._open.clear()
         return uids

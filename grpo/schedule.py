@@ -27,11 +27,23 @@ from typing import Any, Literal, TypeVar
 from grpo.errors import EngineError, WeightsError
 from grpo.gathering import Batch, Gathering, Wanted, from_json, to_json
 from grpo.rewards.compose import RewardSet
-from grpo.types import Completion, Engine, Learner, Metrics, Prompt, Score, TrainerState, Version
+from grpo.types import (
+    Ack,
+    Completion,
+    Engine,
+    Learner,
+    Metrics,
+    Prompt,
+    Score,
+    TrainerState,
+    Version,
+)
 
 POLL = 0.05  # seconds between looks at commands while the engine is busy
 EMPTY_POLLS = 200  # polls in a row that come back empty at once: the engine has lost something
-CANARY_TOLERANCE = 0.02  # of the canary's log-prob; bfloat16 on both sides stays below a third
+# Of the canary's log-prob. In float32 two implementations differ by 1e-6; bfloat16 on both sides
+# stays below a third of this.
+CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
 T = TypeVar("T")
 
 
@@ -39,7 +51,8 @@ class Rollouts:
     """Scored batches from an engine, and the way by which weights reach it.
 
     Use: deliver, then take and deliver in turns for the steps up to `last`. A `colocated` engine
-    shares its device with the learner, and sleeps while that learns.
+    shares its device with the learner, and sleeps while that learns. `precision`: the coarser type
+    of engine and learner; it says how far apart their canaries may be.
     """
 
     def __init__(
@@ -52,10 +65,12 @@ class Rollouts:
         staleness: int = 0,
         in_flight: Literal["finish", "continue"] = "finish",
         colocated: bool = False,
+        precision: str = "bfloat16",
     ) -> None:
         self.wanted, self.engine, self.rewards = wanted, engine, rewards
         self.staleness = staleness
         self._in_flight: Literal["finish", "continue"] = in_flight
+        self._tolerance = CANARY_TOLERANCE[precision]
         self._colocated = colocated and not staleness
         self._last = last
         self._learned = 0  # steps whose weights are in the engine
@@ -119,7 +134,7 @@ class Rollouts:
         expected = learner.canary()
         if verify:
             for one in ack.members or (ack,):
-                _check(one.engine, one.version, one.canary, version, expected)
+                _check(one, version, expected, self._tolerance)
         with self._changed:
             self._learned = steps_done
             self._next = max(self._next, steps_done + 1)
@@ -171,7 +186,7 @@ class Rollouts:
         self._known = {Version(step=s, hash=h): step for s, h, step in state["known"]}
 
     def close(self) -> None:
-        """Stop the thread; the engine is the caller's to close."""
+        """Stop the thread and cancel what is under way; the engine is the caller's to close."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -179,6 +194,9 @@ class Rollouts:
             self._thread.join()
         if self._scorer is not None:
             self._scorer.shutdown(cancel_futures=True)
+        owed = [uid for gathering in self._gathering.values() for uid in gathering.owed]
+        if owed:
+            self.engine.cancel(owed)
 
     # Between the threads
 
@@ -367,15 +385,16 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
             raise
 
 
-def _check(engine: str, version: Version, canary: float, sent: Version, expected: float) -> None:
+def _check(ack: Ack, sent: Version, expected: float, tolerance: float) -> None:
     """Raise WeightsError unless an acknowledgment is that of the weights sent."""
-    if version != sent:
+    if ack.version != sent:
         raise WeightsError(
-            f"{engine} acknowledged weights {version}, but the learner sent {sent}; "
+            f"{ack.engine} acknowledged weights {ack.version}, but the learner sent {sent}; "
             "rollouts from these weights would train on wrong log-probs"
         )
-    if not abs(canary - expected) <= CANARY_TOLERANCE * max(1.0, abs(expected)):
+    if not abs(ack.canary - expected) <= tolerance * max(1.0, abs(expected)):
         raise WeightsError(
-            f"after loading weights {sent} the canary log-prob of {engine} is {canary:.4f}, "
+            f"after loading weights {sent} the canary log-prob of {ack.engine} is "
+            f"{ack.canary:.4f}, "
             f"the learner's {expected:.4f}: it computes with other weights"
         )

@@ -52,7 +52,7 @@ def run(
     parts = build_parts(stage, recipe, model_path, sampler)
     rollouts = parts.rollouts
     with (
-        closing(rollouts.engine),
+        closing(rollouts.engine),  # closed last
         closing(rollouts.rewards),
         closing(sampler.heldout.rewards),
         closing(rollouts),

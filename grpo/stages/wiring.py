@@ -133,6 +133,7 @@ def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts
         max_rounds=stage.rollout.max_rounds,
         mine=lambda place: place % ranks.count == ranks.rank,
     )
+    types = {stage.model.dtype, stage.rollout.dtype or stage.model.dtype}
     ahead = {"sync": 0, "one_step_off": 1, "async": schedule.max_staleness}
     return Rollouts(
         wanted,
@@ -141,6 +142,7 @@ def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts
         last=stage.learner.max_steps,
         staleness=ahead[schedule.mode],
         in_flight="continue" if schedule.mode == "async" else "finish",
+        precision="float32" if types == {"float32"} else "bfloat16",
         colocated=stage.rollout.backend == "local" and torch.cuda.is_available(),
     )
 

@@ -5,6 +5,8 @@
 #   make test-readme  install, then run every command and snippet of the README
 #   make bench        speed and memory against transformers, vLLM and TRL (about an hour, nothing else
 #                     running; SECTIONS="learner tiny", REPEATS=5)
+#   make bench-rollout  engines, weights, workers and schedules against their bars (about an hour;
+#                     SECTIONS="weights overlap")
 #   make bench-rewards  verifiers against their bars (DATA=folder with gsm8k, math500, humaneval)
 #   make test-vllm    an environment of its own with vLLM for CPUs, then the tests of the vLLM engine
 #   make test-ray     an environment of its own with Ray, then the tests of rollout workers on it
@@ -38,7 +40,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-smollm2 test-gpu test-ray test-vllm check format test-readme bench bench-rewards clean
+.PHONY: help install dev demo test test-smollm2 test-gpu test-ray test-vllm check format test-readme bench bench-rollout bench-rewards clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -128,6 +130,11 @@ SMOLLM2 := models/smollm2-135m-instruct/config.json
 bench: $(INSTALLED_DEV) $(if $(wildcard $(SMOLLM2)),,$(SMOLLM2))
 	$(BIN)/python benchmarks/bench_perf.py $(SECTIONS) --repeats $(REPEATS) \
 		$(if $(wildcard $(VENV_VLLM)/bin/python),--vllm-python $(VENV_VLLM)/bin/python)
+
+# vLLM, Ray and peft in one environment; SmolLM2 from the ordinary one.
+bench-rollout: $(VENV_VLLM)/.installed-vllm models/smollm2-135m-instruct/config.json
+	$(VENV_VLLM)/bin/python -m pip install --quiet -e '.[ray,lora]' psutil
+	OMP_WAIT_POLICY=PASSIVE $(VENV_VLLM)/bin/python benchmarks/bench_rollout.py $(SECTIONS)
 
 bench-rewards: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/bench_rewards.py $(if $(DATA),--data $(DATA))

@@ -1,8 +1,9 @@
 """vLLM's log-probs against the learner's on fixed tokens while the weights are updated.
 
 Two sets of tokens, made once by the first weights and kept: what vLLM samples at temperature 1 for
-the prompts of the first step, and its greedy answers to held-out prompts. After each of 20 updates the engine is given the new weights; after the first and the last it
-scores the tokens with its own forward pass and kernels.
+the prompts of the first step, and its greedy answers to held-out prompts. After each of 20 updates
+the engine is given the new weights; after the first and the last it scores the tokens with its own
+forward pass and kernels.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ and a row's minibatch does not depend on which other rows were dropped. (TRL shu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -40,13 +40,13 @@ def make_rows(
     max_completion_length: int,
     mask_truncated: bool = False,
     num_minibatches: int = 1,
-    all_reduce: Callable[[np.ndarray], np.ndarray] = lambda totals: totals,
 ) -> list[Row]:
     """One row per completion, dead and masked ones included, in group and sample order.
 
     `advantages_P_G`: one row of advantages per group. Unscored completions get an empty mask and
     leave the denominators, as if they had never been drawn; truncated ones (`mask_truncated`) get
-    an empty mask but count as rows, as in TRL. `all_reduce` sums an array over all ranks.
+    an empty mask but count as rows, as in TRL. Denominators are of all `groups`: with several ranks
+    every one of them has the groups of all.
     """
     masks: list[np.ndarray] = []
     totals_M_2 = np.zeros((num_minibatches, 2), dtype=np.int64)
@@ -57,7 +57,7 @@ def make_rows(
             mask = rollout.completion.mask & (scored and not dropped)
             masks.append(mask)
             totals_M_2[index % num_minibatches] += (int(scored), int(mask.sum()))
-    totals_M = [Totals(rows=int(r), tokens=int(t)) for r, t in all_reduce(totals_M_2)]
+    totals_M = [Totals(rows=int(r), tokens=int(t)) for r, t in totals_M_2]
 
     weight = find_objective(loss_type).weight
     rows: list[Row] = []

@@ -427,10 +427,6 @@ class TorchLearner:
         """Summed log-prob of the canary tokens, to compare with an engine's `Ack.canary`."""
         return self._no_grad(canary_logprob)
 
-    def all_reduce(self, totals: np.ndarray) -> np.ndarray:
-        """The sum of an integer array over all ranks, for `batch.make_rows`."""
-        return self.ranks.sum(torch.from_numpy(totals).to(self.device)).cpu().numpy()
-
     def gather(self, objects: Sequence[T]) -> list[T]:
         """The lists of all ranks, in rank order, on every rank."""
         return self.ranks.gather(objects)

@@ -306,10 +306,6 @@ class Learner(Protocol):
         """What an engine with these weights answers in `Ack.canary`, up to rounding."""
         ...
 
-    def all_reduce(self, totals: np.ndarray) -> np.ndarray:
-        """The sum of `totals` over all learner ranks."""
-        ...
-
     def gather(self, objects: Sequence[T]) -> list[T]:
         """The lists of all ranks in rank order, on every rank."""
         ...

@@ -107,12 +107,6 @@ def test_minibatches_have_denominators_of_their_own():
         assert sum(total_weights([rows[i] for i in part])) == pytest.approx(1.0, rel=1e-6)
 
 
-def test_totals_are_summed_over_ranks():
-    alone = rows_of(three_groups(), loss_type="grpo")
-    shared = rows_of(three_groups(), loss_type="grpo", all_reduce=lambda totals: 2 * totals)
-    np.testing.assert_allclose(total_weights(shared), np.array(total_weights(alone)) / 2)
-
-
 def test_group_metrics_tell_right_from_wrong():
     groups = [
         group(0, 2, [2, 2], [1.0, 1.0]),

@@ -306,14 +306,16 @@ def test_a_checkpoint_loads_as_an_ordinary_model(tmp_path):
         learner.load(str(tmp_path / "nothing"))
 
 
-def test_ranks_with_fewer_micro_batches_are_filled_up(monkeypatch):
-    learner = make()
-    twin = make(copy.deepcopy(learner.model))
+@pytest.mark.parametrize("loss_args", [{}, ENTROPY])
+def test_ranks_with_fewer_micro_batches_are_filled_up(monkeypatch, loss_args):
+    algorithm = {"loss_args": loss_args}
+    learner = make(algorithm=algorithm, tokens_per_micro_batch=20)
+    twin = make(copy.deepcopy(learner.model), algorithm, tokens_per_micro_batch=20)
     rows = rows_of(three_groups())
     twin.step(rows)
 
-    def gather(objects):  # as if another rank had three more micro-batches
-        return [*objects, *(n + 3 for n in objects)]
+    def gather(objects):  # as if another rank had three more micro-batches, without a token
+        return [*objects, *(n + 3 for n in objects if isinstance(n, int))]
 
     monkeypatch.setattr(learner, "gather", gather)
     prepared = learner._prepare(rows, recompute=False)

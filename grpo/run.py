@@ -176,7 +176,6 @@ def _join(recipe: Recipe) -> Ranks:
             continue
         wrong = {
             "schedule.mode": stage.schedule.mode != "sync" and stage.schedule.mode,
-            "rollout.backend": stage.rollout.backend != "local" and stage.rollout.backend,
             "rollout.oversample": stage.rollout.oversample != 1 and stage.rollout.oversample,
             "rollout.max_rounds": stage.rollout.max_rounds != 1 and stage.rollout.max_rounds,
         }
@@ -187,6 +186,11 @@ def _join(recipe: Recipe) -> Ranks:
                     "launched: each rank samples its own prompts, in turns with learning; leave "
                     "the setting out"
                 )
+        if stage.rollout.backend == "ray" and not recipe.ray.address:
+            raise RecipeError(
+                f"rollout.backend = ray with {ranks.count} learner ranks needs a cluster that all "
+                "of them join: `ray start --head`, then ray.address=auto"
+            )
     return ranks
 
 

@@ -87,6 +87,7 @@ class VllmEngine:
         max_num_seqs: int = 256,
         kv_cache_gib: float = 0.0,
         kv_cache_dtype: str = "auto",
+        head_dtype: str = "",
         enforce_eager: bool | None = None,
         enable_prefix_caching: bool = True,
         enable_sleep_mode: bool = False,
@@ -140,6 +141,8 @@ class VllmEngine:
             arguments["compilation_config"] = compilation
         if enable_sleep_mode and not cpu:
             arguments["enable_sleep_mode"] = True
+        if head_dtype:
+            arguments["hf_overrides"] = {"head_dtype": head_dtype}
         if spec.lora_rank:
             arguments |= vllm_lora.engine_arguments(spec.lora_rank)
         speculation = None

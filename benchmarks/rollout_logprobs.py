@@ -31,7 +31,7 @@ RATE = (
 
 
 def measure() -> dict[str, Any]:
-    """Mean and largest |difference| in nats after 1 and after 20 updates, for both kinds of head."""
+    """Mean and largest |difference| in nats after 1 and 20 updates, for both kinds of head."""
     torch.set_num_threads(os.cpu_count() or 1)
     return {
         "model": "SmolLM2-135M-Instruct, bfloat16",

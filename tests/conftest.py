@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 # Before torch is imported anywhere: pytest-xdist runs one process per core, and two processes with
 # two threads each on two cores run several times slower than one thread each.
@@ -10,6 +11,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("PYTHONWARNINGS", None)
+
+# A shell that starts tests in the background leaves Ctrl-C ignored, and some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hypothesis import settings
 

@@ -12,10 +12,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("PYTHONWARNINGS", None)
 
+from hypothesis import settings
+
 # A shell that starts tests in the background leaves Ctrl-C ignored, and some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-
-from hypothesis import settings
 
 # A shared machine makes single examples slow now and then; the examples themselves are fixed.
 settings.register_profile("grpo", deadline=None, derandomize=True, print_blob=True)

@@ -1,8 +1,10 @@
 """The parity gate: does it see a temperature that is off by 10%, and how often is it wrong?
 
-The sampler is vLLM on SmolLM2. The wrong one draws at 1.1 times the temperature that it was asked
-for and reports the log-probs of the temperature asked, which is what makes the fault invisible to
-any comparison of log-probs. 200 clean checks are made with different noise.
+The sampler is vLLM. The wrong one draws at 1.1 times the temperature that it was asked for and
+reports the log-probs of the temperature asked, which is what makes the fault invisible to any
+comparison of log-probs. It is planted under SmolLM2, and as many clean checks are made there. 200
+clean checks, each with noise of its own, are made of the tiny parity model, whose checks take a
+second; a false alarm is as likely there, or likelier, as its surprise comes in rare tokens.
 """
 
 from __future__ import annotations
@@ -18,52 +20,64 @@ import torch
 from grpo.config import load
 from grpo.errors import ParityError
 from grpo.learner import TorchLearner
-from grpo.parity import INFORMATION, Z_LIMIT, Gate
+from grpo.parity import INFORMATION, TOKENS, Z_LIMIT, Gate
 from grpo.stages.wiring import build_gate, build_parts, build_sampler
 from tests.rollout.faults import hotter_sampler
 
 ROOT = Path(__file__).resolve().parent.parent
-CLEAN, PLANTED, FACTOR = 200, 20, 1.1
+CLEAN, PLANTED, FACTOR = 200, 12, 1.1
 
 
 def measure() -> dict[str, Any]:
     """Detections of the planted fault, false alarms of the right sampler, tokens per check."""
     torch.set_num_threads(os.cpu_count() or 1)
-    recipe = load(ROOT / "recipes" / "smollm2-multiplication.yaml", ["rollout.engine=vllm"])
+    return {
+        "limit of |z|": Z_LIMIT,
+        "information asked for": INFORMATION,
+        "tokens at most": TOKENS,
+        "parity-base, float32": _checks("parity-r1-zero", CLEAN, 0),
+        "SmolLM2-135M-Instruct, bfloat16": _checks("smollm2-multiplication", PLANTED, PLANTED),
+    }
+
+
+def _checks(name: str, clean: int, planted: int) -> dict[str, Any]:
+    recipe = load(ROOT / "recipes" / f"{name}.yaml", ["rollout.engine=vllm"])
     (stage,) = recipe.stages
     sampler = build_sampler(stage, recipe, stage.model.path)
     parts = build_parts(stage, recipe, stage.model.path, sampler)
     gate = build_gate(stage, recipe.run, sampler)
     assert gate is not None
-    parts.rollouts.deliver(parts.learner, 0)
+    learner: Any = parts.learner
+    parts.rollouts.deliver(learner, 0)
     try:
-        clean = [_checked(gate, sampler.engine, parts.learner, seed) for seed in range(CLEAN)]
+        right = [_checked(gate, sampler.engine, learner, seed) for seed in range(clean)]
         with hotter_sampler(sampler.engine, FACTOR):
-            hot = [
-                _checked(gate, sampler.engine, parts.learner, CLEAN + seed)
-                for seed in range(PLANTED)
-            ]
+            hot = [_checked(gate, sampler.engine, learner, clean + seed) for seed in range(planted)]
     finally:
         parts.rollouts.close()
         sampler.engine.close()
-    z = np.array([c["parity/z"] for c in clean if "parity/z" in c])
-    return {
-        "model": "SmolLM2-135M-Instruct, bfloat16, vLLM CPU",
-        "limit of |z|": Z_LIMIT,
-        "information asked for": INFORMATION,
-        "clean checks": CLEAN,
-        "false alarms": sum("error" in c for c in clean),
+    passed = [c for c in right if "error" not in c]
+    z = np.array([c["parity/z"] for c in passed])
+    found: dict[str, Any] = {
+        "clean checks": clean,
+        "false alarms": clean - len(passed),
+        "messages": [c["error"] for c in right if "error" in c],
         "largest |z| of a clean check": round(float(z.max()), 2),
         "mean square of z (1 for a right sampler)": round(float((z**2).mean()), 3),
-        "tokens per check": {
-            "median": float(np.median([c["parity/tokens"] for c in clean if "error" not in c])),
-            "most": max(c["parity/tokens"] for c in clean if "error" not in c),
-        },
-        "planted temperature": FACTOR,
-        "planted checks": PLANTED,
-        "caught within one check": sum("error" in c for c in hot),
-        "message": next((c["error"] for c in hot if "error" in c), None),
+        "tokens per check, median": float(np.median([c["parity/tokens"] for c in passed])),
+        "tokens per check, most": max(c["parity/tokens"] for c in passed),
+        "relative temperature error it would see": round(
+            float(np.median([c["parity/temperature_seen"] for c in passed])), 3
+        ),
     }
+    if planted:
+        found |= {
+            "planted temperature": FACTOR,
+            "planted checks": planted,
+            "caught within one check": sum("error" in c for c in hot),
+            "message": next((c["error"] for c in hot if "error" in c), None),
+        }
+    return found
 
 
 def _checked(gate: Gate, engine: Any, learner: TorchLearner, seed: int) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class VllmEngine:
         from transformers import AutoConfig, AutoTokenizer
 
         started = time.monotonic()
-        print("vLLM starts; this takes 10 to 50 s", end="", file=sys.stderr, flush=True)
+        print("vLLM starts; this takes 10 to 50 s", file=sys.stderr, flush=True)
         vllm_compat.import_vllm()
         cpu = vllm_compat.is_cpu()
         if spec.threads and cpu:
@@ -154,10 +154,8 @@ class VllmEngine:
                 f"speculative_model = {speculative_model!r} does nothing with "
                 "speculative_tokens = 0; set speculative_tokens to the drafts per step, say 3"
             )
-        try:
-            llm = vllm_compat.make_engine(arguments)
-        finally:
-            print(f" ({time.monotonic() - started:.0f} s)", file=sys.stderr, flush=True)
+        llm = vllm_compat.make_engine(arguments)
+        print(f"vLLM is up after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         return cls(
             llm,
             AutoTokenizer.from_pretrained(spec.model),

@@ -50,5 +50,5 @@ def figures(folder: Path) -> dict[str, Any]:
         "largest parity/difference_mean": max(x.get("parity/difference_mean", 0.0) for x in lines),
         "largest parity/z": max(x.get("parity/z", 0.0) for x in lines),
         "commit": provenance["commit"],
-        "command": " ".join(provenance["command"]),
+        "command": " ".join(w for w in provenance["command"] if not w.startswith("run.dir=")),
     }

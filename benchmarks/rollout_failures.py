@@ -33,8 +33,9 @@ EVENTS = ("workers_replaced", "groups_reissued", "server_restarts", "requests_re
 
 
 def measure() -> dict[str, Any]:
-    """What each disturbed run came to, beside the undisturbed one."""
+    """What each disturbed run came to, beside the undisturbed one. Finished runs are read."""
     quiet = run("undisturbed", RAY)
+    expected = quiet["digest"]
     found = {
         "2 Ray workers, undisturbed": quiet,
         "worker killed (SIGKILL)": run("killed", RAY, lambda p: signal_worker(p, signal.SIGKILL)),
@@ -46,7 +47,7 @@ def measure() -> dict[str, Any]:
     }
     for name, figures in found.items():
         if "server" not in name:
-            figures["same tokens as undisturbed"] = figures["digest"] == quiet["digest"]
+            figures["same tokens as undisturbed"] = figures["digest"] == expected
         del figures["digest"]
     return {"recipe": f"parity-r1-zero, {STEPS} steps, fault in step {AT + 1}", "runs": found}
 
@@ -57,17 +58,23 @@ def run(
     fault: Callable[[psutil.Process], None] | None = None,
 ) -> dict[str, Any]:
     """Train with `fault` planted in step AT + 1; what the run left behind."""
-    folder = Path(os.environ["GRPO_BENCH_RUNS"]) / f"failures-{name}"
+    folder = where(name)
+    if (folder / "summary.json").exists():
+        return figures(folder)
     command = [sys.executable, "-m", "grpo.cli", "train", "recipes/parity-r1-zero.yaml"]
     command += [f"run.dir={folder}", f"learner.max_steps={STEPS}", *overrides]
-    started = time.time()
     process = psutil.Popen(command, cwd=ROOT)
     if fault is not None:
         planter = threading.Thread(target=plant, args=(folder, process, fault), daemon=True)
         planter.start()
     if process.wait():
         raise RuntimeError(f"{name}: the run ended with code {process.returncode}")
-    return figures(folder) | {"seconds": round(time.time() - started, 1)}
+    return figures(folder)
+
+
+def where(name: str) -> Path:
+    """The folder of a run."""
+    return Path(os.environ["GRPO_BENCH_RUNS"]) / f"failures-{name}"
 
 
 def plant(folder: Path, process: psutil.Process, fault: Callable[[psutil.Process], None]) -> None:
@@ -98,6 +105,7 @@ def figures(folder: Path) -> dict[str, Any]:
         "greedy accuracy": [summary["before"]["greedy"], summary["after"]["greedy"]],
         "pass@1": [summary["before"]["pass1"], summary["after"]["pass1"]],
         "every group trained exactly once": once,
+        "RL seconds": summary["seconds"],
         "events": {name: value for name, value in events.items() if value},
         "longest step (s)": round(max(line["step_time"] for line in lines), 1),
         "median step (s)": round(sorted(x["step_time"] for x in lines)[len(lines) // 2], 2),
@@ -122,6 +130,8 @@ def _title(process: psutil.Process) -> str:
 
 def node_removed() -> dict[str, Any]:
     """Two nodes of a cluster on this machine with a worker each; one leaves."""
+    if (where("node") / "summary.json").exists():
+        return figures(where("node"))
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -136,6 +146,8 @@ def node_removed() -> dict[str, Any]:
 
 def server_restarted() -> dict[str, Any]:
     """`grpo serve` killed with its children, and started again on the same port."""
+    if (where("server") / "summary.json").exists():
+        return figures(where("server"))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

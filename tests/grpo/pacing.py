@@ -13,6 +13,7 @@ from grpo.errors import WeightsError
 from grpo.gathering import Wanted
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.verifier import VerifierReward
+from grpo.schedule import Rollouts
 from grpo.types import Ack, Completion, Prompt, Sampling, Score, Segment, Task, Version
 
 
@@ -162,3 +163,26 @@ def threads():
 
 def tensor_bytes(model):
     return b"".join(p.detach().to(torch.float32).numpy().tobytes() for p in model.parameters())
+
+
+MODES = {
+    "sync": {"staleness": 0},
+    "one_step_off": {"staleness": 1},
+    "async": {"staleness": 2, "in_flight": "continue"},
+}
+
+
+def rollouts(engine=None, learner=None, reward=plain, last=6, order=None, **mode):
+    built = Rollouts(order or wanted(), engine or SlowEngine(), rewards(reward), last=last, **mode)
+    built.deliver(learner or Learner(), 0)
+    return built
+
+
+def steps(built, learner, last=6):
+    """Take, learn, deliver; the batches."""
+    batches = []
+    for step in range(1, last + 1):
+        batches.append(built.take(step))
+        learner.step()
+        built.deliver(learner, step)
+    return batches

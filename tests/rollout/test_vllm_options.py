@@ -146,7 +146,7 @@ def test_settings_that_do_nothing_or_cannot_be_are_refused():
 @pytest.mark.smollm2
 @pytest.mark.skipif(not SMOLLM2.exists(), reason="models/smollm2-135m-instruct: make test-smollm2")
 def test_smollm2_stays_with_transformers_over_twenty_updates():
-    """bfloat16, fixed tokens: mean |difference| <= 0.02, after 20 updates <= 1.2 x after one."""
+    """bfloat16, sampled at temperature 1: 0.040 and 0.033 apart when measured (docs/log.md)."""
     from transformers import AutoTokenizer
 
     path = str(SMOLLM2)

@@ -149,9 +149,10 @@ def test_a_node_is_lost_amid_a_step(expected, tmp_path):
             if len(groups) == 2:
                 cluster.remove_node(second, allow_graceful=False)
         assert tokens(groups) == expected[1]
-        assert pool.take_metrics()["rollout/workers_replaced"] == 1
         for _, member in pool.members:
             assert tokens(collect(member, requests())) == expected[1]
+        # Noticed at the latest by the second asking: the lost one may have been done by then.
+        assert pool.take_metrics()["rollout/workers_replaced"] == 1
         assert pool.load_weights(named.items(), version).version == version
     finally:
         if pool is not None:

@@ -1,0 +1,89 @@
+"""Kernels in C++, compiled on the machine that runs them; where that fails, torch does the work.
+
+A source file is compiled once for a machine, by the C++ compiler that `torch.compile` would use
+too, and kept in the user's cache folder. Nothing needs it: every kernel has a torch counterpart
+that tests compare it with, and which is used where there is no compiler, no CPU that it knows, or
+GRPO_NATIVE=0 in the environment.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+# Reductions are vectorized where the source says so (omp simd) and nowhere else: no -ffast-math,
+# which would also assume that there is no infinity and no NaN.
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
+
+
+@functools.cache
+def library(source: Path) -> ctypes.CDLL | None:
+    """The compiled `source`, None where it cannot be had (the reason is logged once)."""
+    if os.environ.get("GRPO_NATIVE", "1") == "0":
+        return None
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if sys.platform != "linux" or compiler is None:
+        logger.info("%s is not compiled: no C++ compiler; torch is used", source.name)
+        return None
+    try:
+        return ctypes.CDLL(str(_compiled(source, compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        logger.warning("%s cannot be compiled, torch is used instead: %s", source.name, said)
+        return None
+
+
+def _compiled(source: Path, compiler: str) -> Path:
+    """The library's file, made now if this machine has none of this source."""
+    text = source.read_bytes()
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    parts = (text, version, " ".join(FLAGS).encode(), _processor().encode())
+    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+    folder = _folder()
+    path = folder / f"{source.stem}-{key}.so"
+    if path.exists():
+        return path
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        made = Path(scratch) / path.name
+        command = [compiler, *FLAGS, "-o", str(made), str(source)]
+        subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+        made.replace(path)  # whole or not at all, also when several processes compile at once
+    return path
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    kept = {n for n in lines if n.startswith(("model name", "flags", "Features", "CPU part"))}
+    return "\n".join([platform.machine(), *sorted(kept)])
+
+
+def _folder() -> Path:
+    """A folder that this user alone can write to; raises OSError where there is none."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(base) / "grpo-toolkit"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+        if status.st_uid == os.geteuid() and not status.st_mode & 0o022:
+            return folder
+    except OSError:
+        pass  # a home that is read-only or does not exist
+    return _fallback()
+
+
+@functools.cache
+def _fallback() -> Path:
+    return Path(tempfile.mkdtemp(prefix="grpo-native-"))

@@ -41,7 +41,9 @@ Z_LIMIT = 4.0  # a clean check fails once in 16,000
 INFORMATION = 6400.0  # sum of variances at which a temperature 10% too high stands at z = 7
 TOKENS = 4096  # asked at most, where a policy so sure of itself never gives that much information
 LENGTH = 64  # of a probe's completion at most
-PROMPTS, SAMPLES = 8, 4  # of one round
+PROMPTS = 8
+FIRST_ROUND = 0.5  # of TOKENS, if every completion were as long as it may be
+MARGIN = 1.1  # of a further round: a third one for a few tokens takes as long as the second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +76,12 @@ class Gate:
     def _check(self, name: str, engine: Engine, learner: Learner, step: int) -> Metrics:
         rows: list[Row] = []
         surprise_3_N = np.zeros((3, 0))
+        asked = 0  # completions of each prompt
         # on all ranks as many rounds: what the learner computes for them is collective
         while any(learner.gather([_too_little(surprise_3_N)])):
-            drawn = self._sample(engine, step, len(rows))
+            samples = self._samples(surprise_3_N, asked)
+            drawn = self._sample(engine, step, len(rows), samples)
+            asked += samples
             if not drawn:
                 raise ParityError(
                     f"{name} with weights {learner.version()} returned no token for "
@@ -124,15 +129,37 @@ class Gate:
             )
         return metrics
 
-    def _sample(self, engine: Engine, step: int, place: int) -> list[Row]:
+    def _samples(self, surprise_3_N: np.ndarray, asked: int) -> int:
+        """Completions of each prompt in the next round, after `asked` that gave these tokens.
+
+        As many as it takes if they turn out like those so far: an engine decodes many completions
+        in little more time than a few, so rounds are to be few.
+        """
+        if not asked:
+            longest = len(self.prompts[:PROMPTS]) * self._length
+            return math.ceil(FIRST_ROUND * TOKENS / longest)
+        missing = MARGIN * min(
+            share / max(found, 1e-9) - 1
+            for share, found in (
+                (TOKENS, surprise_3_N.shape[1]),
+                (INFORMATION, float(surprise_3_N[2].sum())),
+            )
+        )
+        return max(1, math.ceil(missing * asked))
+
+    @property
+    def _length(self) -> int:
+        return min(LENGTH, self.sampling.max_tokens)
+
+    def _sample(self, engine: Engine, step: int, place: int, samples: int) -> list[Row]:
         """One round of probes; `place` keeps the noise of the rounds of one check apart."""
         prompts = self.prompts[:PROMPTS]
-        sampling = replace(self.sampling, max_tokens=min(LENGTH, self.sampling.max_tokens))
+        sampling = replace(self.sampling, max_tokens=self._length)
         requests = [
             Request(
                 uid=f"parity/{index}",
                 ids=prompt.ids,
-                n=SAMPLES,
+                n=samples,
                 sampling=task_sampling(prompt.task, sampling),
                 key=(self.seed, PROBE_SPLIT, stable_hash(prompt.task.uid, step), place),
             )

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _DIGEST_BYTES = 8
+_SMALL = 2**20  # bytes that are hashed in less time than it takes to hand them to a thread
 
 
 def _digest(item: tuple[str, Tensor]) -> bytes:
@@ -33,6 +34,13 @@ def content_hash(named: Iterable[tuple[str, Tensor]], workers: int = 2) -> str:
 
     Tensors are hashed (SHA-256) by `workers` threads; `hashlib` releases the interpreter lock.
     """
+    digests: list[bytes] = []
+    pending: list[Future[bytes]] = []
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        digests = sorted(pool.map(_digest, named))
+        for item in named:
+            if item[1].numel() * item[1].element_size() <= _SMALL:
+                digests.append(_digest(item))
+            else:
+                pending.append(pool.submit(_digest, item))
+    digests = sorted(digests + [future.result() for future in pending])
     return hashlib.blake2b(b"".join(digests), digest_size=_DIGEST_BYTES).hexdigest()

@@ -312,22 +312,36 @@ def test_completions_without_a_token_are_left_out():
 def test_a_check_ends_at_its_tokens_or_at_enough_information(monkeypatch):
     learner = coin(0.2)
     engine = Scripted(coins(learner, length=8))
-    assert gate(max_tokens=8).check(engine, learner, 1)["parity/tokens"] == parity.TOKENS
-    assert len({(r.key, i) for r in engine.submitted for i in range(4)}) == 512  # fresh noise
+    # 32 completions of 8 tokens for each of 8 prompts; then 1.1 times what is missing
+    tokens = 8 * 8 * (32 + 36)
+    assert gate(max_tokens=8).check(engine, learner, 1)["parity/tokens"] == tokens
+    assert [r.n for r in engine.submitted] == [32] * 8 + [36] * 8
+    assert len({r.key for r in engine.submitted}) == 16  # fresh noise
     variance = 0.2 * 0.8 * math.log(4) ** 2
-    monkeypatch.setattr(parity, "INFORMATION", 300 * variance)
-    metrics = gate(max_tokens=8).check(engine, learner, 1)
-    assert metrics["parity/tokens"] == 512  # the second round passes 300
-    assert metrics["parity/temperature_seen"] == pytest.approx(6 / math.sqrt(512 * variance))
+    for information, samples in ((2000, 32), (2500, 32 + 8)):
+        monkeypatch.setattr(parity, "INFORMATION", information * variance)
+        metrics = gate(max_tokens=8).check(engine, learner, 1)
+        tokens = 8 * 8 * samples
+        assert metrics["parity/tokens"] == tokens
+        assert metrics["parity/temperature_seen"] == pytest.approx(6 / math.sqrt(tokens * variance))
+
+
+def test_short_completions_take_more_of_them_and_not_more_rounds():
+    learner = coin(0.2)
+    engine = Scripted(lambda rng: coins(learner, length=int(rng.integers(1, 9)))(rng))
+    tokens = gate(max_tokens=64).check(engine, learner, 1)["parity/tokens"]
+    assert [r.n for r in engine.submitted[:8]] == [4] * 8
+    assert len(engine.submitted) == 16
+    assert parity.TOKENS <= tokens <= 1.5 * parity.TOKENS
 
 
 def test_fewer_prompts_than_a_round_has_and_long_completions():
     learner = coin(0.3)
     engine = Scripted(coins(learner))
     metrics = gate(count=2, max_tokens=500).check(engine, learner, 1)
-    assert metrics["parity/tokens"] == parity.TOKENS
+    assert metrics["parity/tokens"] == 2 * 64 * (16 + 18)
     assert {r.sampling.max_tokens for r in engine.submitted} == {64}
-    assert len({r.key for r in engine.submitted}) == len(engine.submitted) == 16
+    assert len({r.key for r in engine.submitted}) == len(engine.submitted) == 4
 
 
 def test_checks_of_other_steps_draw_other_noise():
@@ -364,7 +378,7 @@ def test_each_engine_of_a_pool_is_checked_and_the_wrong_one_is_named():
     both = gate(max_tokens=64).check(pool, learner, 1)
     right.rng, other.rng = np.random.default_rng(0), np.random.default_rng(1)
     one_by_one = [gate(max_tokens=64).check(engine, learner, 1) for engine in (right, other)]
-    assert both["parity/tokens"] == parity.TOKENS
+    assert both["parity/tokens"] == 8 * 64 * (4 + 5)
     for engine in (right, other):
         assert len(engine.submitted) >= 8
     assert both["parity/z"] >= min(m["parity/z"] for m in one_by_one)

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # Reductions are vectorized where the source says so (omp simd) and nowhere else: no -ffast-math,
 # which would also assume that there is no infinity and no NaN.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
+WIDE = ("-mprefer-vector-width=512",)  # compilers shy away from these registers
 
 
 @functools.cache
@@ -48,7 +49,8 @@ def _compiled(source: Path, compiler: str) -> Path:
     """The library's file, made now if this machine has none of this source."""
     text = source.read_bytes()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    parts = (text, version, " ".join(FLAGS).encode(), _processor().encode())
+    flags = FLAGS + (WIDE if platform.machine() == "x86_64" else ())
+    parts = (text, version, " ".join(flags).encode(), _processor().encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     folder = _folder()
     path = folder / f"{source.stem}-{key}.so"
@@ -56,7 +58,7 @@ def _compiled(source: Path, compiler: str) -> Path:
         return path
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / path.name
-        command = [compiler, *FLAGS, "-o", str(made), str(source)]
+        command = [compiler, *flags, "-o", str(made), str(source)]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         made.replace(path)  # whole or not at all, also when several processes compile at once
     return path

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from grpo.rollout.fused import FusedDecoder, fusable
 from grpo.rollout.kv_cache import ATTENTION, SlotCache, bucketed
+from grpo.rollout.native_decoder import NativeDecoder
 from grpo.rollout.prefill import read_prompts
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,8 @@ def make_decoder(model: nn.Module, *, packed: bool = True) -> Decoder:
         prompts = _probe_prompts(config)
         expected = [_plain(model, prompt) for prompt in prompts]
         config._attn_implementation = ATTENTION
-        for kind in (FusedDecoder, SlotDecoder) if packed and fusable(model) else (SlotDecoder,):
+        own = (NativeDecoder, FusedDecoder) if packed and fusable(model) else ()
+        for kind in (*own, SlotDecoder):
             try:
                 decoder = kind(model)
                 reason = _mismatch(decoder, prompts, expected)

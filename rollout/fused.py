@@ -42,7 +42,7 @@ def fusable(model: nn.Module) -> bool:
     )
 
 
-class _Layer:
+class Layer:
     """A decoder layer's packed weights; norms and shapes are the module's own."""
 
     def __init__(self, module: Any, config: Any) -> None:
@@ -79,6 +79,7 @@ class FusedDecoder:
     """Ragged rows in a `GroupCache`."""
 
     lockstep = False
+    keys_across = False  # how the cache keeps keys
 
     def __init__(self, model: nn.Module) -> None:
         whole: Any = model
@@ -90,14 +91,16 @@ class FusedDecoder:
         self.size: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.embed = whole.model.embed_tokens
         self.norm = whole.model.norm
-        self.layers = [_Layer(module, config) for module in whole.model.layers]
+        self.layers = [Layer(module, config) for module in whole.model.layers]
         self.head = PackedLinear([whole.lm_head])
         self._rotary = whole.model.rotary_emb
-        self._turns: tuple[Tensor, Tensor] | None = None  # cos, sin [positions, H + 2 KV, D]
+        self._turns: tuple[Tensor, Tensor] | None = None  # cos, sin [positions, D]
         self.free()
 
     def free(self) -> None:
-        self.cache = GroupCache(self.heads, self.kv_heads, self.size, len(self.layers))
+        self.cache = GroupCache(
+            self.heads, self.kv_heads, self.size, len(self.layers), across=self.keys_across
+        )
         self._turns = None
 
     @torch.no_grad()
@@ -158,27 +161,29 @@ class FusedDecoder:
 
     def _turn(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [R, H + 2 KV, D] of `positions` int64 [R]."""
-        needed = int(positions.max()) + 1
-        if self._turns is None or needed > len(self._turns[0]):
-            room = max(256, 2 * needed)
-            cos, sin = self._rotary(self.embed.weight[:1].float(), torch.arange(room)[None])
-            cos, sin = cos[0, :, None], sin[0, :, None]  # float32
-            # x * cos + swapped halves of x * sin: the first half of the rotation has a minus.
-            half = self.size // 2
-            sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-            scale = self.size**-0.5
-            one, zero = torch.ones_like(cos), torch.zeros_like(sin)
-            self._turns = (
-                torch.cat([cos * scale, cos, one], 1).to(self.dtype),
-                torch.cat([sin * scale, sin, zero], 1).to(self.dtype),
-            )
-        kinds = torch.arange(3).repeat_interleave(
-            torch.tensor([self.heads, self.kv_heads, self.kv_heads])
+        cos, sin = (t.to(self.dtype)[positions] for t in self._tables(int(positions.max()) + 1))
+        scale = self.size**-0.5
+        one, zero = torch.ones_like(cos), torch.zeros_like(sin)
+        counts = (self.heads, self.kv_heads, self.kv_heads)
+        return (
+            torch.stack([cos * scale, cos, one], 1).repeat_interleave(torch.tensor(counts), 1),
+            torch.stack([sin * scale, sin, zero], 1).repeat_interleave(torch.tensor(counts), 1),
         )
-        cos, sin = (t[positions[:, None], kinds] for t in self._turns)
-        return cos, sin
 
-    def _layer(self, x: Tensor, layer: _Layer, index: int, step: _Step) -> Tensor:
+    def _tables(self, positions: int) -> tuple[Tensor, Tensor]:
+        """cos and sin of at least `positions` positions, float32 [.., D].
+
+        x * cos + swapped halves of x * sin: the first half of the rotation has a minus.
+        """
+        if self._turns is None or positions > len(self._turns[0]):
+            room = max(256, 2 * positions)
+            cos, sin = self._rotary(self.embed.weight[:1].float(), torch.arange(room)[None])
+            half = self.size // 2
+            sin = torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)
+            self._turns = (cos[0].float().contiguous(), sin.float())
+        return self._turns
+
+    def _layer(self, x: Tensor, layer: Layer, index: int, step: _Step) -> Tensor:
         rows, size = len(x), self.size
         mixed = layer.qkv(_normed(x, layer.before)).view(rows, -1, size)
         if layer.head_norms is not None:
@@ -194,7 +199,7 @@ class FusedDecoder:
         hidden = _normed(x, layer.after)
         return layer.down.plus(layer.up.times(hidden, layer.gate.silu(hidden)), x)
 
-    def _attend(self, mixed: Tensor, layer: _Layer, index: int, step: _Step) -> Tensor:
+    def _attend(self, mixed: Tensor, layer: Layer, index: int, step: _Step) -> Tensor:
         """Attention of `mixed` [R, H + 2 KV, D]'s queries over prompts and own tokens: [R, H D]."""
         rows, heads, kv_heads, size = len(mixed), self.heads, self.kv_heads, self.size
         ties, slots = self.cache.ties, self.cache.slots

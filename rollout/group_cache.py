@@ -40,10 +40,15 @@ class GroupCache(Cache):
 
     prompts[layer]: keys and values, [groups, kv heads, slots, head size];
     own[layer]: [chunks, 2, rows, kv heads, CHUNK, head size].
+    With `across`, keys are [.., head size, slots] (of `own` too, by whoever writes it): side by
+    side for a kernel that scores several at a time.
     """
 
-    def __init__(self, heads: int, kv_heads: int, size: int, layers: int) -> None:
+    def __init__(
+        self, heads: int, kv_heads: int, size: int, layers: int, *, across: bool = False
+    ) -> None:
         super().__init__(layers=[])
+        self.across = across
         self.heads, self.kv_heads, self.size, self.depth = heads, kv_heads, size, layers
         self.prompts: list[tuple[Tensor, Tensor]] = []
         self.own: list[Tensor] = []
@@ -122,12 +127,15 @@ class GroupCache(Cache):
             return
         groups = max(have, groups if groups <= have else max(groups, 2 * have))
 
-        def grown(old: Tensor) -> Tensor:
-            new = old.new_zeros(groups, self.kv_heads, slots, self.size)
-            new[: old.shape[0], :, : old.shape[2]] = old
+        def grown(old: Tensor, dim: int) -> Tensor:
+            shape = list(old.shape)
+            shape[0], shape[dim] = groups, slots
+            new = old.new_zeros(shape)
+            new[: old.shape[0], :, : old.shape[2], : old.shape[3]] = old
             return new
 
-        self.prompts = [(grown(keys), grown(values)) for keys, values in self.prompts]
+        along = 3 if self.across else 2
+        self.prompts = [(grown(keys, along), grown(values, 2)) for keys, values in self.prompts]
         self.slots = slots
 
     # Reading prompts: the model's own forward pass
@@ -143,9 +151,15 @@ class GroupCache(Cache):
         if layer_idx == len(self.prompts):
             # Zeros, not uninitialized memory: masked slots still meet a multiplication by zero.
             shape = (len(self.lengths), self.kv_heads, self.slots, self.size)
-            self.prompts.append((key_states.new_zeros(shape), key_states.new_zeros(shape)))
-        for buffer, new in zip(self.prompts[layer_idx], (key_states, value_states), strict=True):
-            buffer.narrow(2, 0, new.shape[2]).index_copy_(0, self._reading, new)
+            keys, values = key_states.new_zeros(shape), key_states.new_zeros(shape)
+            if self.across:
+                keys = keys.view(*shape[:2], self.size, self.slots)
+            self.prompts.append((keys, values))
+        keys, values = self.prompts[layer_idx]
+        length = key_states.shape[2]
+        keys = (keys.mT if self.across else keys).narrow(2, 0, length)
+        keys.index_copy_(0, self._reading, key_states)
+        values.narrow(2, 0, length).index_copy_(0, self._reading, value_states)
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

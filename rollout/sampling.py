@@ -18,10 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo.rollout.native import draw
 from grpo.types import Sampling
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 256  # vocabulary entries summed together in the first level of the inverse CDF
+_RAW_ROWS = 8  # rows of logits that are copied to float32 at a time
 _TOP_P_PREFIX = 1024  # top-p looks at this many largest entries before it sorts a whole vocabulary
 
 
@@ -167,6 +169,10 @@ def sample(
     (if the plan asks) float32 [R] at temperature 1 and unfiltered. `room` float32 [2, >= R, V] is
     memory to work in: fresh memory of that size is given back and faulted in again every time.
     """
+    if plan.top_k is None and plan.top_p is None and plan.min_p is None:
+        found = _drawn(logits, uniform, plan)
+        if found is not None:
+            return found
     if room is None:
         room = workspace(logits)
     scores, probs = room[:, : len(logits)]
@@ -189,6 +195,29 @@ def sample(
         return tokens, logp, logp
     scores.copy_(logits)
     raw = scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(1)
+    return tokens, logp, raw
+
+
+def _drawn(
+    logits: Tensor, uniform: np.ndarray, plan: Plan
+) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """`sample` without filters by a compiled kernel; None where there is none."""
+    if isinstance(plan.temperature, float):
+        factor = np.full(len(logits), 1.0 / plan.temperature, dtype=np.float32)
+    else:
+        factor = (1.0 / plan.temperature).reshape(-1).cpu().numpy()
+    if plan.greedy is not None:
+        uniform = np.where(plan.greedy.cpu().numpy(), -1.0, uniform)
+    found = draw(logits, uniform, factor)
+    if found is None:
+        return None
+    tokens, logp = found
+    if not plan.raw or (isinstance(plan.temperature, float) and plan.temperature == 1.0):
+        return tokens, logp, logp if plan.raw else None
+    raw = torch.empty_like(logp)
+    for part, token, to in zip(*(t.split(_RAW_ROWS) for t in (logits, tokens, raw)), strict=True):
+        scores = part.float()
+        torch.sub(scores.gather(1, token[:, None])[:, 0], scores.logsumexp(1), out=to)
     return tokens, logp, raw
 
 

@@ -7,10 +7,13 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from grpo import native
 from grpo.errors import WeightsError
 from grpo.rollout.decoder import SlotDecoder, make_decoder
 from grpo.rollout.fused import FusedDecoder, fusable
 from grpo.rollout.group_cache import CHUNK, WIDTH, GroupCache
+from grpo.rollout.native_decoder import NativeDecoder
+from grpo.rollout.native import library as native_library
 from grpo.rollout.packed import PackedLinear, packs
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import Version
@@ -20,6 +23,17 @@ from .tiny_models import SHAPE, V0, VOCAB, Letters, full_logprobs, ragged, reque
 pytestmark = pytest.mark.skipif(
     not packs(torch.float32, torch.device("cpu")), reason="torch without oneDNN"
 )
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def kernels(request, monkeypatch):
+    """Both ways to compute what lies between the products."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda source: None)
+        return FusedDecoder
+    if native_library() is None:
+        pytest.skip("no C++ compiler")
+    return NativeDecoder
 
 
 def model_of(kind, seed=0):
@@ -46,10 +60,10 @@ def check(model, requests, got, tolerance=1e-4):
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral"])
-def test_these_models_are_decoded_by_fused_layers(kind):
+def test_these_models_are_decoded_by_fused_layers(kind, kernels):
     model = model_of(kind)
     eng = engine(model)
-    assert isinstance(eng._decoder, FusedDecoder)
+    assert type(eng._decoder) is kernels
     # Beyond the sliding window of 8, beyond a chunk of own tokens, groups of several sizes.
     requests = [
         request("a", list(range(1, 20)), n=5, key=1, max_tokens=2 * CHUNK + 3),
@@ -69,7 +83,7 @@ def test_other_models_are_not():
 
 
 @pytest.mark.parametrize("max_rows", [3, 50])
-def test_a_group_larger_than_one_copy_of_its_prompt(max_rows):
+def test_a_group_larger_than_one_copy_of_its_prompt(max_rows, kernels):
     model = tiny("llama")
     requests = [
         request("big", [5, 6, 7, 8], n=2 * WIDTH + 5, key=1, max_tokens=6, eos_ids=(3, 9, 11)),
@@ -81,7 +95,7 @@ def test_a_group_larger_than_one_copy_of_its_prompt(max_rows):
     check(model, requests[1:], run(eng, requests[1:]))
 
 
-def test_groups_end_and_begin_while_others_run():
+def test_groups_end_and_begin_while_others_run(kernels):
     """Prompts of several lengths come and go in five rows; every log-prob stays right."""
     model = tiny("llama")
     rng = np.random.default_rng(3)
@@ -100,7 +114,7 @@ def test_groups_end_and_begin_while_others_run():
     assert len(eng._decoder.cache.lengths) == 0  # no group outlives its rows
 
 
-def test_packed_weights_follow_and_a_stale_copy_is_refused(monkeypatch):
+def test_packed_weights_follow_and_a_stale_copy_is_refused(monkeypatch, kernels):
     new = tiny("llama", seed=1)
     eng = engine(tiny("llama"))
     eng.load_weights(new.named_parameters(), Version(step=1, hash="one"))
@@ -113,6 +127,7 @@ def test_packed_weights_follow_and_a_stale_copy_is_refused(monkeypatch):
 
 
 def test_a_wrong_layer_is_found_by_the_probe(monkeypatch, caplog):
+    monkeypatch.setattr(native, "library", lambda source: None)
     right = FusedDecoder._attend
     monkeypatch.setattr(FusedDecoder, "_attend", lambda self, *args: right(self, *args) * 1.01)
     with caplog.at_level(logging.INFO):
@@ -121,13 +136,13 @@ def test_a_wrong_layer_is_found_by_the_probe(monkeypatch, caplog):
     assert any("FusedDecoder does not serve" in r.message for r in caplog.records)
 
 
-def test_bfloat16_is_as_near_to_float32_as_the_plain_forward_pass():
+def test_bfloat16_is_as_near_to_float32_as_the_plain_forward_pass(kernels):
     if not packs(torch.bfloat16, torch.device("cpu")):
         pytest.skip("no bfloat16 products on this CPU")
     exact = tiny("llama").to(torch.bfloat16).float()
     half = tiny("llama").to(torch.bfloat16)
     eng = engine(half)
-    assert isinstance(eng._decoder, FusedDecoder)
+    assert type(eng._decoder) is kernels
     requests = ragged(n=6, max_tokens=24)
     ours, plain = [], []
     prompts = {r.uid: r.ids for r in requests}
@@ -167,3 +182,19 @@ def test_rows_move_before_there_is_room_for_their_own_tokens():
     assert cache.own[0][:, :, 0].unique().tolist() == [1.0]
     cache.move([3], [0], 0)
     assert cache.group[0] == 3
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_prompts_keep_their_keys_as_their_room_grows(across):
+    """Also where head size and slots are alike, and nothing but the axis tells them apart."""
+    cache = GroupCache(1, 1, 32, 1, across=across)
+    keys = torch.arange(2 * 32 * 32.0).view(2, 1, 32, 32)
+    groups = cache.open([0, 1], [32, 32])
+    cache.begin_prefill(torch.tensor(groups))
+    cache.update(keys, -keys, 0)
+    cache.open([2, 3, 4], [70, 2, 1])
+    assert cache.slots == 96
+    for group, buffer in ((keys, cache.prompts[0][0]), (-keys, cache.prompts[0][1])):
+        found = buffer.mT if across and buffer is cache.prompts[0][0] else buffer
+        assert torch.equal(found[:2, :, :32], group)
+        assert not found[:2, :, 32:].any()

@@ -1,0 +1,339 @@
+// What lies between the matrix products of one decoding step, for `rollout/native.py`.
+//
+// Each function is one pass over memory where torch needs many: a row's norm; rotation of queries
+// and keys, the place of keys and values in the cache and attention over prompt and own tokens; the
+// softmax over the vocabulary and the draw from it. Sums are in float32 (over a vocabulary in
+// float64); what is stored in bfloat16 is rounded once, to nearest even.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline float load(float x) { return x; }
+
+inline float load(bfloat16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, 4);
+    return y;
+}
+
+inline void store(float* to, float x) { *to = x; }
+
+inline void store(bfloat16* to, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    to->bits = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : uint16_t(rounded);  // NaN stays NaN
+}
+
+// e^x to 2 units in the last place; 0 below -87; written so that loops over it are vectorized.
+inline float exponential(float x) {
+    float n = std::nearbyint(x * 1.44269504f);
+    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    int32_t power = (int32_t(x < -87.0f ? 0.0f : n) + 127) << 23;
+    float scale;
+    std::memcpy(&scale, &power, 4);
+    return x < -87.0f ? 0.0f : p * scale;
+}
+
+template <class T>
+void norm_row(const T* x, const T* weight, T* out, int64_t size, float epsilon) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < size; i++) sum += load(x[i]) * load(x[i]);
+    float factor = 1.0f / std::sqrt(sum / float(size) + epsilon);
+#pragma omp simd
+    for (int64_t i = 0; i < size; i++) store(out + i, load(x[i]) * factor * load(weight[i]));
+}
+
+}  // namespace
+
+// What all layers of a step share. Rows R, H query heads, K key heads of size D.
+struct Step {
+    int64_t rows, heads, kv_heads, size;
+    int64_t slots;          // of a prompt; a multiple of LANES
+    int64_t chunk;          // slots of own tokens that lie together, the same
+    int64_t capacity;       // rows there is room for
+    int64_t threads;
+    const int64_t* group;      // [R] whose prompt a row reads
+    const int64_t* lengths;    // [groups] of prompts
+    const int64_t* positions;  // [R] of the new tokens
+    const float* cosine;       // [positions, D]
+    const float* sine;         // [positions, D], the first half negated
+};
+
+namespace {
+
+constexpr int LANES = 32;  // keys that are scored side by side
+
+template <class T, int D>
+struct Attention {
+    const Step& s;
+    int64_t per, window;
+    const T *prompt_keys, *prompt_values;  // [groups, K, D, slots], [groups, K, slots, D]
+    T* own;                                // [chunks, 2, capacity, K, one chunk]
+    const T *query_norm, *key_norm;        // [D] or null
+    float epsilon;
+
+    // The chunk of one own token: keys (kind 0) as [D, chunk], or values (1) as [chunk, D].
+    T* place(int64_t row, int64_t head, int64_t token, int64_t kind) const {
+        int64_t block = ((token / s.chunk * 2 + kind) * s.capacity + row) * s.kv_heads + head;
+        return own + block * s.chunk * D;
+    }
+
+    void rotated(const T* x, const T* norm, int64_t position, float* y) const {
+        T spare[D];
+        if (norm) {
+            norm_row(x, norm, spare, D, epsilon);
+            x = spare;
+        }
+        const float *c = s.cosine + position * D, *n = s.sine + position * D;
+        for (int i = 0; i < D / 2; i++) {
+            float a = load(x[i]), b = load(x[i + D / 2]);
+            y[i] = a * c[i] + b * n[i];
+            y[i + D / 2] = b * c[i + D / 2] + a * n[i + D / 2];
+        }
+    }
+
+    // scores[h][t] = queries[h] . keys[.., t] of P heads, for `count` keys rounded up to LANES.
+    template <int P>
+    static void dots(const T* keys, int64_t pitch, int64_t count, const float* queries,
+                     float* scores, int64_t stride) {
+        for (int64_t t = 0; t < count; t += LANES) {
+            float sum[P][LANES] = {};
+            for (int i = 0; i < D; i++) {
+                const T* key = keys + i * pitch + t;
+#pragma omp simd
+                for (int j = 0; j < LANES; j++) {
+                    float k = load(key[j]);
+                    for (int h = 0; h < P; h++) sum[h][j] += queries[h * D + i] * k;
+                }
+            }
+            for (int h = 0; h < P; h++) std::copy(sum[h], sum[h] + LANES, scores + h * stride + t);
+        }
+    }
+
+    // sums[h] += weights[h][t] * values[t] of P heads.
+    template <int P>
+    static void add(const T* values, int64_t count, const float* weights, int64_t stride,
+                    float* sums) {
+        float sum[P][D];
+        std::memcpy(sum, sums, sizeof sum);
+        for (int64_t t = 0; t < count; t++) {
+            const T* value = values + t * D;
+#pragma omp simd
+            for (int i = 0; i < D; i++) {
+                float v = load(value[i]);
+                for (int h = 0; h < P; h++) sum[h][i] += weights[h * stride + t] * v;
+            }
+        }
+        std::memcpy(sums, sum, sizeof sum);
+    }
+
+    // P query heads that share a key head: softmax(queries K) V into `out` [P, D].
+    template <int P>
+    void read(int64_t row, int64_t head, int64_t first, const float* queries, float* scores,
+              T* out) const {
+        int64_t group = s.group[row], prompt = s.lengths[group], seen = s.positions[row] + 1;
+        int64_t at = (group * s.kv_heads + head) * s.slots * D, own_end = seen - prompt;
+        int64_t stride = room(seen), own_first = std::max(first - prompt, int64_t(0));
+        int64_t from = first / LANES * LANES, chunk_from = own_first / s.chunk * s.chunk;
+        int64_t end = from + (seen - from + LANES - 1) / LANES * LANES;  // in whole vectors
+        if (from < prompt)
+            dots<P>(prompt_keys + at + from, s.slots, prompt - from, queries, scores + from, stride);
+        for (int64_t t = chunk_from; t < own_end; t += s.chunk)
+            dots<P>(place(row, head, t, 0), s.chunk, std::min(s.chunk, own_end - t), queries,
+                    scores + prompt + t, stride);
+        float sums[P * D] = {};
+        for (int h = 0; h < P; h++) {
+            float *score = scores + h * stride, top = -INFINITY, sum = 0;
+            std::fill(score + from, score + first, -INFINITY);
+            std::fill(score + seen, score + end, -INFINITY);
+#pragma omp simd reduction(max : top)
+            for (int64_t t = from; t < end; t++) top = std::max(top, score[t]);
+            for (int64_t t = from; t < end; t += LANES)
+#pragma omp simd reduction(+ : sum)
+                for (int j = 0; j < LANES; j++)
+                    sum += score[t + j] = exponential(score[t + j] - top);
+            float factor = 1.0f / sum;
+#pragma omp simd
+            for (int64_t t = from; t < end; t++) score[t] *= factor;
+        }
+        if (first < prompt)
+            add<P>(prompt_values + at + first * D, prompt - first, scores + first, stride, sums);
+        for (int64_t t = own_first; t < own_end;) {
+            int64_t end = std::min(own_end, (t / s.chunk + 1) * s.chunk);
+            add<P>(place(row, head, t, 1) + t % s.chunk * D, end - t, scores + prompt + t, stride,
+                   sums);
+            t = end;
+        }
+        for (int i = 0; i < P * D; i++) store(out + i, sums[i]);
+    }
+
+    static int64_t room(int64_t seen) { return seen + 2 * LANES; }
+
+    // One row and key head: mixed [H + 2 K, D] of the row; the row's output is [H, D].
+    void one(int64_t row, int64_t head, const T* mixed, T* out, std::vector<float>& memory) const {
+        int64_t position = s.positions[row], first = window ? std::max(position + 1 - window, int64_t(0)) : 0;
+        int64_t token = position - s.lengths[s.group[row]];
+        memory.resize(per * D + 4 * room(position + 1));
+        float *queries = memory.data(), *scores = queries + per * D;
+        float scale = 1.0f / std::sqrt(float(D)), turned[D];
+        for (int64_t h = 0; h < per; h++) {
+            rotated(mixed + (head * per + h) * D, query_norm, position, queries + h * D);
+            for (int i = 0; i < D; i++) queries[h * D + i] *= scale;
+        }
+        rotated(mixed + (s.heads + head) * D, key_norm, position, turned);
+        T* key = place(row, head, token, 0) + token % s.chunk;
+        for (int i = 0; i < D; i++) store(key + i * s.chunk, turned[i]);
+        const T* value = mixed + (s.heads + s.kv_heads + head) * D;
+        std::copy(value, value + D, place(row, head, token, 1) + token % s.chunk * D);
+        out += head * per * D;
+        for (int64_t h = 0; h < per;) {
+            int64_t left = per - h;
+            const float* q = queries + h * D;
+            T* to = out + h * D;
+            if (left >= 4) read<4>(row, head, first, q, scores, to), h += 4;
+            else if (left == 3) read<3>(row, head, first, q, scores, to), h += 3;
+            else if (left == 2) read<2>(row, head, first, q, scores, to), h += 2;
+            else read<1>(row, head, first, q, scores, to), h += 1;
+        }
+    }
+
+    void all(const T* mixed, T* out) const {
+        int64_t items = s.rows * s.kv_heads;
+#pragma omp parallel num_threads(s.threads)
+        {
+            std::vector<float> memory;
+#pragma omp for schedule(static)
+            for (int64_t item = 0; item < items; item++) {
+                int64_t row = item / s.kv_heads, head = item % s.kv_heads;
+                one(row, head, mixed + row * (s.heads + 2 * s.kv_heads) * D,
+                    out + row * s.heads * D, memory);
+            }
+        }
+    }
+};
+
+template <class T, int D>
+void attend_sized(const Step& s, int64_t window, const T* mixed, const T* keys, const T* values,
+                  T* own, const T* query_norm, const T* key_norm, float epsilon, T* out) {
+    Attention<T, D> attention{s,   s.heads / s.kv_heads, window,   keys,   values,
+                              own, query_norm,           key_norm, epsilon};
+    attention.all(mixed, out);
+}
+
+template <class T>
+int attend(const Step& s, int64_t window, const T* mixed, const T* keys, const T* values, T* own,
+           const T* query_norm, const T* key_norm, float epsilon, T* out) {
+    auto with = [&](auto function) {
+        function(s, window, mixed, keys, values, own, query_norm, key_norm, epsilon, out);
+        return 0;
+    };
+    switch (s.size) {
+        case 16: return with(attend_sized<T, 16>);
+        case 32: return with(attend_sized<T, 32>);
+        case 64: return with(attend_sized<T, 64>);
+        case 80: return with(attend_sized<T, 80>);
+        case 96: return with(attend_sized<T, 96>);
+        case 128: return with(attend_sized<T, 128>);
+    }
+    return 1;
+}
+
+template <class T>
+void norm(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon,
+          int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++)
+        norm_row(x + row * size, weight, out + row * size, size, epsilon);
+}
+
+constexpr int64_t BLOCK = 256;  // entries of the vocabulary summed together first
+
+// One row of logits [V]: the token where the running sum of probabilities passes `uniform` in
+// [0, 1), or for `uniform` < 0 the first of the largest; and its log-prob. logits are multiplied by
+// `factor` > 0. A token of probability 0 is never drawn.
+template <class T>
+void draw_row(const T* logits, double uniform, float factor, int64_t vocab, float* sums,
+              int64_t* token, float* logprob) {
+    float top = -INFINITY;
+#pragma omp simd reduction(max : top)
+    for (int64_t i = 0; i < vocab; i++) top = std::max(top, load(logits[i]));
+    auto probability = [&](int64_t i) { return exponential((load(logits[i]) - top) * factor); };
+    double total = 0;
+    int64_t blocks = (vocab + BLOCK - 1) / BLOCK;
+    for (int64_t b = 0; b < blocks; b++) {
+        float sum = 0;
+        int64_t end = std::min(vocab, (b + 1) * BLOCK);
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = b * BLOCK; i < end; i++) sum += probability(i);
+        total += sums[b] = sum;
+    }
+    int64_t found = 0;
+    if (uniform < 0) {
+        while (found + 1 < vocab && load(logits[found]) != top) found++;
+    } else {
+        double rest = uniform * total, passed = 0;
+        int64_t b = 0;
+        while (b + 1 < blocks && rest >= sums[b]) rest -= sums[b++];
+        found = b * BLOCK;
+        // The rounding of sums may leave more than the block has: then its last possible token.
+        for (int64_t i = found; i < std::min(vocab, (b + 1) * BLOCK) && passed <= rest; i++) {
+            float p = probability(i);
+            if (p > 0) found = i, passed += p;
+        }
+    }
+    *token = found;
+    *logprob = float(double((load(logits[found]) - top) * factor) - std::log(total));
+}
+
+template <class T>
+void draw(const T* logits, const double* uniform, const float* factor, int64_t rows, int64_t vocab,
+          int64_t* tokens, float* logprobs, int64_t threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        std::vector<float> sums((vocab + BLOCK - 1) / BLOCK);
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; row++)
+            draw_row(logits + row * vocab, uniform[row], factor[row], vocab, sums.data(),
+                     tokens + row, logprobs + row);
+    }
+}
+
+}  // namespace
+
+#define ENTRIES(NAME, T)                                                                          \
+    extern "C" void norm_##NAME(const T* x, const T* weight, T* out, int64_t rows, int64_t size,  \
+                                float epsilon, int64_t threads) {                                 \
+        norm(x, weight, out, rows, size, epsilon, threads);                                       \
+    }                                                                                             \
+    extern "C" int attend_##NAME(const Step* s, int64_t window, const T* mixed, const T* keys,    \
+                                 const T* values, T* own, const T* query_norm, const T* key_norm, \
+                                 float epsilon, T* out) {                                         \
+        return attend(*s, window, mixed, keys, values, own, query_norm, key_norm, epsilon, out);  \
+    }                                                                                             \
+    extern "C" void draw_##NAME(const T* logits, const double* uniform, const float* factor,      \
+                                int64_t rows, int64_t vocab, int64_t* tokens, float* logprobs,    \
+                                int64_t threads) {                                                \
+        draw(logits, uniform, factor, rows, vocab, tokens, logprobs, threads);                    \
+    }
+
+ENTRIES(float32, float)
+ENTRIES(bfloat16, bfloat16)

@@ -1,0 +1,112 @@
+"""`decode.cpp` for torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo import native
+
+_TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+SIZES = (16, 32, 64, 80, 96, 128)  # of heads, that attention is compiled for
+
+
+class Step(ctypes.Structure):
+    """The C++ file's `Step`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "size", "slots")),
+        *((name, ctypes.c_int64) for name in ("chunk", "capacity", "threads")),
+        *((name, ctypes.c_void_p) for name in ("group", "lengths", "positions", "cosine", "sine")),
+    ]
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where this machine cannot have them."""
+    found = native.library(Path(__file__).with_name("decode.cpp"))
+    if found is not None and found.norm_float32.argtypes is None:
+        P, N, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+        for name in _TYPES.values():
+            getattr(found, f"norm_{name}").argtypes = [P, P, P, N, N, F, N]
+            getattr(found, f"attend_{name}").argtypes = [P, N, P, P, P, P, P, P, F, P]
+            getattr(found, f"draw_{name}").argtypes = [P, P, P, N, N, P, P, N]
+    return found
+
+
+class Kernels:
+    """The functions for one type of numbers, float32 or bfloat16. Tensors must be contiguous."""
+
+    def __init__(self, compiled: ctypes.CDLL, dtype: torch.dtype) -> None:
+        name = _TYPES[dtype]
+        self._norm = getattr(compiled, f"norm_{name}")
+        self._attend = getattr(compiled, f"attend_{name}")
+
+    def norm(self, x: Tensor, norm: Any) -> Tensor:
+        """RMS norm of x [R, D] with a module's weight and epsilon."""
+        out = torch.empty_like(x)
+        self._norm(
+            x.data_ptr(),
+            norm.weight.data_ptr(),
+            out.data_ptr(),
+            *x.shape,
+            norm.variance_epsilon,
+            torch.get_num_threads(),
+        )
+        return out
+
+    def attend(
+        self,
+        step: Step,
+        mixed: Tensor,
+        prompts: tuple[Tensor, Tensor],
+        own: Tensor,
+        head_norms: tuple[Any, Any] | None,
+        window: int | None,
+    ) -> Tensor:
+        """Rotate, keep and attend in one layer: mixed [R, (H + 2 KV) D] -> [R, H D].
+
+        `prompts`, `own`: a `GroupCache`'s, with keys across. `head_norms`: of queries and keys.
+        """
+        out = mixed.new_empty(step.rows, step.heads * step.size)
+        of_query, of_key = head_norms or (None, None)
+        self._attend(
+            ctypes.addressof(step),
+            window or 0,
+            mixed.data_ptr(),
+            prompts[0].data_ptr(),
+            prompts[1].data_ptr(),
+            own.data_ptr(),
+            None if of_query is None else of_query.weight.data_ptr(),
+            None if of_key is None else of_key.weight.data_ptr(),
+            0.0 if of_query is None else of_query.variance_epsilon,
+            out.data_ptr(),
+        )
+        return out
+
+
+def draw(logits: Tensor, uniform: np.ndarray, factor: np.ndarray) -> tuple[Tensor, Tensor] | None:
+    """Tokens int64 [R] and log-probs float32 [R] from the softmax of factor * logits.
+
+    logits [R, V]; factor float32 [R] > 0; uniform float64 [R] in [0, 1), or < 0 for the largest
+    logit. None where there is no kernel for these logits.
+    """
+    compiled = library() if logits.device.type == "cpu" and logits.dtype in _TYPES else None
+    if compiled is None or not logits.is_contiguous():
+        return None
+    tokens = torch.empty(len(logits), dtype=torch.int64)
+    logprobs = torch.empty(len(logits), dtype=torch.float32)
+    getattr(compiled, f"draw_{_TYPES[logits.dtype]}")(
+        logits.data_ptr(),
+        uniform.ctypes.data,
+        factor.ctypes.data,
+        *logits.shape,
+        tokens.data_ptr(),
+        logprobs.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return tokens, logprobs

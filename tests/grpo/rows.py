@@ -27,20 +27,40 @@ def tiny_model(seed=0, dtype=torch.float64, **overrides):
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**{**settings, **overrides})).to(dtype)
     if dtype == torch.float64:
-        _use_float64_norms(model)
+        _keep_float64(model)
     return model
 
 
-def _use_float64_norms(model):
-    """Hugging Face's RMSNorm computes in float32 whatever the type; torch's does not."""
+class Rotary(torch.nn.Module):
+    """Rotary embeddings in float64, from angles on."""
+
+    def __init__(self, frequencies):
+        super().__init__()
+        self.frequencies = frequencies
+
+    def forward(self, x, position_ids):
+        angles = position_ids[..., None].double() * self.frequencies
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()
+
+
+def _keep_float64(model):
+    """Hugging Face's RMSNorm and rotary embedding compute in float32 whatever the type.
+
+    torch's RMSNorm does not, and neither does the softmax in torch's attention.
+    """
+    model.model.rotary_emb = Rotary(model.model.rotary_emb.inv_freq.double())
     for layer in model.model.layers:
         layer.input_layernorm = torch.nn.RMSNorm(model.config.hidden_size, 1e-6).double()
         layer.post_attention_layernorm = torch.nn.RMSNorm(model.config.hidden_size, 1e-6).double()
     model.model.norm = torch.nn.RMSNorm(model.config.hidden_size, 1e-6).double()
 
 
-def group(number, prompt_length, lengths, rewards, seed=0, finishes=None):
-    """A group with random tokens that end with EOS, and made-up sampler log-probs."""
+def group(number, prompt_length, lengths, rewards, seed=0, finishes=None, tools=None):
+    """A group with random tokens that end with EOS, and made-up sampler log-probs.
+
+    tools: for each completion, from where to where a tool wrote it.
+    """
     rng = np.random.default_rng((seed, number))
     ids = tuple(rng.integers(3, V, prompt_length).tolist())
     prompt = Prompt(task=Task(uid=str(number), prompt="?"), text="?", ids=ids)
@@ -50,13 +70,21 @@ def group(number, prompt_length, lengths, rewards, seed=0, finishes=None):
         finish = "stop" if finishes is None else finishes[index]
         if finish == "stop":
             tokens[-1] = EOS
-        segment = Segment(
-            ids=tokens,
-            version=Version(step=0, hash=""),
-            logprobs=rng.uniform(-4, -1, length).astype(np.float32),
+        logprobs = rng.uniform(-4, -1, length).astype(np.float32)
+        first, last = (length, length) if tools is None else tools[index]
+        parts = [("model", 0, first), ("tool", first, last), ("model", last, length)]
+        segments = tuple(
+            Segment(
+                ids=tokens[start:stop],
+                source=source,
+                version=Version(step=0, hash=""),
+                logprobs=logprobs[start:stop],
+            )
+            for source, start, stop in parts
+            if start < stop
         )
         completion = Completion(
-            request=str(number), index=index, segments=(segment,), text="", finish=finish
+            request=str(number), index=index, segments=segments, text="", finish=finish
         )
         status = "grader_error" if reward is None else ("correct" if reward > 0 else "wrong")
         score = Score(value=reward, status=status)

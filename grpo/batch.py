@@ -47,38 +47,55 @@ def make_rows(
     an empty mask but count as rows, as in TRL. Denominators are of all `groups`: with several ranks
     every one of them has the groups of all.
     """
-    masks: list[np.ndarray] = []
-    totals_M_2 = np.zeros((num_minibatches, 2), dtype=np.int64)
-    for index, group in enumerate(groups):
-        for rollout in group.rollouts:
-            scored = rollout.score.value is not None
-            dropped = mask_truncated and rollout.completion.finish != "stop"
-            mask = rollout.completion.mask & (scored and not dropped)
-            masks.append(mask)
-            totals_M_2[index % num_minibatches] += (int(scored), int(mask.sum()))
-    totals_M = [Totals(rows=int(r), tokens=int(t)) for r, t in totals_M_2]
+    rollouts = [(index, r) for index, group in enumerate(groups) for r in group.rollouts]
+    segments = [s for _, r in rollouts for s in r.completion.segments]
+    if not segments:
+        return []
+    scored_N = np.array([r.score.value is not None for _, r in rollouts])
+    taught_N = scored_N & [not mask_truncated or r.completion.finish == "stop" for _, r in rollouts]
+    sizes_N = np.array([len(r.completion) for _, r in rollouts])
+    written = np.repeat([s.source == "model" for s in segments], [len(s.ids) for s in segments])
+    # All rows' tokens in one array, and rows are views of it: most completions are short.
+    mask = written & np.repeat(taught_N, sizes_N)
+    bounds = np.concatenate([[0], np.cumsum(sizes_N)])
+    lengths_N = np.diff(np.concatenate([[0], np.cumsum(mask)])[bounds])
 
+    minibatch_N = [index % num_minibatches for index, _ in rollouts]
+    totals_M = [
+        Totals(rows=int(rows), tokens=int(tokens))
+        for rows, tokens in zip(
+            np.bincount(minibatch_N, scored_N, num_minibatches),
+            np.bincount(minibatch_N, lengths_N, num_minibatches),
+            strict=True,
+        )
+    ]
     weight = find_objective(loss_type).weight
-    rows: list[Row] = []
-    for index, (group, advantages_G) in enumerate(zip(groups, advantages_P_G, strict=True)):
+    weights_N = [
+        weight(length, totals_M[part], max_completion_length) if length else 0.0
+        for part, length in zip(minibatch_N, lengths_N.tolist(), strict=True)
+    ]
+    advantages_N = np.concatenate(
         # a group smaller than the widest has its advantages padded on the right
-        own = advantages_G[: len(group.rollouts)]
-        for rollout, advantage in zip(group.rollouts, own, strict=True):
-            mask = masks[len(rows)]
-            length = int(mask.sum())
-            totals = totals_M[index % num_minibatches]
-            value = weight(length, totals, max_completion_length) if length else 0.0
-            rows.append(
-                Row(
-                    group=index,
-                    prompt_ids=group.prompt.ids,
-                    ids=rollout.completion.ids,
-                    mask=mask,
-                    logprobs=rollout.completion.logprobs,
-                    advantages=np.where(mask, advantage, 0.0).astype(np.float32),
-                    weights=np.where(mask, value, 0.0).astype(np.float32),
-                )
+        [a[: len(g.rollouts)] for g, a in zip(groups, advantages_P_G, strict=True)]
+    )
+    ids = np.concatenate([s.ids for s in segments])
+    logprobs = np.concatenate([s.logprobs for s in segments])
+    advantages = np.where(mask, np.repeat(advantages_N, sizes_N), 0.0).astype(np.float32)
+    weights = np.where(mask, np.repeat(weights_N, sizes_N), 0.0).astype(np.float32)
+    rows: list[Row] = []
+    for (index, _), start, stop in zip(rollouts, bounds[:-1], bounds[1:], strict=True):
+        at = slice(start, stop)
+        rows.append(
+            Row(
+                group=index,
+                prompt_ids=groups[index].prompt.ids,
+                ids=ids[at],
+                mask=mask[at],
+                logprobs=logprobs[at],
+                advantages=advantages[at],
+                weights=weights[at],
             )
+        )
     return rows
 
 
@@ -340,9 +357,10 @@ def _micro_batch(
 ) -> MicroBatch:
     """With what the trained tokens of `members` carry, in their order."""
     masks = [rows[i].mask for i in members]
+    mask = np.concatenate(masks)
 
     def trained(arrays: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate([a[m] for a, m in zip(arrays, masks, strict=True)])
+        return np.concatenate(arrays)[mask]
 
     return MicroBatch(
         ids=ids,
@@ -353,7 +371,7 @@ def _micro_batch(
         logprobs=trained([rows[i].logprobs for i in members]),
         advantages=trained([rows[i].advantages for i in members]),
         weights=trained([rows[i].weights for i in members]),
-        completions=np.concatenate([np.full(m.sum(), k) for k, m in enumerate(masks)]),
+        completions=np.repeat(np.arange(len(masks)), [np.count_nonzero(m) for m in masks]),
         rows=tuple(members),
         temperature=rows[members[0]].temperature,
     )

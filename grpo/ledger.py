@@ -18,6 +18,8 @@ import numpy as np
 
 from grpo.types import Group
 
+ENCODE = json.JSONEncoder(ensure_ascii=False).encode
+
 
 def shard(folder: Path, step: int) -> Path:
     """Path of the shard of `step`."""
@@ -28,7 +30,7 @@ def append(folder: Path, step: int, groups: Sequence[Group], advantages_P_G: np.
     """Commit the shard of `step`; the same groups give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-        json.dumps(_line(group, index, float(advantages_P_G[p, index])), ensure_ascii=False)
+        ENCODE(_line(group, index, float(advantages_P_G[p, index])))
         for p, group in enumerate(groups)
         for index in range(len(group.rollouts))
     ]
@@ -76,7 +78,7 @@ def _line(group: Group, index: int, advantage: float) -> dict[str, Any]:
                 "ids": s.ids.tolist(),
                 "source": s.source,
                 "version": [s.version.step, s.version.hash],
-                "logprobs": [round(x, 6) for x in s.logprobs.tolist()],
+                "logprobs": np.round(s.logprobs.astype(np.float64), 6).tolist(),
             }
             for s in rollout.completion.segments
         ],

@@ -8,6 +8,8 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Coroutine
+from functools import lru_cache
+from types import FunctionType
 from typing import Any, cast
 
 from grpo.errors import GrpoError, RewardError
@@ -90,11 +92,23 @@ def _as_score(name: str, row: int, value: Any) -> Score:
 
 def accepted(function: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:
     """The keywords that the function can take (all of them if it has `**kwargs`)."""
+    code = getattr(function, "__func__", function)
+    names = _known_names(code) if isinstance(code, FunctionType) else _names(function)
+    if names is None:
+        return keywords
+    return {name: value for name, value in keywords.items() if name in names}
+
+
+def _names(function: Callable[..., Any]) -> frozenset[str] | None:
+    """The parameters a function has by name; None where it takes any or cannot say."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return keywords
+        return None
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return keywords
-    names = {p.name for p in parameters}
-    return {name: value for name, value in keywords.items() if name in names}
+        return None
+    return frozenset(p.name for p in parameters)
+
+
+# Looking at a signature takes longer than the simplest rewards do.
+_known_names = lru_cache(maxsize=128)(_names)

@@ -24,7 +24,7 @@ _WRAPS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")
 def clean(text: str) -> str:
     r"""Strip what never changes an answer: math delimiters, spacing, `\left`, a final full stop."""
     text = text.strip()
-    if len(text) > MAX_LENGTH:
+    if len(text) > MAX_LENGTH or (text.isascii() and text.isalnum()):  # a word, a whole number
         return text
     text = _SPACES.sub(" ", _SPACING.sub(" ", _NO_SPACE.sub("", text))).strip()
     for opening, closing in _WRAPS:
@@ -46,6 +46,8 @@ def number(text: str) -> Fraction | None:
     """
     if len(text) > 2 * MAX_DIGITS or not text:
         return None
+    if text.isascii() and text.isalnum():
+        return Fraction(int(text)) if text.isdigit() and len(text) <= MAX_DIGITS else None
     body = text.removeprefix("\\$").removeprefix("$").replace(" ", "")
     if _GROUPED.fullmatch(body) and ", " not in text:
         body = body.replace("{,}", "").replace(",", "")
@@ -72,6 +74,8 @@ def _digits_apart(text: str) -> bool:
 
 def same(answer: str, gold: str) -> bool:
     """Whether two answers are the same string, word (True, true) or rational number."""
+    if answer == gold:
+        return True
     a, b = clean(answer), clean(gold)
     if a == b or (len(a) > 1 and a.isalpha() and a.casefold() == b.casefold()):
         return True

@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress, islice
 
 from grpo.rewards.extract import boxes, final_answer, split_thought
 from grpo.rewards.format import format_fault
@@ -70,22 +71,23 @@ def sentinel(groups: Sequence[Group], second: Verifier | None = None, sample: in
     scores = [r.score for g in groups for r in g.rollouts]
     if not texts:
         return {}
-    answers = [(final_answer(text) or "").strip() for text in texts]
-    tagged = [text for text in texts if "<answer>" in text or "</think>" in text]
-    closed = [text for text in tagged if "</think>" in text]
+    answers = [final_answer(text) for text in texts]
+    faults = [format_fault(text) for text in texts]
+    tagged = ["<answer>" in text or "</think>" in text for text in texts]
+    closed = [text for text in texts if "</think>" in text]
     words = [text.split() for text in texts]
     metrics: Metrics = {
-        "sentinel/answer_entropy": entropy(answers),
-        "sentinel/identical_answers": identical_share(groups),
+        "sentinel/answer_entropy": entropy([answer or "" for answer in answers]),
+        "sentinel/identical_answers": identical_share(groups, answers),
         "sentinel/boxes": _mean([len(boxes(text)) for text in texts]),
         "sentinel/thought_words": _mean([thought_words(text) for text in texts]),
         "sentinel/empty_thoughts": _mean([thought_words(text) == 0 for text in closed]),
         "sentinel/repetition": _mean([repeated_share(some, 4) for some in words]),
-        "sentinel/tag_anomalies": _mean([format_fault(text) is not None for text in tagged]),
+        "sentinel/tag_anomalies": _mean([fault is not None for fault in compress(faults, tagged)]),
     }
-    judged = [(text, score) for text, score in zip(texts, scores, strict=True) if is_judged(score)]
+    judged = [(f, score) for f, score in zip(faults, scores, strict=True) if is_judged(score)]
     if judged:
-        well_formed = _mean([format_fault(text) is None for text, _ in judged])
+        well_formed = _mean([fault is None for fault, _ in judged])
         right = _mean([score.status == "correct" for _, score in judged])
         metrics["sentinel/format_minus_accuracy"] = well_formed - right
     if second is not None:
@@ -111,18 +113,17 @@ def entropy(values: Sequence[str]) -> float:
     return -sum(n / total * math.log2(n / total) for n in counts.values()) + 0.0
 
 
-def identical_share(groups: Sequence[Group]) -> float:
+def identical_share(groups: Sequence[Group], answers: Sequence[str | None]) -> float:
     """Share of prompts whose most common answer is the batch's most common one; 0 for one prompt.
 
+    `answers`: of all completions of `groups` in order, None where there is none.
     Prompts with one gold answer count once: in a batch of yes/no tasks the same answer is right
     for many, so the share is taken over golds.
     """
     leading: dict[str, str] = {}
+    rest = iter(answers)
     for group in groups:
-        said = Counter(
-            final_answer(group.prompt.prefill + r.completion.text) for r in group.rollouts
-        )
-        top = said.most_common(1)
+        top = Counter(islice(rest, len(group.rollouts))).most_common(1)
         if top and top[0][0]:
             leading[group.prompt.task.answer or group.prompt.task.uid] = top[0][0]
     if len(leading) < 3:

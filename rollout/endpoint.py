@@ -12,28 +12,25 @@ A stop string ends a completion here and not at the server, which would cut it o
 from __future__ import annotations
 
 import os
-import queue
 import random
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
 from grpo.errors import EngineError, WeightsError
+from grpo.rollout.http_engine import HttpEngine, Work
 from grpo.rollout.server_answers import Strange, seed_of
-from grpo.rollout.server_http import Address, Call, Refused, Unreachable
+from grpo.rollout.server_http import Address, Refused, Unreachable
 from grpo.types import (
     Ack,
     Completion,
     EngineSpec,
     FinishReason,
     Message,
-    Metrics,
     Request,
     Segment,
     Version,
@@ -48,18 +45,18 @@ _ENDED: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 Said = str | Sequence[Message]
 
 
-@dataclass(kw_only=True)
-class _Sample:
+@dataclass(kw_only=True, eq=False)
+class _Sample(Work):
     """One sample of a request on its way to being answered."""
 
-    request: Request
     index: int
-    attempts: int = 0
-    not_before: float = 0.0  # time.monotonic() of the next call
-    call: Call | None = None
+
+    @property
+    def key(self) -> Hashable:
+        return self.request.uid, self.index
 
 
-class EndpointEngine:
+class EndpointEngine(HttpEngine[_Sample]):
     """An `Engine` that asks a server for text.
 
     url          address up to and with /v1
@@ -88,18 +85,15 @@ class EndpointEngine:
         body: Mapping[str, Any] | None = None,
         limit_field: str = "max_tokens",
     ) -> None:
-        self.address = Address(url=url.rstrip("/"), key=os.environ.get(api_key_env, ""))
-        self.version = spec.version
-        self._say, self._timeout, self._retries = say, timeout, retries
-        self._concurrency = concurrency
-        self._body, self._limit_field = dict(body or {}), limit_field
-        self._samples: dict[tuple[str, int], _Sample] = {}  # asked for and not given out
-        self._waiting: deque[_Sample] = deque()
-        self._running: dict[int, _Sample] = {}  # by the number of the call
-        self._calls = 0
-        self._outcomes: queue.SimpleQueue[tuple[int, Any]] = queue.SimpleQueue()
-        self._done: list[Completion] = []
-        self._counts = {"requests_retried": 0.0, "completion_tokens": 0.0}
+        super().__init__(
+            Address(url=url.rstrip("/"), key=os.environ.get(api_key_env, "")),
+            spec.version,
+            timeout=timeout,
+            retries=retries,
+            concurrency=concurrency,
+        )
+        self._say, self._body, self._limit_field = say, dict(body or {}), limit_field
+        self._counts["completion_tokens"] = 0.0
         self.model = model or self._first_model()
 
     def _first_model(self) -> str:
@@ -117,7 +111,7 @@ class EndpointEngine:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; EngineError (and none is queued) for one that cannot be asked for."""
-        queued = {uid for uid, _ in self._samples} | {c.request for c in self._done}
+        queued = self._queued()
         for request in requests:
             problem = ""
             if request.uid in queued:
@@ -134,31 +128,7 @@ class EndpointEngine:
             queued.add(request.uid)
         for request in requests:
             for index in range(request.n):
-                sample = _Sample(request=request, index=index)
-                self._samples[request.uid, index] = sample
-                self._waiting.append(sample)
-
-    def poll(self, timeout: float | None = None) -> list[Completion]:
-        """Completions that came; waits up to `timeout` s for one, [] at once if none is due.
-
-        Raises EngineError where the server refuses a request, or a sample failed `retries` + 1
-        times.
-        """
-        end = None if timeout is None else time.monotonic() + timeout
-        while not self._done and self._samples:
-            self._issue()
-            self._take(self._patience(end))
-            self._expire()
-            if end is not None and time.monotonic() >= end:
-                break
-        done, self._done = self._done, []
-        return done
-
-    def cancel(self, uids: Sequence[str]) -> None:
-        """Forget requests, and hang up on what is asked for them."""
-        for sample in [s for s in self._samples.values() if s.request.uid in uids]:
-            self._forget(sample)
-        self._done = [c for c in self._done if c.request not in uids]
+                self._add(_Sample(request=request, index=index))
 
     def load_weights(
         self,
@@ -173,81 +143,27 @@ class EndpointEngine:
             "it; set rollout.engine to torch, vllm or server"
         )
 
-    def take_metrics(self) -> Metrics:
-        """Calls made again and tokens that the server counted, since the last time."""
-        counts = {f"rollout/{name}": count for name, count in self._counts.items()}
-        self._counts = dict.fromkeys(self._counts, 0.0)
-        return counts
-
-    def sleep(self) -> None:
-        """Nothing to do: the server's memory is its own."""
-
-    def wake(self) -> None:
-        """Nothing to do."""
-
-    def close(self) -> None:
-        """Hang up."""
-        for sample in list(self._samples.values()):
-            self._forget(sample)
-        self._done.clear()
-
     # Samples
 
-    def _issue(self) -> None:
-        """Make the calls that are due."""
-        now = time.monotonic()
-        due = [sample for sample in self._waiting if sample.not_before <= now]
-        for sample in due[: max(0, self._concurrency - len(self._running))]:
-            self._waiting.remove(sample)
-            sample.attempts += 1
-            self._calls += 1
-            self._running[self._calls] = sample
-            path, body = self._asked(sample)
-            done = partial(self._arrived, self._calls)
-            sample.call = Call(self.address, path, body, self._timeout, done)
-
-    def _asked(self, sample: _Sample) -> tuple[str, dict[str, Any]]:
-        sampling, said = sample.request.sampling, self._say(sample.request)
+    def _asked(self, work: _Sample) -> tuple[str, dict[str, Any]]:
+        sampling, said = work.request.sampling, self._say(work.request)
         body: dict[str, Any] = {
             "model": self.model,
             "n": 1,
             self._limit_field: sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "seed": (seed_of(sample.request.key) + sample.index) % 2**31,
+            "seed": (seed_of(work.request.key) + work.index) % 2**31,
             **self._body,
         }
         if isinstance(said, str):
             return "/completions", body | {"prompt": said}
         return "/chat/completions", body | {"messages": list(said)}
 
-    def _arrived(self, number: int, outcome: Any) -> None:
-        self._outcomes.put((number, outcome))  # on the call's thread
-
-    def _patience(self, end: float | None) -> float:
-        """Seconds until something has to be done even if no answer comes."""
-        now = time.monotonic()
-        times = [now + 1.0 if end is None else end]
-        times += [sample.not_before for sample in self._waiting if sample.not_before > now]
-        deadlines = (sample.request.deadline for sample in self._samples.values())
-        times += [deadline for deadline in deadlines if deadline is not None]
-        return min(1.0, max(0.01, min(times) - now))
-
-    def _take(self, patience: float) -> None:
-        """Settle the outcomes that are there; waits up to `patience` seconds for the first."""
-        try:
-            item = self._outcomes.get(timeout=patience)
-            while True:
-                self._settle(*item)
-                item = self._outcomes.get_nowait()
-        except queue.Empty:
-            pass
-
-    def _settle(self, number: int, outcome: Any) -> None:
-        sample = self._running.pop(number, None)
+    def _settle(self, name: str, outcome: Any) -> None:
+        sample = self._answered(name)
         if sample is None:
-            return  # canceled before the answer came
-        sample.call = None
+            return
         if isinstance(outcome, Refused) and outcome.status < 500 and outcome.status not in PASSING:
             raise EngineError(
                 f"{self.address.url} refused a request to model {self.model!r}: {outcome}"
@@ -259,7 +175,7 @@ class EndpointEngine:
                 outcome = strange
             else:
                 self._count(outcome)
-                self._finish(sample, *_cut(text, finish, sample.request.sampling.stop))
+                self._give(sample, *_cut(text, finish, sample.request.sampling.stop))
                 return
         elif not isinstance(outcome, Unreachable | Refused):
             raise outcome
@@ -273,11 +189,9 @@ class EndpointEngine:
                 "finished is kept, so continue later, or raise rollout.engine_args.retries, or "
                 "lower its concurrency"
             )
-        self._counts["requests_retried"] += 1
         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (sample.attempts - 1))
         # Apart from one another, or all come back to a busy server at once.
-        sample.not_before = time.monotonic() + wait * _JITTER.uniform(0.5, 1.0)
-        self._waiting.append(sample)
+        self._call_again(sample, wait * _JITTER.uniform(0.5, 1.0))
 
     def _count(self, answer: Any) -> None:
         usage = answer.get("usage") or {}
@@ -286,36 +200,25 @@ class EndpointEngine:
     def _expire(self) -> None:
         """Give up what is past its deadline."""
         now = time.monotonic()
-        for sample in list(self._samples.values()):
+        for sample in list(self._work.values()):
             deadline = sample.request.deadline
             if deadline is not None and deadline <= now:
-                self._finish(sample, "", "abort")
+                self._give(sample, "", "abort")
 
-    def _finish(self, sample: _Sample, text: str, finish: FinishReason) -> None:
-        self._forget(sample)
+    def _give(self, sample: _Sample, text: str, finish: FinishReason) -> None:
         nothing = Segment(
             ids=np.zeros(0, dtype=np.int64),
             version=self.version,
             logprobs=np.zeros(0, dtype=np.float32),
         )
-        self._done.append(
-            Completion(
-                request=sample.request.uid,
-                index=sample.index,
-                segments=(nothing,),
-                text=text,
-                finish=finish,
-            )
+        completion = Completion(
+            request=sample.request.uid,
+            index=sample.index,
+            segments=(nothing,),
+            text=text,
+            finish=finish,
         )
-
-    def _forget(self, sample: _Sample) -> None:
-        """Nothing that still comes for `sample` will be looked at."""
-        self._samples.pop((sample.request.uid, sample.index), None)
-        self._running = {n: other for n, other in self._running.items() if other is not sample}
-        if sample in self._waiting:
-            self._waiting.remove(sample)
-        if sample.call is not None:
-            sample.call.drop()
+        self._finish(sample, [completion])
 
 
 def _read(answer: Any) -> tuple[str, FinishReason]:

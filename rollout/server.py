@@ -1,15 +1,12 @@
 """The engine behind a URL: a vLLM server started by `grpo serve`, on this machine.
 
-Requests go out from threads, one call for the n completions of a prompt; everything else happens on
-the caller's thread, inside `poll` and `load_weights`. A call that fails is made again under a
-new name, and only the answer to a request's latest call is looked at: a sample is delivered
-once. The seed comes from the request's key, so a repeated call draws what the first one drew.
+One call asks for the n completions of a prompt (`http_engine.py` makes the calls, again where one
+fails). The seed comes from the request's key, so a repeated call draws what the first one drew.
 
 A completion says which weights sampled each of its tokens (`server_control.py`), and one whose
 weights are not those delivered by this engine when its call was made, or since, is refused. So a
-server that was restarted and lost its weights is caught
-even if the connection just came back; it is given the last weights again (a copy is kept in
-main memory) before anything is asked of it.
+server that was restarted and lost its weights is caught even if the connection just came back; it
+is given the last weights again (a copy is kept in main memory) before anything is asked of it.
 
 Trust: the control routes have no authentication (vLLM's --api-key covers /v1 and /inference alone),
 so whoever reaches the port can pause the server and change its weights. Keep it on localhost, or on
@@ -19,18 +16,15 @@ a network that is yours. Weights travel through memory shared on one machine (`s
 from __future__ import annotations
 
 import os
-import queue
-import secrets
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 from torch import Tensor
 
 from grpo.errors import EngineError, WeightsError
+from grpo.rollout.http_engine import HttpEngine, Work
 from grpo.rollout.server_answers import (
     Strange,
     body_for,
@@ -40,7 +34,7 @@ from grpo.rollout.server_answers import (
     plain_completions,
 )
 from grpo.rollout.server_control import GENERATE, Control
-from grpo.rollout.server_http import Address, Call, Refused, Unreachable
+from grpo.rollout.server_http import Address, Refused, Unreachable
 from grpo.types import Ack, Completion, EngineSpec, Metrics, Request, Version
 
 _PAUSE_MODES = {"finish": "wait", "continue": "keep", "abort": "abort"}
@@ -48,20 +42,15 @@ _LOOK_SECONDS = 10.0  # without an answer, after which the server is looked at
 _GRACE_SECONDS = 10.0  # for the partial answer of an aborted call
 
 
-@dataclass(kw_only=True)
-class _Job:
+@dataclass(kw_only=True, eq=False)
+class _Job(Work):
     """A request on its way to being answered."""
 
-    request: Request
-    attempts: int = 0
-    not_before: float = 0.0  # time.monotonic() of the next call: waiting after a failure
     label: str = ""  # of the weights that were resident when the current call was made
-    name: str = ""  # of the current call, "" while none is under way
-    call: Call | None = None
     abort_by: float | None = None  # set once aborting: when to stop waiting for the partial answer
 
 
-class ServerEngine:
+class ServerEngine(HttpEngine[_Job]):
     """An `Engine` over HTTP.
 
     timeout      seconds that one call for completions may take
@@ -83,18 +72,16 @@ class ServerEngine:
         api_key_env: str = "",
     ) -> None:
         key = os.environ.get(api_key_env, "") if api_key_env else ""
-        self.address = Address(url=url.rstrip("/"), key=key)
+        super().__init__(
+            Address(url=url.rstrip("/"), key=key),
+            spec.version,
+            timeout=timeout,
+            retries=retries,
+            concurrency=concurrency,
+        )
         self.spec = spec
-        self.version = spec.version
-        self._timeout, self._retries, self._concurrency = timeout, retries, concurrency
-        self._jobs: dict[str, _Job] = {}
-        self._waiting: deque[_Job] = deque()
-        self._running: dict[str, _Job] = {}
-        self._outcomes: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
-        self._done: list[Completion] = []
         self._broken = ""
         self._suspect = False  # a failure that a restart would explain; look before the next call
-        self._retried = 0
         self._heard = time.monotonic()  # when the last answer came
         self.server = Control(spec, self.address, timeout=timeout, retries=retries, wait=wait)
 
@@ -102,17 +89,14 @@ class ServerEngine:
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; EngineError (and none is queued) if one cannot be sampled."""
-        uids = set(self._jobs) | {c.request for c in self._done}
+        uids = self._queued()
         for request in requests:
             self._check(request, uids)
             uids.add(request.uid)
-        self._suspect = (
-            self.server.takes_weights
-        )  # once a batch: is this the server we left, with our weights?
+        # Once a batch: is this the server we left, with our weights?
+        self._suspect = self.server.takes_weights
         for request in requests:
-            job = _Job(request=request)
-            self._jobs[request.uid] = job
-            self._waiting.append(job)
+            self._add(_Job(request=request))
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """Completions that came; waits up to `timeout` s for one, [] at once if none is due.
@@ -122,22 +106,7 @@ class ServerEngine:
         """
         if self._broken:
             raise WeightsError(self._broken)
-        end = None if timeout is None else time.monotonic() + timeout
-        while not self._done and self._jobs:
-            self._issue()
-            self._take(self._patience(end))
-            self._expire()
-            if end is not None and time.monotonic() >= end:
-                break
-        done, self._done = self._done, []
-        return done
-
-    def cancel(self, uids: Sequence[str]) -> None:
-        """Forget requests, and hang up on the server where it works on them."""
-        gone = set(uids)
-        for uid in gone & set(self._jobs):
-            self._forget(self._jobs[uid])
-        self._done = [c for c in self._done if c.request not in gone]
+        return super().poll(timeout)
 
     def load_weights(
         self,
@@ -176,24 +145,12 @@ class ServerEngine:
 
     def take_metrics(self) -> Metrics:
         """Restarts of the server that were met, and calls made again, since the last time."""
-        metrics = {
-            "rollout/server_restarts": float(self.server.restarts),
-            "rollout/requests_retried": float(self._retried),
-        }
-        self.server.restarts = self._retried = 0
-        return metrics
-
-    def sleep(self) -> None:
-        """Nothing to do: the server's memory is its own."""
-
-    def wake(self) -> None:
-        """Nothing to do."""
+        restarts, self.server.restarts = float(self.server.restarts), 0
+        return {"rollout/server_restarts": restarts, **super().take_metrics()}
 
     def close(self) -> None:
         """Hang up. The server stays, with the weights it has."""
-        for job in list(self._jobs.values()):
-            self._forget(job)
-        self._done.clear()
+        super().close()
         self.server.forget()
 
     # Requests
@@ -220,46 +177,18 @@ class ServerEngine:
 
     def _issue(self) -> None:
         """Make the calls that are due, once the server is known to be the one we think it is."""
-        now = time.monotonic()
-        due = [job for job in self._waiting if job.not_before <= now]
-        if due and self._suspect:
+        if self._suspect and self._due():
             self.server.ensure_ready()
             self._suspect = False
-        for job in due[: max(0, self._concurrency - len(self._running))]:
-            self._waiting.remove(job)
-            job.attempts += 1
-            job.name = f"{secrets.token_hex(8)}-{job.attempts}"
-            job.label = self.server.label
-            path, body = GENERATE, body_for(job.request, job.name)
-            if not self.server.gives_tokens:
-                path, body = "/v1/completions", plain_body(job.request, self.server.model)
-            if not self._running:
-                self._heard = now
-            self._running[job.name] = job
-            done = partial(self._arrived, job.name)
-            job.call = Call(self.address, path, body, self._timeout, done)
+        super()._issue()
 
-    def _arrived(self, name: str, outcome: Any) -> None:
-        self._outcomes.put((name, outcome))  # on the call's thread
-
-    def _patience(self, end: float | None) -> float:
-        """Seconds until something has to be done even if no answer comes."""
-        now = time.monotonic()
-        times = [now + 1.0 if end is None else end]
-        times += [job.not_before for job in self._waiting if job.not_before > now]
-        times += [d for job in self._jobs.values() if (d := job.request.deadline) is not None]
-        return min(1.0, max(0.01, min(times) - now))
-
-    def _take(self, patience: float) -> None:
-        """Settle the outcomes that are there; waits up to `patience` seconds for the first."""
-        try:
-            item = self._outcomes.get(timeout=patience)
-            while True:
-                self._settle(*item)
-                self._heard = time.monotonic()
-                item = self._outcomes.get_nowait()
-        except queue.Empty:
-            self._look()
+    def _asked(self, work: _Job) -> tuple[str, dict[str, Any]]:
+        work.label = self.server.label
+        if not self._running:
+            self._heard = time.monotonic()
+        if not self.server.gives_tokens:
+            return "/v1/completions", plain_body(work.request, self.server.model)
+        return GENERATE, body_for(work.request, work.name)
 
     def _look(self) -> None:
         """Hang up on a server that no longer works on our calls: hung, replaced, or shutting down.
@@ -277,10 +206,10 @@ class ServerEngine:
                 call.drop()
 
     def _settle(self, name: str, outcome: Any) -> None:
-        job = self._running.pop(name, None)
+        self._heard = time.monotonic()
+        job = self._answered(name)
         if job is None:
-            return  # canceled, or given up before the answer came
-        job.name, job.call = "", None
+            return
         if isinstance(outcome, Refused) and outcome.status < 500:
             raise EngineError(
                 f"the server at {self.address.url} refused request {job.request.uid!r}: {outcome}"
@@ -313,15 +242,13 @@ class ServerEngine:
                 f"the last time: {reason}; see the server's log, or raise "
                 "rollout.engine_args.retries or timeout"
             )
-        self._retried += 1
         self._suspect = self.server.takes_weights
-        job.not_before = time.monotonic() + min(10.0, 0.1 * 2**job.attempts)
-        self._waiting.append(job)
+        self._call_again(job, min(10.0, 0.1 * 2**job.attempts))
 
     def _expire(self) -> None:
         """Abort what is past its deadline; the server then answers with what it has."""
         now = time.monotonic()
-        for job in list(self._jobs.values()):
+        for job in list(self._work.values()):
             if job.abort_by is None:
                 if job.request.deadline is None or job.request.deadline > now:
                     continue
@@ -331,16 +258,3 @@ class ServerEngine:
                     continue
             if not job.name or job.abort_by < now:
                 self._finish(job, nothing(job.request, self.version))
-
-    def _finish(self, job: _Job, completions: Sequence[Completion]) -> None:
-        self._forget(job)
-        self._done.extend(completions)
-
-    def _forget(self, job: _Job) -> None:
-        """Nothing that still comes for `job` will be looked at."""
-        self._jobs.pop(job.request.uid, None)
-        self._running.pop(job.name, None)
-        if job in self._waiting:
-            self._waiting.remove(job)
-        if job.call is not None:
-            job.call.drop()

@@ -8,11 +8,11 @@ from typing import Any
 from grpo.types import Engine, EngineSpec, Request
 
 
-def make_torch(*, spec: EngineSpec, max_rows: int = 256) -> Engine:
-    """The embedded engine. `max_rows`: completions decoded at once."""
+def make_torch(*, spec: EngineSpec, max_rows: int = 256, compile: bool = False) -> Engine:
+    """The embedded engine. `max_rows`: completions decoded at once; `compile`: torch.compile."""
     from grpo.rollout.torch_engine import TorchEngine
 
-    return TorchEngine.from_spec(spec, max_rows=max_rows)
+    return TorchEngine.from_spec(spec, max_rows=max_rows, compile=compile)
 
 
 def make_vllm(

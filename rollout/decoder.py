@@ -9,8 +9,9 @@ forward pass, so that a model they would get wrong is found at start.
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -56,12 +57,13 @@ class Decoder(Protocol):
 
 
 class SlotDecoder:
-    """Ragged rows in a preallocated cache."""
+    """Ragged rows in a preallocated cache. `compiled`: decoding goes through torch.compile."""
 
     lockstep = False
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
         self.model = model
+        self._run: Any = torch.compile(model, dynamic=True) if compiled else model
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self.free()
@@ -96,7 +98,7 @@ class SlotDecoder:
         hidden = torch.arange(view, device=self.device) > slots[:, None]
         mask = torch.zeros(count, view, dtype=self.dtype, device=self.device)
         mask.masked_fill_(hidden, float("-inf"))
-        return self.model(
+        return self._run(
             input_ids=self._tensor(tokens)[:, None],
             attention_mask=mask[:, None, None],
             position_ids=slots[:, None],
@@ -161,10 +163,11 @@ class OwnCacheDecoder:
         self.cache.batch_select_indices(keep)
 
 
-def make_decoder(model: nn.Module, *, packed: bool = True) -> Decoder:
+def make_decoder(model: nn.Module, *, packed: bool = True, compiled: bool = False) -> Decoder:
     """The first decoder that reproduces the model's plain forward pass.
 
     `packed` allows a copy of the weights in another layout, which follows them in `refresh` only.
+    `compiled`: torch.compile of the model's own code instead, which takes minutes at first.
     Sets the model's attention implementation; the model must belong to the caller alone.
     """
     config: Any = model.config
@@ -174,8 +177,12 @@ def make_decoder(model: nn.Module, *, packed: bool = True) -> Decoder:
         prompts = _probe_prompts(config)
         expected = [_plain(model, prompt) for prompt in prompts]
         config._attn_implementation = ATTENTION
-        own = (NativeDecoder, FusedDecoder) if packed and fusable(model) else ()
-        for kind in (*own, SlotDecoder):
+        kinds: list[Callable[[nn.Module], Any]] = [
+            functools.partial(SlotDecoder, compiled=compiled)
+        ]
+        if packed and not compiled and fusable(model):
+            kinds = [NativeDecoder, FusedDecoder, *kinds]
+        for kind in kinds:
             try:
                 decoder = kind(model)
                 reason = _mismatch(decoder, prompts, expected)
@@ -185,7 +192,8 @@ def make_decoder(model: nn.Module, *, packed: bool = True) -> Decoder:
                 if reason is None:
                     decoder.free()
                     return decoder
-            logger.info("%s does not serve this model: %s", kind.__name__, reason)
+            name = getattr(kind, "__name__", SlotDecoder.__name__)
+            logger.info("%s does not serve this model: %s", name, reason)
     config._attn_implementation = implementation
     logger.warning(
         "%s is sampled with its own cache, one request at a time (slower): %s",

@@ -202,17 +202,17 @@ def _drawn(
     logits: Tensor, uniform: np.ndarray, plan: Plan
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """`sample` without filters by a compiled kernel; None where there is none."""
-    if isinstance(plan.temperature, float):
-        factor = np.full(len(logits), 1.0 / plan.temperature, dtype=np.float32)
+    if isinstance(plan.temperature, Tensor):
+        factor = plan.temperature.reciprocal().flatten().cpu().numpy()
     else:
-        factor = (1.0 / plan.temperature).reshape(-1).cpu().numpy()
+        factor = np.full(len(logits), 1.0 / plan.temperature, dtype=np.float32)
     if plan.greedy is not None:
         uniform = np.where(plan.greedy.cpu().numpy(), -1.0, uniform)
     found = draw(logits, uniform, factor)
     if found is None:
         return None
     tokens, logp = found
-    if not plan.raw or (isinstance(plan.temperature, float) and plan.temperature == 1.0):
+    if not plan.raw or (not isinstance(plan.temperature, Tensor) and plan.temperature == 1.0):
         return tokens, logp, logp if plan.raw else None
     raw = torch.empty_like(logp)
     for part, token, to in zip(*(t.split(_RAW_ROWS) for t in (logits, tokens, raw)), strict=True):

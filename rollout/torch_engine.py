@@ -37,7 +37,8 @@ class TorchEngine:
     already in that dtype: updating the model in place then updates the engine, and `load_weights`
     with the model's own tensors only confirms it. `packed` (default: where storage is not shared)
     keeps a second copy of the weights in the layout the CPU multiplies fastest, where model and
-    machine allow it; only `load_weights` changes that one. `tokenizer` needs
+    machine allow it; only `load_weights` changes that one. `compile` decodes with the model's own
+    code under torch.compile, for GPUs (minutes at the first step). `tokenizer` needs
     `decode(ids, skip_special_tokens=True)`. With `lora_rank`, the copy gets an adapter of that
     rank, and `load_weights` takes its tensors alone.
     """
@@ -52,6 +53,7 @@ class TorchEngine:
         dtype: torch.dtype | str | None = None,
         share_storage: bool = False,
         packed: bool | None = None,
+        compile: bool = False,
         lora_rank: int = 0,
     ) -> None:
         if max_rows < 1:
@@ -65,7 +67,9 @@ class TorchEngine:
         self.tokenizer = tokenizer
         self.version = version
         self._decoder = make_decoder(
-            self.model, packed=not share_storage if packed is None else packed
+            self.model,
+            packed=not share_storage if packed is None else packed,
+            compiled=compile,
         )
         self._rows = Rows(max_rows)
         self._queue: deque[Job] = deque()
@@ -75,7 +79,9 @@ class TorchEngine:
         self._broken = False
 
     @classmethod
-    def from_spec(cls, spec: EngineSpec, *, max_rows: int = 256) -> TorchEngine:
+    def from_spec(
+        cls, spec: EngineSpec, *, max_rows: int = 256, compile: bool = False
+    ) -> TorchEngine:
         """The engine of `spec`, on the device accelerate gives this process.
 
         Raises EngineError where the model's positions are fewer than the longest request needs.
@@ -98,6 +104,7 @@ class TorchEngine:
             max_rows=max_rows,
             share_storage=True,  # with nobody: the model is the engine's alone
             packed=True,
+            compile=compile,
             lora_rank=spec.lora_rank,
         )
 

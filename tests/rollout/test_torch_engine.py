@@ -1,5 +1,6 @@
 """The embedded engine against the plain forward pass, transformers' generate and itself."""
 
+import functools
 import logging
 import time
 
@@ -29,6 +30,28 @@ def same(a, b):
         assert completion.ids.tolist() == b[key].ids.tolist(), key
         np.testing.assert_allclose(completion.logprobs, b[key].logprobs, atol=1e-4)
         assert (completion.text, completion.finish) == (b[key].text, b[key].finish)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_a_compiled_model_gives_the_same(kind, monkeypatch):
+    """What torch.compile captures, run without its code generator (minutes on a CPU)."""
+    used = []
+    compiled = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda *a, **kw: used.append(1) or compiled(*a, **kw))
+    requests = ragged(max_tokens=40)
+    same(run(engine(tiny(kind), compile=True), requests), run(engine(tiny(kind)), requests))
+    assert used
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
+def test_a_compiled_model_gives_the_same_on_a_gpu():
+    requests = ragged(max_tokens=40)
+    plain, compiled = (
+        run(engine(tiny("llama").cuda(), compile=compile), requests)
+        for compile in (False, True)
+    )
+    same(plain, compiled)
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma2", "gpt2", "deepseek"])

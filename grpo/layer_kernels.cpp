@@ -1,0 +1,253 @@
+// What the learner's layers do between matrix products, one pass over memory each (layer_kernels.py).
+//
+// Rows lie one behind the other. The residual stream is float; T is the type the products are
+// computed in, float or bfloat16 (stored as uint16_t). Arithmetic is float in between.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+using bfloat16 = uint16_t;
+
+inline float wide(float value) { return value; }
+
+inline float wide(bfloat16 value) {
+    const uint32_t bits = static_cast<uint32_t>(value) << 16;
+    float result;
+    std::memcpy(&result, &bits, sizeof result);
+    return result;
+}
+
+inline void store(float* place, float value) { *place = value; }
+
+// To the nearest, ties to even; NaN stays NaN.
+inline void store(bfloat16* place, float value) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    *place = static_cast<bfloat16>(value != value ? 0x7fc0 : rounded);
+}
+
+// exp by 2^n * p(r) with |r| <= ln(2) / 2, relative error 1e-7; branch-free, so that it vectorizes.
+inline float exponential(float x) {
+    x = std::min(88.0f, std::max(-87.0f, x));
+    const float n = std::nearbyint(x * 1.44269504f);
+    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    float p = 1.9875691e-4f;
+    p = p * r + 1.3981999e-3f;
+    p = p * r + 8.3334519e-3f;
+    p = p * r + 4.1665796e-2f;
+    p = p * r + 1.6666665e-1f;
+    p = p * r + 5.0000001e-1f;
+    p = p * r * r + r + 1.0f;
+    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    float power;
+    std::memcpy(&power, &bits, sizeof power);
+    return p * power;
+}
+
+inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+// out = x * scale * weight with scale = 1 / sqrt(mean(x^2) + eps), which is kept for every row.
+template <typename T>
+void rms_norm(const float* x, const float* weight, T* out, float* scales, int64_t rows,
+              int64_t width, float eps, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* from = x + row * width;
+        T* to = out + row * width;
+        float squares = 0;
+#pragma omp simd reduction(+ : squares)
+        for (int64_t i = 0; i < width; ++i) squares += from[i] * from[i];
+        const float scale = 1.0f / std::sqrt(squares / width + eps);
+        scales[row] = scale;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) store(to + i, weight[i] * (from[i] * scale));
+    }
+}
+
+// of_x = residual + scale * (g - y * mean(g * y)) with g = of_out * weight and y = x * scale.
+// of_weight [threads, width] gets the sums of of_out * y, a row for each thread.
+template <typename T>
+void rms_norm_backward(const T* of_out, const float* x, const float* weight, const float* scales,
+                       const float* residual, float* of_x, float* of_weight, int64_t rows,
+                       int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int part = 0; part < threads; ++part) {
+        float* sums = of_weight + part * width;
+        std::fill(sums, sums + width, 0.0f);
+        for (int64_t row = rows * part / threads; row < rows * (part + 1) / threads; ++row) {
+            const T* g = of_out + row * width;
+            const float* from = x + row * width;
+            const float scale = scales[row];
+            float dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (int64_t i = 0; i < width; ++i) {
+                const float product = wide(g[i]) * from[i];
+                sums[i] += product * scale;
+                dot += product * weight[i];
+            }
+            const float pull = dot * scale * scale / width;
+            const float* up = residual + row * width;
+            float* to = of_x + row * width;
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i)
+                to[i] = up[i] + scale * (wide(g[i]) * weight[i] - from[i] * pull);
+        }
+    }
+}
+
+template <typename T>
+void add(const float* x, const T* y, float* out, int64_t count, int threads) {
+#pragma omp parallel for simd num_threads(threads)
+    for (int64_t i = 0; i < count; ++i) out[i] = x[i] + wide(y[i]);
+}
+
+// Rotary embedding in place: the first `heads` heads of rows that are `stride` numbers apart, by
+// cos and sin [rows, dim]; backward: by the transposed matrix.
+template <typename T>
+void rotate(T* values, const float* cos, const float* sin, int64_t rows, int64_t stride,
+            int64_t heads, int64_t dim, int backward, int threads) {
+    const int64_t half = dim / 2;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const float *c = cos + row * dim, *s = sin + row * dim;
+        for (int64_t head = 0; head < heads; ++head) {
+            T* low = values + row * stride + head * dim;
+            T* high = low + half;
+#pragma omp simd
+            for (int64_t i = 0; i < half; ++i) {
+                const float a = wide(low[i]), b = wide(high[i]);
+                // the two entries off the diagonal change places where the matrix is transposed
+                const float up = backward ? s[i + half] : -s[i];
+                const float down = backward ? -s[i] : s[i + half];
+                store(low + i, a * c[i] + b * up);
+                store(high + i, b * c[i + half] + a * down);
+            }
+        }
+    }
+}
+
+// out = silu(gate) * up, the two side by side in rows [2 * width].
+template <typename T>
+void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const T *gate = gate_up + row * 2 * width, *up = gate + width;
+        T* to = out + row * width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) {
+            const float g = wide(gate[i]);
+            store(to + i, g * sigmoid(g) * wide(up[i]));
+        }
+    }
+}
+
+// Gradients of gate and up, and `out` once more, which the next layer's weights need.
+template <typename T>
+void swiglu_backward(const T* gate_up, const T* of_out, T* of_gate_up, T* out, int64_t rows,
+                     int64_t width, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; ++row) {
+        const T *gate = gate_up + row * 2 * width, *up = gate + width;
+        const T* upstream = of_out + row * width;
+        T *of_gate = of_gate_up + row * 2 * width, *of_up = of_gate + width;
+        T* to = out + row * width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; ++i) {
+            const float g = wide(gate[i]), u = wide(up[i]), d = wide(upstream[i]);
+            const float s = sigmoid(g);
+            store(to + i, g * s * u);
+            store(of_up + i, d * g * s);
+            store(of_gate + i, d * u * s * (1.0f + g * (1.0f - s)));
+        }
+    }
+}
+
+// 32 x 32 numbers of 16 bits: halves of rows change places, then quarters of halves, ...
+constexpr int SIDE = 32;
+typedef uint16_t Row __attribute__((vector_size(SIDE * sizeof(uint16_t))));
+
+inline void transpose_square(Row square[SIDE]) {
+    for (int width = SIDE / 2; width > 0; width /= 2) {
+        Row first, second;
+        for (int i = 0; i < SIDE; ++i) {
+            first[i] = i & width ? SIDE + i - width : i;
+            second[i] = i & width ? SIDE + i : i + width;
+        }
+        for (int i = 0; i < SIDE; ++i) {
+            if (i & width) continue;
+            const Row a = square[i], b = square[i + width];
+            square[i] = __builtin_shuffle(a, b, first);
+            square[i + width] = __builtin_shuffle(a, b, second);
+        }
+    }
+}
+
+// [rows, columns] -> [columns, rows]: bands of rows, read as they lie.
+void transpose(const bfloat16* from, bfloat16* to, int64_t rows, int64_t columns, int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t row = 0; row < rows; row += SIDE) {
+        const int64_t high = std::min<int64_t>(SIDE, rows - row);
+        for (int64_t column = 0; column < columns; column += SIDE) {
+            const int64_t across = std::min<int64_t>(SIDE, columns - column);
+            const bfloat16* source = from + row * columns + column;
+            bfloat16* target = to + column * rows + row;
+            if (high < SIDE || across < SIDE) {  // a margin
+                for (int64_t r = 0; r < high; ++r)
+                    for (int64_t c = 0; c < across; ++c)
+                        target[c * rows + r] = source[r * columns + c];
+                continue;
+            }
+            Row square[SIDE];
+            for (int r = 0; r < SIDE; ++r)
+                std::memcpy(&square[r], source + r * columns, sizeof(Row));
+            transpose_square(square);
+            for (int c = 0; c < SIDE; ++c)
+                std::memcpy(target + c * rows, &square[c], sizeof(Row));
+        }
+    }
+}
+
+}  // namespace
+
+#define FOR_TYPE(T, NAME)                                                                          \
+    extern "C" void rms_norm_##NAME(const float* x, const float* weight, T* out, float* scales,    \
+                                    int64_t rows, int64_t width, float eps, int threads) {         \
+        rms_norm(x, weight, out, scales, rows, width, eps, threads);                               \
+    }                                                                                              \
+    extern "C" void rms_norm_backward_##NAME(                                                      \
+        const T* of_out, const float* x, const float* weight, const float* scales,                 \
+        const float* residual, float* of_x, float* of_weight, int64_t rows, int64_t width,         \
+        int threads) {                                                                             \
+        rms_norm_backward(of_out, x, weight, scales, residual, of_x, of_weight, rows, width,       \
+                          threads);                                                                \
+    }                                                                                              \
+    extern "C" void add_##NAME(const float* x, const T* y, float* out, int64_t count,              \
+                               int threads) {                                                      \
+        add(x, y, out, count, threads);                                                            \
+    }                                                                                              \
+    extern "C" void rotate_##NAME(T* values, const float* cos, const float* sin, int64_t rows,     \
+                                  int64_t stride, int64_t heads, int64_t dim, int backward,        \
+                                  int threads) {                                                   \
+        rotate(values, cos, sin, rows, stride, heads, dim, backward, threads);                     \
+    }                                                                                              \
+    extern "C" void swiglu_##NAME(const T* gate_up, T* out, int64_t rows, int64_t width,           \
+                                  int threads) {                                                   \
+        swiglu(gate_up, out, rows, width, threads);                                                \
+    }                                                                                              \
+    extern "C" void swiglu_backward_##NAME(const T* gate_up, const T* of_out, T* of_gate_up,       \
+                                           T* out, int64_t rows, int64_t width, int threads) {     \
+        swiglu_backward(gate_up, of_out, of_gate_up, out, rows, width, threads);                   \
+    }
+
+FOR_TYPE(float, f32)
+FOR_TYPE(bfloat16, bf16)
+
+extern "C" void transpose_16(const uint16_t* from, uint16_t* to, int64_t rows, int64_t columns,
+                             int threads) {
+    transpose(from, to, rows, columns, threads);
+}

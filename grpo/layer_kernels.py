@@ -1,0 +1,141 @@
+"""What lies between the matrix products of a layer: one pass over memory each, and its derivative.
+
+In float32 and bfloat16 on a CPU these are the kernels of `layer_kernels.cpp`, elsewhere torch; both
+compute in float32 (float64 for float64) and round once, to the type of the products. The residual stream is
+called x and keeps its own, wider type.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grpo.native import library
+
+SOURCE = Path(__file__).with_name("layer_kernels.cpp")
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x / sqrt(mean(x^2) + eps) * weight [N, D] in `dtype`, and the factors of the rows [N]."""
+    kernels = _native(dtype, x, weight)
+    if kernels is None:
+        x = _wide(x)
+        scale = torch.rsqrt(x.square().mean(-1) + eps)
+        return (x * scale[:, None] * weight).to(dtype), scale
+    out, scale = torch.empty(x.shape, dtype=dtype), torch.empty(len(x))
+    size = (*_sizes(*x.shape), ctypes.c_float(eps))
+    _call(kernels, "rms_norm", dtype, x, weight, out, scale, *size)
+    return out, scale
+
+
+def rms_norm_backward(
+    of_out: Tensor, x: Tensor, weight: Tensor, scale: Tensor, residual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`residual` plus the gradient of x [N, D], and the gradient of the weight [D]."""
+    dtype = of_out.dtype
+    kernels = _native(dtype, x, weight, residual)
+    if kernels is None:
+        upstream, y = _wide(of_out), _wide(x) * scale[:, None]
+        g = upstream * weight
+        of_x = residual + scale[:, None] * (g - y * (g * y).mean(-1, keepdim=True))
+        return of_x.to(x.dtype), (upstream * y).sum(0).to(weight.dtype)
+    of_x = torch.empty_like(x)
+    of_weight = torch.empty(torch.get_num_threads(), len(weight))
+    tensors = (of_out, x, weight, scale, residual, of_x, of_weight)
+    _call(kernels, "rms_norm_backward", dtype, *tensors, *_sizes(*x.shape))
+    return of_x, of_weight.sum(0)
+
+
+def add(x: Tensor, y: Tensor) -> Tensor:
+    """x + y in the type of x."""
+    kernels = _native(y.dtype, x)
+    if kernels is None:
+        return x + y
+    out = torch.empty_like(x)
+    _call(kernels, "add", y.dtype, x, y, out, *_sizes(x.numel()))
+    return out
+
+
+def rotate_(values: Tensor, cos: Tensor, sin: Tensor, heads: int, backward: bool = False) -> None:
+    """Rotary embedding (2104.09864) of the first heads of [N, H, D] in place; halves, not pairs.
+
+    cos and sin: [N, D]. `backward`: by the transposed matrix.
+    """
+    kernels = _native(values.dtype, cos, sin)
+    if kernels is not None:
+        size = (*_sizes(len(values), values.stride(0), heads, values.shape[2]), int(backward))
+        _call(kernels, "rotate", values.dtype, values, cos, sin, *size)
+        return
+    turned = values[:, :heads]
+    cos, sin = cos[:, None], sin[:, None]
+    low, high = (turned * sin if backward else turned).chunk(2, -1)
+    other = torch.cat([high, -low] if backward else [-high, low], -1)
+    turned.copy_(turned * cos + (other if backward else other * sin))
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up [N, F] of the two side by side [N, 2F]."""
+    kernels = _native(gate_up.dtype) if gate_up.is_cpu else None
+    rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+    if kernels is None:
+        gate, up = _wide(gate_up).chunk(2, -1)
+        return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
+    out = gate_up.new_empty((rows, width))
+    _call(kernels, "swiglu", gate_up.dtype, gate_up, out, *_sizes(rows, width))
+    return out
+
+
+def swiglu_backward(gate_up: Tensor, of_out: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of gate and up [N, 2F], and once more the output [N, F]."""
+    kernels = _native(gate_up.dtype) if gate_up.is_cpu else None
+    if kernels is None:
+        gate, up = _wide(gate_up).chunk(2, -1)
+        upstream, share = _wide(of_out), torch.sigmoid(gate)
+        of_gate = upstream * up * share * (1 + gate * (1 - share))
+        of_gate_up = torch.cat([of_gate, upstream * gate * share], -1)
+        return of_gate_up.to(gate_up.dtype), (gate * share * up).to(gate_up.dtype)
+    of_gate_up, out = torch.empty_like(gate_up), torch.empty_like(of_out)
+    tensors = (gate_up, of_out, of_gate_up, out)
+    _call(kernels, "swiglu_backward", gate_up.dtype, *tensors, *_sizes(*of_out.shape))
+    return of_gate_up, out
+
+
+def transposed(matrix: Tensor) -> Tensor:
+    """[N, M] -> [M, N] as bfloat16 products like it: they are half as fast on a transposed view."""
+    kernels = _native(matrix.dtype) if matrix.is_cpu else None
+    if kernels is None or matrix.dtype is not torch.bfloat16:
+        return matrix.T
+    out = matrix.new_empty(matrix.shape[::-1])
+    threads = ctypes.c_int(torch.get_num_threads())
+    kernels.transpose_16(*_pointers(matrix, out), *_sizes(*matrix.shape), threads)
+    return out
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def _native(dtype: torch.dtype, *wide: Tensor) -> ctypes.CDLL | None:
+    """The compiled kernels, where they know these types: products in `dtype`, the rest float32."""
+    known = dtype in SUFFIXES and all(t.dtype == torch.float32 and t.is_cpu for t in wide)
+    return library(SOURCE) if known else None
+
+
+def _call(kernels: ctypes.CDLL, name: str, dtype: torch.dtype, *arguments: object) -> None:
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    others = [a for a in arguments if not isinstance(a, Tensor)]
+    threads = ctypes.c_int(torch.get_num_threads())
+    function = getattr(kernels, f"{name}_{SUFFIXES[dtype]}")
+    function(*_pointers(*tensors), *others, threads)
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+
+
+def _sizes(*numbers: int) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(n) for n in numbers]

@@ -1,0 +1,252 @@
+"""Llama-like layers on a CPU with their backward pass by hand: fewer passes over memory.
+
+Autograd keeps and casts the output of every operation. Here a layer is two steps, attention and
+multi-layer perceptron, each with its norm and the sum into the residual stream, and
+
+  between matrix products everything is one pass over memory (`grpo/layer_kernels.py`)
+  queries, keys and values come from one product, as do gate and up; so do their gradients
+  kept are the residual stream, the products' results and a factor a row; the backward pass computes
+  the norms and the gated activation again, which costs less than reading them
+
+The numbers are those of the model's own code, with fewer roundings on the way. It is used where
+tokens lie flat (`grpo/shared_attention.py`); any other call goes to the model's own code, and so
+does a layer that has an adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from grpo.layer_kernels import (
+    add,
+    rms_norm,
+    rms_norm_backward,
+    rotate_,
+    swiglu,
+    swiglu_backward,
+    transposed,
+)
+from grpo.shared_attention import Layout, attend, attend_backward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# norm, attention with rotary embedding by halves, residual, norm, gated perceptron, residual
+LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
+
+_kept: ContextVar[dict[tuple[int, ...], Tensor] | None] = ContextVar("kept", default=None)
+
+
+def fuse_layers(model: PreTrainedModel) -> None:
+    """Give the layers that are known here their `forward`; does nothing for other models."""
+    if getattr(model.config, "hidden_act", None) not in ("silu", "swish"):
+        return
+    for module in model.modules():
+        if type(module).__name__ in LAYERS:
+            module.forward = types.MethodType(_forward, module)
+
+
+@contextlib.contextmanager
+def casts_kept() -> Iterator[None]:
+    """Weights are cast to the compute type once, not in every forward pass.
+
+    Like the cache of `torch.autocast`: for as long as the weights do not change.
+    """
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def _forward(
+    layer: Any,
+    hidden_states: Tensor,
+    *,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    shared_layout: Layout | None = None,
+    past_key_values: object = None,
+    **kwargs: Any,
+) -> Tensor:
+    """The layer on [1, N, D], in place of transformers' own."""
+    if (
+        shared_layout is None
+        or position_embeddings is None
+        or past_key_values is not None
+        or hidden_states.device.type != "cpu"
+        or not _is_plain(layer)
+    ):
+        return type(layer).forward(
+            layer,
+            hidden_states,
+            position_embeddings=position_embeddings,
+            shared_layout=shared_layout,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+    attention, mlp = layer.self_attn, layer.mlp
+    cos, sin = (table[0] for table in position_embeddings)
+    x = _Attention.apply(
+        hidden_states[0],
+        layer.input_layernorm.weight,
+        _eps(layer.input_layernorm),
+        attention.o_proj.weight,
+        (cos, sin, shared_layout, attention.head_dim, attention.scaling),
+        *(p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)),
+        *(p.bias for p in (attention.q_proj, attention.k_proj, attention.v_proj)),
+    )
+    norm = layer.post_attention_layernorm
+    x = _Perceptron.apply(
+        x, norm.weight, _eps(norm), *(p.weight for p in (mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+    )
+    return cast(Tensor, x)[None]
+
+
+def _is_plain(layer: Any) -> bool:
+    """Linear layers and norms are what the model's code made: no adapter, no quantization."""
+    attention, mlp = layer.self_attn, layer.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    others = (attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    return (
+        all(type(p) is nn.Linear for p in (*projections, *others))
+        and all(p.bias is None for p in others)
+        and len({p.bias is None for p in projections}) == 1
+    )
+
+
+def _eps(norm: Any) -> float:
+    return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
+
+
+def _compute_type(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The weights below one another, in the compute type."""
+    kept = _kept.get()
+    key = (*map(id, weights),)
+    if kept is not None and key in kept:
+        return kept[key]
+    if len(weights) == 1:
+        joined = weights[0].detach().to(dtype)
+    else:
+        shape = (sum(len(w) for w in weights), *weights[0].shape[1:])
+        joined = torch.empty(shape, dtype=dtype, device=weights[0].device)
+        torch.cat([w.detach().to(dtype) for w in weights], out=joined)
+    if kept is not None:
+        kept[key] = joined
+    return joined
+
+
+def _weight_gradient(of_out_N_M: Tensor, x_N_K: Tensor, dtype: torch.dtype) -> Tensor:
+    """[M, K] in the weight's type."""
+    return torch.mm(transposed(of_out_N_M), x_N_K).to(dtype)
+
+
+class _Attention(torch.autograd.Function):
+    """Residual stream [N, D] -> the same with attention's output added."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        norm: Tensor,
+        eps: float,
+        output: Tensor,
+        how: tuple[Tensor, Tensor, Layout, int, float],
+        *projections: Tensor | None,
+    ) -> Tensor:
+        dtype = _compute_type(x)
+        cos, sin, layout, width, scaling = how
+        weights = cast(tuple[Tensor, ...], projections[:3])
+        biases = [b for b in projections[3:] if b is not None]
+        with torch.autocast(x.device.type, enabled=False):
+            joined, narrow_output = _joined(weights, dtype), _joined([output], dtype)
+            hidden, scale = rms_norm(x, norm, eps, dtype)
+            bias = _joined(biases, dtype) if biases else None
+            qkv = functional.linear(hidden, joined, bias).view(len(x), -1, width)
+            heads = [len(w) // width for w in weights]
+            rotate_(qkv, cos, sin, heads[0] + heads[1])
+            found, normalizer = attend(*qkv.split(heads, 1), layout, scaling)
+            result = add(x, functional.linear(found.flatten(1), narrow_output))
+        ctx.save_for_backward(
+            x, norm, scale, qkv, found, normalizer, joined, narrow_output, cos, sin
+        )
+        ctx.eps, ctx.layout, ctx.scaling, ctx.heads = eps, layout, scaling, heads
+        ctx.weight_type = output.dtype
+        ctx.has_bias = bool(biases)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, norm, scale, qkv, found, normalizer, joined, output, cos, sin = ctx.saved_tensors
+        upstream = gradients[0].contiguous()
+        heads, N = ctx.heads, len(x)
+        with torch.autocast(x.device.type, enabled=False):
+            of_result = upstream.to(qkv.dtype)
+            of_output = None
+            if ctx.needs_input_grad[3]:
+                of_output = _weight_gradient(of_result, found.flatten(1), ctx.weight_type)
+            of_found = (of_result @ output).view(found.shape)
+            parts = qkv.split(heads, 1)
+            wide = attend_backward(of_found, *parts, found, normalizer, ctx.layout, ctx.scaling)
+            of_qkv = torch.empty_like(qkv)
+            for part, gradient in zip(of_qkv.split(heads, 1), wide, strict=True):
+                part.copy_(gradient)
+            rotate_(of_qkv, cos, sin, heads[0] + heads[1], backward=True)
+            of_qkv = of_qkv.view(N, -1)
+            rows = [len_ * qkv.shape[2] for len_ in heads]
+            of_weights: Sequence[Tensor | None] = [None] * 3
+            if any(ctx.needs_input_grad[5:8]):
+                hidden, _ = rms_norm(x, norm, ctx.eps, qkv.dtype)
+                of_weights = _weight_gradient(of_qkv, hidden, ctx.weight_type).split(rows)
+            of_biases: Sequence[Tensor | None] = [None] * 3
+            if ctx.has_bias:
+                of_biases = of_qkv.sum(0, dtype=ctx.weight_type).split(rows)
+            of_x, of_norm = rms_norm_backward(of_qkv @ joined, x, norm, scale, upstream)
+        return of_x, of_norm, None, of_output, None, *of_weights, *of_biases
+
+
+class _Perceptron(torch.autograd.Function):
+    """Residual stream [N, D] -> the same with the gated perceptron's output added."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, down: Tensor
+    ) -> Tensor:
+        dtype = _compute_type(x)
+        with torch.autocast(x.device.type, enabled=False):
+            joined, narrow_down = _joined([gate, up], dtype), _joined([down], dtype)
+            hidden, scale = rms_norm(x, norm, eps, dtype)
+            gate_up = functional.linear(hidden, joined)
+            result = add(x, functional.linear(swiglu(gate_up), narrow_down))
+        ctx.save_for_backward(x, norm, scale, gate_up, joined, narrow_down)
+        ctx.eps, ctx.weight_type = eps, down.dtype
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, norm, scale, gate_up, joined, down = ctx.saved_tensors
+        upstream = gradients[0].contiguous()
+        of_weights: list[Tensor | None] = [None] * 3
+        with torch.autocast(x.device.type, enabled=False):
+            of_result = upstream.to(gate_up.dtype)
+            of_gate_up, active = swiglu_backward(gate_up, of_result @ down)
+            if ctx.needs_input_grad[5]:
+                of_weights[2] = _weight_gradient(of_result, active, ctx.weight_type)
+            if any(ctx.needs_input_grad[3:5]):
+                hidden, _ = rms_norm(x, norm, ctx.eps, gate_up.dtype)
+                of_joined = _weight_gradient(of_gate_up, hidden, ctx.weight_type)
+                of_weights[:2] = of_joined.chunk(2)
+            of_x, of_norm = rms_norm_backward(of_gate_up @ joined, x, norm, scale, upstream)
+        return of_x, of_norm, None, *of_weights

@@ -9,6 +9,7 @@ from perf.contest import Contender, Plan, contest
 from perf.learning import TOKENS_PER_MICRO_BATCH, ours, workloads
 
 REPEATS = 3
+TOGETHER = 2  # beside the base; more learners than that may not fit into memory
 
 # What is switched off: (workload of section 2, switches of perf/learn_ours.py).
 LEARNER: dict[str, tuple[str, dict[str, Any]]] = {
@@ -19,13 +20,15 @@ LEARNER: dict[str, tuple[str, dict[str, Any]]] = {
     "micro-batches of 8192 tokens": ("a", {"tokens_per_micro_batch": 8192}),
     "head in chunks a quarter as large": ("a", {"chunk_elements": 2**23}),
     "head not in chunks": ("a", {"chunk_elements": 2**40}),
+    "compiled kernels off": ("a", {"torch_only": True}),
     "float32 instead of bf16": ("a", {"dtype": "float32"}),
     "freed memory returned to the system": ("a", {"return_memory": True}),
     "gradient checkpointing on": ("a", {"gradient_checkpointing": True}),
 }
 GENERATION: dict[str, dict[str, Any]] = {
     "prompt read for every sample": {"one_by_one": True},
-    "fused layers off": {"plain_layers": True},
+    "compiled kernels off": {"torch_only": True},
+    "fused layers and compiled kernels off": {"plain_layers": True},
     "the model's own cache": {"own_cache": True},
     "float32 instead of bf16": {"dtype": "float32"},
 }
@@ -68,14 +71,15 @@ def against(contenders: list[Contender], plan: Plan, said: dict[str, Any]) -> di
     """Every contender in turns with the first."""
     base, *changed = contenders
     found: dict[str, Any] = {}
-    for contender in changed:  # in pairs: more learners than that may not fit into memory
-        result = contest([base, contender], plan)
-        first, record = result[base.name], result[contender.name]
-        found[contender.name] = {
-            **said,
-            **record,
-            "base": {key: first[key] for key in ("median", "seconds", "peak_rss_gib")},
-            "time": round(record["median"] / first["median"], 2),
-            "memory": round(record["peak_rss_gib"] / first["peak_rss_gib"], 2),
-        }
+    for start in range(0, len(changed), TOGETHER):
+        result = contest([base, *changed[start : start + TOGETHER]], plan)
+        first = result.pop(base.name)
+        for name, record in result.items():
+            found[name] = {
+                **said,
+                **record,
+                "base": {key: first[key] for key in ("median", "seconds", "peak_rss_gib")},
+                "time": round(record["median"] / first["median"], 2),
+                "memory": round(record["peak_rss_gib"] / first["peak_rss_gib"], 2),
+            }
     return found

@@ -115,26 +115,30 @@ def environment(plan: Plan) -> dict[str, str]:
 def contest(contenders: Sequence[Contender], plan: Plan) -> dict[str, dict[str, Any]]:
     """{name: what was measured} after one warm-up each and `plan.repeats` rounds.
 
+    Who is measured once, and takes long, is not warmed up.
     Of every contender: `seconds` of each repetition, their `median`, the last repetition's other
     figures, and `peak_rss_gib` of the whole process, warm-up included.
     """
     with contextlib.ExitStack() as stack:
         workers: dict[str, Worker] = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for contender in contenders:
             began = time.perf_counter()
             worker = Worker(contender, plan)
             stack.callback(worker.close)
-            worker.repeat()
+            answer = worker.repeat()
             workers[contender.name] = worker
+            if plan.repeats == 1 and not plan.quick and answer["seconds"] > LONG:
+                found[contender.name] = [answer]
             print(
                 f"   {contender.name}: warm after {time.perf_counter() - began:.0f} s", flush=True
             )
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in workers}
         for turn in range(plan.repeats):
             for name, worker in workers.items():
-                limit = worker.contender.repeats
-                if limit is None or turn < limit:
-                    found[name].append(worker.repeat())
+                limit = worker.contender.repeats or plan.repeats
+                answers = found.setdefault(name, [])
+                if len(answers) < limit:
+                    answers.append(worker.repeat())
             times = ", ".join(f"{n} {r[-1]['seconds']:.2f} s" for n, r in found.items())
             print(f"   round {turn + 1} of {plan.repeats}: {times}", flush=True)
     return {name: summary(answers) for name, answers in found.items()}
@@ -145,16 +149,20 @@ def alone(contender: Contender, plan: Plan) -> dict[str, Any]:
     return contest([contender], plan)[contender.name]
 
 
+LONG = 20.0  # seconds of a repetition beside which a warm-up is small
+
+
 def trial(contender: Contender, plan: Plan) -> float | None:
-    """Seconds of one warm repetition; None where the contender cannot run with these settings."""
+    """Seconds of one repetition, warm unless it is a long one; None where it cannot run."""
     try:
         worker = Worker(contender, plan)
     except RuntimeError as error:
         print(f"   {error}", flush=True)
         return None
     try:
-        worker.repeat()
         seconds = float(worker.repeat()["seconds"])
+        if seconds < LONG:
+            seconds = float(worker.repeat()["seconds"])
     except RuntimeError as error:
         print(f"   {error}", flush=True)
         return None

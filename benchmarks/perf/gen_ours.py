@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -17,9 +18,11 @@ from perf.worker import Settings, serve
 def prepare(settings: Settings) -> Any:
     """An engine; a repetition samples everything once."""
     if settings.get("own_cache"):  # ablation: the model's own cache, one group at a time
-        torch_engine.make_decoder = lambda model, packed: OwnCacheDecoder(model)
+        torch_engine.make_decoder = lambda model, **_: OwnCacheDecoder(model)
     if settings.get("plain_layers"):  # ablation: the model's own code over the slot cache
-        torch_engine.make_decoder = lambda model, packed: make_decoder(model, packed=False)
+        torch_engine.make_decoder = lambda model, **_: make_decoder(model, packed=False)
+    if settings.get("torch_only"):  # ablation: no compiled kernel
+        os.environ["GRPO_NATIVE"] = "0"
     limit = settings["completion"]
     spec = EngineSpec(
         model=settings["model"], dtype=settings["dtype"], max_length=settings["prompt"] + limit

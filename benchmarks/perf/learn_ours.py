@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -22,6 +23,8 @@ def prepare(settings: Settings) -> Any:
     """A learner; a repetition is one step. Switches for ablations: see perf/ablations.py."""
     if not settings.get("return_memory"):
         keep_freed_memory()  # as `grpo train` does
+    if settings.get("torch_only"):  # ablation: no compiled kernel
+        os.environ["GRPO_NATIVE"] = "0"
     if "chunk_elements" in settings:
         lm_head.CHUNK_ELEMENTS = settings["chunk_elements"]
     learner = TorchLearner(

@@ -111,14 +111,12 @@ def compare(plan: Plan, sizes: dict[str, Any], setting: dict[str, Any]) -> dict[
     result = contest(contenders, plan)
     once = replace(plan, repeats=1)
     least = {"micro_batch": MICRO_BATCHES[0], "gradient_checkpointing": True}
-    for contender in (
-        theirs(plan, sizes, "trl, checkpointing", **{**least, **setting["fastest"]}),
-        *(
-            theirs(plan, sizes, f"trl, leanest, {p}", precision=p, **least)
-            for p in precisions(plan)
-        ),
-    ):
-        result[contender.name] = alone(contender, once)
+    leaner = {f"trl, leanest, {p}": {**least, "precision": p} for p in precisions(plan)}
+    fastest = {**least, **setting["fastest"]}
+    if fastest not in leaner.values():
+        leaner["trl, checkpointing"] = fastest
+    for name, settings in leaner.items():
+        result[name] = alone(theirs(plan, sizes, name, **settings), once)
     for record in result.values():
         record["tokens_per_second"] = round(record["tokens"] / record["median"], 1)
     mine, others = result["ours"], {n: r for n, r in result.items() if n != "ours"}

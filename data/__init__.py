@@ -13,12 +13,11 @@ from grpo.data.gym import ReasoningGym
 from grpo.data.hub import hub
 from grpo.data.jsonl import jsonl
 from grpo.data.knights import Knights
-from grpo.data.leetcode import leetcode
 from grpo.data.math import math
 from grpo.data.mixture import Mixture
 from grpo.data.multiplication import Multiplication
 from grpo.data.parity import Parity
-from grpo.data.programs import humaneval, mbpp
+from grpo.data.programs import humaneval, leetcode, mbpp
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder
 from grpo.types import TaskSource

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo.data.hub import load_rows
-from grpo.data.jsonl import Row, Rows, answer_text, checked_prompt, column, make_tasks, read_jsonl
+from grpo.columns import Row, answer_text, checked_prompt, column
+from grpo.data.hub import published
+from grpo.data.jsonl import Rows
 from grpo.errors import DataError
 
 AIME = {  # year -> data set and split on the hub
@@ -24,19 +25,23 @@ def aime(*, year: int = 2024, path: str | None = None, heldout_fraction: float =
     if year not in AIME:
         raise DataError(f"aime: year must be {' or '.join(map(str, AIME))}, not {year!r}")
     dataset, split = AIME[year]
-    return _contest("aime", path, dataset, split, heldout_fraction)
+    return published(
+        "aime",
+        _to_task,
+        dataset=dataset,
+        split=split,
+        path=path,
+        heldout_fraction=heldout_fraction,
+    )
 
 
 def amc(
     *, path: str | None = None, dataset: str = "math-ai/amc23", heldout_fraction: float = 1.0
 ) -> Rows:
     """The 40 problems of AMC 12 of 2023 with a number as their answer."""
-    return _contest("amc", path, dataset, "test", heldout_fraction)
-
-
-def _contest(name: str, path: str | None, dataset: str, split: str, fraction: float) -> Rows:
-    rows = load_rows(dataset, None, split) if path is None else read_jsonl(path)
-    return Rows(name, make_tasks(name, path or dataset, rows, _to_task), None, fraction)
+    return published(
+        "amc", _to_task, dataset=dataset, split="test", path=path, heldout_fraction=heldout_fraction
+    )
 
 
 def _to_task(place: str, row: Row) -> tuple[Any, str, dict[str, Any]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo.data.hub import load_rows
-from grpo.data.jsonl import Row, Rows, answer_text, checked_prompt, column, make_tasks, read_jsonl
+from grpo.columns import Row, answer_text, checked_prompt, column
+from grpo.data.hub import published
+from grpo.data.jsonl import Rows
 from grpo.errors import DataError
 
 
@@ -21,18 +22,15 @@ def gsm8k(
     The hub's test split is held out; a local file without `heldout_path` is split by hash. The
     worked solution is forwarded as the column `solution`.
     """
-    if path is None:
-        if heldout_path is not None:
-            raise DataError("gsm8k: heldout_path needs path")
-        train, heldout = load_rows(dataset, "main", "train"), load_rows(dataset, "main", "test")
-    else:
-        train = read_jsonl(path)
-        heldout = None if heldout_path is None else read_jsonl(heldout_path)
-    return Rows(
+    return published(
         "gsm8k",
-        make_tasks("gsm8k", path or dataset, train, _to_task),
-        None if heldout is None else make_tasks("gsm8k", str(heldout_path), heldout, _to_task),
-        heldout_fraction,
+        _to_task,
+        dataset=dataset,
+        name="main",
+        heldout_split="test",
+        path=path,
+        heldout_path=heldout_path,
+        heldout_fraction=heldout_fraction,
     )
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo.data.jsonl import Row, Rows, column_mapper, make_tasks
+from grpo.columns import Row
+from grpo.data.jsonl import Rows, ToTask, column_mapper, make_tasks, read_jsonl
 from grpo.errors import DataError
 
 
@@ -31,6 +32,40 @@ def hub(
         rows = load_rows(path, name, heldout_split, revision)
         heldout = make_tasks("hub", f"{path}[{heldout_split}]", rows, to_task)
     return Rows("hub", train, heldout, heldout_fraction)
+
+
+def published(
+    source: str,
+    to_task: ToTask,
+    *,
+    dataset: str,
+    name: str | None = None,
+    split: str = "train",
+    heldout_split: str | None = None,
+    path: str | None = None,
+    heldout_path: str | None = None,
+    heldout_fraction: float,
+) -> Rows:
+    """Tasks of a data set that is known, under the name `source`: from the hub, or from JSONL.
+
+    With `path`, its rows are read there; else `split` of `dataset` (configuration `name`) is.
+    Held out are the rows of `heldout_path` or `heldout_split`; where there is neither,
+    `heldout_fraction` of the rows.
+    """
+    if path is not None:
+        origin, rows = path, read_jsonl(path)
+        heldout = None if heldout_path is None else read_jsonl(heldout_path)
+    elif heldout_path is not None:
+        raise DataError(f"{source}: heldout_path needs path")
+    else:
+        origin, rows = dataset, load_rows(dataset, name, split)
+        heldout = None if heldout_split is None else load_rows(dataset, name, heldout_split)
+    return Rows(
+        source,
+        make_tasks(source, origin, rows, to_task),
+        None if heldout is None else make_tasks(source, heldout_path or dataset, heldout, to_task),
+        heldout_fraction,
+    )
 
 
 def load_rows(

@@ -7,17 +7,18 @@ taken out of train.
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from grpo.columns import Row, answer_text, checked_prompt, column
 from grpo.data.source import Split, check_fraction, check_index, is_heldout, stable_hash
 from grpo.errors import DataError
 from grpo.types import Message, Task
 
-Row = Mapping[str, Any]
+# (place, row) -> prompt, answer and the other columns
+ToTask = Callable[[str, Row], tuple[str | list[Message], str | None, dict[str, Any]]]
 
 
 class Rows:
@@ -106,7 +107,7 @@ def make_tasks(
     name: str,
     origin: str,
     rows: Iterable[tuple[str, Row]],
-    to_task: Callable[[str, Row], tuple[str | list[Message], str | None, dict[str, Any]]],
+    to_task: ToTask,
 ) -> list[Task]:
     """Tasks from rows; `to_task(place, row)` gives the prompt, the answer and the other columns."""
     tasks: list[Task] = []
@@ -130,9 +131,7 @@ def make_tasks(
     return tasks
 
 
-def column_mapper(
-    prompt: str, answer: str | None
-) -> Callable[[str, Row], tuple[str | list[Message], str | None, dict[str, Any]]]:
+def column_mapper(prompt: str, answer: str | None) -> ToTask:
     """A `to_task` for `make_tasks` that takes two columns and forwards the rest."""
 
     def to_task(place: str, row: Row) -> tuple[str | list[Message], str | None, dict[str, Any]]:
@@ -142,43 +141,6 @@ def column_mapper(
         return text, gold, others
 
     return to_task
-
-
-def column(place: str, row: Row, name: str) -> Any:
-    """`row[name]`, or a DataError that names the columns there are and the closest ones."""
-    if name not in row:
-        close = difflib.get_close_matches(name, list(row), n=2, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        have = ", ".join(sorted(row)) or "none"
-        raise DataError(f"{place} has no column {name!r}.{hint} Columns: {have}.")
-    return row[name]
-
-
-def checked_prompt(place: str, name: str, value: Any) -> str | list[Message]:
-    """The prompt itself if it is non-empty text or a list of role/content messages."""
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, list) and value:
-        messages = [
-            {"role": m["role"], "content": m["content"]}
-            for m in value
-            if isinstance(m, dict)
-            and isinstance(m.get("role"), str)
-            and isinstance(m.get("content"), str)
-        ]
-        if len(messages) == len(value):
-            return messages
-    raise DataError(
-        f"{place}: column {name!r} must be non-empty text or a list of messages with role and "
-        f"content, not {value!r:.80}"
-    )
-
-
-def answer_text(place: str, value: Any) -> str:
-    """Gold answers as text: numbers are written out, anything else but text is refused."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DataError(f"{place}: the answer must be text or a number, not {value!r:.80}")
-    return str(value)
 
 
 def _canonical(prompt: str | list[Message]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo.data.hub import load_rows
-from grpo.data.jsonl import Row, Rows, answer_text, checked_prompt, column, make_tasks, read_jsonl
+from grpo.columns import Row, answer_text, checked_prompt, column
+from grpo.data.hub import published
+from grpo.data.jsonl import Rows
 from grpo.errors import DataError
 
 
@@ -23,8 +24,6 @@ def math(
     `instruction` is put after every problem on a line of its own (say "Put the final answer in
     \\boxed{}."). A row without `answer` takes it from the last \\boxed{…} of its solution.
     """
-    if path is None and heldout_path is not None:
-        raise DataError("math: heldout_path needs path")
 
     def to_task(place: str, row: Row) -> tuple[Any, str, dict[str, Any]]:
         problem = checked_prompt(place, "problem", column(place, row, "problem"))
@@ -40,12 +39,14 @@ def math(
         others = {key: value for key, value in row.items() if key not in ("problem", "answer")}
         return f"{problem}\n{instruction}" if instruction else problem, gold, others
 
-    rows = load_rows(dataset, None, split) if path is None else read_jsonl(path)
-    heldout = None
-    if heldout_path is not None:
-        heldout = make_tasks("math", heldout_path, read_jsonl(heldout_path), to_task)
-    return Rows(
-        "math", make_tasks("math", path or dataset, rows, to_task), heldout, heldout_fraction
+    return published(
+        "math",
+        to_task,
+        dataset=dataset,
+        split=split,
+        path=path,
+        heldout_path=heldout_path,
+        heldout_fraction=heldout_fraction,
     )
 
 

@@ -1,6 +1,7 @@
-"""Rows of published code data sets, as this project's `prompt` and `tests` columns.
+"""Rows of published code data sets, as the `prompt` and `tests` columns of the `code` reward.
 
-Pure functions of one row, for `data.source: jsonl`/`hub` preparations and for scoring files:
+Pure functions of one row, `place` for messages; the sources in `data/programs.py` are made of them.
+They also prepare files for `data.source: jsonl` and for scoring:
     rows = [humaneval(json.loads(line)) for line in open("HumanEval.jsonl")]
 The canonical solution, where there is one, is kept in `canonical_solution` for `grpo check`.
 """
@@ -8,44 +9,51 @@ The canonical solution, where there is one, is kept in `canonical_solution` for 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
+from grpo.columns import Row, checked_prompt, column
 from grpo.errors import DataError
 
-Row = Mapping[str, Any]
+LEETCODE_INSTRUCTION = "Answer with the whole class in a ```python block."
 
 
-def humaneval(row: Row) -> dict[str, Any]:
+def humaneval(row: Row, place: str = "the row") -> dict[str, Any]:
     """openai_humaneval: prompt, entry_point, test, canonical_solution."""
-    _need("HumanEval", row, "prompt", "test", "entry_point")
-    prompt = str(row["prompt"])
-    tests = {"setup": prompt, "check": row["test"], "entry_point": row["entry_point"]}
+    prompt, check, entry = (column(place, row, name) for name in ("prompt", "test", "entry_point"))
+    asked = f"Complete this function. Answer with the whole function.\n\n```python\n{prompt}```"
+    solution = row.get("canonical_solution")
     return _made(
-        f"Complete this function. Answer with the whole function.\n\n```python\n{prompt}```",
-        tests,
-        prompt + str(row["canonical_solution"]) if row.get("canonical_solution") else None,
+        asked,
+        {"setup": prompt, "check": check, "entry_point": entry},
+        f"{prompt}{solution}" if solution else None,
     )
 
 
-def mbpp(row: Row) -> dict[str, Any]:
+def mbpp(row: Row, place: str = "the row") -> dict[str, Any]:
     """google-research-datasets/mbpp, full or sanitized: text or prompt, test_list, code."""
-    _need("MBPP", row, "test_list")
-    text = row.get("text") or row.get("prompt")
+    text = row.get("text") or column(place, row, "prompt")  # sanitized rows call it prompt
+    asserts = [str(test) for test in column(place, row, "test_list")]
     imports: list[str] = row.get("test_imports") or []
     setup = "\n".join([*imports, str(row.get("test_setup_code") or "")]).strip()
-    asserts = [str(test) for test in row["test_list"]]
-    shown = "\n".join(asserts)
-    tests = {"setup": setup, "asserts": asserts}
-    return _made(f"{text}\nThe function must pass:\n{shown}", tests, row.get("code"))
+    asked = "\n".join([f"{text}\nThe function must pass:", *asserts])
+    return _made(asked, {"setup": setup, "asserts": asserts}, row.get("code"))
 
 
-def leetcode(row: Row) -> dict[str, Any]:
-    """newfacade/LeetCodeDataset: query or problem_description, test, entry_point, completion."""
-    _need("LeetCode", row, "test", "entry_point")
-    prompt = row.get("query") or row.get("problem_description") or row.get("prompt")
-    tests = {"functional": f"{row['test']}\n\ncheck({row['entry_point']})"}
-    return _made(str(prompt), tests, row.get("completion"))
+def leetcode(
+    row: Row, place: str = "the row", *, instruction: str = LEETCODE_INSTRUCTION
+) -> dict[str, Any]:
+    """newfacade/LeetCodeDataset: problem_description, starter_code, test, entry_point, completion.
+
+    `prompt` holds the imports that a solution may rely on. Rows of this style that have no
+    problem_description are asked by their `query`.
+    """
+    name = "query" if "query" in row and "problem_description" not in row else "problem_description"
+    problem = checked_prompt(place, name, column(place, row, name))
+    test, entry = column(place, row, "test"), column(place, row, "entry_point")
+    starter = str(row.get("starter_code") or "").strip()
+    shown = f"\n\n```python\n{starter}\n```" if starter else ""
+    tests = {"setup": str(row.get("prompt") or ""), "functional": f"{test}\n\ncheck({entry})"}
+    return _made(f"{problem}{shown}\n{instruction}", tests, row.get("completion"))
 
 
 def codeforces(row: Row) -> dict[str, Any]:
@@ -68,12 +76,6 @@ def codeforces(row: Row) -> dict[str, Any]:
     prompt = "\n\n".join(str(part) for part in parts if part) or str(row.get("question", ""))
     stdio = [{"input": str(case["input"]), "output": str(case["output"])} for case in cases]
     return _made(prompt, {"stdio": stdio}, None)
-
-
-def _need(kind: str, row: Row, *names: str) -> None:
-    for name in names:
-        if row.get(name) is None:
-            raise DataError(f"a {kind} row needs {name!r}; this one has {', '.join(sorted(row))}")
 
 
 def _made(prompt: str, tests: dict[str, Any], solution: Any) -> dict[str, Any]:

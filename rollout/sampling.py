@@ -22,6 +22,7 @@ from grpo.rollout.native import draw
 from grpo.types import Sampling
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_ALL = 2**64 - 1
 _BLOCK = 256  # vocabulary entries summed together in the first level of the inverse CDF
 _RAW_ROWS = 8  # rows of logits that are copied to float32 at a time
 _TOP_P_PREFIX = 1024  # top-p looks at this many largest entries before it sorts a whole vocabulary
@@ -36,10 +37,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 def noise_key(key: Sequence[int], index: int) -> np.uint64:
     """One uint64 for a completion: a hash of the request's key and the sample's index, in order."""
-    state = np.zeros(1, dtype=np.uint64)
-    for part in (*key, index):
-        state = _mix(state + _GOLDEN + np.array([part & (2**64 - 1)], dtype=np.uint64))
-    return state[0]
+    state = 0
+    for part in (*key, index):  # `_mix` on Python's integers: five times as fast as on one element
+        x = (state + int(_GOLDEN) + int(part)) & _ALL
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _ALL
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _ALL
+        state = x ^ (x >> 31)
+    return np.uint64(state)
 
 
 def uniforms(keys: np.ndarray, positions: np.ndarray) -> np.ndarray:

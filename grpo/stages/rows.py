@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from grpo.columns import Row, checked_prompt, column
 from grpo.data.hub import load_rows
-from grpo.data.jsonl import Row, checked_prompt, column, read_jsonl
+from grpo.data.jsonl import read_jsonl
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import stable_hash
 from grpo.errors import DataError

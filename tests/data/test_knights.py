@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from grpo.data.knights import Knights, holds, solve, spoken
-from grpo.data.leetcode import leetcode
+from grpo.data.programs import leetcode
 from grpo.errors import DataError
 from grpo.rewards.code import Code
 from grpo.shrink import fixture

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from grpo.code_rows import codeforces, humaneval, leetcode, mbpp
 from grpo.errors import DataError
 from grpo.rewards.check import Checked, check
 from grpo.rewards.code import Code
-from grpo.rewards.code_rows import codeforces, humaneval, leetcode, mbpp
 from grpo.types import Task
 
 HUMANEVAL = {
@@ -71,5 +71,5 @@ def test_codeforces_rows():
     for bad in ({"description": "x"}, {"examples": [1], "generated_checker": "c"}):
         with pytest.raises(DataError):
             codeforces(bad)
-    with pytest.raises(DataError, match="HumanEval row needs 'test'"):
+    with pytest.raises(DataError, match="has no column 'test'"):
         humaneval({"prompt": "p"})

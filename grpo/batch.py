@@ -5,6 +5,8 @@ Three decisions are taken here, before any forward pass, and nowhere else:
                              request, ended by themselves); never from a token's identity, so the
                              end-of-sequence token is trained on even when it is also the pad token
   what each token weighs     every denominator of the loss, over all rows of the optimizer step
+  what is read               of a completion the tokens before its last trained one: what follows
+                             predicts nothing, and no token looks ahead
   what shares a forward      rows of one group share their prompt: P + T1 + T2 + ... tokens instead
                              of k*P + T1 + T2 + ..., each completion seeing the prompt and itself;
                              all groups of a micro-batch lie in one flat row without padding
@@ -247,9 +249,17 @@ def micro_batches(
     return [_lay_out(rows, batch, pad_id) for batch in batches]
 
 
+def _read(row: Row) -> int:
+    """How many tokens of the completion go through the model: those before the last trained."""
+    if len(row.mask) and row.mask[-1]:
+        return len(row.mask) - 1
+    trained = np.flatnonzero(row.mask)
+    return int(trained[-1]) if len(trained) else 0
+
+
 def _tokens(rows: Sequence[Row], pack: Sequence[int]) -> int:
     """Of one prompt and its completions `pack`."""
-    return len(rows[pack[0]].prompt_ids) + sum(len(rows[i].ids) for i in pack)
+    return len(rows[pack[0]].prompt_ids) + sum(_read(rows[i]) for i in pack)
 
 
 def _pack(rows: Sequence[Row], token_budget: int) -> list[list[int]]:
@@ -257,14 +267,14 @@ def _pack(rows: Sequence[Row], token_budget: int) -> list[list[int]]:
     order = sorted(range(len(rows)), key=lambda i: (rows[i].group, rows[i].prompt_ids))
     packs: list[list[int]] = []
     for (_, prompt), group in groupby(order, key=lambda i: (rows[i].group, rows[i].prompt_ids)):
-        members = sorted(group, key=lambda i: (-len(rows[i].ids), i))
+        members = sorted(group, key=lambda i: (-_read(rows[i]), i))
         saved = (len(members) - 1) * len(prompt)
-        pays = saved > SHARE_ABOVE * sum(len(rows[i].ids) for i in members)
-        used = token_budget
+        pays = saved > SHARE_ABOVE * sum(_read(rows[i]) for i in members)
+        used = token_budget + 1  # so that the first one begins a pack, whatever it adds
         for i in members:
-            if pays and used + len(rows[i].ids) <= token_budget:
+            if pays and used + _read(rows[i]) <= token_budget:
                 packs[-1].append(i)
-                used += len(rows[i].ids)
+                used += _read(rows[i])
             else:
                 packs.append([i])
                 used = _tokens(rows, [i])
@@ -307,12 +317,12 @@ def _lay_flat(rows: Sequence[Row], packs: list[list[int]]) -> MicroBatch:
         at += P
         spans: list[tuple[int, int]] = []
         for i in pack:
-            T = len(rows[i].ids)
-            ids.append(rows[i].ids)
+            T = _read(rows[i])
+            ids.append(rows[i].ids[:T])
             positions.append(np.arange(P, P + T))
-            before = np.arange(at - 1, at + T - 1)
-            before[:1] = start + P - 1
-            sources.append(before[rows[i].mask])
+            before = np.arange(at - 1, at + T)
+            before[0] = start + P - 1
+            sources.append(before[np.flatnonzero(rows[i].mask)])
             spans.append((at, T))
             at += T
         laid.append(Pack(start=start, prompt=P, completions=tuple(spans)))
@@ -332,10 +342,10 @@ def _lay_out(rows: Sequence[Row], members: list[int], pad_id: int) -> MicroBatch
     ids_R_L = np.full((R, L), pad_id, dtype=np.int64)
     sources: list[np.ndarray] = []
     for r, i in enumerate(members):
-        P, T = len(rows[i].prompt_ids), len(rows[i].ids)
+        P, T = len(rows[i].prompt_ids), _read(rows[i])
         ids_R_L[r, :P] = rows[i].prompt_ids
-        ids_R_L[r, P : P + T] = rows[i].ids
-        sources.append((r * L + P - 1 + np.arange(T))[rows[i].mask])
+        ids_R_L[r, P : P + T] = rows[i].ids[:T]
+        sources.append(r * L + P - 1 + np.flatnonzero(rows[i].mask))
     return _micro_batch(
         rows,
         members,

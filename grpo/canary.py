@@ -32,11 +32,13 @@ def canary_logprob(model: nn.Module) -> float:
     parameter = next(model.parameters())
     ids = torch.tensor([canary_ids(model.config.vocab_size)], device=parameter.device)  # type: ignore[union-attr]
     training = model.training
-    model.eval()
+    if training:
+        model.eval()
     try:
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
     finally:
-        model.train(training)
+        if training:  # both walk through all modules, which takes as long as a tiny model's layers
+            model.train()
     logp = torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])
     return float(logp.double().sum())

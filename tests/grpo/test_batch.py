@@ -1,5 +1,7 @@
 """Masks, weights, dead rows and packing, against what was put in."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -71,7 +73,7 @@ def test_unscored_and_truncated():
 def test_the_end_of_sequence_token_is_trained_on_also_when_it_pads():
     rows = rows_of([group(0, 3, [4, 2], [1.0, 0.0])])
     (batch,) = micro_batches(rows, 100, share_prompts=False, pad_id=EOS)
-    assert (batch.ids == EOS).sum() == 4  # one end each, and two of padding
+    assert (batch.ids == EOS).sum() == 2  # of padding: an end is predicted and predicts nothing
     assert (batch.targets == EOS).sum() == 2
     assert len(batch.targets) == 6
 
@@ -126,17 +128,32 @@ def test_a_flat_row_by_hand():
     rows = rows_of([group(0, 3, [2, 4], [1.0, 0.0]), group(1, 2, [1, 1], [1.0, 0.0])])
     (batch,) = micro_batches(rows, 100, share_prompts=True, pad_id=0)
     assert batch.rows == (1, 0, 2, 3)  # the longest first
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5, 6, 3, 4, 0, 1, 2, 2]]
+    # what a completion ends with is not read
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 5, 3, 0, 1]]
     assert batch.packs == (
-        Pack(start=0, prompt=3, completions=((3, 4), (7, 2))),
-        Pack(start=9, prompt=2, completions=((11, 1), (12, 1))),
+        Pack(start=0, prompt=3, completions=((3, 3), (6, 1))),
+        Pack(start=7, prompt=2, completions=((9, 0), (9, 0))),
     )
     # every first token is predicted by the last of its prompt
-    assert batch.sources.tolist() == [2, 3, 4, 5, 2, 7, 10, 10]
+    assert batch.sources.tolist() == [2, 3, 4, 5, 2, 6, 8, 8]
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_nothing_after_the_last_trained_token_is_read(share):
+    rows = rows_of([group(0, 3, [5, 4], [1.0, 0.0])])
+    rows = [
+        replace(row, mask=np.array(mask, dtype=bool), ids=np.arange(900, 900 + len(mask)))
+        for row, mask in zip(rows, [[1, 0, 1, 0, 0], [0, 0, 0, 0]], strict=True)
+    ]
+    (batch,) = micro_batches(rows, 100, share_prompts=share, pad_id=0)
+    read = batch.ids[batch.ids >= 900].tolist()
+    assert read == [900, 901]  # the second token sees them; the third is trained, by the second
+    assert batch.targets.tolist() == [900, 902]
+    assert batch.sources.tolist() == [2, 4]
 
 
 def test_micro_batches_are_equally_full_and_groups_stay_together():
-    groups = [group(i, 10, [10] * 4, [1.0, 0.0, 0.0, 1.0]) for i in range(4)]  # 50 tokens each
+    groups = [group(i, 10, [11] * 4, [1.0, 0.0, 0.0, 1.0]) for i in range(4)]  # 50 tokens each
     found = micro_batches(rows_of(groups), 120, share_prompts=True, pad_id=0)
     assert [b.ids.shape for b in found] == [(1, 100), (1, 100)]
     assert [len(b.packs) for b in found] == [2, 2]

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grpo.casts import compute_type, joined
 from grpo.errors import RecipeError
+from grpo.layer_kernels import weight_gradient
 from grpo.rollout.sampling import filtered_probs, make_plan
 from grpo.types import Sampling
 
@@ -126,9 +128,9 @@ def token_surprise(
     head: nn.Linear, hidden_N_D: Tensor, targets_N: Tensor, transform: Transform
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs [N] of the targets, and mean and variance [N] of -log p under the distribution."""
-    compute = _compute_type(head.weight)
+    compute = compute_type(head.weight)
     with torch.autocast(hidden_N_D.device.type, enabled=False):
-        hidden_N_D, weight = hidden_N_D.to(compute), head.weight.to(compute)
+        hidden_N_D, weight = hidden_N_D.to(compute), joined([head.weight], compute)
         bias = None if head.bias is None else head.bias.to(compute)
         found: list[Tensor] = []
         for hidden, targets in _chunks(hidden_N_D, targets_N, len(weight)):
@@ -142,11 +144,6 @@ def token_surprise(
                 found.append(torch.stack([logp, entropy, variance]))
         logp_N, entropy_N, variance_N = torch.cat(found, dim=1)
     return logp_N, entropy_N, variance_N
-
-
-def _compute_type(weight: Tensor) -> torch.dtype:
-    device = weight.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def _chunks(hidden: Tensor, targets: Tensor, vocab: int) -> list[tuple[Tensor, Tensor]]:
@@ -203,9 +200,9 @@ class _TokenLogProbs(torch.autograd.Function):
         targets_N: Tensor,
         transform: Transform,
     ) -> tuple[Tensor, Tensor]:
-        compute = _compute_type(weight_V_D)
+        compute = compute_type(weight_V_D)
         with torch.autocast(hidden_N_D.device.type, enabled=False):
-            hidden, weight = hidden_N_D.to(compute), weight_V_D.to(compute)
+            hidden, weight = hidden_N_D.to(compute), joined([weight_V_D], compute)
             bias = None if bias_V is None else bias_V.to(compute)
             chunks = _chunks(hidden, targets_N, len(weight))
             found: list[Tensor] = []
@@ -232,7 +229,7 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden_type, weight_type = ctx.types
         per_row = torch.stack([scale_N, entropy_N, of_logp, of_entropy])
         hidden_gradient: list[Tensor] = []
-        weight_gradient = bias_gradient = None
+        of_weight = bias_gradient = None
         step = max(1, CHUNK_ELEMENTS // len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for (part, targets), rows in zip(
@@ -242,15 +239,15 @@ class _TokenLogProbs(torch.autograd.Function):
                 _logit_gradients_(product, targets, rows, ctx.transform, uses_entropy)
                 hidden_gradient.append((product @ weight).to(hidden_type))
                 if ctx.needs_input_grad[1]:
-                    of_chunk = product.T @ part
-                    if weight_gradient is None:
-                        weight_gradient = of_chunk.to(weight_type)
+                    of_chunk = weight_gradient(product, part, product.dtype)
+                    if of_weight is None:
+                        of_weight = of_chunk.to(weight_type)
                     else:
-                        _add_(weight_gradient, of_chunk)
+                        _add_(of_weight, of_chunk)
                 if ctx.needs_input_grad[2]:
                     of_chunk = product.sum(0, dtype=weight_type)
                     bias_gradient = of_chunk if bias_gradient is None else bias_gradient + of_chunk
-        return torch.cat(hidden_gradient), weight_gradient, bias_gradient, None, None
+        return torch.cat(hidden_gradient), of_weight, bias_gradient, None, None
 
 
 def _logit_gradients_(

@@ -1,8 +1,8 @@
 """What lies between the matrix products of a layer: one pass over memory each, and its derivative.
 
 In float32 and bfloat16 on a CPU these are the kernels of `layer_kernels.cpp`, elsewhere torch; both
-compute in float32 (float64 for float64) and round once, to the type of the products. The residual stream is
-called x and keeps its own, wider type.
+compute in float32 (float64 for float64) and round once, to the type of the products. The residual
+stream is called x and keeps its own, wider type.
 """
 
 from __future__ import annotations
@@ -104,15 +104,18 @@ def swiglu_backward(gate_up: Tensor, of_out: Tensor) -> tuple[Tensor, Tensor]:
     return of_gate_up, out
 
 
-def transposed(matrix: Tensor) -> Tensor:
-    """[N, M] -> [M, N] as bfloat16 products like it: they are half as fast on a transposed view."""
-    kernels = _native(matrix.dtype) if matrix.is_cpu else None
-    if kernels is None or matrix.dtype is not torch.bfloat16:
-        return matrix.T
-    out = matrix.new_empty(matrix.shape[::-1])
+def weight_gradient(of_out: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """[M, K] in `dtype`: the gradient of a linear layer's weight by [N, M] and input [N, K].
+
+    Products in bfloat16 are half as fast on a transposed view as on a copy.
+    """
+    kernels = _native(of_out.dtype) if of_out.is_cpu else None
+    if kernels is None or of_out.dtype is not torch.bfloat16:
+        return torch.mm(of_out.T, x).to(dtype)
+    transposed = of_out.new_empty(of_out.shape[::-1])
     threads = ctypes.c_int(torch.get_num_threads())
-    kernels.transpose_16(*_pointers(matrix, out), *_sizes(*matrix.shape), threads)
-    return out
+    kernels.transpose_16(*_pointers(of_out, transposed), *_sizes(*of_out.shape), threads)
+    return torch.mm(transposed, x).to(dtype)
 
 
 def _wide(values: Tensor) -> Tensor:

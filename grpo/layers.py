@@ -15,16 +15,15 @@ does a layer that has an adapter.
 
 from __future__ import annotations
 
-import contextlib
 import types
-from collections.abc import Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grpo.casts import compute_type, joined
 from grpo.layer_kernels import (
     add,
     rms_norm,
@@ -32,7 +31,7 @@ from grpo.layer_kernels import (
     rotate_,
     swiglu,
     swiglu_backward,
-    transposed,
+    weight_gradient,
 )
 from grpo.shared_attention import Layout, attend, attend_backward
 
@@ -42,8 +41,6 @@ if TYPE_CHECKING:
 # norm, attention with rotary embedding by halves, residual, norm, gated perceptron, residual
 LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer")
 
-_kept: ContextVar[dict[tuple[int, ...], Tensor] | None] = ContextVar("kept", default=None)
-
 
 def fuse_layers(model: PreTrainedModel) -> None:
     """Give the layers that are known here their `forward`; does nothing for other models."""
@@ -52,19 +49,6 @@ def fuse_layers(model: PreTrainedModel) -> None:
     for module in model.modules():
         if type(module).__name__ in LAYERS:
             module.forward = types.MethodType(_forward, module)
-
-
-@contextlib.contextmanager
-def casts_kept() -> Iterator[None]:
-    """Weights are cast to the compute type once, not in every forward pass.
-
-    Like the cache of `torch.autocast`: for as long as the weights do not change.
-    """
-    token = _kept.set({})
-    try:
-        yield
-    finally:
-        _kept.reset(token)
 
 
 def _forward(
@@ -126,33 +110,6 @@ def _eps(norm: Any) -> float:
     return norm.variance_epsilon if hasattr(norm, "variance_epsilon") else norm.eps
 
 
-def _compute_type(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-
-
-def _joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The weights below one another, in the compute type."""
-    kept = _kept.get()
-    key = (*map(id, weights),)
-    if kept is not None and key in kept:
-        return kept[key]
-    if len(weights) == 1:
-        joined = weights[0].detach().to(dtype)
-    else:
-        shape = (sum(len(w) for w in weights), *weights[0].shape[1:])
-        joined = torch.empty(shape, dtype=dtype, device=weights[0].device)
-        torch.cat([w.detach().to(dtype) for w in weights], out=joined)
-    if kept is not None:
-        kept[key] = joined
-    return joined
-
-
-def _weight_gradient(of_out_N_M: Tensor, x_N_K: Tensor, dtype: torch.dtype) -> Tensor:
-    """[M, K] in the weight's type."""
-    return torch.mm(transposed(of_out_N_M), x_N_K).to(dtype)
-
-
 class _Attention(torch.autograd.Function):
     """Residual stream [N, D] -> the same with attention's output added."""
 
@@ -166,21 +123,22 @@ class _Attention(torch.autograd.Function):
         how: tuple[Tensor, Tensor, Layout, int, float],
         *projections: Tensor | None,
     ) -> Tensor:
-        dtype = _compute_type(x)
+        dtype = compute_type(x)
         cos, sin, layout, width, scaling = how
         weights = cast(tuple[Tensor, ...], projections[:3])
         biases = [b for b in projections[3:] if b is not None]
         with torch.autocast(x.device.type, enabled=False):
-            joined, narrow_output = _joined(weights, dtype), _joined([output], dtype)
+            projection, narrow_output = joined(weights, dtype), joined([output], dtype)
             hidden, scale = rms_norm(x, norm, eps, dtype)
-            bias = _joined(biases, dtype) if biases else None
-            qkv = functional.linear(hidden, joined, bias).view(len(x), -1, width)
+            bias = joined(biases, dtype) if biases else None
+            qkv = functional.linear(hidden, projection, bias).view(len(x), -1, width)
             heads = [len(w) // width for w in weights]
             rotate_(qkv, cos, sin, heads[0] + heads[1])
-            found, normalizer = attend(*qkv.split(heads, 1), layout, scaling)
+            query, key, value = qkv.split(heads, 1)
+            found, normalizer = attend(query, key, value, layout, scaling)
             result = add(x, functional.linear(found.flatten(1), narrow_output))
         ctx.save_for_backward(
-            x, norm, scale, qkv, found, normalizer, joined, narrow_output, cos, sin
+            x, norm, scale, qkv, found, normalizer, projection, narrow_output, cos, sin
         )
         ctx.eps, ctx.layout, ctx.scaling, ctx.heads = eps, layout, scaling, heads
         ctx.weight_type = output.dtype
@@ -189,31 +147,31 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm, scale, qkv, found, normalizer, joined, output, cos, sin = ctx.saved_tensors
+        x, norm, scale, qkv, found, normalizer, projection, output, cos, sin = ctx.saved_tensors
         upstream = gradients[0].contiguous()
         heads, N = ctx.heads, len(x)
         with torch.autocast(x.device.type, enabled=False):
             of_result = upstream.to(qkv.dtype)
             of_output = None
             if ctx.needs_input_grad[3]:
-                of_output = _weight_gradient(of_result, found.flatten(1), ctx.weight_type)
+                of_output = weight_gradient(of_result, found.flatten(1), ctx.weight_type)
             of_found = (of_result @ output).view(found.shape)
-            parts = qkv.split(heads, 1)
-            wide = attend_backward(of_found, *parts, found, normalizer, ctx.layout, ctx.scaling)
+            saved = (*qkv.split(heads, 1), found, normalizer)
+            wide = attend_backward(of_found, saved, ctx.layout, ctx.scaling)
             of_qkv = torch.empty_like(qkv)
             for part, gradient in zip(of_qkv.split(heads, 1), wide, strict=True):
                 part.copy_(gradient)
             rotate_(of_qkv, cos, sin, heads[0] + heads[1], backward=True)
             of_qkv = of_qkv.view(N, -1)
-            rows = [len_ * qkv.shape[2] for len_ in heads]
+            rows = [many * qkv.shape[2] for many in heads]
             of_weights: Sequence[Tensor | None] = [None] * 3
             if any(ctx.needs_input_grad[5:8]):
                 hidden, _ = rms_norm(x, norm, ctx.eps, qkv.dtype)
-                of_weights = _weight_gradient(of_qkv, hidden, ctx.weight_type).split(rows)
+                of_weights = weight_gradient(of_qkv, hidden, ctx.weight_type).split(rows)
             of_biases: Sequence[Tensor | None] = [None] * 3
             if ctx.has_bias:
                 of_biases = of_qkv.sum(0, dtype=ctx.weight_type).split(rows)
-            of_x, of_norm = rms_norm_backward(of_qkv @ joined, x, norm, scale, upstream)
+            of_x, of_norm = rms_norm_backward(of_qkv @ projection, x, norm, scale, upstream)
         return of_x, of_norm, None, of_output, None, *of_weights, *of_biases
 
 
@@ -224,29 +182,29 @@ class _Perceptron(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, down: Tensor
     ) -> Tensor:
-        dtype = _compute_type(x)
+        dtype = compute_type(x)
         with torch.autocast(x.device.type, enabled=False):
-            joined, narrow_down = _joined([gate, up], dtype), _joined([down], dtype)
+            expansion, narrow_down = joined([gate, up], dtype), joined([down], dtype)
             hidden, scale = rms_norm(x, norm, eps, dtype)
-            gate_up = functional.linear(hidden, joined)
+            gate_up = functional.linear(hidden, expansion)
             result = add(x, functional.linear(swiglu(gate_up), narrow_down))
-        ctx.save_for_backward(x, norm, scale, gate_up, joined, narrow_down)
+        ctx.save_for_backward(x, norm, scale, gate_up, expansion, narrow_down)
         ctx.eps, ctx.weight_type = eps, down.dtype
         return result
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, norm, scale, gate_up, joined, down = ctx.saved_tensors
+        x, norm, scale, gate_up, expansion, down = ctx.saved_tensors
         upstream = gradients[0].contiguous()
         of_weights: list[Tensor | None] = [None] * 3
         with torch.autocast(x.device.type, enabled=False):
             of_result = upstream.to(gate_up.dtype)
             of_gate_up, active = swiglu_backward(gate_up, of_result @ down)
             if ctx.needs_input_grad[5]:
-                of_weights[2] = _weight_gradient(of_result, active, ctx.weight_type)
+                of_weights[2] = weight_gradient(of_result, active, ctx.weight_type)
             if any(ctx.needs_input_grad[3:5]):
                 hidden, _ = rms_norm(x, norm, ctx.eps, gate_up.dtype)
-                of_joined = _weight_gradient(of_gate_up, hidden, ctx.weight_type)
-                of_weights[:2] = of_joined.chunk(2)
-            of_x, of_norm = rms_norm_backward(of_gate_up @ joined, x, norm, scale, upstream)
+                of_expansion = weight_gradient(of_gate_up, hidden, ctx.weight_type)
+                of_weights[:2] = of_expansion.chunk(2)
+            of_x, of_norm = rms_norm_backward(of_gate_up @ expansion, x, norm, scale, upstream)
         return of_x, of_norm, None, *of_weights

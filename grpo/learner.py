@@ -43,6 +43,7 @@ from grpo.batch import (
     split_minibatches,
 )
 from grpo.canary import canary_logprob
+from grpo.casts import casts_kept
 from grpo.entropy import bonus_weights, top_entropy
 from grpo.errors import LearnerError
 from grpo.forward import can_share_prompts, completion_logprobs, completion_surprise
@@ -369,10 +370,9 @@ class TorchLearner:
         """One optimizer step; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros(())
-        # Weights that autocast has cast are kept until the outermost context ends: one cast of
-        # each for all micro-batches. Sharded weights are others in every forward pass.
-        whole_step = self._autocast() if self.num_ranks == 1 else contextlib.nullcontext()
-        with whole_step:
+        # One cast of each weight for all micro-batches; sharded ones are others every time.
+        alone = self.num_ranks == 1
+        with casts_kept(self._autocast()) if alone else contextlib.nullcontext():
             for index, prepared in enumerate(part):
                 last = index == len(part) - 1
                 wait = contextlib.nullcontext() if last else self.ranks.no_sync(self.policy)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from grpo.adapter import add_adapter, merged
 from grpo.forward import disable_dropout
+from grpo.layers import fuse_layers
 from grpo.quantize import quantize_base
 from grpo.ranks import whole
 
@@ -43,7 +44,21 @@ def load_policy(
 
         model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     disable_dropout(model)
+    fuse_layers(model)
+    _add_up_embedding(model)
     return model.eval()
+
+
+def _add_up_embedding(model: PreTrainedModel) -> None:
+    """Where it is the head as well, add the embedding's gradient to the head's row by row.
+
+    Otherwise a second tensor of the weight's size is made for each micro-batch. Not with several
+    ranks: data-parallel wrappers would expect the sum to be sparse.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and getattr(embedding, "weight", None) is head.weight
+    if type(embedding) is nn.Embedding and tied and not torch.distributed.is_initialized():
+        embedding.sparse = True
 
 
 def load_with_adapter(

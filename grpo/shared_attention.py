@@ -163,23 +163,7 @@ class _SharedAttention(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
     ) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
-            N, H, _ = query.shape
-            out = query.new_empty((N, H, value.shape[-1]))
-            wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-            norm = torch.empty((N, H), dtype=wide, device=query.device)
-            for job in layout.jobs:
-                found, own = _attend(job, query, key, value, scale)
-                places = _flat(job.queries, job.real)
-                out[places], norm[places] = _flat(found, job.real), _flat(own, job.real)
-            for job in layout.cross:
-                found, own = _attend(job, query, key, value, scale)
-                places = _flat(job.queries, job.real)
-                found, own = _flat(found, job.real), _flat(own, job.real)
-                before = norm[places]
-                total = torch.logaddexp(before, own)
-                merged = out[places] * (before - total).exp_()[..., None]
-                merged += found * (own - total).exp_()[..., None]
-                out[places], norm[places] = merged.to(out.dtype), total
+            out, norm = attend(query, key, value, layout, scale)
         ctx.save_for_backward(query, key, value, out, norm)
         ctx.layout, ctx.scale = layout, scale
         return out
@@ -187,22 +171,58 @@ class _SharedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, norm = ctx.saved_tensors
-        (of_out,) = gradients
         with torch.autocast(query.device.type, enabled=False):
-            delta = (of_out * out).sum(-1, dtype=norm.dtype)
-            of_query, of_key, of_value = (
-                torch.zeros(t.shape, dtype=norm.dtype, device=t.device) for t in (query, key, value)
-            )
-            for whole in (*ctx.layout.jobs, *ctx.layout.cross):
-                for job in whole.split(query.shape[1]):
-                    _pull_back(
-                        job,
-                        (query, key, value, of_out, norm, delta),
-                        (of_query, of_key, of_value),
-                        ctx.scale,
-                    )
-            found = of_query.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype)
-        return (*found, None, None)
+            saved = (query, key, value, out, norm)
+            wide = attend_backward(gradients[0], saved, ctx.layout, ctx.scale)
+            of_query, of_key, of_value = (gradient.to(query.dtype) for gradient in wide)
+        return of_query, of_key, of_value, None, None
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Outputs [N, H, E] and normalizers [N, H], the latter in float32 or float64.
+
+    Of queries [N, H, D], keys and values [N, K, D or E], H a multiple of K.
+    """
+    N, H, _ = query.shape
+    out = query.new_empty((N, H, value.shape[-1]))
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    norm = torch.empty((N, H), dtype=wide, device=query.device)
+    for job in layout.jobs:
+        found, own = _attend(job, query, key, value, scale)
+        places = _flat(job.queries, job.real)
+        out[places], norm[places] = _flat(found, job.real), _flat(own, job.real)
+    for job in layout.cross:
+        found, own = _attend(job, query, key, value, scale)
+        places = _flat(job.queries, job.real)
+        found, own = _flat(found, job.real), _flat(own, job.real)
+        before = norm[places]
+        total = torch.logaddexp(before, own)
+        merged = out[places] * (before - total).exp_()[..., None]
+        merged += found * (own - total).exp_()[..., None]
+        out[places], norm[places] = merged.to(out.dtype), total
+    return out, norm
+
+
+def attend_backward(
+    of_out: Tensor, saved: tuple[Tensor, ...], layout: Layout, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values, in the type of the normalizers.
+
+    `saved`: queries, keys, values, and the outputs and normalizers that `attend` gave.
+    """
+    query, key, value, out, norm = saved
+    delta = (of_out * out).sum(-1, dtype=norm.dtype)
+    totals = (
+        torch.zeros(query.shape, dtype=norm.dtype, device=query.device),
+        torch.zeros(key.shape, dtype=norm.dtype, device=query.device),
+        torch.zeros(value.shape, dtype=norm.dtype, device=query.device),
+    )
+    for whole in (*layout.jobs, *layout.cross):
+        for job in whole.split(query.shape[1]):
+            _pull_back(job, (query, key, value, of_out, norm, delta), totals, scale)
+    return totals
 
 
 def _flat(values_B_S: Tensor, real: Tensor | None) -> Tensor:

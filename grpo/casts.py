@@ -1,0 +1,52 @@
+"""Weights in the type that products are computed in, cast once and not in every forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+_kept: ContextVar[dict[tuple[int, ...], Tensor] | None] = ContextVar("kept", default=None)
+
+
+@contextlib.contextmanager
+def casts_kept(autocast: contextlib.AbstractContextManager[object]) -> Iterator[None]:
+    """Within `autocast`, every cast is made once; so nothing in here may change the weights.
+
+    PyTorch does as much for the layers of its own.
+    """
+    token = _kept.set({})
+    try:
+        with autocast:
+            yield
+    finally:
+        _kept.reset(token)
+
+
+def compute_type(tensor: Tensor) -> torch.dtype:
+    """That of autocast where it is on, otherwise the tensor's own."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """The weights below one another in `dtype`, without gradient."""
+    kept = _kept.get()
+    key = (*map(id, weights),)
+    if kept is not None and key in kept:
+        return kept[key]
+    with torch.no_grad():
+        first = weights[0]
+        if len(weights) == 1:
+            found = first.detach().to(dtype)
+        else:
+            shape = (sum(map(len, weights)), *first.shape[1:])
+            found = torch.empty(shape, dtype=dtype, device=first.device)
+            for part, weight in zip(found.split([*map(len, weights)]), weights, strict=True):
+                part.copy_(weight)
+    if kept is not None:
+        kept[key] = found
+    return found

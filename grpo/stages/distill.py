@@ -35,7 +35,7 @@ from grpo.ranks import join
 from grpo.rollout.endpoint import EndpointEngine, Said
 from grpo.schema import Data, DistillStage, Model, Recipe
 from grpo.stages.reject import leave_rows
-from grpo.stages.rows import TextRow, encode, read_rows
+from grpo.stages.rows import TextRow, encode_sets, read_rows
 from grpo.stages.sft import fine_tune, load_tokenizer, longest_row
 from grpo.stages.sft_trainer import StageTrainer
 from grpo.stages.wiring import Sampler, build_sampler, sampling_of
@@ -56,11 +56,9 @@ def run(stage: DistillStage, recipe: Recipe, folder: Path, console: Console) -> 
         rows = shuffled(rows, stable_hash("shuffle", recipe.run.seed, stage.name))
     template = PromptTemplate(stage.data.template, tokenizer, **stage.data.template_args)
     most = longest_row(stage.model.path, stage.learner)
-    tokens, overlong = encode(rows, template, most)
-    if overlong:
-        console.print(f"{overlong} rows of more than {most} tokens were dropped", markup=False)
+    found, overlong = encode_sets({"verified": rows}, template, most, console)
     learned = fine_tune(
-        tokens,
+        found["verified"],
         tokenizer=tokenizer,
         model=stage.model,
         learner=stage.learner,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from grpo.columns import Row, checked_prompt, column
 from grpo.data.hub import load_rows
@@ -85,6 +86,24 @@ def encode(
             "tokens; raise it, or give shorter rows"
         )
     return found, len(rows) - len(found)
+
+
+def encode_sets(
+    sets: Mapping[str, Sequence[TextRow]],
+    template: PromptTemplate,
+    max_length: int,
+    console: Console,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, list[TokenRow]], int]:
+    """`encode` of every set, and how many rows all of them lost, which the console is told."""
+    found: dict[str, list[TokenRow]] = {}
+    dropped = 0
+    for name, rows in sets.items():
+        found[name], overlong = encode(rows, template, max_length, progress)
+        dropped += overlong
+    if dropped:
+        console.print(f"{dropped} rows of more than {max_length} tokens were dropped", markup=False)
+    return found, dropped
 
 
 def mix(

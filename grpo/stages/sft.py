@@ -42,11 +42,12 @@ from grpo.ranks import join
 from grpo.schema import SLM, Model, Recipe, Run, SFTData, SFTLearner, SFTStage
 from grpo.stages.pretrain import save_tokenizer
 from grpo.stages.rl import interruptible
-from grpo.stages.rows import TokenRow, encode, mix, read_rows
+from grpo.stages.rows import TokenRow, encode_sets, mix, read_rows
 from grpo.stages.sft_trainer import Journal, StageTrainer, settings, training_set
 from grpo.stages.slm import SLMTrainer, columns, reference_losses
 
 ASIDE = "trainer.tmp"  # where the trainer writes before a checkpoint is whole
+_MAIN = ""  # the rows of data.path, beside those of data.mix, which go by their paths
 
 
 def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
@@ -57,15 +58,12 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
     tokenizer = load_tokenizer(stage.model.path)
     template = PromptTemplate(stage.data.template, tokenizer, **_template_args(stage.data))
     most = longest_row(stage.model.path, stage.learner)
+    sets = {_MAIN: read_rows(stage.data.path)}
+    sets |= {path: read_rows(path) for path in stage.data.mix}
     with _bar("rows to tokens", console) as progress:
-        main, dropped = encode(read_rows(stage.data.path), template, most, progress)
-        others: dict[str, tuple[float, Sequence[TokenRow]]] = {}
-        for path, share in stage.data.mix.items():
-            found, more = encode(read_rows(path), template, most, progress)
-            others[path], dropped = (share, found), dropped + more
-    rows, counts = mix(main, others, recipe.run.seed)
-    if dropped:
-        console.print(f"{dropped} rows of more than {most} tokens were dropped", markup=False)
+        found, dropped = encode_sets(sets, template, most, console, progress)
+    others = {path: (share, found[path]) for path, share in stage.data.mix.items()}
+    rows, counts = mix(found[_MAIN], others, recipe.run.seed)
     summary = fine_tune(
         rows,
         tokenizer=tokenizer,

@@ -3,7 +3,7 @@
 A layer is 29 operations instead of 43: packed weights (`packed.py`), one product for queries,
 keys and values, activation, product and residual sum inside the products, one rotation for
 queries and keys, attention over a group's prompt and a row's own tokens (`group_cache.py`).
-Prompts are read by the model's own forward pass. `make_decoder` compares the two before use.
+`make_decoder` compares all of it with the model's own forward pass before use.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from grpo.errors import WeightsError
 from grpo.rollout.group_cache import CHUNK, GroupCache
 from grpo.rollout.packed import PackedLinear, packs
-from grpo.rollout.prefill import read_prompts
+from grpo.rollout.prefill import in_passes, padded
 
 _MODELS = {"llama", "mistral", "qwen2", "qwen3"}
 _STATIC_ROPES = {"default", "linear", "llama3", "yarn"}  # the same at every length of the context
@@ -84,7 +84,6 @@ class FusedDecoder:
     def __init__(self, model: nn.Module) -> None:
         whole: Any = model
         config = whole.config
-        self.model = model
         self.dtype = next(model.parameters()).dtype
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
@@ -114,7 +113,27 @@ class FusedDecoder:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         groups = self.cache.open(rows, [len(p) for p in prompts])
-        return read_prompts(self.model, self.cache, prompts, groups)
+        return in_passes(self._read, prompts, groups)
+
+    def _read(self, prompts: Sequence[Sequence[int]], groups: Sequence[int]) -> Tensor:
+        """Logits [B, V] after `prompts`, which become those of `groups`."""
+        ids = torch.from_numpy(padded(prompts))
+        B, L = ids.shape
+        cos, sin = (t.repeat(B, 1, 1) for t in self._turn(torch.arange(L)))
+        self.cache.begin_prefill(torch.tensor(groups))
+        x = self.embed(ids.view(-1))
+        for index, layer in enumerate(self.layers):
+            mixed = self._mixed(x, layer, cos, sin).view(B, L, -1, self.size).transpose(1, 2)
+            q, k, v = mixed.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+            self.cache.update(k, v, index)
+            mask = None if layer.window is None else _banded(x, L, layer.window)
+            # Heads are repeated: torch's kernel for CPUs takes no fewer keys than queries.
+            k, v = (t.repeat_interleave(self.heads // self.kv_heads, dim=1) for t in (k, v))
+            attended = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=1)
+            attended = attended.transpose(1, 2).reshape(B * L, -1)
+            x = self._rest(layer.out.plus(attended, x), layer)
+        last = torch.tensor([row * L + len(p) - 1 for row, p in enumerate(prompts)])
+        return self.head(self._normed(x[last], self.norm))
 
     @torch.inference_mode()
     def copy(self, source: int, target: Sequence[int], length: int) -> None:
@@ -134,7 +153,7 @@ class FusedDecoder:
         x = self.embed(torch.from_numpy(tokens))
         for index, layer in enumerate(self.layers):
             x = self._layer(x, layer, index, step)
-        return self.head(_normed(x, self.norm))
+        return self.head(self._normed(x, self.norm))
 
     def _begin(self, positions: np.ndarray) -> _Step:
         cache = self.cache
@@ -184,20 +203,29 @@ class FusedDecoder:
         return self._turns
 
     def _layer(self, x: Tensor, layer: Layer, index: int, step: _Step) -> Tensor:
-        rows, size = len(x), self.size
-        mixed = layer.qkv(_normed(x, layer.before)).view(rows, -1, size)
+        mixed = self._mixed(x, layer, step.cos, step.sin)
+        own = self.cache.own[index].view(-1, self.size)
+        own.index_copy_(0, step.places, mixed[:, self.heads :].reshape(-1, self.size))
+        return self._rest(layer.out.plus(self._attend(mixed, layer, index, step), x), layer)
+
+    def _mixed(self, x: Tensor, layer: Layer, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries (scaled), keys and values [R, H + 2 KV, D], the first two turned."""
+        size = self.size
+        mixed = layer.qkv(self._normed(x, layer.before)).view(len(x), -1, size)
         if layer.head_norms is not None:
             q, k, v = mixed.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-            mixed = torch.cat(
-                [_normed(q, layer.head_norms[0]), _normed(k, layer.head_norms[1]), v], 1
-            )
+            of_query, of_key = layer.head_norms
+            mixed = torch.cat([_normed(q, of_query), _normed(k, of_key), v], 1)
         swapped = mixed.roll(size // 2, dims=-1)
-        mixed = torch.addcmul(mixed * step.cos, swapped, step.sin)
-        own = self.cache.own[index]
-        own.view(-1, size).index_copy_(0, step.places, mixed[:, self.heads :].reshape(-1, size))
-        x = layer.out.plus(self._attend(mixed, layer, index, step), x)
-        hidden = _normed(x, layer.after)
+        return torch.addcmul(mixed * cos, swapped, sin)
+
+    def _rest(self, x: Tensor, layer: Layer) -> Tensor:
+        """What follows attention: [R, hidden] -> the same."""
+        hidden = self._normed(x, layer.after)
         return layer.down.plus(layer.up.times(hidden, layer.gate.silu(hidden)), x)
+
+    def _normed(self, x: Tensor, norm: Any) -> Tensor:
+        return _normed(x, norm)
 
     def _attend(self, mixed: Tensor, layer: Layer, index: int, step: _Step) -> Tensor:
         """Attention of `mixed` [R, H + 2 KV, D]'s queries over prompts and own tokens: [R, H D]."""
@@ -226,3 +254,11 @@ class FusedDecoder:
 
 def _normed(x: Tensor, norm: Any) -> Tensor:
     return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def _banded(like: Tensor, length: int, window: int) -> Tensor:
+    """Additive mask [length, length]: causal, and no further back than `window` tokens."""
+    at = torch.arange(length)
+    distance = at[:, None] - at[None, :]
+    hidden = (distance < 0) | (distance >= window)
+    return like.new_zeros(length, length).masked_fill_(hidden, float("-inf"))

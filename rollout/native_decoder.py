@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -46,7 +48,7 @@ class NativeDecoder(FusedDecoder):
         )
         x = self.embed(torch.from_numpy(tokens))
         for index, layer in enumerate(self.layers):
-            mixed = layer.qkv(kernels.norm(x, layer.before))
+            mixed = layer.qkv(self._normed(x, layer.before))
             attended = kernels.attend(
                 step,
                 mixed,
@@ -55,7 +57,8 @@ class NativeDecoder(FusedDecoder):
                 layer.head_norms,
                 layer.window,
             )
-            x = layer.out.plus(attended, x)
-            hidden = kernels.norm(x, layer.after)
-            x = layer.down.plus(layer.up.times(hidden, layer.gate.silu(hidden)), x)
-        return self.head(kernels.norm(x, self.norm))
+            x = self._rest(layer.out.plus(attended, x), layer)
+        return self.head(self._normed(x, self.norm))
+
+    def _normed(self, x: Tensor, norm: Any) -> Tensor:
+        return self._kernels.norm(x, norm)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,19 +22,35 @@ class PromptCache(Protocol):
         ...
 
 
+Read = Callable[[Sequence[Sequence[int]], Sequence[int]], Tensor]
+
+
 def read_prompts(
     model: nn.Module, cache: PromptCache, prompts: Sequence[Sequence[int]], rows: Sequence[int]
 ) -> Tensor:
     """Logits [B, V] after each of `prompts`; their keys and values go to places `rows`."""
+    return in_passes(functools.partial(_read, model, cache), prompts, rows)
+
+
+def in_passes(read: Read, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
+    """`read` of as many prompts at a time as one forward pass should hold."""
     out: list[Tensor] = []
     start = 0
     while start < len(prompts):
         end = start + 1
         while end < len(prompts) and _fits(prompts[start : end + 1]):
             end += 1
-        out.append(_read(model, cache, prompts[start:end], rows[start:end]))
+        out.append(read(prompts[start:end], rows[start:end]))
         start = end
     return torch.cat(out)
+
+
+def padded(prompts: Sequence[Sequence[int]]) -> np.ndarray:
+    """int64 [B, L], padded on the right, where a causal model never looks."""
+    ids = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int64)
+    for row, prompt in zip(ids, prompts, strict=True):
+        row[: len(prompt)] = prompt
+    return ids
 
 
 def _fits(prompts: Sequence[Sequence[int]]) -> bool:
@@ -49,9 +66,7 @@ def _read(
 ) -> Tensor:
     device = next(model.parameters()).device
     lengths = [len(p) for p in prompts]
-    ids = np.zeros((len(prompts), max(lengths)), dtype=np.int64)
-    for row, prompt in zip(ids, prompts, strict=True):
-        row[: len(prompt)] = prompt  # padded on the right: a causal model never looks there
+    ids = padded(prompts)
     ends = sorted(set(lengths))
     cache.begin_prefill(torch.as_tensor(rows, dtype=torch.int64, device=device))
     logits = model(

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from grpo.canary import canary_ids
 from grpo.errors import EngineError, WeightsError
-from grpo.rollout import vllm_compat, vllm_lora, vllm_weights
+from grpo.rollout import vllm_arguments, vllm_compat, vllm_lora, vllm_weights
 from grpo.rollout.vllm_requests import Job, Sample, late, refusal, sampling_params, segments
 from grpo.rollout.vllm_speculation import Speculation
 from grpo.types import (
@@ -107,58 +107,25 @@ class VllmEngine:
         positions = getattr(config, "max_position_embeddings", None) or spec.max_length
         # Room for the canary and one token after it.
         length = min(max(max_model_len or spec.max_length, 17), positions)
+        speculation = vllm_arguments.speculation_of(speculative_tokens, speculative_model)
         arguments: dict[str, Any] = {
-            "model": spec.model,
-            "tokenizer": spec.model,
-            "dtype": spec.dtype,
-            "seed": spec.seed,
-            "max_model_len": length,
+            **vllm_arguments.fixed(spec, length, speculation),
             "max_num_seqs": max_num_seqs,
             "tensor_parallel_size": tensor_parallel_size,
             "gpu_memory_utilization": gpu_memory_utilization,
             "kv_cache_dtype": kv_cache_dtype,
             "enforce_eager": cpu if enforce_eager is None else enforce_eager,
             "enable_prefix_caching": enable_prefix_caching,
-            "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled
-            "generation_config": "vllm",  # no defaults from the checkpoint
-            "async_scheduling": False,  # or a step is under way when weights change
-            # Tokens come when a sample ends; speculation counts those of every step.
-            "stream_interval": 1 if speculative_tokens else 2**30,
-            "disable_log_stats": speculative_tokens == 0,
-            "use_tqdm_on_load": False,
+            **vllm_arguments.step_size(max_num_batched_tokens, length, max_num_seqs),
         }
         if kv_cache_gib or cpu:
             arguments["kv_cache_memory_bytes"] = int((kv_cache_gib or 1.0) * 2**30)
-        if max_num_batched_tokens:
-            arguments["max_num_batched_tokens"] = max_num_batched_tokens
-        if vllm_compat.needs("chunked_prefill_seeds"):
-            # Whole prompts only, so a step has to hold the longest request.
-            arguments["enable_chunked_prefill"] = False
-            arguments["max_num_batched_tokens"] = max(
-                max_num_batched_tokens or 2048, length, max_num_seqs
-            )
         if compilation := vllm_compat.compilation_config(config):
             arguments["compilation_config"] = compilation
         if enable_sleep_mode and not cpu:
             arguments["enable_sleep_mode"] = True
         if head_dtype:
             arguments["hf_overrides"] = {"head_dtype": head_dtype}
-        if spec.quantization != "none":
-            raise EngineError(
-                f"model.quantization = {spec.quantization!r}: vLLM rounds weights in a way of its "
-                "own, and would sample another policy; use rollout.engine=torch"
-            )
-        if spec.lora_rank:
-            arguments |= vllm_lora.engine_arguments(spec.lora_rank)
-        speculation = None
-        if speculative_tokens:
-            speculation = Speculation(tokens=speculative_tokens, model=speculative_model)
-            arguments["speculative_config"] = speculation.config()
-        elif speculative_model:
-            raise EngineError(
-                f"speculative_model = {speculative_model!r} does nothing with "
-                "speculative_tokens = 0; set speculative_tokens to the drafts per step, say 3"
-            )
         llm = vllm_compat.make_engine(arguments)
         print(f"vLLM is up after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         return cls(

@@ -1,0 +1,59 @@
+"""What vLLM's `EngineArgs` are given, and the settings that it cannot follow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from grpo.errors import EngineError
+from grpo.rollout import vllm_compat, vllm_lora
+from grpo.rollout.vllm_speculation import Speculation
+from grpo.types import EngineSpec
+
+
+def fixed(spec: EngineSpec, length: int, speculation: Speculation | None) -> dict[str, Any]:
+    """vLLM's arguments that no setting of the engine changes. Raises EngineError."""
+    if spec.quantization != "none":
+        raise EngineError(
+            f"model.quantization = {spec.quantization!r}: vLLM rounds weights in a way of its "
+            "own, and would sample another policy; use rollout.engine=torch"
+        )
+    arguments: dict[str, Any] = {
+        "model": spec.model,
+        "tokenizer": spec.model,
+        "dtype": spec.dtype,
+        "seed": spec.seed,
+        "max_model_len": length,
+        "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled
+        "generation_config": "vllm",  # no defaults from the checkpoint
+        "async_scheduling": False,  # or a step is under way when weights change
+        # Tokens come when a sample ends; speculation counts those of every step.
+        "stream_interval": 2**30 if speculation is None else 1,
+        "disable_log_stats": speculation is None,
+        "use_tqdm_on_load": False,
+    }
+    if spec.lora_rank:
+        arguments |= vllm_lora.engine_arguments(spec.lora_rank)
+    if speculation is not None:
+        arguments["speculative_config"] = speculation.config()
+    return arguments
+
+
+def step_size(tokens: int, length: int, rows: int) -> dict[str, Any]:
+    """How many tokens a step may hold; 0: as vLLM has it."""
+    if vllm_compat.needs("chunked_prefill_seeds"):
+        # Whole prompts only, so a step has to hold the longest request.
+        most = max(tokens or 2048, length, rows)
+        return {"enable_chunked_prefill": False, "max_num_batched_tokens": most}
+    return {"max_num_batched_tokens": tokens} if tokens else {}
+
+
+def speculation_of(tokens: int, model: str) -> Speculation | None:
+    """Drafts of `tokens` tokens a step; 0: none. Raises EngineError."""
+    if tokens:
+        return Speculation(tokens=tokens, model=model)
+    if model:
+        raise EngineError(
+            f"speculative_model = {model!r} does nothing with speculative_tokens = 0; set "
+            "speculative_tokens to the drafts per step, say 3"
+        )
+    return None

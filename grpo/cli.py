@@ -50,18 +50,48 @@ def parser() -> argparse.ArgumentParser:
         verb.set_defaults(verb=run)
         return verb
 
-    verb = add("train", _train, "run a recipe, or continue a run that was interrupted")
+    _add_train(add("train", _train, "run a recipe, or continue a run that was interrupted"))
+    _add_eval(add("eval", _eval, "evaluate a model on built-in tasks, or on those of a recipe"))
+    _add_score(add("score", _score, "score the completions in a JSON-lines file with a reward"))
+    verb = add("check", _check, "try a recipe's verifiers on its own gold answers")
+    _add_recipe(verb)
+    verb.add_argument(
+        "--limit", type=_count, default=10_000, metavar="N", help="tasks of each split (10000)"
+    )
+    add("doctor", _doctor, "print which sandbox confines model code on this machine")
+    _add_recipe(add("plan", _plan, "print what a recipe will do, without doing it"))
+    verb = add("dry-run", _dry_run, "run a recipe in seconds with tiny random models, and check it")
+    _add_recipe(verb)
+    verb.add_argument("--architecture", metavar="NAME", help="family of models it cannot tell")
+    verb.add_argument("--out", metavar="FOLDER", help="new folder to keep the run in")
+    verb = add("show", _show, "summarize a run")
+    verb.add_argument("run", metavar="RUN", help="folder of the run")
+    _add_chat(add("chat", _chat, "talk to a model, or to two side by side"))
+    _add_serve(
+        add("serve", _serve, "start a vLLM server that samples for training (engine=server)")
+    )
+    return top
+
+
+def _add_recipe(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("recipe", metavar="RECIPE", help=RECIPE)
+    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
+
+
+def _add_train(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
     verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
     verb.add_argument("--resume", metavar="RUN", help="folder of the run to continue")
 
-    verb = add("eval", _eval, "evaluate a model on built-in tasks, or on those of a recipe")
+
+def _add_eval(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL|RUN", help="model folder, hub id, or a run's folder")
     verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
     verb.add_argument("--recipe", help=f"{RECIPE}; a run brings its own")
     _add_task_options(verb)
 
-    verb = add("score", _score, "score the completions in a JSON-lines file with a reward")
+
+def _add_score(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("reward", metavar="REWARD", help="name, package.module:attr or file.py:attr")
     verb.add_argument("file", metavar="FILE.jsonl", help="rows of prompt, completion and columns")
     verb.add_argument("--workers", type=_count, default=1, metavar="N", help="rows scored at once")
@@ -69,29 +99,8 @@ def parser() -> argparse.ArgumentParser:
         "--args", nargs="+", default=[], metavar="key=value", help="arguments of the reward"
     )
 
-    verb = add("check", _check, "try a recipe's verifiers on its own gold answers")
-    verb.add_argument("recipe", metavar="RECIPE", help=RECIPE)
-    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
-    verb.add_argument(
-        "--limit", type=_count, default=10_000, metavar="N", help="tasks of each split (10000)"
-    )
 
-    add("doctor", _doctor, "print which sandbox confines model code on this machine")
-
-    verb = add("plan", _plan, "print what a recipe will do, without doing it")
-    verb.add_argument("recipe", metavar="RECIPE", help=RECIPE)
-    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
-
-    verb = add("dry-run", _dry_run, "run a recipe in seconds with tiny random models, and check it")
-    verb.add_argument("recipe", metavar="RECIPE", help=RECIPE)
-    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
-    verb.add_argument("--architecture", metavar="NAME", help="family of models it cannot tell")
-    verb.add_argument("--out", metavar="FOLDER", help="new folder to keep the run in")
-
-    verb = add("show", _show, "summarize a run")
-    verb.add_argument("run", metavar="RUN", help="folder of the run")
-
-    verb = add("chat", _chat, "talk to a model, or to two side by side")
+def _add_chat(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("models", metavar="MODEL", nargs="+", help="model folder or hub id (1 or 2)")
     verb.add_argument(
         "--template",
@@ -102,13 +111,12 @@ def parser() -> argparse.ArgumentParser:
     verb.add_argument("--max-tokens", type=_count, default=256, metavar="N")
     verb.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
 
-    verb = add("serve", _serve, "start a vLLM server that samples for training (engine=server)")
+
+def _add_serve(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="model folder or hub id")
     verb.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     verb.add_argument("--port", type=_count, default=8000, metavar="N", help="port (8000)")
-    verb.add_argument(
-        "--dtype", choices=["float32", "bfloat16", "float16"], default="float32", help="(float32)"
-    )
+    verb.add_argument("--dtype", choices=DTYPES, default="float32", help="(float32)")
     verb.add_argument(
         "--max-model-len", type=_count, default=0, metavar="N", help="longest request"
     )
@@ -123,7 +131,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="OPTION",
         help="an option of vLLM's own, say --vllm=--tensor-parallel-size=2; may be repeated",
     )
-    return top
 
 
 def _add_task_options(verb: argparse.ArgumentParser) -> None:

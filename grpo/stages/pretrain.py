@@ -35,6 +35,8 @@ IGNORED = -100
 # Rows share a forward pass when the shorter is at least this share of the longest: little padding.
 MIN_FILL = 0.85
 
+Pair = tuple[list[int], list[int]]  # prompt ids, completion ids with <eos>
+
 
 def run(stage: PretrainStage, recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
     """Leave a tiny base in `folder/model`; its summary. Starts over when cut."""
@@ -189,11 +191,7 @@ def pretrain(
     (nats a completion token, mean of the last 10 steps), tokens, parameters and seconds.
     Raises DataError for a source without demonstrations or a row longer than `max_position`.
     """
-    if not isinstance(source, DemonstrationSource):
-        raise DataError(
-            f"{type(source).__name__} cannot be pretrained on: it has no alphabet() and "
-            "demonstration(task, rng)"
-        )
+    source = _demonstrating(source)
     if steps < 1 or batch_size < 1:
         raise RecipeError("a pretrain stage needs learner.max_steps and batch_size of at least 1")
     words = source.words() if isinstance(source, WordSource) else ()
@@ -219,27 +217,11 @@ def pretrain(
     model.train()
     for step in range(steps):
         rows = demonstration_rows(source, order, tokenizer, batch_size)
-        longest = max(len(prompt) + len(completion) for prompt, completion in rows)
-        if longest > max_position:
-            raise DataError(
-                f"a demonstration has {longest} tokens, more than model.max_position={max_position}"
-            )
+        tokens += _count_tokens(rows, max_position)
         rate = learning_rate * schedule(step, steps, warmup_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        trained = sum(len(completion) for _, completion in rows)
-        loss = 0.0
-        for chunk in by_length(rows):
-            part = completion_loss(model, chunk) / trained
-            part.backward()
-            loss += part.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss)
-        tokens += sum(len(prompt) + len(completion) for prompt, completion in rows)
+        losses.append(_learn(model, optimizer, rows, rate))
         if progress is not None:
-            progress(step + 1, {"loss": loss, "learning_rate": rate})
+            progress(step + 1, {"loss": losses[-1], "learning_rate": rate})
     model.eval()
     model.save_pretrained(out_dir)
     save_tokenizer(tokenizer, out_dir)
@@ -249,6 +231,44 @@ def pretrain(
         "parameters": float(sum(p.numel() for p in model.parameters())),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _demonstrating(source: TaskSource) -> DemonstrationSource:
+    if not isinstance(source, DemonstrationSource):
+        raise DataError(
+            f"{type(source).__name__} cannot be pretrained on: it has no alphabet() and "
+            "demonstration(task, rng)"
+        )
+    return source
+
+
+def _count_tokens(rows: Sequence[Pair], max_position: int) -> int:
+    """Of all rows; raises DataError for one that is longer than the model can be."""
+    lengths = [len(prompt) + len(completion) for prompt, completion in rows]
+    if max(lengths) > max_position:
+        raise DataError(
+            f"a demonstration has {max(lengths)} tokens, more than "
+            f"model.max_position={max_position}"
+        )
+    return sum(lengths)
+
+
+def _learn(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, rows: Sequence[Pair], rate: float
+) -> float:
+    """One optimizer step on `rows`; the loss before it, in nats a completion token."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    trained = sum(len(completion) for _, completion in rows)
+    loss = 0.0
+    for chunk in by_length(rows):
+        part = completion_loss(model, chunk) / trained
+        part.backward()
+        loss += part.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, out_dir: str) -> None:
@@ -265,9 +285,6 @@ def schedule(step: int, steps: int, warmup_steps: int) -> float:
         return (step + 1) / warmup_steps
     done = (step - warmup_steps) / max(1, steps - warmup_steps)
     return 0.5 * (1 + math.cos(math.pi * done))
-
-
-Pair = tuple[list[int], list[int]]  # prompt ids, completion ids with <eos>
 
 
 def demonstration_rows(

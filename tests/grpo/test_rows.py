@@ -11,13 +11,14 @@ import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from grpo.data.prompts import PromptTemplate
 from grpo.errors import DataError
 from grpo.stages.pretrain import build_tokenizer
-from grpo.stages.rows import TextRow, TokenRow, draw, encode, mix, read_rows
+from grpo.stages.rows import TextRow, TokenRow, draw, encode, encode_sets, mix, read_rows
 from grpo.types import Task
 
 ROWS = [
@@ -135,6 +136,13 @@ def test_long_rows_are_dropped_and_counted_and_none_left_is_an_error(tokenizer: 
     raw = PromptTemplate("raw", tokenizer)
     kept, dropped = encode(rows, raw, 5)  # n + "y" + eos
     assert ([len(row) for row in kept], dropped) == ([3, 5], 1)
+    console = Console(record=True, width=80)
+    sets, lost = encode_sets({"a": rows, "b": rows[:1], "c": rows[1:]}, raw, 5, console)
+    assert ({name: len(found) for name, found in sets.items()}, lost) == (
+        {"a": 2, "b": 1, "c": 1},
+        2,
+    )
+    assert console.export_text() == "2 rows of more than 5 tokens were dropped\n"
     with pytest.raises(DataError, match=r"max_length = 2 leaves none of the 3 rows of f: .* has 3"):
         encode(rows, raw, 2)
 

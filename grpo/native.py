@@ -56,6 +56,7 @@ def _compiled(source: Path, compiler: str) -> Path:
     path = folder / f"{source.stem}-{key}.so"
     if path.exists():
         return path
+    print(f"compiling {source.name} for this machine, once", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / path.name
         command = [compiler, *flags, "-o", str(made), str(source)]

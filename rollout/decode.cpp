@@ -250,8 +250,6 @@ int attend(const Step& s, int64_t window, const T* mixed, const T* keys, const T
         case 16: return with(attend_sized<T, 16>);
         case 32: return with(attend_sized<T, 32>);
         case 64: return with(attend_sized<T, 64>);
-        case 80: return with(attend_sized<T, 80>);
-        case 96: return with(attend_sized<T, 96>);
         case 128: return with(attend_sized<T, 128>);
     }
     return 1;

@@ -13,7 +13,7 @@ from torch import Tensor
 from grpo import native
 
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-SIZES = (16, 32, 64, 80, 96, 128)  # of heads, that attention is compiled for
+SIZES = (16, 32, 64, 128)  # of heads, that attention is compiled for
 
 
 class Step(ctypes.Structure):

@@ -32,8 +32,9 @@ inline void store(bfloat16* place, float value) {
 }
 
 // exp by 2^n * p(r) with |r| <= ln(2) / 2, relative error 1e-7; branch-free, so that it vectorizes.
+// NaN stays NaN, by the order of the arguments.
 inline float exponential(float x) {
-    x = std::min(88.0f, std::max(-87.0f, x));
+    x = std::min(std::max(x, -87.0f), 88.0f);
     const float n = std::nearbyint(x * 1.44269504f);
     const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
     float p = 1.9875691e-4f;

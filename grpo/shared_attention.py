@@ -10,17 +10,25 @@ and put together by the logarithms of their normalizers, as in ring attention (2
     own      each completion to itself, causal, in batches of similar lengths
 
 No pair of tokens from different completions is computed, and keys are not repeated for the query
-heads that share them. On a CPU the forward pass is PyTorch's flash kernel; the backward pass is
-matrix products and one exp, since with the saved normalizer the probabilities need no softmax. It
-is several times faster there than the kernel's own backward pass, in tiles of `TILE_ELEMENTS`.
+heads that share them. Two ways lead there, with the same sums:
+
+    compiled   float32 and bfloat16 on a CPU: `attention_kernels.cpp`, a head of a prompt and its
+               completions at a time, so that nothing leaves the processor's cache
+    torch      everything else. On a CPU the forward pass is PyTorch's flash kernel; the backward
+               pass is matrix products and one exp, since with the saved normalizer the
+               probabilities need no softmax, in tiles of `TILE_ELEMENTS`. It is several times
+               faster there than the flash kernel's own
 
 Models reach this through transformers' attention interface, by the keyword `shared_layout`.
 """
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,8 +39,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from grpo.batch import Pack
+from grpo.native import library
 
 IMPLEMENTATION = "grpo_shared"  # the name in `config._attn_implementation`
+SOURCE = Path(__file__).with_name("attention_kernels.cpp")
+FEW_KEYS = 256  # up to here the compiled forward pass is faster than PyTorch's flash kernel
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 TILE_ELEMENTS = 2**21  # scores that exist at a time in the backward pass
 SLACK = 0.75  # completions shorter than this part of a batch's longest go into another batch
 
@@ -68,6 +80,11 @@ class Layout:
 
     jobs: tuple[Job, ...]  # prompts, completions to themselves
     cross: tuple[Job, ...]  # completions to their prompts
+    # The same for the compiled kernels: start and length of a prompt, number of its first
+    # completion, and how many; start and length of a completion.
+    packs: Tensor  # int64 [P, 4]
+    completions: Tensor  # int64 [C, 2]
+    longest: int  # keys that some token attends to
 
 
 def make_layout(packs: Sequence[Pack], device: torch.device) -> Layout:
@@ -97,11 +114,17 @@ def make_layout(packs: Sequence[Pack], device: torch.device) -> Layout:
             keys = torch.from_numpy(np.stack([prompt for _, prompt in members])).to(device)
         return Job(queries=indices, keys=keys, real=real, causal=causal)
 
+    firsts = itertools.accumulate((len(pack.completions) for pack in packs[:-1]), initial=0)
     jobs = _batched([(s, s[:0]) for s in sequences])
     cross = _batched(crossing)
     return Layout(
         jobs=tuple(job(members, True) for members in jobs),
         cross=tuple(job(members, False) for members in cross),
+        packs=torch.tensor(
+            [(p.start, p.prompt, n, len(p.completions)) for p, n in zip(packs, firsts, strict=True)]
+        ),
+        completions=torch.tensor([span for pack in packs for span in pack.completions]),
+        longest=max(p.prompt + max(length for _, length in p.completions) for p in packs),
     )
 
 
@@ -189,6 +212,10 @@ def attend(
     out = query.new_empty((N, H, value.shape[-1]))
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     norm = torch.empty((N, H), dtype=wide, device=query.device)
+    kernels = _kernels(query, key, value) if layout.longest <= FEW_KEYS else None
+    if kernels is not None:
+        _call(kernels, "attend", (query, key, value), (out, norm), scale, layout)
+        return out, norm
     for job in layout.jobs:
         found, own = _attend(job, query, key, value, scale)
         places = _flat(job.queries, job.real)
@@ -208,11 +235,26 @@ def attend(
 def attend_backward(
     of_out: Tensor, saved: tuple[Tensor, ...], layout: Layout, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values, in the type of the normalizers.
+    """Gradients of queries, keys and values; at least as exact as those are.
 
     `saved`: queries, keys, values, and the outputs and normalizers that `attend` gave.
     """
     query, key, value, out, norm = saved
+    kernels = _kernels(query, key, value)
+    if kernels is not None:
+        N, H, D = query.shape
+        of_query, of_keys = torch.empty_like(out), norm.new_empty((2, N, H, D))
+        found = (out, norm, of_query, *of_keys)
+        _call(
+            kernels,
+            "attend_backward",
+            (of_out.contiguous(), query, key, value),
+            found,
+            scale,
+            layout,
+        )
+        of_key, of_value = of_keys.view(2, N, key.shape[1], -1, D).sum(3)
+        return of_query, of_key, of_value
     delta = (of_out * out).sum(-1, dtype=norm.dtype)
     totals = (
         torch.zeros(query.shape, dtype=norm.dtype, device=query.device),
@@ -223,6 +265,40 @@ def attend_backward(
         for job in whole.split(query.shape[1]):
             _pull_back(job, (query, key, value, of_out, norm, delta), totals, scale)
     return totals
+
+
+def _kernels(query: Tensor, key: Tensor, value: Tensor) -> ctypes.CDLL | None:
+    """The compiled kernels where they know these types and sizes."""
+    known = (
+        query.is_cpu
+        and query.dtype in SUFFIXES
+        and query.dtype == key.dtype == value.dtype
+        and query.shape[-1] == value.shape[-1]
+        and all(t.stride(1) == t.shape[-1] and t.stride(2) == 1 for t in (query, key, value))
+    )
+    return library(SOURCE) if known else None
+
+
+def _call(
+    kernels: ctypes.CDLL,
+    name: str,
+    given: Sequence[Tensor],
+    found: Sequence[Tensor],
+    scale: float,
+    layout: Layout,
+) -> None:
+    """Queries, keys and values may lie side by side in one tensor; the rest is contiguous."""
+    query, key = given[-3:-1]
+    arguments: list[Any] = [ctypes.c_void_p(t.data_ptr()) for t in given[:-3]]
+    for tensor in given[-3:]:
+        arguments += [ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.stride(0))]
+    arguments += [ctypes.c_void_p(t.data_ptr()) for t in found]
+    arguments += [ctypes.c_float(scale)]
+    arguments += [ctypes.c_void_p(t.data_ptr()) for t in (layout.packs, layout.completions)]
+    sizes = (len(layout.packs), query.shape[1], key.shape[1], query.shape[2])
+    arguments += [ctypes.c_int64(size) for size in sizes]
+    function = getattr(kernels, f"{name}_{SUFFIXES[query.dtype]}")
+    function(*arguments, ctypes.c_int(torch.get_num_threads()))
 
 
 def _flat(values_B_S: Tensor, real: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ Names are imported when they are first used, so that `import grpo` does not impo
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import Any
 
 _PUBLIC = {  # name -> module and name there
@@ -54,3 +55,15 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_PUBLIC})
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for a line of bitsandbytes about a package that nothing here needs.
+
+    On CPUs with AVX-512 it comes with every import, and peft and trl import bitsandbytes wherever
+    it is installed. That a kernel failed to load although the package is there still shows.
+    """
+    return "from kernels-community: No module named 'kernels'" not in record.getMessage()
+
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_news)

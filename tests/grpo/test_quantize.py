@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,20 @@ NF4 = [
 @pytest.fixture
 def model() -> Any:
     return AutoModelForCausalLM.from_pretrained(BASE).eval()
+
+
+def test_a_missing_package_of_bitsandbytes_own_is_no_news_and_a_broken_one_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    said = "Failed to load CPU gemm_4bit_forward from kernels-community: %s. Please make sure"
+    logger.warning(said, ModuleNotFoundError("No module named 'kernels'"))
+    logger.warning(said, OSError("wrong ELF class"))
+    (record,) = caplog.records
+    assert "wrong ELF class" in record.getMessage()
+    code = "import grpo, bitsandbytes"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "kernels" not in done.stderr
 
 
 def test_rounded_weights_are_the_nearest_of_sixteen_values_in_their_block(model: Any) -> None:

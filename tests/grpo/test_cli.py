@@ -16,6 +16,8 @@ from grpo import chat, cli, config, plan, show
 from grpo.errors import RecipeError, RunError
 from grpo.schema import PretrainStage, RLStage
 
+from .tiny_bases import save_tiny_base
+
 ROWS = [
     {"prompt": "2+2", "completion": "<think>x</think><answer>4</answer>", "answer": "4"},
     {"prompt": "2+2", "completion": "<think>x</think><answer>5</answer>", "answer": "4"},
@@ -200,22 +202,8 @@ def test_show_reads_a_run_and_refuses_what_is_none(tmp_path: Path) -> None:
 def test_chat_answers_each_line_of_a_pipe_with_both_models(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from grpo.stages.pretrain import build_tokenizer
-
-    tokenizer = build_tokenizer("01=-")
-    settings = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=12,
-    )
-    for name in ("a", "b"):
-        LlamaForCausalLM(settings).save_pretrained(tmp_path / name)
-        tokenizer.save_pretrained(tmp_path / name)
+    for seed, name in enumerate(("a", "b")):
+        save_tiny_base(tmp_path / name, seed, letters="01=-", max_position=12)
     monkeypatch.setattr("sys.stdin", io.StringIO("0110=\n\n1=\n"))
     console = Console(file=io.StringIO(), width=80)
     chat.chat([str(tmp_path / "a"), str(tmp_path / "b")], console=console)

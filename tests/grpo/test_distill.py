@@ -26,22 +26,15 @@ from grpo.rollout.fake import FakeEngine
 from grpo.run import resume_run, train_recipe
 from grpo.schema import Data, Model, Run, SFTLearner
 from grpo.stages import distill
-from grpo.stages.pretrain import build_model
 from grpo.stages.rows import TextRow, TokenRow
 from grpo.stages.sft import fine_tune
 from grpo.types import Request, Sampling, Task, Version
 
+from .tiny_bases import save_tiny_base
+
 torch.set_num_threads(1)
 FILE = Path(__file__).parents[2] / "benchmarks" / "bench_reject.py"
 QUIET = Console(quiet=True)
-SIZES = {
-    "hidden_size": 16,
-    "num_layers": 1,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "intermediate_size": 32,
-    "max_position": 2048,
-}
 
 
 @pytest.fixture(scope="module")
@@ -64,9 +57,8 @@ def place(planted, tmp_path_factory):
     planted.plant(folder, 3, 10)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     for seed, name in enumerate(("student", "other")):
-        model = build_model(tokenizer, **SIZES, architecture="llama", seed=seed)
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
+        sizes = {"num_layers": 1, "max_position": 2048}
+        save_tiny_base(folder / name, seed, tokenizer, **sizes)
     return folder
 
 

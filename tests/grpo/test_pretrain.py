@@ -13,7 +13,6 @@ from grpo.data.parity import Parity
 from grpo.data.source import TaskOrder
 from grpo.errors import DataError, RecipeError
 from grpo.stages.pretrain import (
-    build_model,
     build_tokenizer,
     by_length,
     completion_loss,
@@ -24,16 +23,11 @@ from grpo.stages.pretrain import (
 )
 from grpo.types import Task
 
+from .tiny_bases import SIZES, tiny_base
+
 torch.set_num_threads(1)
 TEXT = "<think>01</think><answer>1</answer>"
-SIZES = {
-    "hidden_size": 32,
-    "num_layers": 2,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "intermediate_size": 64,
-    "max_position": 64,
-}
+WIDER = {**SIZES, "hidden_size": 32, "num_kv_heads": 1, "intermediate_size": 64}  # it has to learn
 
 
 def test_tokenizer_round_trip_survives_saving(tmp_path):
@@ -54,9 +48,7 @@ def test_tokenizer_round_trip_survives_saving(tmp_path):
 
 def make(architecture="llama", **sizes):
     tokenizer = build_tokenizer("01=-")
-    return build_model(
-        tokenizer, **{**SIZES, **sizes}, architecture=architecture, seed=0
-    ), tokenizer
+    return tiny_base(tokenizer, architecture=architecture, **sizes), tokenizer
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
@@ -107,13 +99,13 @@ def test_initial_weights_depend_on_the_seed_alone():
     before = torch.get_rng_state()
     found = []
     for seed in (0, 0, 1):
-        model = build_model(tokenizer, **SIZES, architecture="llama", seed=seed)
+        model = tiny_base(tokenizer, seed)
         found.append(model.get_input_embeddings().weight.detach())
         assert torch.equal(torch.get_rng_state(), before)
     torch.rand(1)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
-    model = build_model(tokenizer, **SIZES, architecture="llama", seed=0)
+    model = tiny_base(tokenizer)
     assert torch.equal(model.get_input_embeddings().weight, found[0])
 
 
@@ -126,7 +118,7 @@ def test_schedule():
 
 
 def run(out_dir, **changes):
-    settings = {"steps": 150, "batch_size": 16, "learning_rate": 5e-3, "warmup_steps": 5, **SIZES}
+    settings = {"steps": 150, "batch_size": 16, "learning_rate": 5e-3, "warmup_steps": 5, **WIDER}
     source = Parity(bits=3, long_fraction=1.0)
     return pretrain(source, out_dir=str(out_dir), **{**settings, **changes})
 

@@ -24,36 +24,22 @@ from grpo.errors import LearnerError, RecipeError
 from grpo.run import resume_run, train_recipe
 from grpo.schema import Model, Run, SFTLearner
 from grpo.stages import sft_trainer
-from grpo.stages.pretrain import build_model, build_tokenizer, save_tokenizer
 from grpo.stages.rows import TokenRow
 from grpo.stages.sft import fine_tune, longest_row
 from grpo.stages.sft_trainer import IGNORED, StageTrainer, settings, training_set
+
+from .tiny_bases import LETTERS, save_tiny_base
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-LETTERS = "abcdefgh"
 PEAK = 1e-2
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = build_tokenizer(LETTERS)
-    build_model(
-        tokenizer,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=2,
-        intermediate_size=32,
-        architecture="llama",
-        max_position=64,
-        seed=0,
-    ).save_pretrained(folder)
-    save_tokenizer(tokenizer, str(folder))
-    return str(folder)
+    return save_tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")

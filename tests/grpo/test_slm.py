@@ -16,44 +16,28 @@ from grpo.config import from_dict
 from grpo.errors import RecipeError
 from grpo.schema import SLM, Model, Run, SFTLearner
 from grpo.stages import sft_trainer, slm
-from grpo.stages.pretrain import build_model, build_tokenizer, save_tokenizer
+from grpo.stages.pretrain import build_tokenizer
 from grpo.stages.rows import TokenRow
 from grpo.stages.sft import fine_tune
 from grpo.stages.sft_trainer import settings, training_set
 from grpo.stages.slm import SLMTrainer, columns, reference_losses, select_tokens
 
+from .tiny_bases import LETTERS, save_tiny_base
+
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-LETTERS = "abcdefgh"
-
-
-def tiny(folder: Path, seed: int, letters: str = LETTERS) -> str:
-    tokenizer = build_tokenizer(letters)
-    build_model(
-        tokenizer,
-        hidden_size=16,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=2,
-        intermediate_size=32,
-        architecture="llama",
-        max_position=64,
-        seed=seed,
-    ).save_pretrained(folder)
-    save_tokenizer(tokenizer, str(folder))
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny(tmp_path_factory.mktemp("policy"), 0)
+    return save_tiny_base(tmp_path_factory.mktemp("policy"))
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return tiny(tmp_path_factory.mktemp("reference"), 1)
+    return save_tiny_base(tmp_path_factory.mktemp("reference"), 1)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +224,7 @@ def test_keeping_all_tokens_is_plain_fine_tuning(
 def test_a_reference_of_other_tokens_is_refused(
     policy: str, rows: list[TokenRow], tmp_path: Path
 ) -> None:
-    other = tiny(tmp_path / "other", 0, LETTERS + "xyz")
+    other = save_tiny_base(tmp_path / "other", letters=LETTERS + "xyz")
     with pytest.raises(RecipeError, match=r"slm\.reference = .* has other tokens than"):
         tuned(policy, rows, SLM(select="excess", reference=other), tmp_path / "run")
     with pytest.raises(RecipeError, match=r"slm\.reference = '\./no/where' could not be loaded"):

@@ -9,18 +9,12 @@ import torch
 from grpo.rewards import REWARDS, RewardSet
 from grpo.types import Completion, Prompt, Segment, Task, Version
 
+from .scorers import SIZES, letters_tokenizer, save_scorer
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    letters = ["<pad>", "<eos>", *"0123456789+= ?<>/abcdefghijklmnopqrstuvwxyz\\{}"]
-    words = Tokenizer(models.WordLevel({c: i for i, c in enumerate(letters)}, unk_token=" "))
-    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token=" "
-    )
+    return letters_tokenizer()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -34,11 +28,8 @@ def test_every_builtin_is_a_trl_reward_in_a_real_training_step(tokenizer, tmp_pa
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
             max_position_embeddings=64,
+            **SIZES,
         )
     )
     args = {
@@ -124,22 +115,7 @@ def test_trl_rewards_run_here():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_reward_model_gives_its_first_logit(tokenizer, tmp_path):
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_labels=1,
-        pad_token_id=0,
-    )
-    model = LlamaForSequenceClassification(config).eval()
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    model = save_scorer(tmp_path, tokenizer)
     texts = ["1 + 1 = 2", "1 + 1 = 3 no", "a"]
     expected = [
         model(torch.tensor([tokenizer("q" + text)["input_ids"]])).logits[0, 0].item()

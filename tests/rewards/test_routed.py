@@ -12,6 +12,8 @@ from grpo.rewards.model import answer_part
 from grpo.rewards.routed import Routed
 from grpo.types import Completion, Prompt, Segment, Task, TrainerState, Version
 
+from .scorers import letters_tokenizer, save_scorer
+
 ROUTES = {
     "math": {"name": "accuracy"},
     "chat": [
@@ -109,21 +111,7 @@ def test_an_answer_is_what_follows_the_thought():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_reward_model_may_judge_the_answer_alone(tmp_path):
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
-
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    letters = {c: i for i, c in enumerate(["<pad>", *"<>/abcdefghijklmnopqrstuvwxyz0123456789"])}
-    tokenizer = Tokenizer(models.WordLevel(letters, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>").save_pretrained(tmp_path)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    config = LlamaConfig(
-        vocab_size=len(letters), num_attention_heads=2, num_labels=1, pad_token_id=0, **sizes
-    )
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    save_scorer(tmp_path, letters_tokenizer())
     judged = {
         part: REWARDS["reward_model"](str(tmp_path), part=part)(
             prompts=["q"] * 3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import io
 import json
@@ -26,6 +27,7 @@ from grpo.evaluation import evaluate_model
 from grpo.run import resume_run, train_recipe
 from grpo.schema import Recipe
 from grpo.stages.pretrain import pretrain
+from grpo.stages.rl import settled
 
 STEPS = 8
 
@@ -263,6 +265,12 @@ def test_an_unwritable_run_directory_is_one_sentence(base: str, tmp_path: Path) 
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot be written"):
         train_recipe(from_dict(recipe(base, tmp_path / "file" / "run")), Console(quiet=True))
+
+
+def test_what_a_stage_leaves_is_garbage_again() -> None:
+    with settled():
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_later_rl_stages_draw_their_own_tasks() -> None:

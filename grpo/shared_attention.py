@@ -28,6 +28,7 @@ import ctypes
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,54 +79,70 @@ class Job:
 class Layout:
     """What attends to what in one flat row."""
 
-    jobs: tuple[Job, ...]  # prompts, completions to themselves
-    cross: tuple[Job, ...]  # completions to their prompts
-    # The same for the compiled kernels: start and length of a prompt, number of its first
-    # completion, and how many; start and length of a completion.
+    source: tuple[Pack, ...]
+    device: torch.device
+    # For the compiled kernels: start and length of a prompt, number of its first completion, and
+    # how many; start and length of a completion.
     packs: Tensor  # int64 [P, 4]
     completions: Tensor  # int64 [C, 2]
     longest: int  # keys that some token attends to
 
+    @cached_property
+    def jobs(self) -> tuple[Job, ...]:
+        """The same without kernels: prompts, and completions to themselves."""
+        sequences: list[np.ndarray] = []
+        for pack in self.source:
+            prompt, spans = _places(pack)
+            if len(pack.completions) == 1:  # one causal sequence
+                sequences.append(np.concatenate([prompt, *spans]))
+            else:
+                sequences += [prompt, *spans]
+        batches = _batched([(s, s[:0]) for s in sequences])
+        return tuple(_job(members, True, self.device) for members in batches)
+
+    @cached_property
+    def cross(self) -> tuple[Job, ...]:
+        """Completions to the prompt they share."""
+        crossing: list[tuple[np.ndarray, np.ndarray]] = []
+        for pack in self.source:
+            prompt, spans = _places(pack)
+            if len(pack.completions) > 1 and spans:
+                crossing.append((np.concatenate(spans), prompt))
+        return tuple(_job(members, False, self.device) for members in _batched(crossing))
+
 
 def make_layout(packs: Sequence[Pack], device: torch.device) -> Layout:
     """The attentions of packed groups; a pack of one completion is one causal sequence."""
-    sequences: list[np.ndarray] = []
-    crossing: list[tuple[np.ndarray, np.ndarray]] = []
-    for pack in packs:
-        spans = [np.arange(start, start + length) for start, length in pack.completions if length]
-        prompt = np.arange(pack.start, pack.start + pack.prompt)
-        if len(pack.completions) == 1:
-            sequences.append(np.concatenate([prompt, *spans]))
-            continue
-        sequences += [prompt, *spans]
-        if spans:
-            crossing.append((np.concatenate(spans), prompt))
-
-    def job(members: list[tuple[np.ndarray, np.ndarray]], causal: bool) -> Job:
-        S = max(len(queries) for queries, _ in members)
-        padded = [np.pad(queries, (0, S - len(queries)), mode="edge") for queries, _ in members]
-        lengths = np.array([len(queries) for queries, _ in members])
-        indices = torch.from_numpy(np.stack(padded)).to(device)
-        real = None
-        if (lengths < S).any():
-            real = torch.from_numpy(np.arange(S) < lengths[:, None]).to(device)
-        keys = indices
-        if not causal:
-            keys = torch.from_numpy(np.stack([prompt for _, prompt in members])).to(device)
-        return Job(queries=indices, keys=keys, real=real, causal=causal)
-
     firsts = itertools.accumulate((len(pack.completions) for pack in packs[:-1]), initial=0)
-    jobs = _batched([(s, s[:0]) for s in sequences])
-    cross = _batched(crossing)
     return Layout(
-        jobs=tuple(job(members, True) for members in jobs),
-        cross=tuple(job(members, False) for members in cross),
+        source=tuple(packs),
+        device=device,
         packs=torch.tensor(
             [(p.start, p.prompt, n, len(p.completions)) for p, n in zip(packs, firsts, strict=True)]
         ),
         completions=torch.tensor([span for pack in packs for span in pack.completions]),
         longest=max(p.prompt + max(length for _, length in p.completions) for p in packs),
     )
+
+
+def _places(pack: Pack) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Where the tokens of a prompt and those of each completion lie; of empty ones nothing."""
+    spans = [np.arange(start, start + length) for start, length in pack.completions if length]
+    return np.arange(pack.start, pack.start + pack.prompt), spans
+
+
+def _job(members: list[tuple[np.ndarray, np.ndarray]], causal: bool, device: torch.device) -> Job:
+    S = max(len(queries) for queries, _ in members)
+    padded = [np.pad(queries, (0, S - len(queries)), mode="edge") for queries, _ in members]
+    lengths = np.array([len(queries) for queries, _ in members])
+    indices = torch.from_numpy(np.stack(padded)).to(device)
+    real = None
+    if (lengths < S).any():
+        real = torch.from_numpy(np.arange(S) < lengths[:, None]).to(device)
+    keys = indices
+    if not causal:
+        keys = torch.from_numpy(np.stack([prompt for _, prompt in members])).to(device)
+    return Job(queries=indices, keys=keys, real=real, causal=causal)
 
 
 def _batched(

@@ -181,6 +181,7 @@ void forward(Heads<const T> query, Heads<const T> key, Heads<const T> value, T* 
                              padded, up_to(rows, ROWS), padded, seen, false);
                     for (int64_t r = 0; r < rows; ++r) {
                         T* to = out + ((first + start + r) * H + h) * dim;
+#pragma omp simd
                         for (int64_t d = 0; d < dim; ++d) store(to + d, result[r * padded + d]);
                     }
                 }
@@ -256,6 +257,7 @@ void backward(const T* of_out, Heads<const T> query, Heads<const T> key, Heads<c
                              result.data(), padded, up_to(rows, ROWS), padded, seen, false);
                     for (int64_t r = 0; r < rows; ++r) {
                         T* to = of_query + ((first + start + r) * H + h) * dim;
+#pragma omp simd
                         for (int64_t d = 0; d < dim; ++d)
                             store(to + d, scale * result[r * padded + d]);
                     }

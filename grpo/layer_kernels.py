@@ -16,6 +16,7 @@ from torch import Tensor
 from grpo.native import library
 
 SOURCE = Path(__file__).with_name("layer_kernels.cpp")
+TRANSPOSED = 1024
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -104,18 +105,30 @@ def swiglu_backward(gate_up: Tensor, of_out: Tensor) -> tuple[Tensor, Tensor]:
     return of_gate_up, out
 
 
-def weight_gradient(of_out: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+def weight_gradient(
+    of_out: Tensor, x: Tensor, dtype: torch.dtype, total: Tensor | None = None
+) -> Tensor:
     """[M, K] in `dtype`: the gradient of a linear layer's weight by [N, M] and input [N, K].
 
-    Products in bfloat16 are half as fast on a transposed view as on a copy.
+    `total` is what it is added to, in place. Products in bfloat16 are half as fast on a transposed
+    view as on a copy; that is made for `TRANSPOSED` outputs at a time, so that it and its product
+    stay in the processor's cache.
     """
+    rows, outputs = of_out.shape
     kernels = _native(of_out.dtype) if of_out.is_cpu else None
     if kernels is None or of_out.dtype is not torch.bfloat16:
-        return torch.mm(of_out.T, x).to(dtype)
-    transposed = of_out.new_empty(of_out.shape[::-1])
+        found = torch.mm(of_out.T, x).to(dtype)
+        return found if total is None else total.add_(found)
+    sums = torch.empty((outputs, x.shape[1]), dtype=dtype) if total is None else total
+    copy = of_out.new_empty((min(outputs, TRANSPOSED), rows))
     threads = ctypes.c_int(torch.get_num_threads())
-    kernels.transpose_16(*_pointers(of_out, transposed), *_sizes(*of_out.shape), threads)
-    return torch.mm(transposed, x).to(dtype)
+    for part, place in zip(of_out.split(TRANSPOSED, 1), sums.split(TRANSPOSED), strict=True):
+        stride, sizes = ctypes.c_int64(of_out.stride(0)), _sizes(*part.shape)
+        kernels.transpose_16(*_pointers(part), stride, *_pointers(copy), *sizes, threads)
+        product = torch.mm(copy[: part.shape[1]], x)
+        # in float32 what is added: sums of two types take four times as long
+        place.copy_(product) if total is None else place.add_(product.to(dtype))
+    return sums
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ TOKENS = 4096  # asked at most, where a policy so sure of itself never gives tha
 LENGTH = 64  # of a probe's completion at most
 PROMPTS = 8
 FIRST_ROUND = 0.5  # of TOKENS, if every completion were as long as it may be
+MOST = 128  # completions of one prompt that are asked for at once: servers have such limits
 MARGIN = 1.1  # of a further round: a third one for a few tokens takes as long as the second
 
 
@@ -137,7 +138,7 @@ class Gate:
         """
         if not asked:
             longest = len(self.prompts[:PROMPTS]) * self._length
-            return math.ceil(FIRST_ROUND * TOKENS / longest)
+            return min(MOST, math.ceil(FIRST_ROUND * TOKENS / longest))
         missing = MARGIN * min(
             share / max(found, 1e-9) - 1
             for share, found in (
@@ -145,7 +146,7 @@ class Gate:
                 (INFORMATION, float(surprise_3_N[2].sum())),
             )
         )
-        return max(1, math.ceil(missing * asked))
+        return min(MOST, max(1, math.ceil(missing * asked)))
 
     @property
     def _length(self) -> int:

@@ -333,6 +333,10 @@ def test_short_completions_take_more_of_them_and_not_more_rounds():
     assert [r.n for r in engine.submitted[:8]] == [4] * 8
     assert len(engine.submitted) == 16
     assert parity.TOKENS <= tokens <= 1.5 * parity.TOKENS
+    for most in (64, 1):
+        engine = Scripted(coins(learner, length=1))
+        assert gate(max_tokens=most).check(engine, learner, 1)["parity/tokens"] >= parity.TOKENS
+        assert max(r.n for r in engine.submitted) == 128
 
 
 def test_fewer_prompts_than_a_round_has_and_long_completions():

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MOUNTS = ("rewards", "rollout", "data", "recipes")
+CODE_SUFFIXES = (".py", ".cpp")
 DATA_SUFFIXES = (".yaml", ".json", ".jsonl", ".safetensors")
 
 
@@ -22,11 +23,11 @@ def tree() -> set[str]:
         str(file.relative_to(ROOT))
         for file in (ROOT / "grpo").rglob("*")
         if file.is_file()
-        and (file.suffix == ".py" or file.name == "py.typed")
+        and (file.suffix in CODE_SUFFIXES or file.name == "py.typed")
         and file.relative_to(ROOT).parts[1] not in MOUNTS
     }
     for mount in MOUNTS:
-        suffixes = (".py", *DATA_SUFFIXES) if mount == "recipes" else (".py",)
+        suffixes = (*CODE_SUFFIXES, *DATA_SUFFIXES) if mount == "recipes" else CODE_SUFFIXES
         found |= {
             str(Path("grpo") / file.relative_to(ROOT))
             for file in (ROOT / mount).rglob("*")
@@ -40,10 +41,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A wheel of the files as they are, built from a copy so that the tree stays clean."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    ignored = {".git", ".venv", "build", "dist", "runs", "benchmarks", "tests"}
+    ignored = {".git", "build", "dist", "runs", "benchmarks", "tests", "models"}
     source.mkdir()
     for entry in ROOT.iterdir():
-        if entry.name not in ignored and not entry.name.endswith(".egg-info"):
+        others = entry.name.startswith(".venv") or entry.name.endswith(".egg-info")
+        if entry.name not in ignored and not others:
             # -P keeps the links inside grpo/ links, as git does.
             subprocess.run(["cp", "-RP", str(entry), str(source)], check=True)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]

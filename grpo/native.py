@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 # Reductions are vectorized where the source says so (omp simd) and nowhere else: no -ffast-math,
 # which would also assume that there is no infinity and no NaN.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
+HEADERS = Path(__file__).parent
 WIDE = ("-mprefer-vector-width=512",)  # compilers shy away from these registers
 
 
@@ -47,7 +48,8 @@ def library(source: Path) -> ctypes.CDLL | None:
 
 def _compiled(source: Path, compiler: str) -> Path:
     """The library's file, made now if this machine has none of this source."""
-    text = source.read_bytes()
+    headers = sorted(HEADERS.glob("*.h"))
+    text = b"\0".join(file.read_bytes() for file in (source, *headers))
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     flags = FLAGS + (WIDE if platform.machine() == "x86_64" else ())
     parts = (text, version, " ".join(flags).encode(), _processor().encode())
@@ -59,7 +61,7 @@ def _compiled(source: Path, compiler: str) -> Path:
     print(f"compiling {source.name} for this machine, once", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = Path(scratch) / path.name
-        command = [compiler, *flags, "-o", str(made), str(source)]
+        command = [compiler, *flags, "-I", str(HEADERS), "-o", str(made), str(source)]
         subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         made.replace(path)  # whole or not at all, also when several processes compile at once
     return path

@@ -5,61 +5,20 @@
 // softmax over the vocabulary and the draw from it. Sums are in float32 (over a vocabulary in
 // float64); what is stored in bfloat16 is rounded once, to nearest even.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "kernels.h"
+
 #include <vector>
 
 namespace {
-
-struct bfloat16 {
-    uint16_t bits;
-};
-
-inline float load(float x) { return x; }
-
-inline float load(bfloat16 x) {
-    uint32_t bits = uint32_t(x.bits) << 16;
-    float y;
-    std::memcpy(&y, &bits, 4);
-    return y;
-}
-
-inline void store(float* to, float x) { *to = x; }
-
-inline void store(bfloat16* to, float x) {
-    uint32_t bits;
-    std::memcpy(&bits, &x, 4);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    to->bits = (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : uint16_t(rounded);  // NaN stays NaN
-}
-
-// e^x to 2 units in the last place; 0 below -87; written so that loops over it are vectorized.
-inline float exponential(float x) {
-    float n = std::nearbyint(x * 1.44269504f);
-    float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    int32_t power = (int32_t(x < -87.0f ? 0.0f : n) + 127) << 23;
-    float scale;
-    std::memcpy(&scale, &power, 4);
-    return x < -87.0f ? 0.0f : p * scale;
-}
 
 template <class T>
 void norm_row(const T* x, const T* weight, T* out, int64_t size, float epsilon) {
     float sum = 0;
 #pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < size; i++) sum += load(x[i]) * load(x[i]);
+    for (int64_t i = 0; i < size; i++) sum += wide(x[i]) * wide(x[i]);
     float factor = 1.0f / std::sqrt(sum / float(size) + epsilon);
 #pragma omp simd
-    for (int64_t i = 0; i < size; i++) store(out + i, load(x[i]) * factor * load(weight[i]));
+    for (int64_t i = 0; i < size; i++) store(out + i, wide(x[i]) * factor * wide(weight[i]));
 }
 
 }  // namespace
@@ -105,7 +64,7 @@ struct Attention {
         }
         const float *c = s.cosine + position * D, *n = s.sine + position * D;
         for (int i = 0; i < D / 2; i++) {
-            float a = load(x[i]), b = load(x[i + D / 2]);
+            float a = wide(x[i]), b = wide(x[i + D / 2]);
             y[i] = a * c[i] + b * n[i];
             y[i + D / 2] = b * c[i + D / 2] + a * n[i + D / 2];
         }
@@ -121,7 +80,7 @@ struct Attention {
                 const T* key = keys + i * pitch + t;
 #pragma omp simd
                 for (int j = 0; j < LANES; j++) {
-                    float k = load(key[j]);
+                    float k = wide(key[j]);
                     for (int h = 0; h < P; h++) sum[h][j] += queries[h * D + i] * k;
                 }
             }
@@ -139,7 +98,7 @@ struct Attention {
             const T* value = values + t * D;
 #pragma omp simd
             for (int i = 0; i < D; i++) {
-                float v = load(value[i]);
+                float v = wide(value[i]);
                 for (int h = 0; h < P; h++) sum[h][i] += weights[h * stride + t] * v;
             }
         }
@@ -273,8 +232,8 @@ void draw_row(const T* logits, double uniform, float factor, int64_t vocab, floa
               int64_t* token, float* logprob) {
     float top = -INFINITY;
 #pragma omp simd reduction(max : top)
-    for (int64_t i = 0; i < vocab; i++) top = std::max(top, load(logits[i]));
-    auto probability = [&](int64_t i) { return exponential((load(logits[i]) - top) * factor); };
+    for (int64_t i = 0; i < vocab; i++) top = std::max(top, wide(logits[i]));
+    auto probability = [&](int64_t i) { return exponential((wide(logits[i]) - top) * factor); };
     double total = 0;
     int64_t blocks = (vocab + BLOCK - 1) / BLOCK;
     for (int64_t b = 0; b < blocks; b++) {
@@ -286,7 +245,7 @@ void draw_row(const T* logits, double uniform, float factor, int64_t vocab, floa
     }
     int64_t found = 0;
     if (uniform < 0) {
-        while (found + 1 < vocab && load(logits[found]) != top) found++;
+        while (found + 1 < vocab && wide(logits[found]) != top) found++;
     } else {
         double rest = uniform * total, passed = 0;
         int64_t b = 0;
@@ -299,7 +258,7 @@ void draw_row(const T* logits, double uniform, float factor, int64_t vocab, floa
         }
     }
     *token = found;
-    *logprob = float(double((load(logits[found]) - top) * factor) - std::log(total));
+    *logprob = float(double((wide(logits[found]) - top) * factor) - std::log(total));
 }
 
 template <class T>

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MOUNTS = ("rewards", "rollout", "data", "recipes")
-CODE_SUFFIXES = (".py", ".cpp")
+CODE_SUFFIXES = (".py", ".cpp", ".h")
 DATA_SUFFIXES = (".yaml", ".json", ".jsonl", ".safetensors")
 
 

@@ -4,6 +4,7 @@ With 49,152 entries a row, logits outweigh everything else in a step, in memory 
 time: passes over them cost more than the matrix product that makes them. So
 
   logits exist a chunk at a time (`CHUNK_ELEMENTS`), in the type the product is computed in
+  up to `KEPT_CHUNKS` chunks are one, whose logits are kept; of more, none are
   everything that follows runs on slices of a chunk that stay in the processor's cache, in float32
   the backward pass computes a chunk again, unless there is only one, and turns it into its
   gradient in place; the gradient of the head's weight adds up over chunks in the weight's own type
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK_ELEMENTS = 2**25  # logits of one chunk: 64 MiB in bfloat16, 128 MiB in float32
+KEPT_CHUNKS = 4  # up to so many are one, which is kept for the backward pass
 SLICE_ELEMENTS = 2**18  # for each thread; two float32 slices fill a level-2 cache of 2 MiB
 LEFT_OUT = -1e30  # a logit with probability 0; finite, so that 0 times its log-prob is 0
 
@@ -146,8 +148,15 @@ def token_surprise(
     return logp_N, entropy_N, variance_N
 
 
+def _chunk(rows: int, vocab: int) -> int:
+    """Rows of a chunk."""
+    if rows * vocab <= KEPT_CHUNKS * CHUNK_ELEMENTS:
+        return max(1, rows)
+    return max(1, CHUNK_ELEMENTS // vocab)
+
+
 def _chunks(hidden: Tensor, targets: Tensor, vocab: int) -> list[tuple[Tensor, Tensor]]:
-    step = max(1, CHUNK_ELEMENTS // vocab)
+    step = _chunk(len(hidden), vocab)
     return list(zip(hidden.split(step), targets.split(step), strict=True))
 
 
@@ -230,7 +239,7 @@ class _TokenLogProbs(torch.autograd.Function):
         per_row = torch.stack([scale_N, entropy_N, of_logp, of_entropy])
         hidden_gradient: list[Tensor] = []
         of_weight = bias_gradient = None
-        step = max(1, CHUNK_ELEMENTS // len(weight))
+        step = _chunk(len(hidden), len(weight))
         with torch.autocast(hidden.device.type, enabled=False):
             for (part, targets), rows in zip(
                 _chunks(hidden, targets_N, len(weight)), per_row.split(step, dim=1), strict=True

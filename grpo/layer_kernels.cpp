@@ -188,20 +188,20 @@ inline void transpose_square(Row square[SIDE]) {
     }
 }
 
-// [rows, columns], rows being `stride` numbers apart, -> [columns, rows].
-void transpose(const bfloat16* from, int64_t stride, bfloat16* to, int64_t rows, int64_t columns,
-               int threads) {
+// [rows, columns] -> [columns, rows], rows being so many numbers apart before and after.
+void transpose(const bfloat16* from, int64_t stride, bfloat16* to, int64_t to_stride, int64_t rows,
+               int64_t columns, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; row += SIDE) {
         const int64_t high = std::min<int64_t>(SIDE, rows - row);
         for (int64_t column = 0; column < columns; column += SIDE) {
             const int64_t across = std::min<int64_t>(SIDE, columns - column);
             const bfloat16* source = from + row * stride + column;
-            bfloat16* target = to + column * rows + row;
+            bfloat16* target = to + column * to_stride + row;
             if (high < SIDE || across < SIDE) {  // a margin
                 for (int64_t r = 0; r < high; ++r)
                     for (int64_t c = 0; c < across; ++c)
-                        target[c * rows + r] = source[r * stride + c];
+                        target[c * to_stride + r] = source[r * stride + c];
                 continue;
             }
             Row square[SIDE];
@@ -209,7 +209,7 @@ void transpose(const bfloat16* from, int64_t stride, bfloat16* to, int64_t rows,
                 std::memcpy(&square[r], source + r * stride, sizeof(Row));
             transpose_square(square);
             for (int c = 0; c < SIDE; ++c)
-                std::memcpy(target + c * rows, &square[c], sizeof(Row));
+                std::memcpy(target + c * to_stride, &square[c], sizeof(Row));
         }
     }
 }
@@ -249,7 +249,7 @@ void transpose(const bfloat16* from, int64_t stride, bfloat16* to, int64_t rows,
 FOR_TYPE(float, f32)
 FOR_TYPE(bfloat16, bf16)
 
-extern "C" void transpose_16(const uint16_t* from, int64_t stride, uint16_t* to, int64_t rows,
-                             int64_t columns, int threads) {
-    transpose(from, stride, to, rows, columns, threads);
+extern "C" void transpose_16(const uint16_t* from, int64_t stride, uint16_t* to, int64_t to_stride,
+                             int64_t rows, int64_t columns, int threads) {
+    transpose(from, stride, to, to_stride, rows, columns, threads);
 }

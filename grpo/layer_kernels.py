@@ -120,12 +120,14 @@ def weight_gradient(
         found = torch.mm(of_out.T, x).to(dtype)
         return found if total is None else total.add_(found)
     sums = torch.empty((outputs, x.shape[1]), dtype=dtype) if total is None else total
-    copy = of_out.new_empty((min(outputs, TRANSPOSED), rows))
+    whole_lines = -(-rows // 32) * 32
+    copy = of_out.new_empty((min(outputs, TRANSPOSED), whole_lines))
     threads = ctypes.c_int(torch.get_num_threads())
     for part, place in zip(of_out.split(TRANSPOSED, 1), sums.split(TRANSPOSED), strict=True):
-        stride, sizes = ctypes.c_int64(of_out.stride(0)), _sizes(*part.shape)
-        kernels.transpose_16(*_pointers(part), stride, *_pointers(copy), *sizes, threads)
-        product = torch.mm(copy[: part.shape[1]], x)
+        source = (*_pointers(part), *_sizes(of_out.stride(0)))
+        target = (*_pointers(copy), *_sizes(whole_lines))
+        kernels.transpose_16(*source, *target, *_sizes(*part.shape), threads)
+        product = torch.mm(copy[: part.shape[1], :rows], x)
         # in float32 what is added: sums of two types take four times as long
         place.copy_(product) if total is None else place.add_(product.to(dtype))
     return sums

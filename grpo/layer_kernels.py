@@ -122,6 +122,7 @@ def weight_gradient(
     sums = torch.empty((outputs, x.shape[1]), dtype=dtype) if total is None else total
     whole_lines = -(-rows // 32) * 32
     copy = of_out.new_empty((min(outputs, TRANSPOSED), whole_lines))
+    copy[:, rows:] = 0  # products read numbers in pairs, and 0 times what lies there may be NaN
     threads = ctypes.c_int(torch.get_num_threads())
     for part, place in zip(of_out.split(TRANSPOSED, 1), sums.split(TRANSPOSED), strict=True):
         source = (*_pointers(part), *_sizes(of_out.stride(0)))

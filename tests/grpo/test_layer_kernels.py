@@ -93,6 +93,17 @@ def test_gradient_of_a_weight_in_blocks_of_outputs(dtype, monkeypatch):
     close(total, exact + 1, dtype)
 
 
+def test_what_lay_in_memory_does_not_matter():
+    torch.manual_seed(0)
+    of_out, x = torch.randn(N, 130).bfloat16(), torch.randn(N, D).bfloat16()  # N is odd
+    torch.use_deterministic_algorithms(True)  # fills what `empty` returns with NaN
+    try:
+        found = kernels.weight_gradient(of_out, x, torch.float32)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    close(found, of_out.double().T @ x.double(), torch.bfloat16)
+
+
 def test_other_types_are_left_to_torch(monkeypatch):
     monkeypatch.setattr(kernels, "library", lambda _: pytest.fail("float64 has no kernels"))
     kernels.rms_norm(torch.ones(2, 4, dtype=torch.float64), torch.ones(4), 0.0, torch.float64)

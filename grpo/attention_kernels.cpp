@@ -6,58 +6,16 @@
 // every query head. Matrices of a unit are copied to float and padded to whole blocks; T is float
 // or bfloat16 (stored as uint16_t).
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
+#include "kernels.h"
+
 #include <vector>
 
 namespace {
-
-using bfloat16 = uint16_t;
 
 // One block of a matrix product: 16 registers of 16 numbers. Queries are taken TILE at a time.
 constexpr int64_t ROWS = 8, COLUMNS = 32, TILE = 32;
 
 typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-
-inline float wide(float value) { return value; }
-
-inline float wide(bfloat16 value) {
-    const uint32_t bits = static_cast<uint32_t>(value) << 16;
-    float result;
-    std::memcpy(&result, &bits, sizeof result);
-    return result;
-}
-
-inline void store(float* place, float value) { *place = value; }
-
-// To the nearest, ties to even; NaN stays NaN.
-inline void store(bfloat16* place, float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    *place = static_cast<bfloat16>(value != value ? 0x7fc0 : rounded);
-}
-
-// exp by 2^n * p(r) with |r| <= ln(2) / 2, relative error 1e-7; branch-free, so that it vectorizes.
-// NaN stays NaN, by the order of the arguments.
-inline float exponential(float x) {
-    x = std::min(std::max(x, -87.0f), 88.0f);
-    const float n = std::nearbyint(x * 1.44269504f);
-    const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    float p = 1.9875691e-4f;
-    p = p * r + 1.3981999e-3f;
-    p = p * r + 8.3334519e-3f;
-    p = p * r + 4.1665796e-2f;
-    p = p * r + 1.6666665e-1f;
-    p = p * r + 5.0000001e-1f;
-    p = p * r * r + r + 1.0f;
-    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-    float power;
-    std::memcpy(&power, &bits, sizeof power);
-    return p * power;
-}
 
 inline int64_t up_to(int64_t count, int64_t block) { return (count + block - 1) / block * block; }
 

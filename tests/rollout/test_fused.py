@@ -12,8 +12,8 @@ from grpo.errors import WeightsError
 from grpo.rollout.decoder import SlotDecoder, make_decoder
 from grpo.rollout.fused import FusedDecoder, fusable
 from grpo.rollout.group_cache import CHUNK, WIDTH, GroupCache
-from grpo.rollout.native_decoder import NativeDecoder
 from grpo.rollout.native import library as native_library
+from grpo.rollout.native_decoder import NativeDecoder
 from grpo.rollout.packed import PackedLinear, packs
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import Version

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from grpo.casts import compute_type, joined
 from grpo.errors import RecipeError
+from grpo.head_kernels import normalize, pull_back_
 from grpo.layer_kernels import weight_gradient
 from grpo.rollout.sampling import filtered_probs, make_plan
 from grpo.types import Sampling
@@ -137,6 +138,9 @@ def token_surprise(
         found: list[Tensor] = []
         for hidden, targets in _chunks(hidden_N_D, targets_N, len(weight)):
             product = functional.linear(hidden, weight, bias)
+            if (whole := _at_once(product, targets, transform)) is not None:
+                found.append(whole[1:])
+                continue
             for logits, spare, targets_S_1, _ in _slices(product, targets, transform):
                 _, logp, entropy = _normalize_(logits, spare, targets_S_1)
                 probs = torch.exp(logits, out=spare)
@@ -180,6 +184,13 @@ def _slices(
         yield logits, spare, targets_S_1, transform.apply_(logits, targets_S_1)
 
 
+def _at_once(product_n_V: Tensor, targets_n: Tensor, transform: Transform) -> Tensor | None:
+    """What `_slices` are for, by a compiled kernel: [4, n], None where it cannot."""
+    if transform.cap is not None or transform.truncation is not None:
+        return None
+    return normalize(product_n_V, targets_n, transform.scale / transform.temperature)
+
+
 def _normalize_(
     logits_S_V: Tensor, spare_S_V: Tensor, targets_S_1: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,6 +229,9 @@ class _TokenLogProbs(torch.autograd.Function):
             product = hidden.new_empty(0)
             for part, targets in chunks:
                 product = functional.linear(part, weight, bias)
+                if (whole := _at_once(product, targets, transform)) is not None:
+                    found.append(whole[:3])
+                    continue
                 for logits, spare, targets_S_1, _ in _slices(product, targets, transform):
                     found.append(torch.stack(_normalize_(logits, spare, targets_S_1)))
             scale_N, logp_N, entropy_N = torch.cat(found, dim=1)
@@ -259,6 +273,10 @@ def _logit_gradients_(
     product_n_V: Tensor, targets_n: Tensor, rows_4_n: Tensor, transform: Transform, entropy: bool
 ) -> None:
     """The head's product becomes the gradient by it, slice by slice, in place."""
+    factor = transform.scale / transform.temperature
+    plain = transform.cap is None and transform.truncation is None
+    if plain and pull_back_(product_n_V, targets_n, rows_4_n, factor) is not None:
+        return
     start = 0
     for logits, probs, targets_S_1, slope in _slices(product_n_V, targets_n, transform):
         stop = start + len(logits)
@@ -271,7 +289,7 @@ def _logit_gradients_(
         probs.scatter_add_(-1, targets_S_1, a)
         if slope is not None:
             probs.mul_(slope)
-        elif (factor := transform.scale / transform.temperature) != 1.0:
+        elif factor != 1.0:
             probs.mul_(factor)
         product_n_V[start:stop].copy_(probs)
         start = stop

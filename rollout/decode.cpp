@@ -70,21 +70,32 @@ struct Attention {
         }
     }
 
+    // Sums that do not wait for one another, so that few heads keep the processor busy too.
+    static constexpr int apart(int heads) { return heads == 1 ? 4 : heads == 2 ? 2 : 1; }
+
     // scores[h][t] = queries[h] . keys[.., t] of P heads, for `count` keys rounded up to LANES.
     template <int P>
     static void dots(const T* keys, int64_t pitch, int64_t count, const float* queries,
                      float* scores, int64_t stride) {
+        constexpr int U = apart(P);
         for (int64_t t = 0; t < count; t += LANES) {
-            float sum[P][LANES] = {};
-            for (int i = 0; i < D; i++) {
-                const T* key = keys + i * pitch + t;
+            float sum[U][P][LANES] = {};
+            for (int i = 0; i < D; i += U) {
+                for (int u = 0; u < U; u++) {
+                    const T* key = keys + (i + u) * pitch + t;
 #pragma omp simd
-                for (int j = 0; j < LANES; j++) {
-                    float k = wide(key[j]);
-                    for (int h = 0; h < P; h++) sum[h][j] += queries[h * D + i] * k;
+                    for (int j = 0; j < LANES; j++) {
+                        float k = wide(key[j]);
+                        for (int h = 0; h < P; h++) sum[u][h][j] += queries[h * D + i + u] * k;
+                    }
                 }
             }
-            for (int h = 0; h < P; h++) std::copy(sum[h], sum[h] + LANES, scores + h * stride + t);
+            for (int h = 0; h < P; h++)
+                for (int j = 0; j < LANES; j++) {
+                    float whole = sum[0][h][j];
+                    for (int u = 1; u < U; u++) whole += sum[u][h][j];
+                    scores[h * stride + t + j] = whole;
+                }
         }
     }
 
@@ -92,17 +103,22 @@ struct Attention {
     template <int P>
     static void add(const T* values, int64_t count, const float* weights, int64_t stride,
                     float* sums) {
-        float sum[P][D];
-        std::memcpy(sum, sums, sizeof sum);
-        for (int64_t t = 0; t < count; t++) {
+        constexpr int U = apart(P);
+        float sum[U][P][D] = {};
+        int64_t t = 0;
+        const auto one = [&](float (&to)[P][D], int64_t t) {
             const T* value = values + t * D;
 #pragma omp simd
             for (int i = 0; i < D; i++) {
                 float v = wide(value[i]);
-                for (int h = 0; h < P; h++) sum[h][i] += weights[h * stride + t] * v;
+                for (int h = 0; h < P; h++) to[h][i] += weights[h * stride + t] * v;
             }
-        }
-        std::memcpy(sums, sum, sizeof sum);
+        };
+        for (; t + U <= count; t += U)
+            for (int u = 0; u < U; u++) one(sum[u], t + u);
+        for (; t < count; t++) one(sum[0], t);
+        for (int u = 0; u < U; u++)
+            for (int i = 0; i < P * D; i++) sums[i] += (&sum[u][0][0])[i];
     }
 
     // P query heads that share a key head: softmax(queries K) V into `out` [P, D].
@@ -222,6 +238,19 @@ void norm(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float
         norm_row(x + row * size, weight, out + row * size, size, epsilon);
 }
 
+template <class T>
+void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *gate = gate_up + 2 * row * width, *up = gate + width;
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) {
+            float g = wide(gate[i]);
+            store(out + row * width + i, g / (1.0f + exponential(-g)) * wide(up[i]));
+        }
+    }
+}
+
 constexpr int64_t BLOCK = 256;  // entries of the vocabulary summed together first
 
 // One row of logits [V]: the token where the running sum of probabilities passes `uniform` in
@@ -280,6 +309,10 @@ void draw(const T* logits, const double* uniform, const float* factor, int64_t r
     extern "C" void norm_##NAME(const T* x, const T* weight, T* out, int64_t rows, int64_t size,  \
                                 float epsilon, int64_t threads) {                                 \
         norm(x, weight, out, rows, size, epsilon, threads);                                       \
+    }                                                                                             \
+    extern "C" void swiglu_##NAME(const T* gate_up, T* out, int64_t rows, int64_t width,          \
+                                  int64_t threads) {                                              \
+        swiglu(gate_up, out, rows, width, threads);                                               \
     }                                                                                             \
     extern "C" int attend_##NAME(const Step* s, int64_t window, const T* mixed, const T* keys,    \
                                  const T* values, T* own, const T* query_norm, const T* key_norm, \

@@ -43,17 +43,21 @@ def fusable(model: nn.Module) -> bool:
 
 
 class Layer:
-    """A decoder layer's packed weights; norms and shapes are the module's own."""
+    """A decoder layer's weights; norms and shapes are the module's own.
 
-    def __init__(self, module: Any, config: Any) -> None:
+    Packed: gate and up apart, each with its part of the activation; else side by side.
+    """
+
+    def __init__(self, module: Any, config: Any, *, packed: bool) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.before = module.input_layernorm
         self.after = module.post_attention_layernorm
-        self.qkv = PackedLinear([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = PackedLinear([attention.o_proj])
-        self.gate = PackedLinear([mlp.gate_proj])
-        self.up = PackedLinear([mlp.up_proj])
-        self.down = PackedLinear([mlp.down_proj])
+        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.qkv = PackedLinear(projections, packed=packed)
+        self.out = PackedLinear([attention.o_proj], packed=packed)
+        gates = [[mlp.gate_proj], [mlp.up_proj]] if packed else [[mlp.gate_proj, mlp.up_proj]]
+        self.gates = [PackedLinear(linears, packed=packed) for linears in gates]
+        self.down = PackedLinear([mlp.down_proj], packed=packed)
         self.head_norms = (
             (attention.q_norm, attention.k_norm) if config.model_type == "qwen3" else None
         )
@@ -62,7 +66,7 @@ class Layer:
 
     @property
     def packed(self) -> tuple[PackedLinear, ...]:
-        return (self.qkv, self.out, self.gate, self.up, self.down)
+        return (self.qkv, self.out, *self.gates, self.down)
 
 
 class _Step:
@@ -81,7 +85,7 @@ class FusedDecoder:
     lockstep = False
     keys_across = False  # how the cache keeps keys
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, packed: bool = True) -> None:
         whole: Any = model
         config = whole.config
         self.dtype = next(model.parameters()).dtype
@@ -90,8 +94,8 @@ class FusedDecoder:
         self.size: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.embed = whole.model.embed_tokens
         self.norm = whole.model.norm
-        self.layers = [Layer(module, config) for module in whole.model.layers]
-        self.head = PackedLinear([whole.lm_head])
+        self.layers = [Layer(module, config, packed=packed) for module in whole.model.layers]
+        self.head = PackedLinear([whole.lm_head], packed=packed)
         self._rotary = whole.model.rotary_emb
         self._turns: tuple[Tensor, Tensor] | None = None  # cos, sin [positions, D]
         self.free()
@@ -221,8 +225,12 @@ class FusedDecoder:
 
     def _rest(self, x: Tensor, layer: Layer) -> Tensor:
         """What follows attention: [R, hidden] -> the same."""
-        hidden = self._normed(x, layer.after)
-        return layer.down.plus(layer.up.times(hidden, layer.gate.silu(hidden)), x)
+        return layer.down.plus(self._activated(self._normed(x, layer.after), layer), x)
+
+    def _activated(self, hidden: Tensor, layer: Layer) -> Tensor:
+        """silu(gate) * up [R, intermediate]."""
+        gate, up = layer.gates
+        return up.times(hidden, gate.silu(hidden))
 
     def _normed(self, x: Tensor, norm: Any) -> Tensor:
         return _normed(x, norm)

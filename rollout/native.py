@@ -33,6 +33,7 @@ def library() -> ctypes.CDLL | None:
         P, N, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
         for name in _TYPES.values():
             getattr(found, f"norm_{name}").argtypes = [P, P, P, N, N, F, N]
+            getattr(found, f"swiglu_{name}").argtypes = [P, P, N, N, N]
             getattr(found, f"attend_{name}").argtypes = [P, N, P, P, P, P, P, P, F, P]
             getattr(found, f"draw_{name}").argtypes = [P, P, P, N, N, P, P, N]
     return found
@@ -44,6 +45,7 @@ class Kernels:
     def __init__(self, compiled: ctypes.CDLL, dtype: torch.dtype) -> None:
         name = _TYPES[dtype]
         self._norm = getattr(compiled, f"norm_{name}")
+        self._swiglu = getattr(compiled, f"swiglu_{name}")
         self._attend = getattr(compiled, f"attend_{name}")
 
     def norm(self, x: Tensor, norm: Any) -> Tensor:
@@ -57,6 +59,14 @@ class Kernels:
             norm.variance_epsilon,
             torch.get_num_threads(),
         )
+        return out
+
+    def swiglu(self, gate_up: Tensor) -> Tensor:
+        """silu(gate) * up [R, F] of the two side by side [R, 2 F]."""
+        rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        out = gate_up.new_empty(rows, width)
+        threads = torch.get_num_threads()
+        self._swiglu(gate_up.data_ptr(), out.data_ptr(), rows, width, threads)
         return out
 
     def attend(

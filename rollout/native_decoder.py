@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo.rollout.fused import FusedDecoder
+from grpo.rollout.fused import FusedDecoder, Layer
 from grpo.rollout.group_cache import CHUNK
 from grpo.rollout.native import SIZES, Kernels, Step, library
 
@@ -19,7 +19,7 @@ class NativeDecoder(FusedDecoder):
     keys_across = True
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model)
+        super().__init__(model, packed=next(model.parameters()).dtype == torch.bfloat16)
         compiled = library()
         if compiled is None or self.size not in SIZES:
             raise NotImplementedError("no compiled kernels for this model on this machine")
@@ -62,3 +62,8 @@ class NativeDecoder(FusedDecoder):
 
     def _normed(self, x: Tensor, norm: Any) -> Tensor:
         return self._kernels.norm(x, norm)
+
+    def _activated(self, hidden: Tensor, layer: Layer) -> Tensor:
+        if len(layer.gates) > 1:
+            return super()._activated(hidden, layer)
+        return self._kernels.swiglu(layer.gates[0](hidden))

@@ -1,0 +1,64 @@
+"""`head_kernels.cpp` for torch tensors; None where `grpo/head.py` has to do the work itself."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from grpo.native import library
+
+SOURCE = Path(__file__).with_name("head_kernels.cpp")
+_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_P, _N = ctypes.c_void_p, ctypes.c_int64
+
+
+def normalize(product_n_V: Tensor, targets_n: Tensor, factor: float) -> Tensor | None:
+    """float32 [4, n] of the softmax of factor * product: see the file in C++.
+
+    Log of the sum of exp, the targets' log-probs, mean and variance of -log p.
+    """
+    kernels = _kernels(product_n_V)
+    if kernels is None:
+        return None
+    rows, vocab = product_n_V.shape
+    found = torch.empty((4, rows))
+    function = getattr(kernels, f"normalize_{_NAMES[product_n_V.dtype]}")
+    function(
+        *_pointers(product_n_V, targets_n.contiguous(), found),
+        *(_N(rows), _N(vocab), ctypes.c_float(factor)),
+        torch.get_num_threads(),
+    )
+    return found
+
+
+def pull_back_(
+    product_n_V: Tensor, targets_n: Tensor, rows_4_n: Tensor, factor: float
+) -> Tensor | None:
+    """The product becomes its own gradient, in place, and is returned.
+
+    rows_4_n: log of the sum of exp, entropy, and the gradients by log-prob and entropy.
+    """
+    kernels = _kernels(product_n_V)
+    if kernels is None:
+        return None
+    function = getattr(kernels, f"pull_back_{_NAMES[product_n_V.dtype]}")
+    parts = [row.float().contiguous() for row in rows_4_n]
+    function(
+        *_pointers(product_n_V, targets_n.contiguous(), *parts),
+        *(_N(length) for length in product_n_V.shape),
+        ctypes.c_float(factor),
+        torch.get_num_threads(),
+    )
+    return product_n_V
+
+
+def _kernels(product: Tensor) -> ctypes.CDLL | None:
+    known = product.is_cpu and product.dtype in _NAMES and product.is_contiguous()
+    return library(SOURCE) if known else None
+
+
+def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
+    return [_P(t.data_ptr()) for t in tensors]

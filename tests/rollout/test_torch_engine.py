@@ -48,8 +48,7 @@ def test_a_compiled_model_gives_the_same(kind, monkeypatch):
 def test_a_compiled_model_gives_the_same_on_a_gpu():
     requests = ragged(max_tokens=40)
     plain, compiled = (
-        run(engine(tiny("llama").cuda(), compile=compile), requests)
-        for compile in (False, True)
+        run(engine(tiny("llama").cuda(), compile=compile), requests) for compile in (False, True)
     )
     same(plain, compiled)
 

@@ -12,6 +12,7 @@ from grpo.loop import train_step
 from grpo.memory import keep_freed_memory
 from grpo.schema import RLStage
 from grpo.stages.wiring import build_parts, build_rl_sampler
+from perf.learning import TOKENS_PER_MICRO_BATCH
 from perf.worker import Settings, serve
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,6 +28,7 @@ def recipe_of(settings: Settings) -> Any:
         "rollout.max_completion_length": settings["completion"],
         "learner.learning_rate": 1e-6,
         "learner.max_steps": 1000,
+        "learner.tokens_per_micro_batch": TOKENS_PER_MICRO_BATCH,
         "parity.steps": 0,
         "run.threads": settings["threads"],
     }

@@ -233,7 +233,8 @@ int attend(const Step& s, int64_t window, const T* mixed, const T* keys, const T
 template <class T>
 void norm(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon,
           int64_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
+    // Waking threads takes longer than a few rows.
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * size > 65536)
     for (int64_t row = 0; row < rows; row++)
         norm_row(x + row * size, weight, out + row * size, size, epsilon);
 }

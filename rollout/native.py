@@ -48,9 +48,8 @@ class Kernels:
         self._swiglu = getattr(compiled, f"swiglu_{name}")
         self._attend = getattr(compiled, f"attend_{name}")
 
-    def norm(self, x: Tensor, norm: Any) -> Tensor:
-        """RMS norm of x [R, D] with a module's weight and epsilon."""
-        out = torch.empty_like(x)
+    def norm(self, x: Tensor, norm: Any, out: Tensor) -> Tensor:
+        """RMS norm of x [R, D] with a module's weight and epsilon, into `out`."""
         self._norm(
             x.data_ptr(),
             norm.weight.data_ptr(),
@@ -77,12 +76,12 @@ class Kernels:
         own: Tensor,
         head_norms: tuple[Any, Any] | None,
         window: int | None,
+        out: Tensor,
     ) -> Tensor:
-        """Rotate, keep and attend in one layer: mixed [R, (H + 2 KV) D] -> [R, H D].
+        """Rotate, keep and attend in one layer: mixed [R, (H + 2 KV) D] -> `out` [R, H D].
 
         `prompts`, `own`: a `GroupCache`'s, with keys across. `head_norms`: of queries and keys.
         """
-        out = mixed.new_empty(step.rows, step.heads * step.size)
         of_query, of_key = head_norms or (None, None)
         self._attend(
             ctypes.addressof(step),

@@ -47,21 +47,25 @@ class NativeDecoder(FusedDecoder):
             sine=sin.data_ptr(),
         )
         x = self.embed(torch.from_numpy(tokens))
+        # Two pieces of memory for all layers: fresh ones cost more than a norm.
+        hidden, attended = torch.empty_like(x), x.new_empty(len(x), self.heads * self.size)
         for index, layer in enumerate(self.layers):
-            mixed = layer.qkv(self._normed(x, layer.before))
-            attended = kernels.attend(
+            kernels.attend(
                 step,
-                mixed,
+                layer.qkv(kernels.norm(x, layer.before, hidden)),
                 cache.prompts[index],
                 cache.own[index],
                 layer.head_norms,
                 layer.window,
+                attended,
             )
-            x = self._rest(layer.out.plus(attended, x), layer)
-        return self.head(self._normed(x, self.norm))
+            x = layer.out.plus(attended, x)
+            active = self._activated(kernels.norm(x, layer.after, hidden), layer)
+            x = layer.down.plus(active, x)
+        return self.head(kernels.norm(x, self.norm, hidden))
 
     def _normed(self, x: Tensor, norm: Any) -> Tensor:
-        return self._kernels.norm(x, norm)
+        return self._kernels.norm(x, norm, torch.empty_like(x))
 
     def _activated(self, hidden: Tensor, layer: Layer) -> Tensor:
         if len(layer.gates) > 1:

@@ -30,8 +30,11 @@ WIDE = ("-mprefer-vector-width=512",)  # compilers shy away from these registers
 
 
 @functools.cache
-def library(source: Path) -> ctypes.CDLL | None:
-    """The compiled `source`, None where it cannot be had (the reason is logged once)."""
+def library(source: Path, *defines: str) -> ctypes.CDLL | None:
+    """The compiled `source`, None where it cannot be had (the reason is logged once).
+
+    `defines` are macros, "NAME=value".
+    """
     if os.environ.get("GRPO_NATIVE", "1") == "0":
         return None
     compiler = shutil.which(os.environ.get("CXX", "c++"))
@@ -39,19 +42,23 @@ def library(source: Path) -> ctypes.CDLL | None:
         logger.info("%s is not compiled: no C++ compiler; torch is used", source.name)
         return None
     try:
-        return ctypes.CDLL(str(_compiled(source, compiler)))
+        return ctypes.CDLL(str(_compiled(source, compiler, defines)))
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         logger.warning("%s cannot be compiled, torch is used instead: %s", source.name, said)
         return None
 
 
-def _compiled(source: Path, compiler: str) -> Path:
+def _compiled(source: Path, compiler: str, defines: tuple[str, ...]) -> Path:
     """The library's file, made now if this machine has none of this source."""
     headers = sorted(HEADERS.glob("*.h"))
     text = b"\0".join(file.read_bytes() for file in (source, *headers))
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    flags = FLAGS + (WIDE if platform.machine() == "x86_64" else ())
+    flags = (
+        *FLAGS,
+        *(WIDE if platform.machine() == "x86_64" else ()),
+        *(f"-D{define}" for define in defines),
+    )
     parts = (text, version, " ".join(flags).encode(), _processor().encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     folder = _folder()

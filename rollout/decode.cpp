@@ -1,9 +1,8 @@
-// What lies between the matrix products of one decoding step, for `rollout/native.py`.
+// What lies between the matrix products of one decoding step (rollout/native.py), one pass over
+// memory each: norms, the gated activation, and the rotation of queries and keys, their place in the
+// cache and attention over prompt and own tokens. Sums are in float; what is stored is rounded once.
 //
-// Each function is one pass over memory where torch needs many: a row's norm; rotation of queries
-// and keys, the place of keys and values in the cache and attention over prompt and own tokens; the
-// softmax over the vocabulary and the draw from it. Sums are in float32 (over a vocabulary in
-// float64); what is stored in bfloat16 is rounded once, to nearest even.
+// HEAD_SIZE is set by who compiles this, a multiple of 4.
 
 #include "kernels.h"
 
@@ -25,7 +24,7 @@ void norm_row(const T* x, const T* weight, T* out, int64_t size, float epsilon) 
 
 // What all layers of a step share. Rows R, H query heads, K key heads of size D.
 struct Step {
-    int64_t rows, heads, kv_heads, size;
+    int64_t rows, heads, kv_heads;
     int64_t slots;          // of a prompt; a multiple of LANES
     int64_t chunk;          // slots of own tokens that lie together, the same
     int64_t capacity;       // rows there is room for
@@ -43,6 +42,7 @@ constexpr int LANES = 32;  // keys that are scored side by side
 
 template <class T, int D>
 struct Attention {
+    static_assert(D % 4 == 0);
     const Step& s;
     int64_t per, window;
     const T *prompt_keys, *prompt_values;  // [groups, K, D, slots], [groups, K, slots, D]
@@ -206,30 +206,6 @@ struct Attention {
     }
 };
 
-template <class T, int D>
-void attend_sized(const Step& s, int64_t window, const T* mixed, const T* keys, const T* values,
-                  T* own, const T* query_norm, const T* key_norm, float epsilon, T* out) {
-    Attention<T, D> attention{s,   s.heads / s.kv_heads, window,   keys,   values,
-                              own, query_norm,           key_norm, epsilon};
-    attention.all(mixed, out);
-}
-
-template <class T>
-int attend(const Step& s, int64_t window, const T* mixed, const T* keys, const T* values, T* own,
-           const T* query_norm, const T* key_norm, float epsilon, T* out) {
-    auto with = [&](auto function) {
-        function(s, window, mixed, keys, values, own, query_norm, key_norm, epsilon, out);
-        return 0;
-    };
-    switch (s.size) {
-        case 16: return with(attend_sized<T, 16>);
-        case 32: return with(attend_sized<T, 32>);
-        case 64: return with(attend_sized<T, 64>);
-        case 128: return with(attend_sized<T, 128>);
-    }
-    return 1;
-}
-
 template <class T>
 void norm(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon,
           int64_t threads) {
@@ -252,58 +228,6 @@ void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int64_t threa
     }
 }
 
-constexpr int64_t BLOCK = 256;  // entries of the vocabulary summed together first
-
-// One row of logits [V]: the token where the running sum of probabilities passes `uniform` in
-// [0, 1), or for `uniform` < 0 the first of the largest; and its log-prob. logits are multiplied by
-// `factor` > 0. A token of probability 0 is never drawn.
-template <class T>
-void draw_row(const T* logits, double uniform, float factor, int64_t vocab, float* sums,
-              int64_t* token, float* logprob) {
-    float top = -INFINITY;
-#pragma omp simd reduction(max : top)
-    for (int64_t i = 0; i < vocab; i++) top = std::max(top, wide(logits[i]));
-    auto probability = [&](int64_t i) { return exponential((wide(logits[i]) - top) * factor); };
-    double total = 0;
-    int64_t blocks = (vocab + BLOCK - 1) / BLOCK;
-    for (int64_t b = 0; b < blocks; b++) {
-        float sum = 0;
-        int64_t end = std::min(vocab, (b + 1) * BLOCK);
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = b * BLOCK; i < end; i++) sum += probability(i);
-        total += sums[b] = sum;
-    }
-    int64_t found = 0;
-    if (uniform < 0) {
-        while (found + 1 < vocab && wide(logits[found]) != top) found++;
-    } else {
-        double rest = uniform * total, passed = 0;
-        int64_t b = 0;
-        while (b + 1 < blocks && rest >= sums[b]) rest -= sums[b++];
-        found = b * BLOCK;
-        // The rounding of sums may leave more than the block has: then its last possible token.
-        for (int64_t i = found; i < std::min(vocab, (b + 1) * BLOCK) && passed <= rest; i++) {
-            float p = probability(i);
-            if (p > 0) found = i, passed += p;
-        }
-    }
-    *token = found;
-    *logprob = float(double((wide(logits[found]) - top) * factor) - std::log(total));
-}
-
-template <class T>
-void draw(const T* logits, const double* uniform, const float* factor, int64_t rows, int64_t vocab,
-          int64_t* tokens, float* logprobs, int64_t threads) {
-#pragma omp parallel num_threads(threads)
-    {
-        std::vector<float> sums((vocab + BLOCK - 1) / BLOCK);
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++)
-            draw_row(logits + row * vocab, uniform[row], factor[row], vocab, sums.data(),
-                     tokens + row, logprobs + row);
-    }
-}
-
 }  // namespace
 
 #define ENTRIES(NAME, T)                                                                          \
@@ -315,15 +239,12 @@ void draw(const T* logits, const double* uniform, const float* factor, int64_t r
                                   int64_t threads) {                                              \
         swiglu(gate_up, out, rows, width, threads);                                               \
     }                                                                                             \
-    extern "C" int attend_##NAME(const Step* s, int64_t window, const T* mixed, const T* keys,    \
-                                 const T* values, T* own, const T* query_norm, const T* key_norm, \
-                                 float epsilon, T* out) {                                         \
-        return attend(*s, window, mixed, keys, values, own, query_norm, key_norm, epsilon, out);  \
-    }                                                                                             \
-    extern "C" void draw_##NAME(const T* logits, const double* uniform, const float* factor,      \
-                                int64_t rows, int64_t vocab, int64_t* tokens, float* logprobs,    \
-                                int64_t threads) {                                                \
-        draw(logits, uniform, factor, rows, vocab, tokens, logprobs, threads);                    \
+    extern "C" void attend_##NAME(const Step* s, int64_t window, const T* mixed, const T* keys,   \
+                                  const T* values, T* own, const T* query_norm,                   \
+                                  const T* key_norm, float epsilon, T* out) {                     \
+        Attention<T, HEAD_SIZE> attention{*s,  s->heads / s->kv_heads, window,   keys,   values,  \
+                                          own, query_norm,             key_norm, epsilon};        \
+        attention.all(mixed, out);                                                                \
     }
 
 ENTRIES(float32, float)

@@ -1,4 +1,4 @@
-"""`decode.cpp` for torch tensors."""
+"""`decode.cpp` and `draw.cpp` for torch tensors."""
 
 from __future__ import annotations
 
@@ -13,29 +13,39 @@ from torch import Tensor
 from grpo import native
 
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-SIZES = (16, 32, 64, 128)  # of heads, that attention is compiled for
+_P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class Step(ctypes.Structure):
     """The C++ file's `Step`."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "size", "slots")),
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "slots")),
         *((name, ctypes.c_int64) for name in ("chunk", "capacity", "threads")),
         *((name, ctypes.c_void_p) for name in ("group", "lengths", "positions", "cosine", "sine")),
     ]
 
 
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where this machine cannot have them."""
-    found = native.library(Path(__file__).with_name("decode.cpp"))
+def decode_library(head_size: int) -> ctypes.CDLL | None:
+    """`decode.cpp` for heads of this size; None where this machine cannot have it."""
+    if head_size % 4:
+        return None
+    source = Path(__file__).with_name("decode.cpp")
+    found = native.library(source, f"HEAD_SIZE={head_size}")
     if found is not None and found.norm_float32.argtypes is None:
-        P, N, F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
         for name in _TYPES.values():
-            getattr(found, f"norm_{name}").argtypes = [P, P, P, N, N, F, N]
-            getattr(found, f"swiglu_{name}").argtypes = [P, P, N, N, N]
-            getattr(found, f"attend_{name}").argtypes = [P, N, P, P, P, P, P, P, F, P]
-            getattr(found, f"draw_{name}").argtypes = [P, P, P, N, N, P, P, N]
+            getattr(found, f"norm_{name}").argtypes = [_P, _P, _P, _N, _N, _F, _N]
+            getattr(found, f"swiglu_{name}").argtypes = [_P, _P, _N, _N, _N]
+            getattr(found, f"attend_{name}").argtypes = [_P, _N, *[_P] * 6, _F, _P]
+    return found
+
+
+def draw_library() -> ctypes.CDLL | None:
+    """`draw.cpp`; None where this machine cannot have it."""
+    found = native.library(Path(__file__).with_name("draw.cpp"))
+    if found is not None and found.draw_float32.argtypes is None:
+        for name in _TYPES.values():
+            getattr(found, f"draw_{name}").argtypes = [_P, _P, _P, _N, _N, _P, _P, _N]
     return found
 
 
@@ -104,7 +114,7 @@ def draw(logits: Tensor, uniform: np.ndarray, factor: np.ndarray) -> tuple[Tenso
     logits [R, V]; factor float32 [R] > 0; uniform float64 [R] in [0, 1), or < 0 for the largest
     logit. None where there is no kernel for these logits.
     """
-    compiled = library() if logits.device.type == "cpu" and logits.dtype in _TYPES else None
+    compiled = draw_library() if logits.device.type == "cpu" and logits.dtype in _TYPES else None
     if compiled is None or not logits.is_contiguous():
         return None
     tokens = torch.empty(len(logits), dtype=torch.int64)

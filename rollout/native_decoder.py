@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from grpo.rollout.fused import FusedDecoder, Layer
 from grpo.rollout.group_cache import CHUNK
-from grpo.rollout.native import SIZES, Kernels, Step, library
+from grpo.rollout.native import Kernels, Step, decode_library
 
 
 class NativeDecoder(FusedDecoder):
@@ -20,8 +20,8 @@ class NativeDecoder(FusedDecoder):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, packed=next(model.parameters()).dtype == torch.bfloat16)
-        compiled = library()
-        if compiled is None or self.size not in SIZES:
+        compiled = decode_library(self.size)
+        if compiled is None:
             raise NotImplementedError("no compiled kernels for this model on this machine")
         self._kernels = Kernels(compiled, self.dtype)
 
@@ -35,7 +35,6 @@ class NativeDecoder(FusedDecoder):
             rows=len(own),
             heads=self.heads,
             kv_heads=self.kv_heads,
-            size=self.size,
             slots=cache.slots,
             chunk=CHUNK,
             capacity=cache.own[0].shape[2],

@@ -12,7 +12,7 @@ from grpo.errors import WeightsError
 from grpo.rollout.decoder import SlotDecoder, make_decoder
 from grpo.rollout.fused import FusedDecoder, fusable
 from grpo.rollout.group_cache import CHUNK, WIDTH, GroupCache
-from grpo.rollout.native import library as native_library
+from grpo.rollout.native import draw_library
 from grpo.rollout.native_decoder import NativeDecoder
 from grpo.rollout.packed import PackedLinear, packs
 from grpo.rollout.torch_engine import TorchEngine
@@ -29,9 +29,9 @@ pytestmark = pytest.mark.skipif(
 def kernels(request, monkeypatch):
     """Both ways to compute what lies between the products."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "library", lambda source: None)
+        monkeypatch.setattr(native, "library", lambda *_: None)
         return FusedDecoder
-    if native_library() is None:
+    if draw_library() is None:
         pytest.skip("no C++ compiler")
     return NativeDecoder
 
@@ -127,7 +127,7 @@ def test_packed_weights_follow_and_a_stale_copy_is_refused(monkeypatch, kernels)
 
 
 def test_a_wrong_layer_is_found_by_the_probe(monkeypatch, caplog):
-    monkeypatch.setattr(native, "library", lambda source: None)
+    monkeypatch.setattr(native, "library", lambda *_: None)
     right = FusedDecoder._attend
     monkeypatch.setattr(FusedDecoder, "_attend", lambda self, *args: right(self, *args) * 1.01)
     with caplog.at_level(logging.INFO):

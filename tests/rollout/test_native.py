@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from grpo import native
-from grpo.rollout.native import draw, library
+from grpo.rollout.native import draw, draw_library
 
-compiled = pytest.mark.skipif(library() is None, reason="no C++ compiler")
+compiled = pytest.mark.skipif(draw_library() is None, reason="no C++ compiler")
 
 
 def drawn(logits, uniform, factor=1.0):
@@ -99,6 +99,13 @@ def test_a_source_is_compiled_once(fresh, monkeypatch, tmp_path):
 
 
 @compiled
+def test_a_macro_makes_another_library(fresh, tmp_path):
+    fresh.write_text('extern "C" int answer() { return ANSWER; }')
+    assert native.library(fresh, "ANSWER=1").answer() == 1
+    assert native.library(fresh, "ANSWER=2").answer() == 2
+
+
+@compiled
 def test_a_folder_that_others_can_write_to_is_not_trusted(fresh, tmp_path):
     (tmp_path / "grpo-toolkit").mkdir()
     (tmp_path / "grpo-toolkit").chmod(0o777)
@@ -115,5 +122,5 @@ def test_torch_takes_over(fresh, monkeypatch, caplog, reason):
     else:
         fresh.write_text("int answer( {")
     assert native.library(fresh) is None
-    if reason == "an error" and library() is not None:
+    if reason == "an error" and draw_library() is not None:
         assert "answer.cpp cannot be compiled" in caplog.text

@@ -15,6 +15,7 @@ does a layer that has an adapter.
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -76,6 +77,19 @@ def _forward(
             past_key_values=past_key_values,
             **kwargs,
         )
+    compute = functools.partial(_computed, layer, position_embeddings, shared_layout)
+    # transformers 5.2x recomputes inside the class's `forward`, which this one stands in for;
+    # before, it did so around any.
+    inside = hasattr(type(layer).forward, "__wrapped__")
+    if inside and layer.gradient_checkpointing and layer.training:
+        return layer._gradient_checkpointing_func(compute, hidden_states)
+    return compute(hidden_states)
+
+
+def _computed(
+    layer: Any, position_embeddings: tuple[Tensor, Tensor], layout: Layout, hidden_states: Tensor
+) -> Tensor:
+    """The layer on [1, N, D]."""
     attention, mlp = layer.self_attn, layer.mlp
     cos, sin = (table[0] for table in position_embeddings)
     x = _Attention.apply(
@@ -83,7 +97,7 @@ def _forward(
         layer.input_layernorm.weight,
         _eps(layer.input_layernorm),
         attention.o_proj.weight,
-        (cos, sin, shared_layout, attention.head_dim, attention.scaling),
+        (cos, sin, layout, attention.head_dim, attention.scaling),
         *(p.weight for p in (attention.q_proj, attention.k_proj, attention.v_proj)),
         *(p.bias for p in (attention.q_proj, attention.k_proj, attention.v_proj)),
     )

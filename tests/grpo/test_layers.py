@@ -13,6 +13,7 @@ from grpo.batch import make_rows, micro_batches
 from grpo.casts import casts_kept, joined
 from grpo.forward import completion_logprobs
 from grpo.layers import fuse_layers
+from grpo.policy import checkpoint_activations
 
 from .rows import V, three_groups, tiny_model
 
@@ -120,3 +121,17 @@ def test_weights_are_cast_once():
         weight.add_(1)
     assert torch.equal(joined([weight], torch.bfloat16), weight.bfloat16())
     assert torch.equal(first[3:], (weight - 1).bfloat16())
+
+
+def test_activations_are_computed_again_where_asked(monkeypatch):
+    """Equal gradients do not show it: also a setting without effect has them."""
+    runs = []
+    compute = layers._computed
+    monkeypatch.setattr(layers, "_computed", lambda *args: runs.append(1) or compute(*args))
+    model = tiny_model(dtype=torch.float64)
+    exact = gradients(model, True)
+    once = len(runs)
+    checkpoint_activations(model)
+    assert distance(gradients(model, True), exact) == 0.0
+    assert once > 0
+    assert len(runs) == 3 * once

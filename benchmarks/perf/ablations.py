@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from perf.contest import Contender, Plan, contest
@@ -59,12 +60,13 @@ def measure(plan: Plan) -> dict[str, Any]:
         "completion": 8 if plan.quick else 64,
         "kind": "lognormal",
     }
+    said = base | {"model": Path(plan.model).name}  # not where it was here
     switches = {"all on": {}, **GENERATION}
     contenders = [
         Contender(name=name, script="gen_ours", settings=base | change)
         for name, change in switches.items()
     ]
-    return {"learner": learner, "generation": against(contenders, plan, {"sizes": base})}
+    return {"learner": learner, "generation": against(contenders, plan, {"sizes": said})}
 
 
 def against(contenders: list[Contender], plan: Plan, said: dict[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,9 @@ and put together by the logarithms of their normalizers, as in ring attention (2
     own      each completion to itself, causal, in batches of similar lengths
 
 No pair of tokens from different completions is computed, and keys are not repeated for the query
-heads that share them. Two ways lead there, with the same sums:
+heads that share them. Three ways lead there, with the same sums:
 
+    flex       on a GPU, in one part: `grpo/flex_attention.py`, for what its `uses_flex` says
     compiled   float32 and bfloat16 on a CPU: `attention_kernels.cpp`, a head of a prompt and its
                completions at a time, so that nothing leaves the processor's cache
     torch      everything else. On a CPU the forward pass is PyTorch's flash kernel; the backward
@@ -35,11 +36,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from grpo.batch import Pack
+from grpo.flex_attention import attend_in_blocks, make_blocks, uses_flex
 from grpo.native import library
 
 IMPLEMENTATION = "grpo_shared"  # the name in `config._attn_implementation`
@@ -109,6 +112,11 @@ class Layout:
             if len(pack.completions) > 1 and spans:
                 crossing.append((np.concatenate(spans), prompt))
         return tuple(_job(members, False, self.device) for members in _batched(crossing))
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        """All of it for FlexAttention."""
+        return make_blocks(self.source, self.device)
 
 
 def make_layout(packs: Sequence[Pack], device: torch.device) -> Layout:
@@ -186,6 +194,8 @@ def attention(
         dtype = torch.get_autocast_dtype(device)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if uses_flex(query, key, value):
+        return attend_in_blocks(query, key, value, shared_layout.blocks, scale), None
     flat = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     found = _SharedAttention.apply(*flat, shared_layout, scale)
     return found[None], None  # pyright: ignore[reportOptionalSubscript]
@@ -213,9 +223,9 @@ class _SharedAttention(torch.autograd.Function):
         query, key, value, out, norm = ctx.saved_tensors
         with torch.autocast(query.device.type, enabled=False):
             saved = (query, key, value, out, norm)
-            wide = attend_backward(gradients[0], saved, ctx.layout, ctx.scale)
-            of_query, of_key, of_value = (gradient.to(query.dtype) for gradient in wide)
-        return of_query, of_key, of_value, None, None
+            places = [torch.empty_like(tensor) for tensor in (query, key, value)]
+            attend_backward(gradients[0], saved, ctx.layout, ctx.scale, places)
+        return *places, None, None
 
 
 def attend(
@@ -231,7 +241,7 @@ def attend(
     norm = torch.empty((N, H), dtype=wide, device=query.device)
     kernels = _kernels(query, key, value) if layout.longest <= FEW_KEYS else None
     if kernels is not None:
-        _call(kernels, "attend", (query, key, value), (out, norm), scale, layout)
+        _call(kernels, "attend", [(query, key, value, out)], norm, layout, scale)
         return out, norm
     for job in layout.jobs:
         found, own = _attend(job, query, key, value, scale)
@@ -250,48 +260,40 @@ def attend(
 
 
 def attend_backward(
-    of_out: Tensor, saved: tuple[Tensor, ...], layout: Layout, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values; at least as exact as those are.
+    of_out: Tensor,
+    saved: tuple[Tensor, ...],
+    layout: Layout,
+    scale: float,
+    places: Sequence[Tensor],
+) -> None:
+    """Gradients of queries, keys and values to `places`, which may lie side by side as those may.
 
     `saved`: queries, keys, values, and the outputs and normalizers that `attend` gave.
     """
     query, key, value, out, norm = saved
-    kernels = _kernels(query, key, value)
+    gradients = (*places, of_out.contiguous())
+    kernels = _kernels(query, key, value, out, *gradients)
     if kernels is not None:
-        N, H, D = query.shape
-        of_query, of_keys = torch.empty_like(out), norm.new_empty((2, N, H, D))
-        found = (out, norm, of_query, *of_keys)
-        _call(
-            kernels,
-            "attend_backward",
-            (of_out.contiguous(), query, key, value),
-            found,
-            scale,
-            layout,
-        )
-        of_key, of_value = of_keys.view(2, N, key.shape[1], -1, D).sum(3)
-        return of_query, of_key, of_value
+        _call(kernels, "attend_backward", (saved[:4], gradients), norm, layout, scale)
+        return
     delta = (of_out * out).sum(-1, dtype=norm.dtype)
-    totals = (
-        torch.zeros(query.shape, dtype=norm.dtype, device=query.device),
-        torch.zeros(key.shape, dtype=norm.dtype, device=query.device),
-        torch.zeros(value.shape, dtype=norm.dtype, device=query.device),
-    )
+    totals = tuple(torch.zeros(t.shape, dtype=norm.dtype, device=t.device) for t in saved[:3])
     for whole in (*layout.jobs, *layout.cross):
         for job in whole.split(query.shape[1]):
             _pull_back(job, (query, key, value, of_out, norm, delta), totals, scale)
-    return totals
+    for place, total in zip(places, totals, strict=True):
+        place.copy_(total)
 
 
-def _kernels(query: Tensor, key: Tensor, value: Tensor) -> ctypes.CDLL | None:
+def _kernels(*tensors: Tensor) -> ctypes.CDLL | None:
     """The compiled kernels where they know these types and sizes."""
-    known = (
-        query.is_cpu
-        and query.dtype in SUFFIXES
-        and query.dtype == key.dtype == value.dtype
-        and query.shape[-1] == value.shape[-1]
-        and all(t.stride(1) == t.shape[-1] and t.stride(2) == 1 for t in (query, key, value))
+    dtype, dim = tensors[0].dtype, tensors[0].shape[-1]
+    known = dtype in SUFFIXES and all(
+        t.is_cpu
+        and t.dtype == dtype
+        and t.shape[-1] == t.stride(1) == dim
+        and t.stride(2) == 1
+        for t in tensors
     )
     return library(SOURCE) if known else None
 
@@ -299,23 +301,48 @@ def _kernels(query: Tensor, key: Tensor, value: Tensor) -> ctypes.CDLL | None:
 def _call(
     kernels: ctypes.CDLL,
     name: str,
-    given: Sequence[Tensor],
-    found: Sequence[Tensor],
-    scale: float,
+    tensors: Sequence[Sequence[Tensor]],
+    norm: Tensor,
     layout: Layout,
+    scale: float,
 ) -> None:
-    """Queries, keys and values may lie side by side in one tensor; the rest is contiguous."""
-    query, key = given[-3:-1]
-    arguments: list[Any] = [ctypes.c_void_p(t.data_ptr()) for t in given[:-3]]
-    for tensor in given[-3:]:
-        arguments += [ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.stride(0))]
-    arguments += [ctypes.c_void_p(t.data_ptr()) for t in found]
-    arguments += [ctypes.c_float(scale)]
-    arguments += [ctypes.c_void_p(t.data_ptr()) for t in (layout.packs, layout.completions)]
-    sizes = (len(layout.packs), query.shape[1], key.shape[1], query.shape[2])
-    arguments += [ctypes.c_int64(size) for size in sizes]
+    """`tensors`: queries, keys, values and outputs, and likewise their gradients."""
+    query, key = tensors[0][:2]
+    how = _Layout(
+        packs=layout.packs.data_ptr(),
+        completions=layout.completions.data_ptr(),
+        count=len(layout.packs),
+        heads=query.shape[1],
+        key_heads=key.shape[1],
+        dim=query.shape[2],
+        threads=torch.get_num_threads(),
+        scale=scale,
+    )
+    heads = [_heads(group) for group in tensors]
     function = getattr(kernels, f"{name}_{SUFFIXES[query.dtype]}")
-    function(*arguments, ctypes.c_int(torch.get_num_threads()))
+    function(*heads, ctypes.c_void_p(norm.data_ptr()), ctypes.byref(how))
+
+
+class _Heads(ctypes.Structure):
+    """`Heads` of attention.h."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64))
+
+
+class _Layout(ctypes.Structure):
+    """`Layout` of attention.h."""
+
+    _fields_ = (
+        ("packs", ctypes.c_void_p),
+        ("completions", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "heads", "key_heads", "dim", "threads")),
+        ("scale", ctypes.c_float),
+    )
+
+
+def _heads(tensors: Sequence[Tensor]) -> ctypes.Array[_Heads]:
+    """`Tensors` of attention.h."""
+    return (_Heads * len(tensors))(*((t.data_ptr(), t.stride(0)) for t in tensors))
 
 
 def _flat(values_B_S: Tensor, real: Tensor | None) -> Tensor:

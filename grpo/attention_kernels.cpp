@@ -1,23 +1,28 @@
-// Attention of packed groups and its backward pass in float (grpo/shared_attention.py).
+// Attention of packed groups and its backward pass (grpo/shared_attention.py).
 //
-// A unit of work is one query head of one pack: a prompt, causal to itself, and completions, each of
-// which sees the whole prompt and itself up to the token. Units share nothing, so that results do
-// not depend on the number of threads; gradients of keys and values are therefore kept apart for
-// every query head. Matrices of a unit are copied to float and padded to whole blocks; T is float
-// or bfloat16 (stored as uint16_t).
+// A unit of work is one key head of one pack with its query heads: a prompt, causal to itself, and
+// completions, each of which sees the whole prompt and itself up to the token. Units share nothing,
+// so that results do not depend on the number of threads. In bfloat16 it is the work of the
+// processor's tiles where there are any (attention_tiles.h; not with FLOAT_ONLY defined). What
+// follows is everything else: matrices of a unit are copied to float and padded to whole blocks; T
+// is float or bfloat16 (stored as uint16_t).
 
-#include "kernels.h"
+#include "attention.h"
+#ifndef FLOAT_ONLY
+#include "attention_tiles.h"
+#else
+#define TILES 0
+#endif
 
+#include <type_traits>
 #include <vector>
 
 namespace {
 
-// One block of a matrix product: 16 registers of 16 numbers. Queries are taken TILE at a time.
-constexpr int64_t ROWS = 8, COLUMNS = 32, TILE = 32;
+// One block of a matrix product: 16 registers of 16 numbers. Queries are taken QUERIES at a time.
+constexpr int64_t ROWS = 8, COLUMNS = 32, QUERIES = 32;
 
 typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
-
-inline int64_t up_to(int64_t count, int64_t block) { return (count + block - 1) / block * block; }
 
 // C [rows, columns] = A B, or added to it. A's entry (i, k) is a[i * a_row + k * a_k]; entry (k, j)
 // of B is b[j / COLUMNS * b_block + k * b_k + j % COLUMNS]. Rows and columns are whole blocks.
@@ -48,47 +53,43 @@ void multiply(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_
     }
 }
 
-// Rows [count, dim] of one head as they lie, in float; `to` has rows of `padded` numbers.
+// Some tokens of a head in the padded buffers.
 template <typename T>
-void load_rows(const T* from, int64_t stride, int64_t count, int64_t dim, float* to,
-               int64_t padded, float factor = 1.0f) {
-    for (int64_t i = 0; i < count; ++i)
-#pragma omp simd
-        for (int64_t d = 0; d < dim; ++d) to[i * padded + d] = factor * wide(from[i * stride + d]);
-}
+struct Part {
+    Heads<T> heads;
+    int64_t first, head, count, dim;
+    T* row(int64_t i) const { return heads.at(first + i, head, dim); }
+};
 
-// The same transposed, in panels [dim, COLUMNS] for every COLUMNS rows; the first is row `first`.
+// Its rows [count, dim] as they lie, in float; `to` has rows of `padded` numbers.
 template <typename T>
-void load_panels(const T* from, int64_t stride, int64_t count, int64_t dim, float* to,
-                 int64_t first) {
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = first + i;
-        float* column = to + row / COLUMNS * (dim * COLUMNS) + row % COLUMNS;
-        for (int64_t d = 0; d < dim; ++d) column[d * COLUMNS] = wide(from[i * stride + d]);
+void load_rows(const Part<T>& from, float* to, int64_t padded, float factor = 1.0f) {
+    for (int64_t i = 0; i < from.count; ++i) {
+        const T* row = from.row(i);
+#pragma omp simd
+        for (int64_t d = 0; d < from.dim; ++d) to[i * padded + d] = factor * wide(row[d]);
     }
 }
 
-// A matrix of T: rows are `stride` numbers apart, heads `dim`.
+// The same transposed, in panels [dim, COLUMNS] for every COLUMNS rows; the first is row `start`.
 template <typename T>
-struct Heads {
-    T* data;
-    int64_t stride;
-    T* at(int64_t row, int64_t head, int64_t dim) const { return data + row * stride + head * dim; }
-};
+void load_panels(const Part<T>& from, float* to, int64_t start) {
+    for (int64_t i = 0; i < from.count; ++i) {
+        const int64_t row = start + i;
+        float* column = to + row / COLUMNS * (from.dim * COLUMNS) + row % COLUMNS;
+        const T* values = from.row(i);
+        for (int64_t d = 0; d < from.dim; ++d) column[d * COLUMNS] = wide(values[d]);
+    }
+}
 
-// Packs [4]: start and length of the prompt, number of the first completion, how many; completions
-// [2]: start and length.
-struct Layout {
-    const int64_t *packs, *completions;
-    int64_t count, heads, key_heads, dim;
-};
-
-// Calls `act(first, length, prompt)` for the prompt (`prompt` = 0 earlier keys) and completions.
-template <typename Act>
-void for_sequences(const Layout& layout, const int64_t* pack, Act act) {
-    act(pack[0], pack[1], int64_t{0});
-    for (int64_t i = pack[2]; i < pack[2] + pack[3]; ++i)
-        act(layout.completions[2 * i], layout.completions[2 * i + 1], pack[1]);
+// Back into a tensor, times a factor.
+template <typename T>
+void store_rows(const float* from, int64_t padded, const Part<T>& to, float factor = 1.0f) {
+    for (int64_t i = 0; i < to.count; ++i) {
+        T* row = to.row(i);
+#pragma omp simd
+        for (int64_t d = 0; d < to.dim; ++d) store(row + d, factor * from[i * padded + d]);
+    }
 }
 
 inline int64_t most_keys(const Layout& layout, const int64_t* pack) {
@@ -100,158 +101,161 @@ inline int64_t most_keys(const Layout& layout, const int64_t* pack) {
 }
 
 template <typename T>
-void forward(Heads<const T> query, Heads<const T> key, Heads<const T> value, T* out, float* norm,
-             float scale, const Layout& layout, int threads) {
+void forward(const Tensors<T>& tensors, float* norm, const Layout& layout) {
     const int64_t dim = layout.dim, padded = up_to(dim, COLUMNS), H = layout.heads;
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
+    const int64_t group = layout.group();
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(layout.threads)
     for (int64_t p = 0; p < layout.count; ++p) {
-        for (int64_t h = 0; h < H; ++h) {
+        for (int64_t k = 0; k < layout.key_heads; ++k) {
             const int64_t* pack = layout.packs + 4 * p;
-            const int64_t k = h * layout.key_heads / H, room = most_keys(layout, pack);
-            std::vector<float> keys(room * dim), values(room * padded), q(TILE * padded),
-                scores(TILE * room), result(TILE * padded);
-            for_sequences(layout, pack, [&](int64_t first, int64_t length, int64_t prompt) {
-                load_panels(key.at(first, k, dim), key.stride, length, dim, keys.data(), prompt);
-                load_rows(value.at(first, k, dim), value.stride, length, dim,
-                          values.data() + prompt * padded, padded);
-                for (int64_t start = 0; start < length; start += TILE) {
-                    const int64_t rows = std::min(TILE, length - start);
-                    const int64_t seen = prompt + start + rows, columns = up_to(seen, COLUMNS);
-                    load_rows(query.at(first + start, h, dim), query.stride, rows, dim, q.data(),
-                              padded, scale);
-                    multiply(q.data(), padded, 1, keys.data(), COLUMNS, dim * COLUMNS,
-                             scores.data(), room, up_to(rows, ROWS), columns, dim, false);
-                    for (int64_t r = 0; r < rows; ++r) {
-                        float *row = scores.data() + r * room, highest = row[0], total = 0;
-                        const int64_t visible = prompt + start + r + 1;
+            const int64_t room = most_keys(layout, pack);
+            std::vector<float> keys(room * dim), values(room * padded), q(QUERIES * padded),
+                scores(QUERIES * room), result(QUERIES * padded);
+            const auto attend = [&](int64_t first, int64_t rows, int64_t before, int64_t h) {
+                const int64_t seen = before + rows, columns = up_to(seen, COLUMNS);
+                load_rows<T>({tensors.query, first, h, rows, dim}, q.data(), padded, layout.scale);
+                multiply(q.data(), padded, 1, keys.data(), COLUMNS, dim * COLUMNS, scores.data(),
+                         room, up_to(rows, ROWS), columns, dim, false);
+                for (int64_t r = 0; r < rows; ++r) {
+                    float *row = scores.data() + r * room, highest = row[0], total = 0;
+                    const int64_t visible = before + r + 1;
 #pragma omp simd reduction(max : highest)
-                        for (int64_t j = 0; j < visible; ++j) highest = std::max(highest, row[j]);
+                    for (int64_t j = 0; j < visible; ++j) highest = std::max(highest, row[j]);
 #pragma omp simd reduction(+ : total)
-                        for (int64_t j = 0; j < visible; ++j)
-                            total += row[j] = exponential(row[j] - highest);
-                        std::fill(row + visible, row + columns, 0.0f);
-                        const int64_t place = (first + start + r) * H + h;
-                        norm[place] = highest + std::log(total);
+                    for (int64_t j = 0; j < visible; ++j)
+                        total += row[j] = exponential(row[j] - highest);
+                    std::fill(row + visible, row + columns, 0.0f);
+                    norm[(first + r) * H + h] = highest + std::log(total);
 #pragma omp simd
-                        for (int64_t j = 0; j < visible; ++j) row[j] /= total;
-                    }
-                    multiply(scores.data(), room, 1, values.data(), padded, COLUMNS, result.data(),
-                             padded, up_to(rows, ROWS), padded, seen, false);
-                    for (int64_t r = 0; r < rows; ++r) {
-                        T* to = out + ((first + start + r) * H + h) * dim;
-#pragma omp simd
-                        for (int64_t d = 0; d < dim; ++d) store(to + d, result[r * padded + d]);
-                    }
+                    for (int64_t j = 0; j < visible; ++j) row[j] /= total;
                 }
+                multiply(scores.data(), room, 1, values.data(), padded, COLUMNS, result.data(),
+                         padded, up_to(rows, ROWS), padded, seen, false);
+                store_rows<T>(result.data(), padded, {tensors.out, first, h, rows, dim});
+            };
+            for_sequences(layout, pack, [&](int64_t first, int64_t length, int64_t prompt) {
+                load_panels<T>({tensors.key, first, k, length, dim}, keys.data(), prompt);
+                load_rows<T>({tensors.value, first, k, length, dim}, &values[prompt * padded], padded);
+                for (int64_t h = k * group; h < (k + 1) * group; ++h)
+                    for (int64_t start = 0; start < length; start += QUERIES)
+                        attend(first + start, std::min(QUERIES, length - start), prompt + start, h);
             });
         }
     }
 }
 
 // With P = exp(score - norm) and delta = sum(of_out * out) of a query, the gradient of a score is
-// P (of_out . value - delta). of_key and of_value: float [N, H, dim], every query head by itself.
+// P (of_out . value - delta).
 template <typename T>
-void backward(const T* of_out, Heads<const T> query, Heads<const T> key, Heads<const T> value,
-              const T* out, const float* norm, T* of_query, float* of_key, float* of_value,
-              float scale, const Layout& layout, int threads) {
+void backward(const Tensors<T>& tensors, const Tensors<T>& gradients, const float* norm,
+              const Layout& layout) {
     const int64_t dim = layout.dim, padded = up_to(dim, COLUMNS), H = layout.heads;
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(threads)
+    const int64_t group = layout.group();
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(layout.threads)
     for (int64_t p = 0; p < layout.count; ++p) {
-        for (int64_t h = 0; h < H; ++h) {
+        for (int64_t k = 0; k < layout.key_heads; ++k) {
             const int64_t* pack = layout.packs + 4 * p;
-            const int64_t k = h * layout.key_heads / H, room = most_keys(layout, pack);
+            const int64_t room = most_keys(layout, pack);
             std::vector<float> key_panels(room * dim), value_panels(room * dim),
                 keys(room * padded), of_keys(room * padded), of_values(room * padded),
-                q(TILE * padded), upstream(TILE * padded), probs(TILE * room),
-                of_scores(TILE * room), result(TILE * padded);
-            const auto give = [&](int64_t first, int64_t length, int64_t from) {
-                for (int64_t i = 0; i < length; ++i) {
-                    const int64_t place = ((first + i) * H + h) * dim;
-                    std::copy_n(&of_keys[(from + i) * padded], dim, of_key + place);
-                    std::copy_n(&of_values[(from + i) * padded], dim, of_value + place);
+                q(QUERIES * padded), upstream(QUERIES * padded), probs(QUERIES * room),
+                of_scores(QUERIES * room), result(QUERIES * padded);
+            const auto pull_back = [&](int64_t first, int64_t rows, int64_t before, int64_t h) {
+                const int64_t seen = before + rows, columns = up_to(seen, COLUMNS);
+                const int64_t whole = up_to(rows, ROWS);
+                load_rows<T>({tensors.query, first, h, rows, dim}, q.data(), padded, layout.scale);
+                load_rows<T>({gradients.out, first, h, rows, dim}, upstream.data(), padded);
+                multiply(q.data(), padded, 1, key_panels.data(), COLUMNS, dim * COLUMNS,
+                         probs.data(), room, whole, columns, dim, false);
+                multiply(upstream.data(), padded, 1, value_panels.data(), COLUMNS, dim * COLUMNS,
+                         of_scores.data(), room, whole, columns, dim, false);
+                for (int64_t r = 0; r < rows; ++r) {
+                    const T* out = tensors.out.at(first + r, h, dim);
+                    float delta = 0;
+#pragma omp simd reduction(+ : delta)
+                    for (int64_t d = 0; d < dim; ++d) delta += upstream[r * padded + d] * wide(out[d]);
+                    float *prob = &probs[r * room], *of_score = &of_scores[r * room];
+                    const int64_t visible = before + r + 1;
+                    const float total = norm[(first + r) * H + h];
+#pragma omp simd
+                    for (int64_t j = 0; j < visible; ++j) {
+                        prob[j] = exponential(prob[j] - total);
+                        of_score[j] = prob[j] * (of_score[j] - delta);
+                    }
+                    std::fill(prob + visible, prob + columns, 0.0f);
+                    std::fill(of_score + visible, of_score + columns, 0.0f);
                 }
+                multiply(of_scores.data(), room, 1, keys.data(), padded, COLUMNS, result.data(),
+                         padded, whole, padded, seen, false);
+                store_rows<T>(result.data(), padded, {gradients.query, first, h, rows, dim}, layout.scale);
+                // q holds the scale already
+                multiply(of_scores.data(), 1, room, q.data(), padded, COLUMNS, of_keys.data(),
+                         padded, up_to(seen, ROWS), padded, rows, true);
+                multiply(probs.data(), 1, room, upstream.data(), padded, COLUMNS, of_values.data(),
+                         padded, up_to(seen, ROWS), padded, rows, true);
+            };
+            const auto give = [&](int64_t first, int64_t length, int64_t from) {
+                store_rows<T>(&of_keys[from * padded], padded, {gradients.key, first, k, length, dim});
+                store_rows<T>(&of_values[from * padded], padded,
+                              {gradients.value, first, k, length, dim});
             };
             for_sequences(layout, pack, [&](int64_t first, int64_t length, int64_t prompt) {
-                load_panels(key.at(first, k, dim), key.stride, length, dim, key_panels.data(),
-                            prompt);
-                load_panels(value.at(first, k, dim), value.stride, length, dim,
-                            value_panels.data(), prompt);
-                load_rows(key.at(first, k, dim), key.stride, length, dim,
-                          keys.data() + prompt * padded, padded);
+                load_panels<T>({tensors.key, first, k, length, dim}, key_panels.data(), prompt);
+                load_panels<T>({tensors.value, first, k, length, dim}, value_panels.data(), prompt);
+                load_rows<T>({tensors.key, first, k, length, dim}, &keys[prompt * padded], padded);
                 // the prompt's own gradients go on adding up over its completions
                 std::fill(of_keys.begin() + prompt * padded, of_keys.end(), 0.0f);
                 std::fill(of_values.begin() + prompt * padded, of_values.end(), 0.0f);
-                for (int64_t start = 0; start < length; start += TILE) {
-                    const int64_t rows = std::min(TILE, length - start);
-                    const int64_t seen = prompt + start + rows, columns = up_to(seen, COLUMNS);
-                    load_rows(query.at(first + start, h, dim), query.stride, rows, dim, q.data(),
-                              padded, scale);
-                    load_rows(of_out + ((first + start) * H + h) * dim, H * dim, rows, dim,
-                              upstream.data(), padded);
-                    multiply(q.data(), padded, 1, key_panels.data(), COLUMNS, dim * COLUMNS,
-                             probs.data(), room, up_to(rows, ROWS), columns, dim, false);
-                    multiply(upstream.data(), padded, 1, value_panels.data(), COLUMNS,
-                             dim * COLUMNS, of_scores.data(), room, up_to(rows, ROWS), columns,
-                             dim, false);
-                    for (int64_t r = 0; r < rows; ++r) {
-                        const int64_t place = (first + start + r) * H + h;
-                        const T* found = out + place * dim;
-                        float delta = 0;
-#pragma omp simd reduction(+ : delta)
-                        for (int64_t d = 0; d < dim; ++d)
-                            delta += upstream[r * padded + d] * wide(found[d]);
-                        float *prob = &probs[r * room], *of_score = &of_scores[r * room];
-                        const int64_t visible = prompt + start + r + 1;
-                        const float total = norm[place];
-#pragma omp simd
-                        for (int64_t j = 0; j < visible; ++j) {
-                            prob[j] = exponential(prob[j] - total);
-                            of_score[j] = prob[j] * (of_score[j] - delta);
-                        }
-                        std::fill(prob + visible, prob + columns, 0.0f);
-                        std::fill(of_score + visible, of_score + columns, 0.0f);
-                    }
-                    multiply(of_scores.data(), room, 1, keys.data(), padded, COLUMNS,
-                             result.data(), padded, up_to(rows, ROWS), padded, seen, false);
-                    for (int64_t r = 0; r < rows; ++r) {
-                        T* to = of_query + ((first + start + r) * H + h) * dim;
-#pragma omp simd
-                        for (int64_t d = 0; d < dim; ++d)
-                            store(to + d, scale * result[r * padded + d]);
-                    }
-                    // q holds the scale already
-                    multiply(of_scores.data(), 1, room, q.data(), padded, COLUMNS, of_keys.data(),
-                             padded, up_to(seen, ROWS), padded, rows, true);
-                    multiply(probs.data(), 1, room, upstream.data(), padded, COLUMNS,
-                             of_values.data(), padded, up_to(seen, ROWS), padded, rows, true);
-                }
-                if (prompt) give(first, length, prompt);
+                for (int64_t h = k * group; h < (k + 1) * group; ++h)
+                    for (int64_t start = 0; start < length; start += QUERIES)
+                        pull_back(first + start, std::min(QUERIES, length - start), prompt + start,
+                                  h);
+                if (prompt || !pack[1]) give(first, length, prompt);
             });
             give(pack[0], pack[1], 0);
         }
     }
 }
 
+bool use_tiles() {
+#if TILES
+    return tiles_allowed();
+#else
+    return false;
+#endif
+}
+
+template <typename T>
+void attend(const Tensors<T>& tensors, float* norm, const Layout& layout) {
+#if TILES
+    if constexpr (std::is_same_v<T, bfloat16>)
+        if (use_tiles()) return tiled::forward(tensors, norm, layout);
+#endif
+    forward(tensors, norm, layout);
+}
+
+template <typename T>
+void pull_back(const Tensors<T>& tensors, const Tensors<T>& gradients, const float* norm,
+               const Layout& layout) {
+#if TILES
+    if constexpr (std::is_same_v<T, bfloat16>)
+        if (use_tiles()) return tiled::backward(tensors, gradients, norm, layout);
+#endif
+    backward(tensors, gradients, norm, layout);
+}
+
 }  // namespace
 
+// Whether the bfloat16 kernels are those with tiles.
+extern "C" int has_tiles() { return use_tiles(); }
+
 #define FOR_TYPE(T, NAME)                                                                          \
-    extern "C" void attend_##NAME(const T* query, int64_t query_stride, const T* key,              \
-                                  int64_t key_stride, const T* value, int64_t value_stride,        \
-                                  T* out, float* norm, float scale, const int64_t* packs,          \
-                                  const int64_t* completions, int64_t count, int64_t heads,        \
-                                  int64_t key_heads, int64_t dim, int threads) {                   \
-        forward<T>({query, query_stride}, {key, key_stride}, {value, value_stride}, out, norm,     \
-                   scale, {packs, completions, count, heads, key_heads, dim}, threads);            \
+    extern "C" void attend_##NAME(const Tensors<T>* tensors, float* norm, const Layout* layout) {  \
+        attend(*tensors, norm, *layout);                                                           \
     }                                                                                              \
-    extern "C" void attend_backward_##NAME(                                                        \
-        const T* of_out, const T* query, int64_t query_stride, const T* key, int64_t key_stride,   \
-        const T* value, int64_t value_stride, const T* out, const float* norm, T* of_query,        \
-        float* of_key, float* of_value, float scale,                      \
-        const int64_t* packs, const int64_t* completions, int64_t count, int64_t heads,            \
-        int64_t key_heads, int64_t dim, int threads) {                                             \
-        backward<T>(of_out, {query, query_stride}, {key, key_stride}, {value, value_stride}, out,  \
-                    norm, of_query, of_key, of_value, scale,                    \
-                    {packs, completions, count, heads, key_heads, dim}, threads);                  \
+    extern "C" void attend_backward_##NAME(const Tensors<T>* tensors, const Tensors<T>* gradients, \
+                                           const float* norm, const Layout* layout) {              \
+        pull_back(*tensors, *gradients, norm, *layout);                                            \
     }
 
 FOR_TYPE(float, f32)

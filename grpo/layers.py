@@ -171,10 +171,8 @@ class _Attention(torch.autograd.Function):
                 of_output = weight_gradient(of_result, found.flatten(1), ctx.weight_type)
             of_found = (of_result @ output).view(found.shape)
             saved = (*qkv.split(heads, 1), found, normalizer)
-            wide = attend_backward(of_found, saved, ctx.layout, ctx.scaling)
             of_qkv = torch.empty_like(qkv)
-            for part, gradient in zip(of_qkv.split(heads, 1), wide, strict=True):
-                part.copy_(gradient)
+            attend_backward(of_found, saved, ctx.layout, ctx.scaling, of_qkv.split(heads, 1))
             rotate_(of_qkv, cos, sin, heads[0] + heads[1], backward=True)
             of_qkv = of_qkv.view(N, -1)
             rows = [many * qkv.shape[2] for many in heads]

@@ -14,7 +14,8 @@ heads that share them. Three ways lead there, with the same sums:
 
     flex       on a GPU, in one part: `grpo/flex_attention.py`, for what its `uses_flex` says
     compiled   float32 and bfloat16 on a CPU: `attention_kernels.cpp`, a head of a prompt and its
-               completions at a time, so that nothing leaves the processor's cache
+               completions at a time, so that nothing leaves the processor's cache; in bfloat16
+               with the processor's matrix tiles where it has them (`attention_tiles.h`)
     torch      everything else. On a CPU the forward pass is PyTorch's flash kernel; the backward
                pass is matrix products and one exp, since with the saved normalizer the
                probabilities need no softmax, in tiles of `TILE_ELEMENTS`. It is several times
@@ -47,7 +48,8 @@ from grpo.native import library
 
 IMPLEMENTATION = "grpo_shared"  # the name in `config._attn_implementation`
 SOURCE = Path(__file__).with_name("attention_kernels.cpp")
-FEW_KEYS = 256  # up to here the compiled forward pass is faster than PyTorch's flash kernel
+# Up to here the compiled forward pass without tiles is faster than PyTorch's flash kernel.
+FEW_KEYS = 256
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 TILE_ELEMENTS = 2**21  # scores that exist at a time in the backward pass
 SLACK = 0.75  # completions shorter than this part of a batch's longest go into another batch
@@ -223,9 +225,9 @@ class _SharedAttention(torch.autograd.Function):
         query, key, value, out, norm = ctx.saved_tensors
         with torch.autocast(query.device.type, enabled=False):
             saved = (query, key, value, out, norm)
-            wide = attend_backward(gradients[0], saved, ctx.layout, ctx.scale)
-            of_query, of_key, of_value = (gradient.to(query.dtype) for gradient in wide)
-        return of_query, of_key, of_value, None, None
+            places = [torch.empty_like(tensor) for tensor in (query, key, value)]
+            attend_backward(gradients[0], saved, ctx.layout, ctx.scale, places)
+        return *places, None, None
 
 
 def attend(
@@ -239,9 +241,9 @@ def attend(
     out = query.new_empty((N, H, value.shape[-1]))
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     norm = torch.empty((N, H), dtype=wide, device=query.device)
-    kernels = _kernels(query, key, value) if layout.longest <= FEW_KEYS else None
-    if kernels is not None:
-        _call(kernels, "attend", (query, key, value), (out, norm), scale, layout)
+    kernels = _kernels(query, key, value)
+    if kernels is not None and (layout.longest <= FEW_KEYS or _has_tiles(kernels, query.dtype)):
+        _call(kernels, "attend", [(query, key, value, out)], norm, layout, scale)
         return out, norm
     for job in layout.jobs:
         found, own = _attend(job, query, key, value, scale)
@@ -260,72 +262,91 @@ def attend(
 
 
 def attend_backward(
-    of_out: Tensor, saved: tuple[Tensor, ...], layout: Layout, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values; at least as exact as those are.
+    of_out: Tensor,
+    saved: tuple[Tensor, ...],
+    layout: Layout,
+    scale: float,
+    places: Sequence[Tensor],
+) -> None:
+    """Gradients of queries, keys and values to `places`, which may lie side by side as those may.
 
     `saved`: queries, keys, values, and the outputs and normalizers that `attend` gave.
     """
     query, key, value, out, norm = saved
-    kernels = _kernels(query, key, value)
+    gradients = (*places, of_out.contiguous())
+    kernels = _kernels(query, key, value, out, *gradients)
     if kernels is not None:
-        N, H, D = query.shape
-        of_query, of_keys = torch.empty_like(out), norm.new_empty((2, N, H, D))
-        found = (out, norm, of_query, *of_keys)
-        _call(
-            kernels,
-            "attend_backward",
-            (of_out.contiguous(), query, key, value),
-            found,
-            scale,
-            layout,
-        )
-        of_key, of_value = of_keys.view(2, N, key.shape[1], -1, D).sum(3)
-        return of_query, of_key, of_value
+        _call(kernels, "attend_backward", (saved[:4], gradients), norm, layout, scale)
+        return
     delta = (of_out * out).sum(-1, dtype=norm.dtype)
-    totals = (
-        torch.zeros(query.shape, dtype=norm.dtype, device=query.device),
-        torch.zeros(key.shape, dtype=norm.dtype, device=query.device),
-        torch.zeros(value.shape, dtype=norm.dtype, device=query.device),
-    )
+    totals = [torch.zeros(t.shape, dtype=norm.dtype, device=t.device) for t in saved[:3]]
     for whole in (*layout.jobs, *layout.cross):
         for job in whole.split(query.shape[1]):
             _pull_back(job, (query, key, value, of_out, norm, delta), totals, scale)
-    return totals
+    for place, total in zip(places, totals, strict=True):
+        place.copy_(total)
 
 
-def _kernels(query: Tensor, key: Tensor, value: Tensor) -> ctypes.CDLL | None:
+def _kernels(*tensors: Tensor) -> ctypes.CDLL | None:
     """The compiled kernels where they know these types and sizes."""
-    known = (
-        query.is_cpu
-        and query.dtype in SUFFIXES
-        and query.dtype == key.dtype == value.dtype
-        and query.shape[-1] == value.shape[-1]
-        and all(t.stride(1) == t.shape[-1] and t.stride(2) == 1 for t in (query, key, value))
+    dtype, dim = tensors[0].dtype, tensors[0].shape[-1]
+    known = dtype in SUFFIXES and all(
+        t.is_cpu and t.dtype == dtype and t.shape[-1] == t.stride(1) == dim and t.stride(2) == 1
+        for t in tensors
     )
     return library(SOURCE) if known else None
+
+
+def _has_tiles(kernels: ctypes.CDLL, dtype: torch.dtype) -> bool:
+    """Whether the kernels for this type work with the processor's matrix tiles."""
+    return dtype is torch.bfloat16 and bool(kernels.has_tiles())
 
 
 def _call(
     kernels: ctypes.CDLL,
     name: str,
-    given: Sequence[Tensor],
-    found: Sequence[Tensor],
-    scale: float,
+    tensors: Sequence[Sequence[Tensor]],
+    norm: Tensor,
     layout: Layout,
+    scale: float,
 ) -> None:
-    """Queries, keys and values may lie side by side in one tensor; the rest is contiguous."""
-    query, key = given[-3:-1]
-    arguments: list[Any] = [ctypes.c_void_p(t.data_ptr()) for t in given[:-3]]
-    for tensor in given[-3:]:
-        arguments += [ctypes.c_void_p(tensor.data_ptr()), ctypes.c_int64(tensor.stride(0))]
-    arguments += [ctypes.c_void_p(t.data_ptr()) for t in found]
-    arguments += [ctypes.c_float(scale)]
-    arguments += [ctypes.c_void_p(t.data_ptr()) for t in (layout.packs, layout.completions)]
-    sizes = (len(layout.packs), query.shape[1], key.shape[1], query.shape[2])
-    arguments += [ctypes.c_int64(size) for size in sizes]
+    """`tensors`: queries, keys, values and outputs, and likewise their gradients."""
+    query, key = tensors[0][:2]
+    how = _Layout(
+        packs=layout.packs.data_ptr(),
+        completions=layout.completions.data_ptr(),
+        count=len(layout.packs),
+        heads=query.shape[1],
+        key_heads=key.shape[1],
+        dim=query.shape[2],
+        threads=torch.get_num_threads(),
+        scale=scale,
+    )
+    heads = [_heads(group) for group in tensors]
     function = getattr(kernels, f"{name}_{SUFFIXES[query.dtype]}")
-    function(*arguments, ctypes.c_int(torch.get_num_threads()))
+    function(*heads, ctypes.c_void_p(norm.data_ptr()), ctypes.byref(how))
+
+
+class _Heads(ctypes.Structure):
+    """`Heads` of attention.h."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64))
+
+
+class _Layout(ctypes.Structure):
+    """`Layout` of attention.h."""
+
+    _fields_ = (
+        ("packs", ctypes.c_void_p),
+        ("completions", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "heads", "key_heads", "dim", "threads")),
+        ("scale", ctypes.c_float),
+    )
+
+
+def _heads(tensors: Sequence[Tensor]) -> ctypes.Array[_Heads]:
+    """`Tensors` of attention.h."""
+    return (_Heads * len(tensors))(*((t.data_ptr(), t.stride(0)) for t in tensors))
 
 
 def _flat(values_B_S: Tensor, real: Tensor | None) -> Tensor:
@@ -403,9 +424,7 @@ def _scores(
     return scores, v
 
 
-def _pull_back(
-    job: Job, saved: tuple[Tensor, ...], totals: tuple[Tensor, Tensor, Tensor], scale: float
-) -> None:
+def _pull_back(job: Job, saved: tuple[Tensor, ...], totals: Sequence[Tensor], scale: float) -> None:
     """Adds one job's gradients of queries, keys and values to `totals`.
 
     With P = exp(scores - normalizer of everything the query attends to), a job's share of the

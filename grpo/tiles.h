@@ -1,0 +1,48 @@
+// The processor's matrix tiles (Intel AMX), where the compiler and the machine have them.
+//
+// A tile is 16 rows of 64 bytes. A product of two adds to a 16 x 16 block in float the product of
+// 16 x 32 and 32 x 16 numbers in bfloat16; the second lies in pairs, [16][16][2]: two
+// consecutive rows of a matrix interleaved. Without tiles TILES is 0 and nothing else is defined.
+
+#pragma once
+
+#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
+#define TILES 1
+
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cstdint>
+
+constexpr int64_t TILE = 16, DEPTH = 32;  // rows and columns of a block; numbers that are summed
+
+// Whether the system lets this process use them (it has to be asked once).
+inline bool tiles_allowed() {
+    constexpr int ask = 0x1023, data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    static const bool allowed = syscall(SYS_arch_prctl, ask, data) == 0;
+    return allowed;
+}
+
+// To be called before tiles are loaded from memory that was just written: GCC 12 does not know that
+// loading a tile reads memory, and might keep the stores for later.
+inline void stores_done() { __asm__ volatile("" ::: "memory"); }
+
+// A thread that multiplies tiles holds one of these meanwhile: registers 0 to 7 are whole tiles.
+struct TileRegisters {
+    TileRegisters() {
+        struct alignas(64) {
+            uint8_t palette = 1, start = 0, reserved[14] = {};
+            uint16_t bytes[16] = {};
+            uint8_t rows[16] = {};
+        } shape;
+        for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = TILE;
+        // as a whole: to GCC 12 _tile_loadconfig reads 8 bytes, so that it leaves out the other stores
+        __asm__ volatile("ldtilecfg %0" ::"m"(shape));
+    }
+    ~TileRegisters() { _tile_release(); }
+};
+
+#else
+#define TILES 0
+#endif

@@ -100,9 +100,9 @@ def test_a_prompt_of_a_block_and_completions_of_a_block_by_hand():
 
 @pytest.fixture(scope="module")
 def gradients_on_a_cpu():
-    with pytest.MonkeyPatch.context() as patch:
+    unlimited = torch._dynamo.config.patch(recompile_limit=1000)
+    with pytest.MonkeyPatch.context() as patch, unlimited:
         patch.setattr(of_torch, "_validate_device", lambda *_: None)
-        patch.setattr(torch._dynamo.config, "recompile_limit", 1000)
         yield
 
 

@@ -135,7 +135,8 @@ void forward(const Tensors<T>& tensors, float* norm, const Layout& layout) {
             };
             for_sequences(layout, pack, [&](int64_t first, int64_t length, int64_t prompt) {
                 load_panels<T>({tensors.key, first, k, length, dim}, keys.data(), prompt);
-                load_rows<T>({tensors.value, first, k, length, dim}, &values[prompt * padded], padded);
+                load_rows<T>({tensors.value, first, k, length, dim}, &values[prompt * padded],
+                             padded);
                 for (int64_t h = k * group; h < (k + 1) * group; ++h)
                     for (int64_t start = 0; start < length; start += QUERIES)
                         attend(first + start, std::min(QUERIES, length - start), prompt + start, h);
@@ -173,7 +174,8 @@ void backward(const Tensors<T>& tensors, const Tensors<T>& gradients, const floa
                     const T* out = tensors.out.at(first + r, h, dim);
                     float delta = 0;
 #pragma omp simd reduction(+ : delta)
-                    for (int64_t d = 0; d < dim; ++d) delta += upstream[r * padded + d] * wide(out[d]);
+                    for (int64_t d = 0; d < dim; ++d)
+                        delta += upstream[r * padded + d] * wide(out[d]);
                     float *prob = &probs[r * room], *of_score = &of_scores[r * room];
                     const int64_t visible = before + r + 1;
                     const float total = norm[(first + r) * H + h];
@@ -187,7 +189,8 @@ void backward(const Tensors<T>& tensors, const Tensors<T>& gradients, const floa
                 }
                 multiply(of_scores.data(), room, 1, keys.data(), padded, COLUMNS, result.data(),
                          padded, whole, padded, seen, false);
-                store_rows<T>(result.data(), padded, {gradients.query, first, h, rows, dim}, layout.scale);
+                store_rows<T>(result.data(), padded, {gradients.query, first, h, rows, dim},
+                              layout.scale);
                 // q holds the scale already
                 multiply(of_scores.data(), 1, room, q.data(), padded, COLUMNS, of_keys.data(),
                          padded, up_to(seen, ROWS), padded, rows, true);
@@ -195,7 +198,8 @@ void backward(const Tensors<T>& tensors, const Tensors<T>& gradients, const floa
                          padded, up_to(seen, ROWS), padded, rows, true);
             };
             const auto give = [&](int64_t first, int64_t length, int64_t from) {
-                store_rows<T>(&of_keys[from * padded], padded, {gradients.key, first, k, length, dim});
+                store_rows<T>(&of_keys[from * padded], padded,
+                              {gradients.key, first, k, length, dim});
                 store_rows<T>(&of_values[from * padded], padded,
                               {gradients.value, first, k, length, dim});
             };

@@ -37,7 +37,7 @@ struct TileRegisters {
             uint8_t rows[16] = {};
         } shape;
         for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = TILE;
-        // as a whole: to GCC 12 _tile_loadconfig reads 8 bytes, so that it leaves out the other stores
+        // GCC 12 takes _tile_loadconfig to read 8 bytes, and leaves out the other stores
         __asm__ volatile("ldtilecfg %0" ::"m"(shape));
     }
     ~TileRegisters() { _tile_release(); }

@@ -15,7 +15,8 @@ import functools
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,8 @@ def _can_compile(device: torch.device) -> bool:
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
-    """One kernel for a first length and, from the second one on, one for all."""
+    """A kernel for the first length of a row and, from the second one on, one for all."""
+    print("compiling attention for this GPU", file=sys.stderr, flush=True)
     return torch.compile(flex_attention)
 
 
@@ -99,13 +101,9 @@ def make_blocks(packs: Sequence[Pack], device: torch.device) -> BlockMask:
         return (key <= query) & ((own[key] == own[query]) | (own[key] == shared[query]))
 
     some, whole = _kinds(packs, N)
-    partial_count, partial = _ordered(some & ~whole, device)
-    whole_count, whole_order = _ordered(whole, device)
     return BlockMask.from_kv_blocks(
-        partial_count,
-        partial,
-        whole_count,
-        whole_order,
+        *_ordered(some & ~whole, device),
+        *_ordered(whole, device),
         BLOCK_SIZE=BLOCK,
         mask_mod=visible,
         seq_lengths=(N, N),
@@ -141,11 +139,8 @@ def _kinds(packs: Sequence[Pack], N: int) -> tuple[np.ndarray, np.ndarray]:
     return np.tril(some), np.tril(seeing == BLOCK, -1)
 
 
-def _ordered(kind: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+def _ordered(kind: np.ndarray, device: torch.device) -> Iterator[Tensor]:
     """How many blocks of a kind each row of blocks has [1, 1, q]; those first [1, 1, q, k]."""
     counts = kind.sum(-1, dtype=np.int32)
     order = np.argsort(~kind, axis=-1, kind="stable").astype(np.int32)
-    return (
-        torch.from_numpy(counts).to(device)[None, None],
-        torch.from_numpy(order).to(device)[None, None],
-    )
+    return (torch.from_numpy(found).to(device)[None, None] for found in (counts, order))

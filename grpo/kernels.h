@@ -7,6 +7,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 using bfloat16 = uint16_t;
 
 inline float wide(float value) { return value; }
@@ -46,3 +50,68 @@ inline float exponential(float x) {
     std::memcpy(&power, &bits, sizeof power);
     return x < -87.0f ? 0.0f : p * power;
 }
+
+inline float silu(float x) { return x / (1.0f + exponential(-x)); }
+
+// Sixteen numbers in a register: for loops that compilers do not vectorize by themselves.
+
+constexpr int LANES = 16;
+using Floats = float __attribute__((vector_size(4 * LANES)));
+using Words = uint32_t __attribute__((vector_size(4 * LANES)));
+using Integers = int32_t __attribute__((vector_size(4 * LANES)));
+using Halves = bfloat16 __attribute__((vector_size(2 * LANES)));
+
+inline Floats load(const float* place) {
+    Floats values;
+    std::memcpy(&values, place, sizeof values);
+    return values;
+}
+
+inline Floats load(const bfloat16* place) {
+    Halves values;
+    std::memcpy(&values, place, sizeof values);
+    return (Floats)(__builtin_convertvector(values, Words) << 16);
+}
+
+inline void store(float* place, Floats values) { std::memcpy(place, &values, sizeof values); }
+
+inline void store(bfloat16* place, Floats values) {
+#ifdef __AVX512BF16__
+    const __m256bh halves = _mm512_cvtneps_pbh(values);
+#else
+    const Words bits = (Words)values, quiet = Words{} + 0x7fc0;
+    const Words rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Halves halves = __builtin_convertvector(values != values ? quiet : rounded, Halves);
+#endif
+    std::memcpy(place, &halves, sizeof halves);
+}
+
+inline Floats larger(Floats a, Floats b) { return a < b ? b : a; }
+
+inline Floats exponential(Floats x) {
+    const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x > 88.0f ? Floats{} + 88.0f : x;
+    constexpr float to_whole = 12582912.0f;  // numbers as large as this have no fraction
+    const Floats n = (bounded * 1.44269504f + to_whole) - to_whole;
+    const Floats r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = r * 1.9875691e-4f + 1.3981999e-3f;
+    p = p * r + 8.3334519e-3f;
+    p = p * r + 4.1665796e-2f;
+    p = p * r + 1.6666665e-1f;
+    p = p * r + 5.0000001e-1f;
+    p = p * r * r + r + 1.0f;
+    const Floats power = (Floats)((__builtin_convertvector(n, Integers) + 127) << 23);
+    return x < -87.0f ? Floats{} : p * power;
+}
+
+template <class Combine>
+float across(Floats values, Combine combine) {
+    for (int width = LANES / 2; width; width /= 2)
+        for (int i = 0; i < width; i++) values[i] = combine(values[i], values[i + width]);
+    return values[0];
+}
+
+inline float sum(Floats values) {
+    return across(values, [](float a, float b) { return a + b; });
+}
+
+inline Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }

@@ -1,8 +1,9 @@
 // What lies between the matrix products of one decoding step (rollout/native.py), one pass over
-// memory each: norms, the gated activation, and the rotation of queries and keys, their place in the
-// cache and attention over prompt and own tokens. Sums are in float; what is stored is rounded once.
+// memory each: norms, the gated activation, and the rotation of queries and keys, their place in
+// the cache and attention over prompt and own tokens. Sums are in float; what is stored is rounded
+// once; queries and probabilities are rounded too before they are multiplied.
 //
-// HEAD_SIZE is set by who compiles this, a multiple of 4.
+// HEAD_SIZE is set by who compiles this, a multiple of 16.
 
 #include "kernels.h"
 
@@ -38,25 +39,52 @@ struct Step {
 
 namespace {
 
-constexpr int LANES = 32;  // keys that are scored side by side
+// Numbers that are multiplied and summed at once: of bfloat16 two, in the place of one float.
+template <class T>
+constexpr int PAIR = sizeof(float) / sizeof(T);
+
+// sum[j] += the sum over i < PAIR of one[i] * many[j * PAIR + i].
+inline void multiply_add(Floats& sum, const float* one, const float* many) {
+    sum += *one * load(many);
+}
+
+inline void multiply_add(Floats& sum, const bfloat16* one, const bfloat16* many) {
+    Words pairs;
+    std::memcpy(&pairs, many, sizeof pairs);
+#ifdef __AVX512BF16__
+    uint32_t pair;
+    std::memcpy(&pair, one, sizeof pair);
+    sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_set1_epi32(pair), (__m512bh)pairs);
+#else
+    sum += wide(one[0]) * (Floats)(pairs << 16) + wide(one[1]) * (Floats)(pairs & 0xffff0000u);
+#endif
+}
 
 template <class T, int D>
 struct Attention {
-    static_assert(D % 4 == 0);
+    static_assert(D % LANES == 0);
+    static constexpr int P2 = PAIR<T>;
     const Step& s;
     int64_t per, window;
-    const T *prompt_keys, *prompt_values;  // [groups, K, D, slots], [groups, K, slots, D]
-    T* own;                                // [chunks, 2, capacity, K, one chunk]
-    const T *query_norm, *key_norm;        // [D] or null
+    const T* prompt_keys;    // [groups, K, D / PAIR, slots, PAIR]
+    const T* prompt_values;  // [groups, K, slots / PAIR, D, PAIR]
+    T* own;                  // [chunks, 2, capacity, K, one chunk], keys and values as in prompts
+    const T *query_norm, *key_norm;  // [D] or null
     float epsilon;
 
-    // The chunk of one own token: keys (kind 0) as [D, chunk], or values (1) as [chunk, D].
+    struct Memory {
+        std::vector<float> scores;
+        std::vector<T> queries, weights;
+    };
+
+    // The chunk of one own token: keys (kind 0) as [D / PAIR, chunk, PAIR], values (1) as
+    // [chunk / PAIR, D, PAIR].
     T* place(int64_t row, int64_t head, int64_t token, int64_t kind) const {
         int64_t block = ((token / s.chunk * 2 + kind) * s.capacity + row) * s.kv_heads + head;
         return own + block * s.chunk * D;
     }
 
-    void rotated(const T* x, const T* norm, int64_t position, float* y) const {
+    void rotated(const T* x, const T* norm, int64_t position, T* y) const {
         T spare[D];
         if (norm) {
             norm_row(x, norm, spare, D, epsilon);
@@ -65,129 +93,124 @@ struct Attention {
         const float *c = s.cosine + position * D, *n = s.sine + position * D;
         for (int i = 0; i < D / 2; i++) {
             float a = wide(x[i]), b = wide(x[i + D / 2]);
-            y[i] = a * c[i] + b * n[i];
-            y[i + D / 2] = b * c[i + D / 2] + a * n[i + D / 2];
+            store(y + i, a * c[i] + b * n[i]);
+            store(y + i + D / 2, b * c[i + D / 2] + a * n[i + D / 2]);
         }
     }
 
-    // Sums that do not wait for one another, so that few heads keep the processor busy too.
-    static constexpr int apart(int heads) { return heads == 1 ? 4 : heads == 2 ? 2 : 1; }
+    // The key and value of a new token. Its value's partner is cleared where that is yet to come:
+    // a probability of 0 times whatever lies there may not be a number.
+    void keep(int64_t row, int64_t head, int64_t token, const T* key, const T* value) const {
+        const int64_t slot = token % s.chunk, half = slot % P2;
+        T* keys = place(row, head, token, 0) + slot * P2;
+        for (int i = 0; i < D; i++) keys[i / P2 * s.chunk * P2 + i % P2] = key[i];
+        T* values = place(row, head, token, 1) + slot / P2 * P2 * D;
+        for (int i = 0; i < D; i++) {
+            values[i * P2 + half] = value[i];
+            if (!half && P2 > 1) values[i * P2 + 1] = 0;
+        }
+    }
 
-    // scores[h][t] = queries[h] . keys[.., t] of P heads, for `count` keys rounded up to LANES.
+    // scores[h][t] = queries[h] . keys[t] of P heads, for `count` keys rounded up to LANES.
     template <int P>
-    static void dots(const T* keys, int64_t pitch, int64_t count, const float* queries,
-                     float* scores, int64_t stride) {
-        constexpr int U = apart(P);
+    static void dots(const T* keys, int64_t pitch, int64_t count, const T* queries, float* scores,
+                     int64_t stride) {
+        constexpr int U = P == 1 ? 8 : P < 4 ? 4 : 2;  // sums that do not wait for one another
         for (int64_t t = 0; t < count; t += LANES) {
-            float sum[U][P][LANES] = {};
-            for (int i = 0; i < D; i += U) {
-                for (int u = 0; u < U; u++) {
-                    const T* key = keys + (i + u) * pitch + t;
-#pragma omp simd
-                    for (int j = 0; j < LANES; j++) {
-                        float k = wide(key[j]);
-                        for (int h = 0; h < P; h++) sum[u][h][j] += queries[h * D + i + u] * k;
-                    }
-                }
+            Floats sums[U][P] = {};
+            for (int i = 0; i < D / P2; i += U)
+                for (int u = 0; u < U; u++)
+                    for (int h = 0; h < P; h++)
+                        multiply_add(sums[u][h], queries + h * D + (i + u) * P2,
+                                     keys + ((i + u) * pitch + t) * P2);
+            for (int h = 0; h < P; h++) {
+                for (int u = 1; u < U; u++) sums[0][h] += sums[u][h];
+                std::memcpy(scores + h * stride + t, &sums[0][h], sizeof(Floats));
             }
+        }
+    }
+
+    // sums[h] += weights[h][t] * values[t] of P heads, for `count` values rounded up to PAIR.
+    template <int P>
+    static inline __attribute__((always_inline)) void add(const T* values, int64_t count,
+                                                          const T* weights, int64_t stride,
+                                                          Floats (&sums)[P][D / LANES]) {
+        for (int64_t t = 0; t < count; t += P2)
             for (int h = 0; h < P; h++)
-                for (int j = 0; j < LANES; j++) {
-                    float whole = sum[0][h][j];
-                    for (int u = 1; u < U; u++) whole += sum[u][h][j];
-                    scores[h * stride + t + j] = whole;
-                }
-        }
+                for (int i = 0; i < D / LANES; i++)
+                    multiply_add(sums[h][i], weights + h * stride + t,
+                                 values + t * D + i * LANES * P2);
     }
 
-    // sums[h] += weights[h][t] * values[t] of P heads.
-    template <int P>
-    static void add(const T* values, int64_t count, const float* weights, int64_t stride,
-                    float* sums) {
-        constexpr int U = apart(P);
-        float sum[U][P][D] = {};
-        int64_t t = 0;
-        const auto one = [&](float (&to)[P][D], int64_t t) {
-            const T* value = values + t * D;
-#pragma omp simd
-            for (int i = 0; i < D; i++) {
-                float v = wide(value[i]);
-                for (int h = 0; h < P; h++) to[h][i] += weights[h * stride + t] * v;
-            }
-        };
-        for (; t + U <= count; t += U)
-            for (int u = 0; u < U; u++) one(sum[u], t + u);
-        for (; t < count; t++) one(sum[0], t);
-        for (int u = 0; u < U; u++)
-            for (int i = 0; i < P * D; i++) sums[i] += (&sum[u][0][0])[i];
-    }
+    static int64_t up(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
-    // P query heads that share a key head: softmax(queries K) V into `out` [P, D].
+    // P query heads that share a key head: softmax(queries K scale) V into `out` [P, D]. Scores
+    // of the prompt come first, those of own tokens from `split` on; what lies between is -inf.
     template <int P>
-    void read(int64_t row, int64_t head, int64_t first, const float* queries, float* scores,
+    void read(int64_t row, int64_t head, int64_t first, const T* queries, Memory& memory,
               T* out) const {
-        int64_t group = s.group[row], prompt = s.lengths[group], seen = s.positions[row] + 1;
-        int64_t at = (group * s.kv_heads + head) * s.slots * D, own_end = seen - prompt;
-        int64_t stride = room(seen), own_first = std::max(first - prompt, int64_t(0));
-        int64_t from = first / LANES * LANES, chunk_from = own_first / s.chunk * s.chunk;
-        int64_t end = from + (seen - from + LANES - 1) / LANES * LANES;  // in whole vectors
-        if (from < prompt)
-            dots<P>(prompt_keys + at + from, s.slots, prompt - from, queries, scores + from, stride);
-        for (int64_t t = chunk_from; t < own_end; t += s.chunk)
-            dots<P>(place(row, head, t, 0), s.chunk, std::min(s.chunk, own_end - t), queries,
-                    scores + prompt + t, stride);
-        float sums[P * D] = {};
+        const int64_t group = s.group[row], prompt = s.lengths[group];
+        const int64_t at = (group * s.kv_heads + head) * s.slots * D, split = up(prompt);
+        const int64_t seen = s.positions[row] + 1 - prompt, end = split + up(seen);
+        const int64_t from = std::min(first, prompt) / LANES * LANES;
+        const int64_t own_first = std::max(first - prompt, int64_t(0)) / s.chunk * s.chunk;
+        memory.scores.resize(P * end);
+        memory.weights.resize(P * end);
+        float* scores = memory.scores.data();
+        T* weights = memory.weights.data();
+        dots<P>(prompt_keys + at + from * P2, s.slots, prompt - from, queries, scores + from, end);
+        for (int64_t t = own_first; t < seen; t += s.chunk)
+            dots<P>(place(row, head, t, 0), s.chunk, std::min(s.chunk, seen - t), queries,
+                    scores + split + t, end);
+        const float scale = 1.0f / std::sqrt(float(D));
+        float factors[P];
         for (int h = 0; h < P; h++) {
-            float *score = scores + h * stride, top = -INFINITY, sum = 0;
-            std::fill(score + from, score + first, -INFINITY);
-            std::fill(score + seen, score + end, -INFINITY);
-#pragma omp simd reduction(max : top)
-            for (int64_t t = from; t < end; t++) top = std::max(top, score[t]);
-            for (int64_t t = from; t < end; t += LANES)
-#pragma omp simd reduction(+ : sum)
-                for (int j = 0; j < LANES; j++)
-                    sum += score[t + j] = exponential(score[t + j] - top);
-            float factor = 1.0f / sum;
-#pragma omp simd
-            for (int64_t t = from; t < end; t++) score[t] *= factor;
+            float* score = scores + h * end;
+            std::fill(score + from, score + std::min(first, prompt), -INFINITY);
+            std::fill(score + prompt, score + split + std::max(first - prompt, int64_t(0)),
+                      -INFINITY);
+            std::fill(score + split + seen, score + end, -INFINITY);
+            Floats tops = Floats{} - INFINITY, total = {};
+            for (int64_t t = from; t < end; t += LANES) tops = larger(tops, load(score + t));
+            const float top = across(tops, [](float a, float b) { return std::max(a, b); });
+            for (int64_t t = from; t < end; t += LANES) {
+                const Floats weight = exponential((load(score + t) - top) * scale);
+                total += weight;
+                store(weights + h * end + t, weight);
+            }
+            factors[h] = 1.0f / ::sum(total);
         }
-        if (first < prompt)
-            add<P>(prompt_values + at + first * D, prompt - first, scores + first, stride, sums);
-        for (int64_t t = own_first; t < own_end;) {
-            int64_t end = std::min(own_end, (t / s.chunk + 1) * s.chunk);
-            add<P>(place(row, head, t, 1) + t % s.chunk * D, end - t, scores + prompt + t, stride,
+        Floats sums[P][D / LANES] = {};
+        add<P>(prompt_values + at + from * D, prompt - from, weights + from, end, sums);
+        for (int64_t t = own_first; t < seen; t += s.chunk)
+            add<P>(place(row, head, t, 1), std::min(s.chunk, seen - t), weights + split + t, end,
                    sums);
-            t = end;
-        }
-        for (int i = 0; i < P * D; i++) store(out + i, sums[i]);
+        for (int h = 0; h < P; h++)
+            for (int i = 0; i < D / LANES; i++)
+                store(out + h * D + i * LANES, sums[h][i] * factors[h]);
     }
-
-    static int64_t room(int64_t seen) { return seen + 2 * LANES; }
 
     // One row and key head: mixed [H + 2 K, D] of the row; the row's output is [H, D].
-    void one(int64_t row, int64_t head, const T* mixed, T* out, std::vector<float>& memory) const {
-        int64_t position = s.positions[row], first = window ? std::max(position + 1 - window, int64_t(0)) : 0;
-        int64_t token = position - s.lengths[s.group[row]];
-        memory.resize(per * D + 4 * room(position + 1));
-        float *queries = memory.data(), *scores = queries + per * D;
-        float scale = 1.0f / std::sqrt(float(D)), turned[D];
-        for (int64_t h = 0; h < per; h++) {
-            rotated(mixed + (head * per + h) * D, query_norm, position, queries + h * D);
-            for (int i = 0; i < D; i++) queries[h * D + i] *= scale;
-        }
-        rotated(mixed + (s.heads + head) * D, key_norm, position, turned);
-        T* key = place(row, head, token, 0) + token % s.chunk;
-        for (int i = 0; i < D; i++) store(key + i * s.chunk, turned[i]);
-        const T* value = mixed + (s.heads + s.kv_heads + head) * D;
-        std::copy(value, value + D, place(row, head, token, 1) + token % s.chunk * D);
+    void one(int64_t row, int64_t head, const T* mixed, T* out, Memory& memory) const {
+        const int64_t position = s.positions[row], token = position - s.lengths[s.group[row]];
+        const int64_t first = window ? std::max(position + 1 - window, int64_t(0)) : 0;
+        T key[D];
+        memory.queries.resize(per * D);
+        for (int64_t h = 0; h < per; h++)
+            rotated(mixed + (head * per + h) * D, query_norm, position, &memory.queries[h * D]);
+        rotated(mixed + (s.heads + head) * D, key_norm, position, key);
+        keep(row, head, token, key, mixed + (s.heads + s.kv_heads + head) * D);
         out += head * per * D;
+        constexpr int most = D <= 64 ? 4 : D <= 128 ? 2 : 1;  // sums that fit into registers
         for (int64_t h = 0; h < per;) {
-            int64_t left = per - h;
-            const float* q = queries + h * D;
+            const int64_t now = std::min(per - h, int64_t(most));
+            const T* q = &memory.queries[h * D];
             T* to = out + h * D;
-            if (left >= 4) read<4>(row, head, first, q, scores, to), h += 4;
-            else if (left == 3) read<3>(row, head, first, q, scores, to), h += 3;
-            else if (left == 2) read<2>(row, head, first, q, scores, to), h += 2;
-            else read<1>(row, head, first, q, scores, to), h += 1;
+            if (now == 4) read<most < 4 ? 1 : 4>(row, head, first, q, memory, to);
+            else if (now == 3) read<most < 3 ? 1 : 3>(row, head, first, q, memory, to);
+            else if (now == 2) read<most < 2 ? 1 : 2>(row, head, first, q, memory, to);
+            else read<1>(row, head, first, q, memory, to);
+            h += now;
         }
     }
 
@@ -195,7 +218,7 @@ struct Attention {
         int64_t items = s.rows * s.kv_heads;
 #pragma omp parallel num_threads(s.threads)
         {
-            std::vector<float> memory;
+            Memory memory;
 #pragma omp for schedule(static)
             for (int64_t item = 0; item < items; item++) {
                 int64_t row = item / s.kv_heads, head = item % s.kv_heads;
@@ -222,8 +245,7 @@ void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int64_t threa
         const T *gate = gate_up + 2 * row * width, *up = gate + width;
 #pragma omp simd
         for (int64_t i = 0; i < width; i++) {
-            float g = wide(gate[i]);
-            store(out + row * width + i, g / (1.0f + exponential(-g)) * wide(up[i]));
+            store(out + row * width + i, silu(wide(gate[i])) * wide(up[i]));
         }
     }
 }

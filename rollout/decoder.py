@@ -213,11 +213,16 @@ def _refusal(config: Any) -> str | None:
 
 
 def _probe_prompts(config: Any) -> list[list[int]]:
-    """Two ragged prompts, the longer one beyond a (short) sliding window."""
+    """Two ragged prompts, the longer one beyond a (short) sliding window.
+
+    Their tokens are spread over the vocabulary: the first ones are special ones, which many models
+    were never trained on, and bfloat16 rounds three times as much of what those lead to.
+    """
     window = getattr(config, "sliding_window", None) or 0
     length = min(max(6, window + 3), 64)
     vocab = config.vocab_size
-    return [[(7 * i + 1) % vocab for i in range(n)] for n in (length, 3)]
+    step = round(0.618 * vocab)
+    return [[(step * i + 1) % vocab for i in range(n)] for n in (length, 3)]
 
 
 _PROBE_STEPS = 2

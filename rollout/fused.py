@@ -18,7 +18,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 
 from grpo.errors import WeightsError
 from grpo.rollout.group_cache import CHUNK, GroupCache
-from grpo.rollout.packed import PackedLinear, packs
+from grpo.rollout.packed import Gated, Linear, Linears, PackedLinears, packs
 from grpo.rollout.prefill import in_passes, padded
 
 _MODELS = {"llama", "mistral", "qwen2", "qwen3"}
@@ -43,21 +43,16 @@ def fusable(model: nn.Module) -> bool:
 
 
 class Layer:
-    """A decoder layer's weights; norms and shapes are the module's own.
+    """A decoder layer's weights; norms and shapes are the module's own."""
 
-    Packed: gate and up apart, each with its part of the activation; else side by side.
-    """
-
-    def __init__(self, module: Any, config: Any, *, packed: bool) -> None:
+    def __init__(self, module: Any, config: Any, linears: Linears) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.before = module.input_layernorm
         self.after = module.post_attention_layernorm
-        projections = [attention.q_proj, attention.k_proj, attention.v_proj]
-        self.qkv = PackedLinear(projections, packed=packed)
-        self.out = PackedLinear([attention.o_proj], packed=packed)
-        gates = [[mlp.gate_proj], [mlp.up_proj]] if packed else [[mlp.gate_proj, mlp.up_proj]]
-        self.gates = [PackedLinear(linears, packed=packed) for linears in gates]
-        self.down = PackedLinear([mlp.down_proj], packed=packed)
+        self.qkv = linears.together([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = linears.together([attention.o_proj])
+        self.gated = linears.gated(mlp.gate_proj, mlp.up_proj)
+        self.down = linears.together([mlp.down_proj])
         self.head_norms = (
             (attention.q_norm, attention.k_norm) if config.model_type == "qwen3" else None
         )
@@ -65,8 +60,8 @@ class Layer:
         self.window: int | None = getattr(owner, "sliding_window", None)
 
     @property
-    def packed(self) -> tuple[PackedLinear, ...]:
-        return (self.qkv, self.out, *self.gates, self.down)
+    def linears(self) -> tuple[Linear | Gated, ...]:
+        return (self.qkv, self.out, self.gated, self.down)
 
 
 class _Step:
@@ -83,9 +78,10 @@ class FusedDecoder:
     """Ragged rows in a `GroupCache`."""
 
     lockstep = False
-    keys_across = False  # how the cache keeps keys
+    pair = 0  # how the cache keeps keys and values
 
-    def __init__(self, model: nn.Module, *, packed: bool = True) -> None:
+    def __init__(self, model: nn.Module, linears: Linears | None = None) -> None:
+        linears = linears or PackedLinears(_normed)
         whole: Any = model
         config = whole.config
         self.dtype = next(model.parameters()).dtype
@@ -94,22 +90,22 @@ class FusedDecoder:
         self.size: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.embed = whole.model.embed_tokens
         self.norm = whole.model.norm
-        self.layers = [Layer(module, config, packed=packed) for module in whole.model.layers]
-        self.head = PackedLinear([whole.lm_head], packed=packed)
+        self.layers = [Layer(module, config, linears) for module in whole.model.layers]
+        self.head = linears.together([whole.lm_head])
         self._rotary = whole.model.rotary_emb
         self._turns: tuple[Tensor, Tensor] | None = None  # cos, sin [positions, D]
         self.free()
 
     def free(self) -> None:
         self.cache = GroupCache(
-            self.heads, self.kv_heads, self.size, len(self.layers), across=self.keys_across
+            self.heads, self.kv_heads, self.size, len(self.layers), pair=self.pair
         )
         self._turns = None
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Pack the model's present weights, and read them back. Raises WeightsError."""
-        for linear in (self.head, *(p for layer in self.layers for p in layer.packed)):
+        for linear in (self.head, *(p for layer in self.layers for p in layer.linears)):
             linear.fill()
             if not linear.holds():
                 raise WeightsError("the packed weights are not the ones that were loaded")
@@ -137,7 +133,7 @@ class FusedDecoder:
             attended = attended.transpose(1, 2).reshape(B * L, -1)
             x = self._rest(layer.out.plus(attended, x), layer)
         last = torch.tensor([row * L + len(p) - 1 for row, p in enumerate(prompts)])
-        return self.head(self._normed(x[last], self.norm))
+        return self.head(x[last], self.norm)
 
     @torch.inference_mode()
     def copy(self, source: int, target: Sequence[int], length: int) -> None:
@@ -157,7 +153,7 @@ class FusedDecoder:
         x = self.embed(torch.from_numpy(tokens))
         for index, layer in enumerate(self.layers):
             x = self._layer(x, layer, index, step)
-        return self.head(self._normed(x, self.norm))
+        return self.head(x, self.norm)
 
     def _begin(self, positions: np.ndarray) -> _Step:
         cache = self.cache
@@ -215,7 +211,7 @@ class FusedDecoder:
     def _mixed(self, x: Tensor, layer: Layer, cos: Tensor, sin: Tensor) -> Tensor:
         """Queries (scaled), keys and values [R, H + 2 KV, D], the first two turned."""
         size = self.size
-        mixed = layer.qkv(self._normed(x, layer.before)).view(len(x), -1, size)
+        mixed = layer.qkv(x, layer.before).view(len(x), -1, size)
         if layer.head_norms is not None:
             q, k, v = mixed.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
             of_query, of_key = layer.head_norms
@@ -225,15 +221,7 @@ class FusedDecoder:
 
     def _rest(self, x: Tensor, layer: Layer) -> Tensor:
         """What follows attention: [R, hidden] -> the same."""
-        return layer.down.plus(self._activated(self._normed(x, layer.after), layer), x)
-
-    def _activated(self, hidden: Tensor, layer: Layer) -> Tensor:
-        """silu(gate) * up [R, intermediate]."""
-        gate, up = layer.gates
-        return up.times(hidden, gate.silu(hidden))
-
-    def _normed(self, x: Tensor, norm: Any) -> Tensor:
-        return _normed(x, norm)
+        return layer.down.plus(layer.gated(x, layer.after), x)
 
     def _attend(self, mixed: Tensor, layer: Layer, index: int, step: _Step) -> Tensor:
         """Attention of `mixed` [R, H + 2 KV, D]'s queries over prompts and own tokens: [R, H D]."""

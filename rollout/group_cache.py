@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.cache_utils import Cache
 
 CHUNK = 32  # slots of own tokens that one product reads
@@ -40,15 +41,13 @@ class GroupCache(Cache):
 
     prompts[layer]: keys and values, [groups, kv heads, slots, head size];
     own[layer]: [chunks, 2, rows, kv heads, CHUNK, head size].
-    With `across`, keys are [.., head size, slots] (of `own` too, by whoever writes it): side by
-    side for a kernel that scores several at a time.
+    For kernels that multiply `pair` numbers at once, as they lie (of `own` too, by whoever writes
+    it): keys [.., head size / pair, slots, pair], values [.., slots / pair, head size, pair].
     """
 
-    def __init__(
-        self, heads: int, kv_heads: int, size: int, layers: int, *, across: bool = False
-    ) -> None:
+    def __init__(self, heads: int, kv_heads: int, size: int, layers: int, *, pair: int = 0) -> None:
         super().__init__(layers=[])
-        self.across = across
+        self.pair = pair
         self.heads, self.kv_heads, self.size, self.depth = heads, kv_heads, size, layers
         self.prompts: list[tuple[Tensor, Tensor]] = []
         self.own: list[Tensor] = []
@@ -127,15 +126,18 @@ class GroupCache(Cache):
             return
         groups = max(have, groups if groups <= have else max(groups, 2 * have))
 
-        def grown(old: Tensor, dim: int) -> Tensor:
+        def grown(old: Tensor, dim: int, size: int) -> Tensor:
             shape = list(old.shape)
-            shape[0], shape[dim] = groups, slots
+            shape[0], shape[dim] = groups, size
             new = old.new_zeros(shape)
             new[: old.shape[0], :, : old.shape[2], : old.shape[3]] = old
             return new
 
-        along = 3 if self.across else 2
-        self.prompts = [(grown(keys, along), grown(values, 2)) for keys, values in self.prompts]
+        along, together = (3, self.pair) if self.pair else (2, 1)
+        self.prompts = [
+            (grown(keys, along, slots), grown(values, 2, slots // together))
+            for keys, values in self.prompts
+        ]
         self.slots = slots
 
     # Reading prompts: the model's own forward pass
@@ -152,14 +154,19 @@ class GroupCache(Cache):
             # Zeros, not uninitialized memory: masked slots still meet a multiplication by zero.
             shape = (len(self.lengths), self.kv_heads, self.slots, self.size)
             keys, values = key_states.new_zeros(shape), key_states.new_zeros(shape)
-            if self.across:
-                keys = keys.view(*shape[:2], self.size, self.slots)
+            if self.pair:
+                keys = keys.view(*shape[:2], self.size // self.pair, self.slots, self.pair)
+                values = values.view(*shape[:2], self.slots // self.pair, self.size, self.pair)
             self.prompts.append((keys, values))
         keys, values = self.prompts[layer_idx]
-        length = key_states.shape[2]
-        keys = (keys.mT if self.across else keys).narrow(2, 0, length)
-        keys.index_copy_(0, self._reading, key_states)
-        values.narrow(2, 0, length).index_copy_(0, self._reading, value_states)
+        new_keys, new_values, length = key_states, value_states, key_states.shape[2]
+        if self.pair:
+            new_keys = key_states.unflatten(3, (-1, self.pair)).transpose(2, 3)
+            new_values = functional.pad(value_states, (0, 0, 0, -length % self.pair))
+            new_values = new_values.unflatten(2, (-1, self.pair)).transpose(3, 4)
+        along = 3 if self.pair else 2
+        keys.narrow(along, 0, length).index_copy_(0, self._reading, new_keys)
+        values.narrow(2, 0, new_values.shape[2]).index_copy_(0, self._reading, new_values)
         return key_states, value_states
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

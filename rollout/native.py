@@ -28,7 +28,7 @@ class Step(ctypes.Structure):
 
 def decode_library(head_size: int) -> ctypes.CDLL | None:
     """`decode.cpp` for heads of this size; None where this machine cannot have it."""
-    if head_size % 4:
+    if head_size % 16:
         return None
     source = Path(__file__).with_name("decode.cpp")
     found = native.library(source, f"HEAD_SIZE={head_size}")
@@ -58,8 +58,9 @@ class Kernels:
         self._swiglu = getattr(compiled, f"swiglu_{name}")
         self._attend = getattr(compiled, f"attend_{name}")
 
-    def norm(self, x: Tensor, norm: Any, out: Tensor) -> Tensor:
-        """RMS norm of x [R, D] with a module's weight and epsilon, into `out`."""
+    def norm(self, x: Tensor, norm: Any) -> Tensor:
+        """RMS norm of x [R, D] with a module's weight and epsilon."""
+        out = torch.empty_like(x)
         self._norm(
             x.data_ptr(),
             norm.weight.data_ptr(),
@@ -90,7 +91,7 @@ class Kernels:
     ) -> Tensor:
         """Rotate, keep and attend in one layer: mixed [R, (H + 2 KV) D] -> `out` [R, H D].
 
-        `prompts`, `own`: a `GroupCache`'s, with keys across. `head_norms`: of queries and keys.
+        `prompts`, `own`: a `GroupCache`'s, in pairs. `head_norms`: of queries and keys.
         """
         of_query, of_key = head_norms or (None, None)
         self._attend(

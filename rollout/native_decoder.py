@@ -8,22 +8,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo.rollout.fused import FusedDecoder, Layer
+from grpo.rollout.fused import FusedDecoder
 from grpo.rollout.group_cache import CHUNK
 from grpo.rollout.native import Kernels, Step, decode_library
+from grpo.rollout.packed import Linears, PackedLinears, PlainLinears, TiledLinears, tiles
 
 
 class NativeDecoder(FusedDecoder):
     """`FusedDecoder` with everything but its matrix products compiled: 8 operations a layer."""
 
-    keys_across = True
-
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, packed=next(model.parameters()).dtype == torch.bfloat16)
-        compiled = decode_library(self.size)
+        config: Any = model.config
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        dtype = next(model.parameters()).dtype
+        compiled = decode_library(size)
         if compiled is None:
             raise NotImplementedError("no compiled kernels for this model on this machine")
-        self._kernels = Kernels(compiled, self.dtype)
+        self._kernels = Kernels(compiled, dtype)
+        self.pair = 2 if dtype == torch.bfloat16 else 1
+        super().__init__(model, _linears(model, self._kernels))
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
@@ -46,12 +49,11 @@ class NativeDecoder(FusedDecoder):
             sine=sin.data_ptr(),
         )
         x = self.embed(torch.from_numpy(tokens))
-        # Two pieces of memory for all layers: fresh ones cost more than a norm.
-        hidden, attended = torch.empty_like(x), x.new_empty(len(x), self.heads * self.size)
+        attended = x.new_empty(len(x), self.heads * self.size)
         for index, layer in enumerate(self.layers):
             kernels.attend(
                 step,
-                layer.qkv(kernels.norm(x, layer.before, hidden)),
+                layer.qkv(x, layer.before),
                 cache.prompts[index],
                 cache.own[index],
                 layer.head_norms,
@@ -59,14 +61,12 @@ class NativeDecoder(FusedDecoder):
                 attended,
             )
             x = layer.out.plus(attended, x)
-            active = self._activated(kernels.norm(x, layer.after, hidden), layer)
-            x = layer.down.plus(active, x)
-        return self.head(kernels.norm(x, self.norm, hidden))
+            x = layer.down.plus(layer.gated(x, layer.after), x)
+        return self.head(x, self.norm)
 
-    def _normed(self, x: Tensor, norm: Any) -> Tensor:
-        return self._kernels.norm(x, norm, torch.empty_like(x))
 
-    def _activated(self, hidden: Tensor, layer: Layer) -> Tensor:
-        if len(layer.gates) > 1:
-            return super()._activated(hidden, layer)
-        return self._kernels.swiglu(layer.gates[0](hidden))
+def _linears(model: nn.Module, kernels: Kernels) -> Linears:
+    """What multiplies fastest."""
+    if next(model.parameters()).dtype == torch.float32:
+        return PlainLinears(kernels.norm, kernels.swiglu)
+    return TiledLinears() if tiles(model) else PackedLinears(kernels.norm)

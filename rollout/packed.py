@@ -1,20 +1,69 @@
-"""Weights laid out for the CPU's matrix kernels, and linear layers that use them.
+"""Linear layers of a decoder, their weights laid out for the CPU's matrix products.
 
-oneDNN multiplies 64 rows by a weight matrix it has reordered into its own blocks 1.6 times faster
-than by the same matrix as torch keeps it, and adds, multiplies or applies SiLU before the result
-is rounded and stored. The blocks are a second copy of the weights: whoever changes the weights has
-to fill them again, and `holds` reads back what is really in them.
+Three layouts, one interface:
+
+  PlainLinears   as torch keeps them; for a few thousand numbers a row, float32 is fastest so
+  PackedLinears  oneDNN's own blocks: 64 rows are multiplied 1.6 times faster than with torch's
+                 layout; sum, product or SiLU are applied before the result is rounded and stored
+  TiledLinears   for the processor's matrix tiles (grpo/matmul.py)
+
+A copy in another layout has to follow the weights: whoever changes them calls `fill`, and `holds`
+says whether the copy has really the weights of this moment. x [R, in] is contiguous everywhere, and
+of the weights' type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-_ROWS = 64  # rows the blocks are chosen for; other numbers of rows are right too
+from grpo import matmul
+
+_ROWS = 64  # rows oneDNN's blocks are chosen for; other numbers of rows are right too
+
+
+class Linear(Protocol):
+    """y = x W^T + b."""
+
+    def fill(self) -> None:
+        """Take the layers' weights as they are now."""
+        ...
+
+    def holds(self) -> bool:
+        """Are those kept, bit for bit, the layers' weights of this moment?"""
+        ...
+
+    def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
+        """y [R, out] of x, or of norm(x) for a module with RMS norm's weight and epsilon."""
+        ...
+
+    def plus(self, x: Tensor, term: Tensor) -> Tensor:
+        """y + term [R, out]."""
+        ...
+
+
+class Gated(Protocol):
+    """silu(gate(x)) * up(x)."""
+
+    def fill(self) -> None: ...
+
+    def holds(self) -> bool: ...
+
+    def __call__(self, x: Tensor, norm: Any) -> Tensor:
+        """[R, intermediate] of norm(x)."""
+        ...
+
+
+class Linears(Protocol):
+    """One of the layouts: linear layers with the same inputs, one below the other; and a gate."""
+
+    def together(self, layers: Sequence[nn.Linear]) -> Linear: ...
+
+    def gated(self, gate: nn.Linear, up: nn.Linear) -> Gated: ...
 
 
 def packs(dtype: torch.dtype, device: torch.device) -> bool:
@@ -26,60 +75,180 @@ def packs(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype == torch.float32
 
 
-class PackedLinear:
-    """y = x W^T + b with the weights of `layers` (same inputs) one below the other.
+def tiles(model: nn.Module) -> bool:
+    """Whether this machine has tiles, and all linear layers of `model` fit into them."""
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    return (
+        matmul.has_tiles()
+        and all(layer.weight.dtype == torch.bfloat16 for layer in layers)
+        and all(matmul.fits(layer.out_features, layer.in_features) for layer in layers)
+    )
 
-    x [R, in], all of one dtype; float32 or bfloat16. Without `packed` the weights lie as torch
-    keeps them: for a few thousand numbers a row, float32 products are faster so.
-    """
 
-    def __init__(self, layers: Sequence[nn.Linear], *, packed: bool = True) -> None:
-        self._layers = tuple(layers)
-        self._packed = packed
+def _stacked(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """Weights [N, K] and biases [N] of the layers, one below the other."""
+    weights: list[Tensor] = [layer.weight.detach() for layer in layers]
+    biases: list[Any] = [layer.bias for layer in layers]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+    return weight, None if any(b is None for b in biases) else torch.cat(biases).detach()
+
+
+def _equal(held: tuple[Tensor, Tensor | None], present: tuple[Tensor, Tensor | None]) -> bool:
+    pairs = list(zip(held, present, strict=True))
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
+
+
+Normed = Callable[[Tensor, Any], Tensor]  # x [R, D] and a module with weight and epsilon
+
+
+class PlainLinears:
+    """`Linears` as torch keeps them; `swiglu`: silu(gate) * up of the two side by side."""
+
+    def __init__(self, normed: Normed, swiglu: Callable[[Tensor], Tensor]) -> None:
+        self._normed, self._swiglu = normed, swiglu
+
+    def together(self, layers: Sequence[nn.Linear]) -> PlainLinear:
+        return PlainLinear(layers, self._normed)
+
+    def gated(self, gate: nn.Linear, up: nn.Linear) -> PlainGated:
+        return PlainGated([gate, up], self._normed, self._swiglu)
+
+
+class PlainLinear:
+    def __init__(self, layers: Sequence[nn.Linear], normed: Normed) -> None:
+        self._layers, self._normed = tuple(layers), normed
         self.fill()
 
     def fill(self) -> None:
-        """Take the layers' weights as they are now."""
-        weights: list[Tensor] = [layer.weight.detach() for layer in self._layers]
-        whole = weights[0] if len(weights) == 1 else torch.cat(weights)
-        if self._packed:
-            whole = torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS)
-        self._weight = whole
-        biases = [layer.bias for layer in self._layers]
-        self._bias = None if any(b is None for b in biases) else torch.cat(biases).detach()
+        self._weight, self._bias = _stacked(self._layers)
 
     def holds(self) -> bool:
-        """Read the blocks back: are they, bit for bit, the layers' weights of this moment?"""
-        sizes = [layer.out_features for layer in self._layers]
-        weight = self._weight.to_dense() if self._packed else self._weight
-        held = [weight.split(sizes)]
-        present = [[layer.weight for layer in self._layers]]
-        if self._bias is not None:
-            held.append(self._bias.split(sizes))
-            present.append([layer.bias for layer in self._layers])
-        return all(
-            torch.equal(part, tensor)
-            for parts, tensors in zip(held, present, strict=True)
-            for part, tensor in zip(parts, tensors, strict=True)
-        )
+        return _equal((self._weight, self._bias), _stacked(self._layers))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """[R, out]."""
-        if not self._packed:
-            return linear(x, self._weight, self._bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
-
-    def silu(self, x: Tensor) -> Tensor:
-        """silu(y) [R, out], of packed weights."""
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "swish", [], "")
-
-    def times(self, x: Tensor, factor: Tensor) -> Tensor:
-        """y * factor [R, out], of packed weights."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self._weight, self._bias, "mul")
+    def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
+        return linear(x if norm is None else self._normed(x, norm), self._weight, self._bias)
 
     def plus(self, x: Tensor, term: Tensor) -> Tensor:
-        """y + term [R, out]."""
-        if not self._packed:
-            term = term if self._bias is None else term + self._bias
-            return torch.addmm(term, x, self._weight.T)
+        term = term if self._bias is None else term + self._bias
+        return torch.addmm(term, x, self._weight.T)
+
+
+class PlainGated(PlainLinear):
+    def __init__(
+        self, layers: Sequence[nn.Linear], normed: Normed, swiglu: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__(layers, normed)
+        self._swiglu = swiglu
+
+    def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
+        return self._swiglu(super().__call__(x, norm))
+
+
+class PackedLinears:
+    """`Linears` in oneDNN's blocks; float32 or bfloat16."""
+
+    def __init__(self, normed: Normed) -> None:
+        self._normed = normed
+
+    def together(self, layers: Sequence[nn.Linear]) -> PackedLinear:
+        return PackedLinear(layers, self._normed)
+
+    def gated(self, gate: nn.Linear, up: nn.Linear) -> PackedGated:
+        return PackedGated(gate, up, self._normed)
+
+
+class PackedLinear:
+    def __init__(self, layers: Sequence[nn.Linear], normed: Normed) -> None:
+        self._layers, self._normed = tuple(layers), normed
+        self.fill()
+
+    def fill(self) -> None:
+        weight, self._bias = _stacked(self._layers)
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+
+    def holds(self) -> bool:
+        return _equal((self._weight.to_dense(), self._bias), _stacked(self._layers))
+
+    def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
+        return self._then("none", x if norm is None else self._normed(x, norm))
+
+    def plus(self, x: Tensor, term: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.binary(x, term, self._weight, self._bias, "add")
+
+    def silu(self, x: Tensor) -> Tensor:
+        """silu(y) [R, out]."""
+        return self._then("swish", x)
+
+    def times(self, x: Tensor, factor: Tensor) -> Tensor:
+        """y * factor [R, out]."""
+        return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self._weight, self._bias, "mul")
+
+    def _then(self, what: str, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, what, [], "")
+
+
+class PackedGated:
+    def __init__(self, gate: nn.Linear, up: nn.Linear, normed: Normed) -> None:
+        self._gate, self._up = PackedLinear([gate], normed), PackedLinear([up], normed)
+        self._normed = normed
+
+    def fill(self) -> None:
+        self._gate.fill()
+        self._up.fill()
+
+    def holds(self) -> bool:
+        return self._gate.holds() and self._up.holds()
+
+    def __call__(self, x: Tensor, norm: Any) -> Tensor:
+        x = self._normed(x, norm)
+        return self._up.times(x, self._gate.silu(x))
+
+
+class TiledLinears:
+    """`Linears` for matrix tiles; bfloat16."""
+
+    def together(self, layers: Sequence[nn.Linear]) -> TiledLinear:
+        return TiledLinear(layers)
+
+    def gated(self, gate: nn.Linear, up: nn.Linear) -> TiledGated:
+        return TiledGated([gate, up])
+
+
+class TiledLinear:
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self._layers = tuple(layers)
+        self._laid = torch.empty(
+            sum(layer.weight.numel() for layer in layers), dtype=torch.bfloat16
+        )
+        self.fill()
+
+    def _present(self) -> tuple[Tensor, Tensor | None]:
+        """What to lay out."""
+        return _stacked(self._layers)
+
+    def fill(self) -> None:
+        weight, self._bias = self._present()
+        matmul.lay(weight, self._laid)
+
+    def holds(self) -> bool:
+        weight, bias = self._present()
+        return _equal((self._laid, self._bias), (matmul.lay(weight), bias))
+
+    def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
+        return matmul.multiply(x, self._laid, self._bias, norm=_rms(norm))
+
+    def plus(self, x: Tensor, term: Tensor) -> Tensor:
+        return matmul.multiply(x, self._laid, self._bias, term)
+
+
+class TiledGated(TiledLinear):
+    def _present(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = _stacked(self._layers)
+        return matmul.by_turns(weight), None if bias is None else matmul.by_turns(bias)
+
+    def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
+        return matmul.multiply(x, self._laid, self._bias, norm=_rms(norm), gated=True)
+
+
+def _rms(norm: Any) -> tuple[Tensor, float] | None:
+    return None if norm is None else (norm.weight, norm.variance_epsilon)

@@ -1,20 +1,28 @@
 """The engine's own layers and its shared prompts, against the model's plain forward pass."""
 
+import copy
 import logging
 
 import numpy as np
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from grpo import native
+from grpo import matmul, native
 from grpo.errors import WeightsError
 from grpo.rollout.decoder import SlotDecoder, make_decoder
 from grpo.rollout.fused import FusedDecoder, fusable
 from grpo.rollout.group_cache import CHUNK, WIDTH, GroupCache
 from grpo.rollout.native import draw_library
 from grpo.rollout.native_decoder import NativeDecoder
-from grpo.rollout.packed import PackedLinear, packs
+from grpo.rollout.packed import PackedLinear, PlainLinear, TiledLinear, packs
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import Version
 
@@ -119,7 +127,8 @@ def test_packed_weights_follow_and_a_stale_copy_is_refused(monkeypatch, kernels)
     eng = engine(tiny("llama"))
     eng.load_weights(new.named_parameters(), Version(step=1, hash="one"))
     check(new, ragged(), run(eng, ragged()))
-    monkeypatch.setattr(PackedLinear, "fill", lambda self: None)
+    for layout in (PackedLinear, PlainLinear):
+        monkeypatch.setattr(layout, "fill", lambda self: None)
     with pytest.raises(WeightsError, match="packed weights"):
         eng.load_weights(tiny("llama", seed=2).named_parameters(), Version(step=2, hash="two"))
     with pytest.raises(WeightsError, match="load a full set"):
@@ -153,13 +162,80 @@ def test_bfloat16_is_as_near_to_float32_as_the_plain_forward_pass(kernels):
     assert np.concatenate(ours).mean() < 1.2 * np.concatenate(plain).mean()
 
 
+def fitting(kind):
+    """A bfloat16 model whose layers are whole tiles; three heads share a key head."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 96, "intermediate_size": 64, "vocab_size": 64}
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 16}
+    config = {"llama": LlamaConfig, "qwen2": Qwen2Config, "mistral": MistralConfig}[kind]
+    window = {"sliding_window": 8} if kind == "mistral" else {}
+    model = AutoModelForCausalLM.from_config(config(**SHAPE | sizes | heads | window)).eval()
+    for name, bias in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(bias)
+    return model.to(torch.bfloat16)
+
+
+@pytest.mark.skipif(not matmul.has_tiles(), reason="a processor without matrix tiles")
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
+def test_tiles_are_as_near_to_float32_as_the_plain_forward_pass(kind):
+    half = fitting(kind)
+    exact = copy.deepcopy(half).float()
+    eng = engine(half)
+    assert isinstance(eng._decoder, NativeDecoder)
+    assert all(isinstance(p, TiledLinear) for x in eng._decoder.layers for p in x.linears)
+    requests = [
+        request("a", list(range(1, 20)), n=5, key=1, max_tokens=2 * CHUNK + 3),
+        request("b", [4, 4], n=1, key=2, max_tokens=9),
+        request("c", [7] * 40, n=3, key=3, max_tokens=CHUNK + 1, eos_ids=(3, 9)),
+    ]
+    prompts = {r.uid: r.ids for r in requests}
+    ours, plain = [], []
+    for (uid, _), completion in run(eng, requests).items():
+        want = full_logprobs(exact, prompts[uid], completion.ids, 1.0)
+        ours.append(np.abs(completion.logprobs - want))
+        plain.append(np.abs(full_logprobs(half, prompts[uid], completion.ids, 1.0) - want))
+    assert np.concatenate(ours).mean() < 1.2 * np.concatenate(plain).mean()
+
+
+@pytest.mark.skipif(not matmul.has_tiles(), reason="a processor without matrix tiles")
+def test_tiles_follow_the_weights_and_a_stale_copy_is_refused(monkeypatch):
+    eng, new = engine(fitting("llama")), fitting("llama")
+    with torch.no_grad():
+        new.model.layers[1].mlp.up_proj.weight[5, 3] += 1
+    eng.load_weights(new.named_parameters(), Version(step=1, hash="one"))
+    monkeypatch.setattr(TiledLinear, "fill", lambda self: None)
+    eng.load_weights(new.named_parameters(), Version(step=2, hash="two"))
+    with torch.no_grad():
+        new.model.layers[1].mlp.up_proj.weight[5, 3] += 1
+    with pytest.raises(WeightsError, match="packed weights"):
+        eng.load_weights(new.named_parameters(), Version(step=3, hash="three"))
+
+
+def test_what_is_left_of_a_broken_model_reaches_nobody():
+    """A slot next to a new token's may hold what is no number; nothing of it is read."""
+    half = tiny("llama").to(torch.bfloat16)
+    eng = engine(half)
+    if not isinstance(eng._decoder, NativeDecoder):
+        pytest.skip("no C++ compiler")
+    good = run(eng, ragged())
+    with torch.inference_mode():
+        for buffer in eng._decoder.cache.own:
+            buffer.fill_(torch.nan)
+    again = run(eng, ragged())
+    for key, completion in again.items():
+        assert np.isfinite(completion.logprobs).all()
+        np.testing.assert_array_equal(completion.ids, good[key].ids)
+
+
 def test_packed_products():
     torch.manual_seed(0)
     layers = [torch.nn.Linear(24, n) for n in (32, 8, 8)]
-    packed = PackedLinear(layers)
+    packed = PackedLinear(layers, lambda x, norm: norm(x))
     x, other = torch.randn(5, 24), torch.randn(5, 48)
     want = torch.cat([layer(x) for layer in layers], dim=1)
     torch.testing.assert_close(packed(x), want)
+    torch.testing.assert_close(packed(x / 2, lambda x: 2 * x), want)
     torch.testing.assert_close(packed.silu(x), torch.nn.functional.silu(want))
     torch.testing.assert_close(packed.times(x, other), want * other)
     torch.testing.assert_close(packed.plus(x, other), want + other)
@@ -184,17 +260,19 @@ def test_rows_move_before_there_is_room_for_their_own_tokens():
     assert cache.group[0] == 3
 
 
-@pytest.mark.parametrize("across", [False, True])
-def test_prompts_keep_their_keys_as_their_room_grows(across):
+@pytest.mark.parametrize("pair", [0, 1, 2])
+def test_prompts_keep_their_keys_as_their_room_grows(pair):
     """Also where head size and slots are alike, and nothing but the axis tells them apart."""
-    cache = GroupCache(1, 1, 32, 1, across=across)
-    keys = torch.arange(2 * 32 * 32.0).view(2, 1, 32, 32)
-    groups = cache.open([0, 1], [32, 32])
+    cache = GroupCache(1, 1, 32, 1, pair=pair)
+    keys = torch.arange(2 * 31 * 32.0).view(2, 1, 31, 32)
+    groups = cache.open([0, 1], [31, 31])
     cache.begin_prefill(torch.tensor(groups))
     cache.update(keys, -keys, 0)
     cache.open([2, 3, 4], [70, 2, 1])
     assert cache.slots == 96
-    for group, buffer in ((keys, cache.prompts[0][0]), (-keys, cache.prompts[0][1])):
-        found = buffer.mT if across and buffer is cache.prompts[0][0] else buffer
-        assert torch.equal(found[:2, :, :32], group)
-        assert not found[:2, :, 32:].any()
+    found = cache.prompts[0]
+    if pair:  # [.., D / pair, slots, pair] and [.., slots / pair, D, pair]
+        found = (found[0].transpose(2, 3).flatten(3), found[1].transpose(3, 4).flatten(2, 3))
+    for group, buffer in zip((keys, -keys), found, strict=True):
+        assert torch.equal(buffer[:2, :, :31], group)
+        assert not buffer[:2, :, 31:].any()

@@ -40,7 +40,7 @@ struct Seen {
     uint32_t mask(int64_t block, int64_t own) const {  // `own`: keys of its own sequence it sees
         const int64_t count = block < prompt_blocks ? prompt - block * BLOCK
                                                     : own - (block - prompt_blocks) * BLOCK;
-        return count >= BLOCK ? ~0u : (1u << count) - 1;
+        return _bzhi_u32(~0u, static_cast<uint32_t>(std::min(count, BLOCK)));
     }
 };
 
@@ -101,14 +101,16 @@ struct Forward {
         copy(tensors.query, first, head, count, dim, width, rows.get());
         multiply({rows.get(), width, DEPTH}, {keys.get(), steps * ONE, ONE},
                  {scores.get(), BLOCK, SCORES}, BLOCK, blocks * BLOCK, steps, false);
-        float totals[BLOCK];
-        for (int64_t r = 0; r < count; ++r) {
-            const float* row = &scores[r * BLOCK];
-            const float highest = most(row, layout.scale * LOG2E, blocks, seen, own + r + 1);
-            totals[r] = exponentials(row, layout.scale * LOG2E, highest, blocks, seen, own + r + 1,
-                                     &probs[r * BLOCK]);
-            norm[(first + r) * layout.heads + head] = highest * LN2 + std::log(totals[r]);
-        }
+        // one after the other: a row's exponentials would wait for its highest score
+        const float factor = layout.scale * LOG2E;
+        float highest[BLOCK], totals[BLOCK];
+        for (int64_t r = 0; r < count; ++r)
+            highest[r] = most(&scores[r * BLOCK], factor, blocks, seen, own + r + 1);
+        for (int64_t r = 0; r < count; ++r)
+            totals[r] = exponentials(&scores[r * BLOCK], factor, highest[r], blocks, seen,
+                                     own + r + 1, &probs[r * BLOCK]);
+        for (int64_t r = 0; r < count; ++r)
+            norm[(first + r) * layout.heads + head] = highest[r] * LN2 + std::log(totals[r]);
         multiply({probs.get(), BLOCK, SQUARE}, {values.get(), ONE, 2 * steps * ONE},
                  {result.get(), width, BLOCK}, BLOCK, width, blocks, false);
         for (int64_t r = 0; r < count; ++r)

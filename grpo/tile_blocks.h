@@ -32,8 +32,8 @@ using Buffer = std::unique_ptr<T[], Free>;
 // Aligned as tiles want it: loads across cache lines take twice as long.
 template <typename T>
 Buffer<T> buffer(int64_t count) {
-    const std::size_t bytes = up_to(count * sizeof(T) + 64, 4096);
-    return Buffer<T>(static_cast<T*>(std::aligned_alloc(4096, bytes)));
+    const std::size_t bytes = up_to(count * sizeof(T) + 64, 64);
+    return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, bytes)));
 }
 
 // A product's first operand: tile (i, k) begins at data + i * TILE * row + k * step.

@@ -121,8 +121,11 @@ def test_every_token_by_itself(kernels, dtype, close, monkeypatch):
 
 
 def test_tiles_are_used_where_they_can_be(monkeypatch):
-    tiled = bool(library(SOURCE).has_tiles())
-    assert not library(SOURCE, "FLOAT_ONLY").has_tiles()
+    with_tiles, without = library(SOURCE), library(SOURCE, "FLOAT_ONLY")
+    assert with_tiles is not None
+    assert without is not None
+    tiled = bool(with_tiles.has_tiles())
+    assert not without.has_tiles()
     found = []
     for kernels in ("compiled", "float only"):
         monkeypatch.setattr(shared_attention, "_kernels", KERNELS[kernels])

@@ -12,6 +12,8 @@ from perf.contest import Contender, Plan, alone
 from perf.learning import TOKENS_PER_MICRO_BATCH, ours
 
 REPEATS = 3  # a point is one of a series; scatter shows against the line
+COMPLETIONS = 64  # of every group size together, several times what a micro-batch holds
+FULL = 1024  # tokens a micro-batch then, so that all of them are full whatever the group size
 
 
 def measure(plan: Plan) -> dict[str, Any]:
@@ -29,7 +31,8 @@ def measure(plan: Plan) -> dict[str, Any]:
         base |= {"samples": 4, "prompt": 8, "completion": 8}
         steps, groups, prompts, sampled, budget = (1, 2), (4, 8), (8, 32), (8, 16), 64
     by_tokens = {x: point(plan, base | {"groups": x}, budget) for x in steps}
-    by_group = {g: point(plan, base | {"groups": 1, "samples": g}, budget) for g in groups}
+    every, full = (8, 32) if plan.quick else (COMPLETIONS, FULL)
+    by_group = {g: point(plan, base | {"groups": every // g, "samples": g}, full) for g in groups}
     room = max(prompts) + base["completion"] * base["samples"]
     by_prompt = {p: point(plan, base | {"groups": 1, "prompt": p}, room) for p in prompts}
     generation = {
@@ -53,7 +56,7 @@ def measure(plan: Plan) -> dict[str, Any]:
     }
     return {
         "tokens a step": {**series(by_tokens), "line": line(by_tokens)},
-        "group size": {**series(by_group), "memory": spread(by_group), "budget": budget},
+        "group size": {**series(by_group), "memory": spread(by_group), "budget": full},
         "prompt length": series(by_prompt) | {"budget": room},
         "generation": {**series(generation), "line": line(generation)},
     }

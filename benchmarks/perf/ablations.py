@@ -21,6 +21,8 @@ LEARNER: dict[str, tuple[str, dict[str, Any]]] = {
     "micro-batches of 8192 tokens": ("a", {"tokens_per_micro_batch": 8192}),
     "head in chunks a quarter as large": ("a", {"chunk_elements": 2**23}),
     "head not in chunks": ("a", {"chunk_elements": 2**40}),
+    "matrix tiles off": ("a", {"no_tiles": True}),
+    "matrix tiles off, long prompts": ("b", {"no_tiles": True}),
     "compiled kernels off": ("a", {"torch_only": True}),
     "float32 instead of bf16": ("a", {"dtype": "float32"}),
     "freed memory returned to the system": ("a", {"return_memory": True}),
@@ -28,6 +30,7 @@ LEARNER: dict[str, tuple[str, dict[str, Any]]] = {
 }
 GENERATION: dict[str, dict[str, Any]] = {
     "prompt read for every sample": {"one_by_one": True},
+    "matrix tiles off": {"no_tiles": True},
     "compiled kernels off": {"torch_only": True},
     "fused layers and compiled kernels off": {"plain_layers": True},
     "the model's own cache": {"own_cache": True},

@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+from grpo import native
 from grpo.rollout import torch_engine
 from grpo.rollout.decoder import OwnCacheDecoder, make_decoder
 from grpo.rollout.rows import Rows
@@ -23,6 +24,8 @@ def prepare(settings: Settings) -> Any:
         torch_engine.make_decoder = lambda model, **_: make_decoder(model, packed=False)
     if settings.get("torch_only"):  # ablation: no compiled kernel
         os.environ["GRPO_NATIVE"] = "0"
+    if settings.get("no_tiles"):  # ablation: kernels that know no matrix tiles
+        native.FLAGS = (*native.FLAGS, "-mno-amx-bf16")
     limit = settings["completion"]
     spec = EngineSpec(
         model=settings["model"], dtype=settings["dtype"], max_length=settings["prompt"] + limit

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from grpo import head as lm_head
+from grpo import native
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.batch import drop_dead, make_rows
 from grpo.learner import TorchLearner
@@ -25,6 +26,8 @@ def prepare(settings: Settings) -> Any:
         keep_freed_memory()  # as `grpo train` does
     if settings.get("torch_only"):  # ablation: no compiled kernel
         os.environ["GRPO_NATIVE"] = "0"
+    if settings.get("no_tiles"):  # ablation: kernels that know no matrix tiles
+        native.FLAGS = (*native.FLAGS, "-mno-amx-bf16")
     if "chunk_elements" in settings:
         lm_head.CHUNK_ELEMENTS = settings["chunk_elements"]
     learner = TorchLearner(

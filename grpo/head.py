@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from grpo.casts import compute_type, joined
 from grpo.errors import RecipeError
-from grpo.head_kernels import normalize, pull_back_
-from grpo.layer_kernels import weight_gradient
+from grpo.kernels.head import normalize, pull_back_
+from grpo.kernels.layers import weight_gradient
 from grpo.rollout.sampling import filtered_probs, make_plan
 from grpo.types import Sampling
 

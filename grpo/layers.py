@@ -3,7 +3,7 @@
 Autograd keeps and casts the output of every operation. Here a layer is two steps, attention and
 multi-layer perceptron, each with its norm and the sum into the residual stream, and
 
-  between matrix products everything is one pass over memory (`grpo/layer_kernels.py`)
+  between matrix products everything is one pass over memory (`grpo/kernels/layers.py`)
   queries, keys and values come from one product, as do gate and up; so do their gradients
   kept are the residual stream, the products' results and a factor a row; the backward pass computes
   the norms and the gated activation again, which costs less than reading them
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grpo.casts import compute_type, joined
-from grpo.layer_kernels import (
+from grpo.kernels.layers import (
     add,
     rms_norm,
     rms_norm_backward,

@@ -13,7 +13,7 @@ No pair of tokens from different completions is computed, and keys are not repea
 heads that share them. Three ways lead there, with the same sums:
 
     flex       on a GPU, in one part: `grpo/flex_attention.py`, for what its `uses_flex` says
-    compiled   float32 and bfloat16 on a CPU: `attention_kernels.cpp`, a head of a prompt and its
+    compiled   float32 and bfloat16 on a CPU: `kernels/attention.cpp`, a head of a prompt and its
                completions at a time, so that nothing leaves the processor's cache; in bfloat16
                with the processor's matrix tiles where it has them (`attention_tiles.h`)
     torch      everything else. On a CPU the forward pass is PyTorch's flash kernel; the backward
@@ -44,10 +44,10 @@ from transformers.masking_utils import sdpa_mask
 
 from grpo.batch import Pack
 from grpo.flex_attention import attend_in_blocks, make_blocks, uses_flex
-from grpo.native import library
+from grpo.kernels.native import library
 
 IMPLEMENTATION = "grpo_shared"  # the name in `config._attn_implementation`
-SOURCE = Path(__file__).with_name("attention_kernels.cpp")
+SOURCE = Path(__file__).parent / "kernels" / "attention.cpp"
 # Up to here the compiled forward pass without tiles is faster than PyTorch's flash kernel.
 FEW_KEYS = 256
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}

@@ -5,7 +5,7 @@
 //
 // HEAD_SIZE is set by who compiles this, a multiple of 16.
 
-#include "kernels.h"
+#include "numbers.h"
 
 #include <vector>
 

@@ -1,7 +1,7 @@
 // Softmax over the vocabulary and a draw from it, a row at a time (rollout/native.py). Logits are
 // read where they lie; sums over the vocabulary are kept in double.
 
-#include "kernels.h"
+#include "numbers.h"
 
 #include <vector>
 

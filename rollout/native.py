@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo import native
+from grpo.kernels import native
 
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float

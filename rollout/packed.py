@@ -5,7 +5,7 @@ Three layouts, one interface:
   PlainLinears   as torch keeps them; for a few thousand numbers a row, float32 is fastest so
   PackedLinears  oneDNN's own blocks: 64 rows are multiplied 1.6 times faster than with torch's
                  layout; sum, product or SiLU are applied before the result is rounded and stored
-  TiledLinears   for the processor's matrix tiles (grpo/matmul.py)
+  TiledLinears   for the processor's matrix tiles (grpo/kernels/matmul.py)
 
 A copy in another layout has to follow the weights: whoever changes them calls `fill`, and `holds`
 says whether the copy has really the weights of this moment. x [R, in] is contiguous everywhere, and
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from grpo import matmul
+from grpo.kernels import matmul
 
 _ROWS = 64  # rows oneDNN's blocks are chosen for; other numbers of rows are right too
 

@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from grpo import native
+from grpo.kernels import native
 from grpo.rollout import torch_engine
 from grpo.rollout.decoder import OwnCacheDecoder, make_decoder
 from grpo.rollout.rows import Rows

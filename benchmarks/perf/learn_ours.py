@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from grpo import head as lm_head
-from grpo import native
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.batch import drop_dead, make_rows
+from grpo.kernels import native
 from grpo.learner import TorchLearner
 from grpo.memory import keep_freed_memory
 from grpo.schema import Algorithm, Learner

@@ -5,7 +5,7 @@ import torch
 
 from grpo import shared_attention
 from grpo.batch import Pack
-from grpo.native import library
+from grpo.kernels.native import library
 from grpo.shared_attention import SOURCE, attend, attend_backward, make_layout
 
 pytestmark = pytest.mark.skipif(library(SOURCE) is None, reason="no C++ compiler")

@@ -15,8 +15,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from grpo import matmul, native
 from grpo.errors import WeightsError
+from grpo.kernels import matmul, native
 from grpo.rollout.decoder import SlotDecoder, make_decoder
 from grpo.rollout.fused import FusedDecoder, fusable
 from grpo.rollout.group_cache import CHUNK, WIDTH, GroupCache

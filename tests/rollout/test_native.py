@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo import native
+from grpo.kernels import native
 from grpo.rollout.native import draw, draw_library
 
 compiled = pytest.mark.skipif(draw_library() is None, reason="no C++ compiler")

@@ -1,7 +1,7 @@
-// Softmax over the vocabulary and its derivative (grpo/head_kernels.py): a row of the head's
+// Softmax over the vocabulary and its derivative (head.py): a row of the head's
 // product is read where it lies, in bfloat16 or float, and sums are kept in double.
 
-#include "kernels.h"
+#include "numbers.h"
 
 namespace {
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from grpo.head_kernels import SOURCE, normalize, pull_back_
-from grpo.native import library
+from grpo.kernels.head import SOURCE, normalize, pull_back_
+from grpo.kernels.native import library
 
 pytestmark = pytest.mark.skipif(library(SOURCE) is None, reason="no C++ compiler")
 

@@ -5,7 +5,7 @@
 
 #pragma once
 
-#include "kernels.h"
+#include "numbers.h"
 
 // A matrix of T for every token: its rows are `stride` numbers apart, the heads within a row `dim`.
 template <typename T>

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo.native import library
+from grpo.kernels.native import library
 
 PANEL = 32  # outputs that lie together, and a multiple of what is summed at once
 _PLAIN, _SUM, _GATED = range(3)
@@ -24,7 +24,7 @@ _P, _N = ctypes.c_void_p, ctypes.c_int64
 @functools.cache
 def _compiled() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_name("matmul.cpp"))
-    if found is None or not found.tiles_ready():
+    if found is None or not found.has_tiles():
         return None
     found.lay_weight.argtypes = [_P, _P, _N, _N, _N]
     found.multiply.argtypes = [*[_P] * 5, ctypes.c_float, _P, *[_N] * 5]

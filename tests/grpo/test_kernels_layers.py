@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from grpo import layer_kernels as kernels
-from grpo.native import library
+from grpo.kernels import layers as kernels
+from grpo.kernels.native import library
 
 N, D, F = 37, 50, 70
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}  # of bfloat16: one rounding

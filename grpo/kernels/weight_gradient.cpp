@@ -1,5 +1,5 @@
 // The gradient of a linear layer's weight, Y^T X in bfloat16 with sums in float, on matrix tiles
-// (grpo/layer_kernels.py): float out, added in place, and no transposed copy of the whole of Y.
+// (layers.py): float out, added in place, and no transposed copy of the whole of Y.
 
 #include <algorithm>
 
@@ -45,7 +45,8 @@ struct Gradient {
     void all(int64_t threads) const {
         const int64_t chunks = (rows + DEEP - 1) / DEEP;
         const int64_t depth = up_to((rows + chunks - 1) / chunks, DEPTH);
-        const int64_t share = (outputs + threads - 1) / threads, turns = (share + VISIT - 1) / VISIT;
+        const int64_t share = (outputs + threads - 1) / threads;
+        const int64_t turns = (share + VISIT - 1) / VISIT;
         const int64_t visit = up_to((share + turns - 1) / turns, BLOCK);  // as many for each thread
         auto shared = tiled::buffer<bfloat16>(inputs * depth);
 #pragma omp parallel num_threads(threads)
@@ -53,7 +54,8 @@ struct Gradient {
             TileRegisters registers;
             auto own = tiled::buffer<bfloat16>(visit * (depth + DEPTH));
             for (int64_t from = 0; from < rows; from += depth) {
-                const int64_t here = std::min(depth, rows - from), steps = up_to(here, DEPTH) / DEPTH;
+                const int64_t here = std::min(depth, rows - from);
+                const int64_t steps = up_to(here, DEPTH) / DEPTH;
 #pragma omp for schedule(static)
                 for (int64_t i = 0; i < inputs / TILE; i++)
                     for (int64_t k = 0; k < steps; k++)
@@ -82,7 +84,7 @@ struct Gradient {
 
 }  // namespace
 
-extern "C" int tiles_ready() { return tiles_allowed(); }
+extern "C" int has_tiles() { return tiles_allowed(); }
 
 extern "C" void weight_gradient(const bfloat16* y, const bfloat16* x, float* total, int64_t rows,
                                 int64_t outputs, int64_t inputs, int add, int threads) {
@@ -91,6 +93,6 @@ extern "C" void weight_gradient(const bfloat16* y, const bfloat16* x, float* tot
 
 #else
 
-extern "C" int tiles_ready() { return 0; }
+extern "C" int has_tiles() { return 0; }
 
 #endif

@@ -1,4 +1,4 @@
-"""`head_kernels.cpp` for torch tensors; None where `grpo/head.py` has to do the work itself."""
+"""`head.cpp` for torch tensors; None where `grpo/head.py` has to do the work itself."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo.native import library
+from grpo.kernels.native import library
 
-SOURCE = Path(__file__).with_name("head_kernels.cpp")
+SOURCE = Path(__file__).with_name("head.cpp")
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 

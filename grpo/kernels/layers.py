@@ -1,6 +1,6 @@
 """What lies between the matrix products of a layer: one pass over memory each, and its derivative.
 
-In float32 and bfloat16 on a CPU these are the kernels of `layer_kernels.cpp`, elsewhere torch; both
+In float32 and bfloat16 on a CPU these are the kernels of `layers.cpp`, elsewhere torch; both
 compute in float32 (float64 for float64) and round once, to the type of the products. The residual
 stream is called x and keeps its own, wider type.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo.native import library
+from grpo.kernels.native import library
 
-SOURCE = Path(__file__).with_name("layer_kernels.cpp")
+SOURCE = Path(__file__).with_name("layers.cpp")
 TRANSPOSED = 1024
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -148,7 +148,7 @@ def weight_gradient(
 @functools.cache
 def _tiles() -> ctypes.CDLL | None:
     found = library(SOURCE.with_name("weight_gradient.cpp"))
-    return found if found is not None and found.tiles_ready() else None
+    return found if found is not None and found.has_tiles() else None
 
 
 def _wide(values: Tensor) -> Tensor:

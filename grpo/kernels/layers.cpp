@@ -1,9 +1,9 @@
-// What the learner does between matrix products, one pass over memory each (layer_kernels.py).
+// What the learner does between matrix products, one pass over memory each (layers.py).
 //
 // Rows lie one behind the other. The residual stream is float; T is the type the products are
 // computed in, float or bfloat16 (stored as uint16_t). Arithmetic is float in between.
 
-#include "kernels.h"
+#include "numbers.h"
 
 namespace {
 

@@ -1,9 +1,9 @@
-// Products of rows in bfloat16 with the weights of linear layers, on matrix tiles (grpo/matmul.py).
+// Products of rows in bfloat16 with the weights of linear layers, on matrix tiles (matmul.py).
 //
 // Weights [N, K] lie in panels of 32 outputs: [N / 32][K / 32] pieces of two tiles, in the order in
 // which they are read. Sums are in float, and what is stored is rounded once.
 
-#include "kernels.h"
+#include "numbers.h"
 #include "tiles.h"
 
 #if TILES
@@ -143,7 +143,7 @@ void lay_piece(const bfloat16* weight, int64_t size, bfloat16* piece) {
 
 }  // namespace
 
-extern "C" int tiles_ready() { return tiles_allowed(); }
+extern "C" int has_tiles() { return tiles_allowed(); }
 
 extern "C" void lay_weight(const bfloat16* weight, bfloat16* panels, int64_t outputs, int64_t size,
                            int64_t threads) {
@@ -163,6 +163,6 @@ extern "C" void multiply(const bfloat16* x, const bfloat16* weight, const bfloat
 
 #else
 
-extern "C" int tiles_ready() { return 0; }
+extern "C" int has_tiles() { return 0; }
 
 #endif

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo import matmul
+from grpo.kernels import matmul
 
 pytestmark = pytest.mark.skipif(not matmul.has_tiles(), reason="a processor without matrix tiles")
 

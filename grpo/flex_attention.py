@@ -22,9 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from grpo.batch import Pack
+from grpo.errors import LearnerError
 
 BLOCK = 128  # FlexAttention's own default; its kernels' tiles divide it
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -73,10 +75,17 @@ def attend_in_blocks(
     """Outputs [1, N, H, D] of queries [1, H, N, D], keys and values [1, K, N, D], with gradient.
 
     H is a multiple of K. On a CPU it runs without its compiler, and PyTorch refuses gradients.
+    Raises LearnerError where the compiler fails.
     """
     kernel: Callable[..., Any] = _compiled() if query.is_cuda else flex_attention
     with torch.autocast(query.device.type, enabled=False):
-        found = kernel(query, key, value, block_mask=blocks, scale=scale, enable_gqa=True)
+        try:
+            found = kernel(query, key, value, block_mask=blocks, scale=scale, enable_gqa=True)
+        except TorchDynamoException as error:
+            raise LearnerError(
+                f"FlexAttention cannot be compiled for this GPU ({error}); with GRPO_NATIVE=0 in "
+                "the environment the learner computes the same without it"
+            ) from error
     return found.transpose(1, 2)
 
 

@@ -9,11 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import flex_attention as of_torch
 
 from grpo import batch, flex_attention, forward, layers, shared_attention
 from grpo.batch import Pack
+from grpo.errors import LearnerError
 from grpo.flex_attention import BLOCK, attend_in_blocks, make_blocks, uses_flex
 from grpo.learner import TorchLearner
 from grpo.schema import Algorithm
@@ -234,3 +236,13 @@ def test_where_it_is_used(monkeypatch, N, D, dtype, expected):
     assert not uses_flex(on_gpu[0], on_gpu[1], OnGpu((1, 2, N, D + 1), dtype))
     monkeypatch.setattr(flex_attention, "_can_compile", lambda _: False)
     assert not uses_flex(*on_gpu)
+
+
+def test_what_its_compiler_refuses_says_what_to_do(monkeypatch):
+    def refuses(*_args, **_kwargs):
+        raise TorchDynamoException("out of resource: shared memory")
+
+    monkeypatch.setattr(flex_attention, "flex_attention", refuses)
+    tensors = [torch.zeros(1, 2, 4, 16)] * 3
+    with pytest.raises(LearnerError, match="out of resource.*GRPO_NATIVE=0"):
+        attend_in_blocks(*tensors, None, 1.0)

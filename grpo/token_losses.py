@@ -22,6 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from grpo.repeated import rows_at, sums_at
+
 KlEstimator = Literal["k1", "k2", "k3"]
 Level = Literal["token", "sequence"]
 TokenLossResult = tuple[Tensor, dict[str, Tensor]]
@@ -70,7 +72,8 @@ class Clip:
 def completion_sums(values_N: Tensor, completions_N: Tensor) -> Tensor:
     """The sum of `values_N` over the completion each token belongs to, given to each token [N]."""
     size = int(completions_N.max()) + 1 if len(completions_N) else 0
-    return values_N.new_zeros(size).index_add(0, completions_N, values_N)[completions_N]
+    sums_size_1 = sums_at(values_N, completions_N, size)[:, None]
+    return rows_at(sums_size_1, completions_N)[:, 0]
 
 
 def completion_means(values_N: Tensor, completions_N: Tensor) -> Tensor:

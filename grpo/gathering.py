@@ -22,6 +22,7 @@ from grpo.data.mixture import task_sampling
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder, stable_hash
 from grpo.errors import DataError, EngineError
+from grpo.rollout.answers import check_answer
 from grpo.types import (
     Completion,
     Group,
@@ -56,6 +57,7 @@ class Wanted:
     curriculum: Curriculum | None = None
     length_at: Callable[[int], int] | None = None  # max_tokens of a step, where that changes
     names: tuple[str, ...] = ()  # parts of a mixture, as in the column `task`
+    vocab_size: int | None = None  # token ids that the policy knows; None: not checked
 
     def max_tokens(self, step: int) -> int:
         """The greatest length of a completion sampled for `step`."""
@@ -196,6 +198,7 @@ class Gathering:
         group = self._open.get(place)
         if group is None or not 0 <= index < self.wanted.num_generations:
             raise EngineError(f"completion {index} of {completion.request!r} was not asked for")
+        check_answer(self._request(place), completion, vocab_size=self.wanted.vocab_size)
         if index in group:
             raise EngineError(f"completion {index} of {completion.request!r} came twice")
         group[index] = completion

@@ -74,7 +74,7 @@ class HeldOut:
             )
             for place, prompt in enumerate(self.prompts)
         ]
-        for uid, completions in collect(engine, requests):
+        for uid, completions in collect(engine, requests, text=True):
             place = int(uid.rpartition("/")[2])
             scores = self.rewards.score(self.prompts[place], completions)
             for completion, score in zip(completions, scores, strict=True):

@@ -32,7 +32,7 @@ import numpy as np
 
 from grpo.data.mixture import task_sampling
 from grpo.data.source import stable_hash
-from grpo.errors import ParityError
+from grpo.errors import EngineError, ParityError
 from grpo.rollout.collect import collect
 from grpo.types import Engine, EnginePool, Learner, Metrics, Prompt, Request, Row, Sampling
 
@@ -57,13 +57,14 @@ class Gate:
     steps: int  # between checks
     max_difference: float
     decode: Callable[[list[int]], str]
+    vocab_size: int | None = None  # token ids that the policy knows; None: not checked
 
     def due(self, step: int) -> bool:
         """Whether `step` begins with a check."""
         return self.steps > 0 and (step - 1) % self.steps == 0
 
     def check(self, engine: Engine, learner: Learner, step: int) -> Metrics:
-        """Check every engine behind `engine`; the figures of the worst. Raises ParityError.
+        """Check every engine behind `engine`; the figures of the worst. Raises EngineError.
 
         Nothing may be under way in the engine.
         """
@@ -81,7 +82,10 @@ class Gate:
         # on all ranks as many rounds: what the learner computes for them is collective
         while any(learner.gather([_too_little(surprise_3_N)])):
             samples = self._samples(surprise_3_N, asked)
-            drawn = self._sample(engine, step, len(rows), samples)
+            try:
+                drawn = self._sample(engine, step, len(rows), samples)
+            except EngineError as error:
+                raise EngineError(f"{name}: {error}") from error
             asked += samples
             if not drawn:
                 raise ParityError(
@@ -167,7 +171,7 @@ class Gate:
             for index, prompt in enumerate(prompts)
         ]
         rows: list[Row] = []
-        for uid, completions in sorted(collect(engine, requests)):
+        for uid, completions in sorted(collect(engine, requests, vocab_size=self.vocab_size)):
             index = int(uid.rpartition("/")[2])
             for completion in completions:
                 length = len(completion)

@@ -5,19 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from grpo.errors import EngineError
+from grpo.rollout.answers import check_answer
 from grpo.types import Completion, Engine, Request
 
 
 def collect(
-    engine: Engine, requests: Sequence[Request], timeout: float | None = None
+    engine: Engine,
+    requests: Sequence[Request],
+    timeout: float | None = None,
+    *,
+    vocab_size: int | None = None,
+    text: bool = False,
 ) -> Iterator[tuple[str, tuple[Completion, ...]]]:
     """Submit `requests`; yield (request uid, its n completions in index order) as groups finish.
 
-    `timeout` (seconds) is passed to every poll. Raises EngineError for a completion that nobody
-    asked for or that came twice, and when the engine has nothing more to give while some are
-    missing. If the caller stops early, what is left is canceled.
+    `timeout` (seconds) is passed to every poll, `vocab_size` and `text` to `check_answer`. Raises
+    EngineError for a completion that nobody asked for, that came twice or that cannot be an answer,
+    and when the engine has nothing more to give while some are missing. If the caller stops early,
+    what is left is canceled.
     """
     wanted = {r.uid: r.n for r in requests}
+    asked = {r.uid: r for r in requests}
     if len(wanted) != len(requests):
         raise EngineError("two requests of one batch have the same uid")
     groups: dict[str, dict[int, Completion]] = {uid: {} for uid in wanted}
@@ -32,6 +40,7 @@ def collect(
                 uid, index = completion.request, completion.index
                 if uid not in wanted or not 0 <= index < wanted[uid]:
                     raise EngineError(f"completion {index} of request {uid!r} was not asked for")
+                check_answer(asked[uid], completion, vocab_size=vocab_size, text=text)
                 group = groups.get(uid)
                 if group is None or index in group:
                     raise EngineError(f"completion {index} of request {uid!r} came twice")

@@ -201,7 +201,7 @@ def sample(
                 key=key,
             )
         )
-    groups = collect(sampler.engine, requests)
+    groups = collect(sampler.engine, requests, text=True)
     return [
         _sampled(prompts[place][0], requests[place].key, completions, scores)
         for place, completions, scores in sorted(

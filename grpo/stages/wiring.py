@@ -160,6 +160,7 @@ def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts
         if isinstance(stage.rollout.max_completion_length, int)
         else stage.rollout.completion_length,
         names=getattr(sampler.source, "names", ()),
+        vocab_size=vocab_size(stage.model.path),
     )
     types = {stage.model.dtype, stage.rollout.dtype or stage.model.dtype}
     return Rollouts(
@@ -194,6 +195,7 @@ def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> Gate | None:
         steps=stage.parity.steps,
         max_difference=stage.parity.max_difference,
         decode=sampler.tokenizer.decode,
+        vocab_size=vocab_size(stage.model.path),
     )
 
 
@@ -262,6 +264,11 @@ def _check_room(model_path: str, length: int, longest: int) -> None:
             f"rollout.max_completion_length = {length} does not fit: the model has {room} "
             f"positions, and held-out prompts take up to {longest}; valid: 1 to {room - longest}"
         )
+
+
+def vocab_size(model_path: str) -> int:
+    """Rows of the model's embedding: the token ids that it knows."""
+    return pretrained(AutoConfig, model_path).get_text_config().vocab_size
 
 
 def sampling_of(rollout: Rollout, tokenizer: Any, model_path: str) -> Sampling:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from grpo import parity
-from grpo.errors import ParityError
+from grpo.errors import EngineError, ParityError
 from grpo.learner import TorchLearner
 from grpo.parity import Gate
 from grpo.rollout.torch_engine import TorchEngine
@@ -184,7 +184,7 @@ class Scripted:
                         index=index,
                         segments=(segment,),
                         text="",
-                        finish="stop",
+                        finish="length" if len(ids) else "abort",
                     )
                 )
         self.queue = []
@@ -256,7 +256,7 @@ def test_a_deterministic_policy_passes_and_says_that_nothing_was_seen(rare):
     assert metrics["parity/temperature_seen"] > 1000
 
 
-@pytest.mark.parametrize("wrong", [math.nan, -math.inf, -9.0])
+@pytest.mark.parametrize("wrong", [-5.0, -9.0])
 def test_wrong_log_probs_are_caught_with_engine_version_and_token(wrong):
     learner = coin(0.5)
     right = coins(learner)
@@ -272,6 +272,22 @@ def test_wrong_log_probs_are_caught_with_engine_version_and_token(wrong):
     assert said.startswith("engine with weights Version(step=3, hash='h3') reports other log-probs")
     assert f"sampler {wrong:.4f}, learner -0.6931" in said
     assert "Worst: token 1 at the end of" in said
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -math.inf, 0.3])
+def test_log_probs_that_are_none_are_caught_before_anything_is_compared(wrong):
+    learner = coin(0.5)
+    right = coins(learner)
+
+    def tokens(rng):
+        ids, logprobs = right(rng)
+        logprobs[7] = wrong
+        return ids, logprobs
+
+    engine = Scripted(tokens)
+    engine.cancel = lambda uids: None
+    with pytest.raises(EngineError, match=r"^engine: completion 0 of request 'parity/0' has "):
+        gate(max_tokens=64).check(engine, learner, 1)
 
 
 @pytest.mark.parametrize("column", [0, 1, 2])

@@ -48,7 +48,7 @@ from grpo.entropy import bonus_weights, top_entropy
 from grpo.errors import LearnerError
 from grpo.forward import can_share_prompts, completion_logprobs, completion_surprise
 from grpo.head import check_head
-from grpo.learner_metrics import SQUARED_RATIO, Sums
+from grpo.learner_metrics import Sums
 from grpo.objective import find_objective
 from grpo.optimizers import check_sharding, make_optimizer
 from grpo.policy import (
@@ -363,7 +363,6 @@ class TorchLearner:
             loss, metrics = self.objective.loss(inputs, self.clip)
         if self.algorithm.sampling_correction != "none":
             metrics["sampling/importance_sampling_ratio/mean"] = correction
-            metrics[SQUARED_RATIO] = correction.square()
         return loss, inputs, metrics
 
     def _update(self, part: Sequence[_Prepared], sums: Sums, sampled: bool) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ from grpo.types import Metrics
 if TYPE_CHECKING:
     from grpo.ranks import Ranks
 
-SQUARED_RATIO = "sampling/importance_sampling_ratio/square"  # summed up, shown as the ESS
+# Importance ratios count up to here, before any correction: a single token that the policy has come
+# to find likely says nothing about the others.
+LARGEST_RATIO = 10.0
 
 
 class Sums:
@@ -27,6 +30,8 @@ class Sums:
         self.sampled_tokens = 0
         self.differences: list[Tensor] = []
         self.largest: list[Tensor] = []
+        self.ratios: list[Tensor] = []
+        self.squares: list[Tensor] = []
 
     def add(
         self, loss: Tensor, inputs: LossInputs, metrics: dict[str, Tensor], sampled: bool
@@ -38,9 +43,13 @@ class Sums:
         for name, values in metrics.items():
             self.sums.setdefault(name, []).append((values * real).sum())
         if sampled:
-            difference = (inputs.logp_old.detach() - inputs.logp_sampler).abs() * real
+            signed = inputs.logp_old.detach() - inputs.logp_sampler
+            difference = signed.abs() * real
             self.sampled_tokens += int(real.sum())
             self.differences.append(difference.sum())
+            ratio = torch.exp(signed.clamp(max=math.log(LARGEST_RATIO))) * real
+            self.ratios.append(ratio.sum())
+            self.squares.append(ratio.square().sum())
             self.largest.append(difference.max())
 
     def metrics(self, ranks: Ranks, steps: int) -> Metrics:
@@ -58,20 +67,21 @@ class Sums:
                 self.tokens,
                 self.sampled_tokens,
                 total(self.differences),
+                total(self.ratios),
+                total(self.squares),
                 *(total(self.sums[name]) for name in names),
             ],
             dtype=torch.float64 if ranks.device.type != "mps" else torch.float32,
             device=ranks.device,
         )
-        loss, tokens, sampled, difference, *rest = ranks.sum(local).tolist()
+        loss, tokens, sampled, difference, ratios, squares, *rest = ranks.sum(local).tolist()
         largest = max(ranks.gather([max(map(float, self.largest), default=0.0)]))
         means = {n: s / max(tokens, 1) for n, s in zip(names, rest, strict=True)}
-        squared = means.pop(SQUARED_RATIO, 0.0)
-        if squared:  # the share of tokens that unweighted sampling would need for the same variance
-            means["sampling/ess"] = means["sampling/importance_sampling_ratio/mean"] ** 2 / squared
         return {
             "loss": loss / steps,
             **means,
+            # the share of tokens that sampling from the policy would need for the same variance
+            "sampling/ess": ratios**2 / (squares * max(sampled, 1)) if squares else 1.0,
             "sampling/sampling_logp_difference/mean": difference / max(sampled, 1),
             "sampling/sampling_logp_difference/max": largest,
         }

@@ -23,7 +23,7 @@ from grpo.errors import PluginError
 from grpo.gathering import Batch, with_temperatures
 from grpo.metrics import part_metrics, rollout_metrics
 from grpo.objective import Objective
-from grpo.parity import Gate
+from grpo.parity import Gate, Limits
 from grpo.rewards.sentinel import sentinel
 from grpo.schedule import Rollouts
 from grpo.types import Group, Learner, Metrics, Verifier
@@ -41,6 +41,7 @@ class Parts:
     mask_truncated: bool
     num_minibatches: int
     gate: Gate | None = None  # compares the engines with the learner now and then
+    limits: Limits | None = None  # of every step's gap between sampler and learner
     second: Verifier | None = None  # judges a sample of each step's completions once more
 
 
@@ -66,6 +67,7 @@ def train_step(parts: Parts, step: int) -> Step:
     rollouts, learner = parts.rollouts, parts.learner
     watched = check_parity(parts, step)
     batch = rollouts.take(step)
+    watched |= check_batch(parts, batch)
     groups = everyones(batch, learner)
     if rollouts.wanted.curriculum is not None:
         rollouts.wanted.curriculum.observe(step, learner.gather(batch.outcomes))
@@ -85,6 +87,8 @@ def train_step(parts: Parts, step: int) -> Step:
     live, dropped = drop_dead(rows, beta=parts.beta, loss_type=parts.loss_type)
     share = rank_share(live, learner.rank, learner.num_ranks, parts.num_minibatches)
     learned = learner.step(share)
+    if parts.limits is not None:
+        parts.limits.check(step, learned)
     trained = time.perf_counter()
 
     rollouts.deliver(learner, step)
@@ -119,6 +123,17 @@ def check_parity(parts: Parts, step: int) -> Metrics:
         return {}
     with parts.rollouts.quiet():
         return parts.gate.check(parts.rollouts.engine, parts.learner, step)
+
+
+def check_batch(parts: Parts, batch: Batch) -> Metrics:
+    """The gate's figures of the batch itself, at the same steps. Raises ParityError.
+
+    None where groups were chosen after they were sampled: the rest is no sample of the policy's.
+    """
+    chosen = parts.rollouts.wanted.oversample > 1 or parts.rollouts.wanted.max_rounds > 1
+    if parts.gate is None or not parts.gate.due(batch.step) or chosen:
+        return {}
+    return parts.gate.check_batch(batch.groups, parts.learner, batch.step)
 
 
 def checked(advantages_P_G: np.ndarray, rewards_P_G: np.ndarray) -> np.ndarray:

@@ -20,6 +20,10 @@ Where the policy is nearly sure of every token, z is no longer normal: almost al
 lies in tokens so rare that one of them is chance and stands many deviations out. Such tokens are
 Poisson events, and z without the two most surprising passes its limit as rarely as a normal number
 does (in at most 1 of 10,000 checks, whatever their rate).
+
+An engine can be right about probes and wrong about batches: another length, another load. So the
+batch of a step with a check is asked the same two questions, and every step's trained tokens have a
+limit (`Limits`): the log-probs are there anyway.
 """
 
 from __future__ import annotations
@@ -34,17 +38,70 @@ from grpo.data.mixture import task_sampling
 from grpo.data.source import stable_hash
 from grpo.errors import EngineError, ParityError
 from grpo.rollout.collect import collect
-from grpo.types import Engine, EnginePool, Learner, Metrics, Prompt, Request, Row, Sampling
+from grpo.types import (
+    Completion,
+    Engine,
+    EnginePool,
+    Group,
+    Learner,
+    Metrics,
+    Prompt,
+    Request,
+    Row,
+    Sampling,
+)
 
 PROBE_SPLIT = 2  # second number of a noise key
 Z_LIMIT = 4.0  # a clean check fails once in 16,000
 INFORMATION = 6400.0  # sum of variances at which a temperature 10% too high stands at z = 7
+FEWEST = 512  # tokens of a batch below which nothing is said about it
 TOKENS = 4096  # asked at most, where a policy so sure of itself never gives that much information
 LENGTH = 64  # of a probe's completion at most
 PROMPTS = 8
 FIRST_ROUND = 0.5  # of TOKENS, if every completion were as long as it may be
 MOST = 128  # completions of one prompt that are asked for at once: servers have such limits
 MARGIN = 1.1  # of a further round: a third one for a few tokens takes as long as the second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How far the trained tokens of any step may be from what the sampler said of them.
+
+    `difference`: mean |sampler - learner| log-prob in nats a token, for each step that the schedule
+    lets the weights differ, and one more. `ess`: effective share of samples under the importance
+    ratios, 0 to 1. 0 lifts either limit.
+    """
+
+    difference: float
+    ess: float
+    staleness: int = 0
+
+    def check(self, step: int, metrics: Metrics) -> None:
+        """Raise ParityError where a step's `metrics` pass a limit; it is not delivered or saved."""
+        apart = metrics.get("sampling/sampling_logp_difference/mean", 0.0)
+        share = metrics.get("sampling/ess", 1.0)
+        lag = 1 + self.staleness
+        fault = ""
+        if self.difference and not apart <= self.difference * lag:
+            times = f" times {lag} for a schedule {self.staleness} steps behind" if lag > 1 else ""
+            fault = (
+                f"differ from the learner's by {apart:.3f} nats a token "
+                f"(parity.max_step_difference = {self.difference}{times})"
+            )
+        elif self.ess and not share >= self.ess:
+            fault = (
+                f"leave an effective sample size of {share:.3f} of the tokens "
+                f"(parity.min_ess = {self.ess})"
+            )
+        if fault:
+            behind = ", or the policy moves too fast for the schedule" if lag > 1 else ""
+            raise ParityError(
+                f"step {step}: the log-probs that came with its completions {fault}: the engine "
+                f"draws from another policy, or reports another{behind}. This step was neither "
+                "delivered nor saved. Look at the engine's settings (precision, cache, "
+                f"speculation){', lower learner.learning_rate' if behind else ''}, or set the "
+                "limit to 0 to train on all the same"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,8 +151,40 @@ class Gate:
                 )
             rows += drawn
             surprise_3_N = np.concatenate([surprise_3_N, learner.surprise(drawn)], axis=1)
+        return self._judged(name, rows, surprise_3_N, learner)
+
+    def check_batch(self, groups: Sequence[Group], learner: Learner, step: int) -> Metrics:
+        """The same of a batch before it is learned from; {} where it cannot tell.
+
+        `groups` are this rank's, the dead ones too, as they were sampled: had some been left out
+        for their rewards, the tokens of the others would not be a sample of the policy's.
+        Completions of older weights say nothing about these. Raises ParityError.
+        """
+        current = learner.version()
+        temperatures = [task_sampling(g.prompt.task, self.sampling).temperature for g in groups]
+        rows = [
+            _row(index, group.prompt, rollout.completion, temperatures[index])
+            for index, group in enumerate(groups)
+            for rollout in group.rollouts
+            if rollout.completion.mask.any()
+            and all(segment.version == current for segment in rollout.completion.segments)
+        ]
+        ends = np.cumsum([row.mask.sum() for row in rows])
+        rows = rows[: int(np.searchsorted(ends, TOKENS)) + 1]
+        surprise_3_N = learner.surprise(rows)
+        if surprise_3_N.shape[1] < FEWEST:
+            return {}
+        found = self._judged(
+            f"the engine, for the batch of step {step},", rows, surprise_3_N, learner
+        )
+        return {f"parity/batch_{name.removeprefix('parity/')}": found[name] for name in BATCH}
+
+    def _judged(
+        self, name: str, rows: Sequence[Row], surprise_3_N: np.ndarray, learner: Learner
+    ) -> Metrics:
+        """Both questions about the trained tokens of `rows`. Raises ParityError."""
         logp_N, entropy_N, variance_N = surprise_3_N
-        sampler_N = np.concatenate([row.logprobs for row in rows]).astype(np.float64)
+        sampler_N = np.concatenate([row.logprobs[row.mask] for row in rows]).astype(np.float64)
         difference_N = np.abs(sampler_N - logp_N)
         with np.errstate(all="ignore"):  # a log-prob of -inf or NaN is an error below
             ratio_N = logp_N - sampler_N
@@ -174,33 +263,41 @@ class Gate:
         for uid, completions in sorted(collect(engine, requests, vocab_size=self.vocab_size)):
             index = int(uid.rpartition("/")[2])
             for completion in completions:
-                length = len(completion)
-                if not length:  # aborted before its first token
+                if not len(completion):  # aborted before its first token
                     continue
                 rows.append(
-                    Row(
-                        group=index,
-                        prompt_ids=prompts[index].ids,
-                        ids=completion.ids,
-                        mask=np.ones(length, dtype=np.bool_),
-                        logprobs=completion.logprobs,
-                        advantages=np.zeros(length, dtype=np.float32),
-                        weights=np.ones(length, dtype=np.float32),
-                        temperature=requests[index].sampling.temperature,
-                    )
+                    _row(index, prompts[index], completion, requests[index].sampling.temperature)
                 )
         return rows
 
     def _describe(self, rows: Sequence[Row], place: int) -> str:
         for row in rows:
-            if place < len(row.ids):
-                text = self.decode(row.ids[: place + 1].tolist())
-                return f"token {int(row.ids[place])} at the end of {text[-60:]!r}"
-            place -= len(row.ids)
+            trained = np.flatnonzero(row.mask)
+            if place < len(trained):
+                at = int(trained[place])
+                text = self.decode(row.ids[: at + 1].tolist())
+                return f"token {int(row.ids[at])} at the end of {text[-60:]!r}"
+            place -= len(trained)
         raise AssertionError("a place beyond the probes")
 
 
 LEAST = ("parity/tokens",)
+BATCH = ("parity/difference_mean", "parity/z", "parity/tokens")  # what is kept of a batch's check
+
+
+def _row(group: int, prompt: Prompt, completion: Completion, temperature: float) -> Row:
+    """A completion to be looked at and not learned from."""
+    length = len(completion)
+    return Row(
+        group=group,
+        prompt_ids=prompt.ids,
+        ids=completion.ids,
+        mask=completion.mask,
+        logprobs=completion.logprobs,
+        advantages=np.zeros(length, dtype=np.float32),
+        weights=np.ones(length, dtype=np.float32),
+        temperature=temperature,
+    )
 
 
 def _too_little(surprise_3_N: np.ndarray) -> bool:

@@ -67,6 +67,12 @@ class Parity(Section):
 
     steps: Index = F(25, "steps between checks, the first before training; 0: off")
     max_difference: Positive = F(0.05, "mean |sampler - learner| log-prob allowed, nats per token")
+    max_step_difference: Amount = F(
+        0.2, "the same over the trained tokens of any step, times 1 + staleness; 0: no limit"
+    )
+    min_ess: Annotated[float, Field(ge=0, le=1)] = F(
+        0.5, "least effective sample size of any step's importance ratios, 0 to 1; 0: no limit"
+    )
 
 
 class Algorithm(Section):

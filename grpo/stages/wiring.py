@@ -21,14 +21,24 @@ from grpo.gathering import Wanted
 from grpo.learner import TorchLearner
 from grpo.loop import Parts
 from grpo.objective import find_objective
-from grpo.parity import Gate
+from grpo.parity import Gate, Limits
 from grpo.ranks import join
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import ENGINES
 from grpo.rollout.ray_pool import ray_pool
 from grpo.schedule import Rollouts
-from grpo.schema import Data, Eval, Model, Recipe, RewardSpec, RLStage, Rollout, Run
+from grpo.schema import (
+    Data,
+    Eval,
+    Model,
+    Recipe,
+    RewardSpec,
+    RLStage,
+    Rollout,
+    Run,
+    Schedule,
+)
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
 
@@ -144,7 +154,7 @@ def training_seed(stage: RLStage, recipe: Recipe) -> int:
 def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts:
     """Scored batches from the sampler's engine, at the pace of the schedule."""
     schedule, seed, ranks = stage.schedule, training_seed(stage, recipe), join()
-    staleness = {"sync": 0, "one_step_off": 1, "async": schedule.max_staleness}[schedule.mode]
+    staleness = staleness_of(schedule)
     wanted = Wanted(
         tasks=TaskOrder(sampler.source, "train", seed),
         template=sampler.template,
@@ -173,6 +183,11 @@ def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts
         precision="float32" if types == {"float32"} else "bfloat16",
         colocated=stage.rollout.backend == "local" and torch.cuda.is_available(),
     )
+
+
+def staleness_of(schedule: Schedule) -> int:
+    """Learner steps by which the weights that sample a batch may be behind."""
+    return {"sync": 0, "one_step_off": 1, "async": schedule.max_staleness}[schedule.mode]
 
 
 def build_curriculum(stage: RLStage, staleness: int) -> Curriculum | None:
@@ -206,6 +221,11 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Parts:
     return Parts(
         rollouts=build_rollouts(stage, recipe, sampler),
         gate=build_gate(stage, settings, sampler),
+        limits=Limits(
+            difference=stage.parity.max_step_difference,
+            ess=stage.parity.min_ess,
+            staleness=staleness_of(stage.schedule),
+        ),
         learner=TorchLearner(
             stage.model.path,
             algorithm=stage.algorithm,

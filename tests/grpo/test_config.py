@@ -227,7 +227,7 @@ def test_shipped_recipes_load_and_are_short(name: str) -> None:
 
 
 def test_schema_stays_small_and_every_setting_is_explained() -> None:
-    assert config.num_fields(RLStage) <= 66  # docs/architecture.md says why not 60
+    assert config.num_fields(RLStage) <= 80
     known = [RLStage]
     for kind in ("pretrain", "sft", "reject", "distill", "eval"):
         assert config.num_fields(STAGES[kind], known) <= 15, kind

@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from grpo.errors import RunError
+from grpo.health import Health
 from grpo.rewards.sentinel import warnings
 from grpo.types import Metrics
 
@@ -73,6 +74,9 @@ class RunLog:
         self.samples: list[str] = []
         self.tripped: dict[str, str] = {}  # metric of the hack sentinel -> its warning
         self._accelerator = _trackers(folder, trackers, config or {}) if trackers else None
+        self._health = Health()
+        for line in _lines(self.path):  # of a run that goes on
+            self._health.observe(line)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
@@ -126,11 +130,15 @@ class RunLog:
             self.history.setdefault(heading, []).append(metrics[name])
         self.samples = list(samples)
         self._progress.update(self._bar, completed=step)
-        tripped = {warning.partition(" ")[0]: warning for warning in warnings(metrics)}
+        tripped = {
+            warning.partition(" ")[0]: f"look at some completions: {warning}"
+            for warning in warnings(metrics)
+        }
+        tripped |= self._health.observe(metrics)
         news, self.tripped = [w for n, w in tripped.items() if n not in self.tripped], tripped
         if self._live is None:
             for warning in news:  # once, until it has cleared
-                self.say(f"{self.title} step {step}: look at some completions: {warning}")
+                self.say(f"{self.title} step {step}: {warning}")
             figures = "  ".join(f"{heading} {metrics[name]:.3g}" for name, heading in shown.items())
             self.say(f"{self.title} step {step}/{self.max_steps}  {figures}")
 
@@ -150,6 +158,13 @@ class RunLog:
             text = Text("\n".join(self.samples), overflow="ellipsis", no_wrap=True)
             parts.append(Panel(text, title="samples of this step", title_align="left"))
         return Group(*parts)
+
+
+def _lines(path: Path) -> Iterator[Metrics]:
+    """What an earlier process wrote of this stage, step by step."""
+    if path.exists():
+        with open(path, encoding="utf-8", newline="\n") as stream:
+            yield from (json.loads(line) for line in stream)
 
 
 def _rounded(metrics: Metrics) -> dict[str, float]:

@@ -66,11 +66,10 @@ class Health:
         if len(self._still) < STANDSTILL or sum(self._still) < COMPLETIONS:
             return {}
         wrong = metrics.get("frac_reward_zero_std/all_wrong", 0.0) >= DEAD
-        what = (
-            "every completion is wrong" if wrong else "all completions of a prompt are paid alike"
-        )
+        alike = "all completions of a prompt are paid alike"
+        what = "every completion is wrong" if wrong else alike
         return {
-            "standstill": f"{what} (reward {reward:.3g}) in all {len(self._still)} steps so far, so "
-            "that nothing is learned. Read some completions; then try easier tasks, a cold start "
-            "(docs/sft.md), more rollout.num_generations, or another reward"
+            "standstill": f"{what} (reward {reward:.3g}) in all {len(self._still)} steps so far, "
+            "so that nothing is learned. Read some completions; then try easier tasks, a cold "
+            "start (docs/sft.md), more rollout.num_generations, or another reward"
         }

@@ -12,7 +12,8 @@ from grpo.data import SOURCES
 from grpo.errors import RecipeError
 from grpo.rewards import REWARDS
 from grpo.rewards.check import Checked, Fault, check
-from grpo.rewards.probe import doctor
+from grpo.rewards.known import misjudged
+from grpo.rewards.probe import Report, doctor
 from grpo.schema import Recipe, RLStage
 from grpo.types import Task, TaskSource
 
@@ -54,23 +55,32 @@ def check_recipe(recipe: Recipe, limit: int, console: Console | None = None) -> 
 
 
 def print_doctor(console: Console | None = None) -> bool:
-    """Print what confines model code on this machine; True if anything does."""
+    """Print what confines model code on this machine; True if something does and graders work.
+
+    A tier is in order when nothing leaks and every verifier, run in it from end to end, tells a
+    known right answer from a wrong one.
+    """
     console = console or Console(soft_wrap=True)
-    reports = doctor()
-    for report in reports:
-        console.print(f"{'holds' if report.holds else 'no   '}  {report.tier}", highlight=False)
-        if report.error:
-            console.print(f"         {escape(report.error)}", highlight=False)
-        for action in report.leaks:
-            console.print(f"         lets through: {action}", highlight=False)
-        for action, reason in report.broken.items():
-            console.print(f"         cannot {action}: {escape(reason)}", highlight=False)
-    best = next((report for report in reports if report.holds), None)
+    best: Report | None = None
+    sound = True
+    for report in doctor():
+        faults = misjudged(report.tier) if report.holds else []
+        good = report.holds and not faults
+        console.print(f"{'holds' if good else 'no   '}  {report.tier}", highlight=False)
+        said = [report.error] if report.error else []
+        said += [f"lets through: {action}" for action in report.leaks]
+        said += [f"cannot {action}: {reason}" for action, reason in report.broken.items()]
+        for line in [*said, *(f"cannot grade: {fault}" for fault in faults)]:
+            console.print(f"         {escape(line)}", highlight=False)
+        if best is None and report.holds:
+            best, sound = report, not faults
     if best is None:
         console.print("no sandbox holds: `math` and `code` refuse unless args say sandbox: unsafe")
         return False
     console.print(f"in use: {best.tier}; denied: {', '.join(best.denied)}")
-    return True
+    if not sound:
+        console.print("graders do not work in it: the lines above say what is missing")
+    return sound
 
 
 def _tasks(source: TaskSource, limit: int) -> Iterator[Task]:

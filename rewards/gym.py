@@ -15,7 +15,7 @@ from typing import Any
 
 from grpo.rewards.countdown import evaluate
 from grpo.rewards.extract import last_answer_block, last_box, split_thought
-from grpo.rewards.pool import Pool, WorkerDied, WorkerTimeout
+from grpo.rewards.pool import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.probe import choose
 from grpo.rewards.sandbox import Limits, Sandbox
 from grpo.rewards.symbolic import is_antiderivative, same_formula
@@ -122,12 +122,20 @@ class ReasoningGym(VerifierReward):
         request = {"dataset": name, "answer": answer, "entry": entry}
         try:
             found = self.pool.call(request, self.timeout)
-        except WorkerTimeout:
-            return Score(value=0.0, status="timeout", detail=f"no score within {self.timeout} s")
+        except WorkerTimeout as error:
+            detail = f"no score within {self.timeout} s"
+            if not error.stage:
+                return Score(value=None, status="grader_error", detail=f"worker: {detail}")
+            return Score(value=0.0, status="timeout", detail=detail)
+        except WorkerFault as error:
+            return Score(value=None, status="grader_error", detail=str(error)[:200])
         except WorkerDied as error:
-            return Score(value=None, status="grader_error", detail=f"worker: {error}")
-        if "error" in found:
-            return Score(value=None, status="grader_error", detail=str(found["error"])[:200])
+            if not error.stage:
+                return Score(value=None, status="grader_error", detail=f"worker: {error}")
+            return Score(value=0.0, status="limit", detail="out of memory or crashed the scorer")
+        if "unreadable" in found:
+            detail = str(found["unreadable"])[:200]
+            return Score(value=0.0, status="unparseable_answer", detail=detail)
         marks = float(found["score"])
         if marks >= 1.0:
             return Score(value=1.0, status="correct", detail=name)

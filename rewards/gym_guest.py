@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import importlib
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from grpo.rewards import wire
+from grpo.rewards.faults import MACHINERY, GraderFault, watch
 
+PACKAGES = ("reasoning_gym", "sympy", "mpmath")
 _gym: Any = importlib.import_module("reasoning_gym")
 
 
+def judge(
+    dataset: str, answer: str, entry: dict[str, Any], at_answer: Callable[[], None]
+) -> dict[str, Any]:
+    """{"score": marks}, or {"unreadable": why} for an answer that the scorer breaks on.
+
+    `at_answer` is called before the answer is read. Raises whatever the scorer raises on the row's
+    own answer too (then the row or the scorer is at fault), MemoryError, and MACHINERY or
+    GraderFault. An answer that alone makes a scorer raise is wrong, not unscored: unscored
+    completions leave the baseline, so a policy would learn to write such answers.
+    """
+    score = _gym.get_score_answer_fn(dataset)
+    at_answer()
+    try:
+        return {"score": float.__add__(float(score(answer, entry)), 0.0)}
+    except (MemoryError, *MACHINERY):
+        raise
+    except Exception as error:
+        score(entry.get("answer"), entry)
+        return {"unreadable": f"{type(error).__name__}: {error}"[:200]}
+
+
 def serve(channel: socket.socket) -> None:
-    """Answer {"score"} or {"error"} to each {"dataset", "answer", "entry"}."""
+    """Answer `judge`'s dict, or {"fault": why}, to each {"dataset", "answer", "entry"}."""
+    watch(PACKAGES)
     while True:
         request = wire.receive(channel)
-        wire.send(channel, {"stage": "score"})
         try:
-            score = _gym.get_score_answer_fn(request["dataset"])
-            marks = score(request["answer"], request["entry"])
-            wire.send(channel, {"score": float.__add__(float(marks), 0.0)})
-        except Exception as error:
-            wire.send(channel, {"error": f"{type(error).__name__}: {str(error)[:200]}"})
+            found = judge(
+                request["dataset"],
+                request["answer"],
+                request["entry"],
+                lambda: wire.send(channel, {"stage": "answer"}),
+            )
+        except MemoryError:
+            raise
+        except (GraderFault, Exception) as error:
+            found = {"fault": f"{type(error).__name__}: {error}"[:200]}
+        wire.send(channel, found)

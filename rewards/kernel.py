@@ -33,6 +33,8 @@ _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE =
     0x4000,
     0x40000,
 )
+_MNT_DETACH = 2
+_OLD_ROOT = "/.old-root"
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
@@ -143,8 +145,8 @@ def landlock(readable: Iterable[str]) -> None:
         for path in readable:
             try:
                 handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            except OSError:
-                continue  # a path that is not there needs no rule
+            except FileNotFoundError:
+                continue  # a path that is not there needs no rule; `trial` finds it missing
             try:
                 allowed = _READ_FILE | (_READ_DIR if os.path.isdir(path) else 0)
                 rule = struct.pack("=Qi", allowed, handle)
@@ -288,32 +290,40 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 def read_only_root(readable: Sequence[str]) -> None:
     """Replace the root by an empty one that holds read-only views of `readable`, nothing else.
 
-    Needs a mount namespace of one's own. /dev/null and /dev/urandom come along.
+    Needs a mount namespace of one's own. The new root takes its place first and the views come
+    from the old one afterwards, so that no mount of ours can hide what is to be shown: a Python
+    below the folder that the new root was mounted on is as visible as any other.
     """
+    places = [(path, os.path.realpath(path)) for path in readable]
     mount("none", "/", "", _MS_REC | _MS_PRIVATE)
-    base = "/tmp"
-    mount("tmpfs", base, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
-    for path in [*readable, "/dev/null", "/dev/urandom"]:
-        if not os.path.lexists(path):
-            continue
-        target = base + path
-        if os.path.islink(path):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            if not os.path.lexists(target):
-                os.symlink(os.readlink(path), target)
-            continue
-        if os.path.isdir(path):
-            os.makedirs(target, exist_ok=True)
-        else:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            with open(target, "ab"):
-                pass
-        mount(path, target, "", _MS_BIND | _MS_REC)
-        if not path.startswith("/dev/"):
-            mount("none", target, "", _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
-    mount("none", base, "", _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
-    os.chdir(base)
+    mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    umask = os.umask(0o022)  # a guest is another user and has to get through these folders
+    os.mkdir(f"/tmp{_OLD_ROOT}")
+    os.chdir("/tmp")
     number = 155 if platform.machine() == "x86_64" else 41  # pivot_root
-    _checked(_libc.syscall(number, b".", b"."), "pivot_root")
-    _checked(_libc.umount2(b".", 2), "umount of the old root")
+    old = _OLD_ROOT.lstrip("/").encode()
+    _checked(_libc.syscall(number, b".", old), "pivot_root")
     os.chdir("/")
+    for path, real in places:
+        _show(path, real)
+    _checked(_libc.umount2(_OLD_ROOT.encode(), _MNT_DETACH), "umount of the old root")
+    os.rmdir(_OLD_ROOT)
+    os.umask(umask)
+    mount("none", "/", "", _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+
+
+def _show(path: str, real: str) -> None:
+    """A read-only view at `path` of what `real`, without links on its way, is in the old root."""
+    source = _OLD_ROOT + real
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.isdir(source):
+        os.mkdir(path)
+    else:
+        with open(path, "xb"):
+            pass
+    mount(source, path, "", _MS_BIND | _MS_REC)
+    if not path.startswith("/dev/"):
+        # in a user namespace a flag that the original has cannot be taken off again
+        kept = os.statvfs(path).f_flag & os.ST_NOEXEC
+        flags = _MS_REMOUNT | _MS_BIND | _MS_RDONLY | _MS_NOSUID | _MS_NODEV
+        mount("none", path, "", flags | kept)

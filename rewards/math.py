@@ -17,7 +17,7 @@ from grpo.errors import PluginError, unknown_name
 from grpo.rewards.exact import number
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
 from grpo.rewards.latex import both_signs, compare, respell
-from grpo.rewards.pool import Pool, WorkerDied, WorkerTimeout
+from grpo.rewards.pool import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.probe import choose
 from grpo.rewards.sandbox import Limits, Sandbox
 from grpo.rewards.verifier import VerifierReward
@@ -81,6 +81,10 @@ def over_limit(text: str) -> str | None:
     if deepest > MAX_NESTING:
         return f"nested deeper than {MAX_NESTING}"
     return f"a number of more than {MAX_DIGITS} digits" if _LONG_NUMBER.search(text) else None
+
+
+class _Failed(Exception):
+    """The grader failed, whatever the answer was."""
 
 
 class Math(VerifierReward):
@@ -171,16 +175,27 @@ class Math(VerifierReward):
         return (answer, gold) if same is None else _verdict(same, answer, gold)
 
     def _by_algebra(self, pair: tuple[str, str]) -> Score:
-        found = self._algebra(*pair)
+        found = self._ruled(*pair)
         if found.status == "wrong" and any("\\pm" in text for text in pair):
             answer, gold = map(both_signs, pair)
             if (answer, gold) != pair:
-                again = compare(answer, gold, self.tolerance)
-                right = again or (again is None and self._algebra(answer, gold).value == 1.0)
-                found = _verdict(True, *pair) if right else found
+                same = compare(answer, gold, self.tolerance)
+                if same is None:
+                    again = self._ruled(answer, gold)
+                    if again.status == "grader_error":
+                        return again
+                    same = again.value == 1.0
+                found = _verdict(True, *pair) if same else found
         return found
 
+    def _ruled(self, answer: str, gold: str) -> Score:
+        try:
+            return self._algebra(answer, gold)
+        except _Failed as error:
+            return Score(value=None, status="grader_error", detail=str(error)[:200])
+
     def _ask(self, answer: str, gold: str) -> Score:
+        """The algebra's verdict. Raises _Failed without one: a failure is not remembered."""
         try:
             found = self.pool.call({"gold": gold, "answer": answer}, self.timeout)
         except WorkerTimeout as error:
@@ -188,9 +203,11 @@ class Math(VerifierReward):
                 return Score(value=None, status="unparseable_gold", detail="the gold took too long")
             detail = f"no verdict within {self.timeout} s"
             return Score(value=0.0, status="timeout", detail=detail)
+        except WorkerFault as error:
+            raise _Failed(f"worker: {error}") from error
         except WorkerDied as error:
             if not error.stage:
-                return Score(value=None, status="grader_error", detail=f"worker: {error}")
+                raise _Failed(f"worker: {error}") from error
             return Score(value=0.0, status="limit", detail="out of memory or crashed the parser")
         if not found["gold"]:
             return Score(value=None, status="unparseable_gold", detail=f"gold {gold[:80]!r}")

@@ -11,13 +11,16 @@ import logging
 import re
 import socket
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from math_verify import parse, verify  # pyright: ignore[reportMissingTypeStubs]
 
 from grpo.rewards import wire
+from grpo.rewards.faults import MACHINERY, GraderFault, watch
 
+PACKAGES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
 _FORMULA = re.compile(r"[A-Za-z\\^_{}+*=<>!]|[0-9]:[0-9]")
 _WORDS = re.compile(
     r"(?<![A-Za-z\\])(?:[A-Za-z]{2,} +[A-Za-z]{2,}|[A-Za-z]{3,}:? +[-0-9])|[0-9] +[A-Za-z]{3,}"
@@ -56,39 +59,62 @@ _gold = lru_cache(maxsize=4096)(_parse)
 
 
 def warm_up() -> None:
-    """Load the grammar's tables in the zygote, so that every worker is forked with them."""
-    for gold, answer in (("\\frac{1}{2}x+1", "1+x/2"), ("(1,2]", "[1,2)"), ("\\sqrt{2}", "1.41")):
+    """Load what golds and answers need in the zygote, so that every worker is forked with it."""
+    for gold, answer in (
+        ("\\frac{1}{2}x+1", "1+x/2"),
+        ("(1,2]", "[1,2)"),
+        ("\\sqrt{2}", "1.41"),
+        ("[2,\\infty)", "x \\ge 2"),
+    ):
         for form in _parse(gold):
-            verify(form, _parse(answer)[0], timeout_seconds=None)  # pyright: ignore
+            _same(form, _parse(answer)[0])
+
+
+def _same(gold: Any, answer: Any) -> bool:
+    # -2 <= x <= 7 is [-2, 7], whichever of the two the gold is
+    return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True))  # pyright: ignore
+
+
+def judge(gold: str, answer: str, at_answer: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """{"gold": parsed?, "answer": parsed?, "same": …}; `at_answer` is called before the answer is
+    read. Raises MemoryError, and MACHINERY or GraderFault where the grader itself fails.
+
+    Whatever else is raised comes from the text that is read: parsers and SymPy raise all kinds of
+    errors on formulas that make no sense. A gold of that kind cannot be used. An answer of that
+    kind is wrong and not a fault of the grader, or a policy would learn to break it: unscored
+    completions leave the baseline, wrong ones do not.
+    """
+    try:
+        golds = _gold(gold)
+    except (MemoryError, *MACHINERY):
+        raise
+    except Exception:
+        golds = []
+    at_answer()
+    if not golds:
+        return {"gold": False, "answer": True, "same": False}
+    try:
+        answers = _parse(answer)
+        same = any(_same(g, a) for a in answers for g in golds)
+    except (MemoryError, *MACHINERY):
+        raise
+    except Exception:
+        answers, same = [], False
+    return {"gold": True, "answer": bool(answers), "same": same}
 
 
 def serve(channel: socket.socket) -> None:
-    """Answer {"gold": parsed?, "answer": parsed?, "same": …} to each {"gold", "answer"}."""
+    """Answer `judge`'s dict, or {"fault": why}, to each {"gold", "answer"}."""
+    watch(PACKAGES)
     while True:
         request = wire.receive(channel)
         try:
-            gold = _gold(request["gold"])
-        except MemoryError:
-            raise
-        except Exception:
-            gold = []
-        wire.send(channel, {"stage": "answer"})
-        if not gold:
-            wire.send(channel, {"gold": False, "answer": True, "same": False})
-            continue
-        try:
-            answer = _parse(request["answer"])
-            same = any(
-                # -2 <= x <= 7 is [-2, 7], whichever of the two the gold is
-                verify(g, a, timeout_seconds=None, allow_set_relation_comp=True)  # pyright: ignore
-                for a in answer
-                for g in gold
+            found = judge(
+                request["gold"], request["answer"], lambda: wire.send(channel, {"stage": "answer"})
             )
-        except MemoryError:
-            raise
-        except Exception:
-            answer, same = [], False
-        wire.send(channel, {"gold": True, "answer": bool(answer), "same": bool(same)})
+        except (GraderFault, *MACHINERY) as error:
+            found = {"fault": f"{type(error).__name__}: {error}"[:300]}
+        wire.send(channel, found)
 
 
 warm_up()

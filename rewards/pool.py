@@ -39,6 +39,10 @@ class WorkerDied(Exception):
         self.limit = limit
 
 
+class WorkerFault(Exception):
+    """The grader in the worker failed, whatever the answer was; the worker was replaced."""
+
+
 class _Slot:
     """One worker's place: its process, if it runs, and what it has served."""
 
@@ -77,41 +81,54 @@ class Pool:
     def call(self, request: Any, timeout: float) -> dict[str, Any]:
         """The worker's answer to one request, within `timeout` s of a worker taking it.
 
-        A worker may report stages, {"stage": name}, before it answers. Raises WorkerTimeout,
-        WorkerDied, or RewardError where there is no sandbox.
+        A worker may report stages, {"stage": name}, before it answers. One that had served others
+        before and dies may have died of what they left in its memory: a fresh one is asked then.
+        Raises WorkerTimeout, WorkerDied, WorkerFault, or RewardError where there is no sandbox.
         """
         slot = self._slots.get()
-        stage = ""
         try:
-            if slot.guest is not None and slot.guest.owner != os.getpid():
-                slot.guest = None
-            guest = slot.guest = slot.guest or self._start().guest(self.kind, self.limits)
-            deadline = time.monotonic() + timeout
+            used = slot.served > 0
             try:
-                channel = guest.channels[0]
-                channel.settimeout(timeout)
-                wire.send(channel, request)
-                while True:
-                    answer = wire.receive(channel, deadline)
-                    if "stage" not in answer:
-                        break
-                    stage = str(answer["stage"])
-            except TimeoutError as error:
-                self._retire(slot)
-                raise WorkerTimeout(stage) from error
-            except (EOFError, OSError, wire.WireError) as error:
-                ended = self._retire(slot)
-                signals = (signal.SIGXCPU, signal.SIGKILL, signal.SIGSEGV)
-                raise WorkerDied(stage, ended in signals, f"{type(error).__name__}") from error
-            if "unconfined" in answer:
-                self._retire(slot)
-                raise WorkerDied(stage, False, answer["unconfined"])
-            slot.served += 1
-            if slot.served >= self.recycle:
-                self._retire(slot)
-            return answer
+                return self._call(slot, request, timeout)
+            except WorkerDied:
+                if not used:
+                    raise
+            return self._call(slot, request, timeout)
         finally:
             self._slots.put(slot)
+
+    def _call(self, slot: _Slot, request: Any, timeout: float) -> dict[str, Any]:
+        stage = ""
+        if slot.guest is not None and slot.guest.owner != os.getpid():
+            slot.guest = None
+        guest = slot.guest = slot.guest or self._start().guest(self.kind, self.limits)
+        deadline = time.monotonic() + timeout
+        try:
+            channel = guest.channels[0]
+            channel.settimeout(timeout)
+            wire.send(channel, request)
+            while True:
+                answer = wire.receive(channel, deadline)
+                if "stage" not in answer:
+                    break
+                stage = str(answer["stage"])
+        except TimeoutError as error:
+            self._retire(slot)
+            raise WorkerTimeout(stage) from error
+        except (EOFError, OSError, wire.WireError) as error:
+            ended = self._retire(slot)
+            signals = (signal.SIGXCPU, signal.SIGKILL, signal.SIGSEGV)
+            raise WorkerDied(stage, ended in signals, f"{type(error).__name__}") from error
+        if "unconfined" in answer:
+            self._retire(slot)
+            raise WorkerDied(stage, False, answer["unconfined"])
+        if "fault" in answer:
+            self._retire(slot)
+            raise WorkerFault(answer["fault"])
+        slot.served += 1
+        if slot.served >= self.recycle:
+            self._retire(slot)
+        return answer
 
     def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """Run a host-side function (which may use `call`) on one of the pool's threads."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from grpo.errors import RewardError, unknown_name
-from grpo.rewards import wire
+from grpo.rewards import readable, wire
 from grpo.rewards.sandbox import LAYERS, Limits, Sandbox
 
 SANDBOXES = ("auto", *LAYERS)
@@ -43,7 +43,7 @@ class Report:
 
 def probe(tier: str) -> Report:
     """Start the tier and try every action of `probe_guest` in it."""
-    sandbox = Sandbox(tier, preload=("grpo.rewards.probe_guest",))
+    sandbox = Sandbox(tier, preload=("grpo.rewards.probe_guest",), trial=False)
     with tempfile.TemporaryDirectory() as folder:
         secret = os.path.join(folder, "secret")
         with open(secret, "w", encoding="ascii") as stream:
@@ -52,7 +52,9 @@ def probe(tier: str) -> Report:
         try:
             guest = sandbox.guest("probe", Limits(cpu=5))
             try:
-                wire.send(guest.channels[0], {"secret": secret, "pid": os.getpid()})
+                paths = readable.samples(readable.installed())
+                given = {"secret": secret, "pid": os.getpid(), "readable": paths}
+                wire.send(guest.channels[0], given)
                 answer = wire.receive(guest.channels[0], time.monotonic() + 10)
             finally:
                 guest.end()

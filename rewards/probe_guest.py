@@ -11,10 +11,10 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from grpo.rewards import wire
+from grpo.rewards import readable, wire
 
 _PTRACE_SEIZE = 0x4206  # attaches without stopping the process
 
@@ -64,6 +64,13 @@ def _import() -> None:
     importlib.import_module("colorsys")  # nothing has loaded it yet: it is read from disk
 
 
+def _read_all(paths: Sequence[str]) -> None:
+    faults = readable.unreadable([*paths, *readable.loaded()])
+    if faults:
+        more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+        raise OSError(faults[0] + more)
+
+
 def _memory() -> None:
     bytearray(64 << 30)
 
@@ -87,7 +94,11 @@ def serve(channel: socket.socket) -> None:
         "raise its limits": _raise_limits,
         "allocate 64 GiB": _memory,
     }
-    works = {"import": _import, "start a thread": _thread}
+    works: dict[str, Callable[[], Any]] = {
+        "import": _import,
+        "start a thread": _thread,
+        "read the installed packages": lambda: _read_all(given["readable"]),
+    }
     wire.send(
         channel,
         {

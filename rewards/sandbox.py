@@ -11,21 +11,19 @@ import atexit
 import json
 import os
 import shutil
-import site
 import socket
 import subprocess
 import sys
-import sysconfig
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import grpo
 from grpo.errors import RewardError
+from grpo.rewards import readable, wire
 
 LAYERS: dict[str, tuple[str, ...]] = {
     "landlock+namespaces": ("namespaces", "landlock", "seccomp"),
@@ -50,6 +48,13 @@ _START = (
     "import json,sys; config = json.loads(sys.argv[2]); sys.path[:] = config['path']; "
     "from grpo.rewards.zygote import main; main(int(sys.argv[1]), config)"
 )
+_FIND = (  # what the zygote will have loaded, as JSON
+    "import importlib,json,sys; config = json.loads(sys.argv[1]); sys.path[:] = config['path']; "
+    "from grpo.rewards import readable, zygote; "
+    "[importlib.import_module(name) for name in config['preload']]; "
+    "print(json.dumps(readable.loaded()))"
+)
+_TRIAL_SECONDS = 120  # a machine may be busy; what takes longer would only end in timeouts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,12 +102,18 @@ class Guest:
 
 
 class Sandbox:
-    """A zygote with given layers. Thread-safe; starts on the first fork; restarts if it died."""
+    """A zygote with given layers. Thread-safe; starts on the first fork; restarts if it died.
 
-    def __init__(self, tier: str, preload: Sequence[str] = PRELOAD) -> None:
+    Whenever it starts, a guest tries what graders need there (`trial`). RewardError where it
+    fails: what a guest lacks would come back as wrong answers otherwise. `trial=False` is for
+    those who look for themselves.
+    """
+
+    def __init__(self, tier: str, preload: Sequence[str] = PRELOAD, trial: bool = True) -> None:
         self.tier = tier
         self.layers = LAYERS[tier]
         self.preload = tuple(preload)
+        self.trial = trial
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
@@ -114,17 +125,8 @@ class Sandbox:
         Raises RewardError when the zygote cannot be started.
         """
         try:
-            request = {
-                "do": "fork",
-                "guest": guest,
-                "limits": {
-                    "cpu": limits.cpu,
-                    "memory": limits.memory,
-                    "files": limits.files,
-                    "tasks": limits.tasks,
-                },
-            }
-            return self._ask(request, [channel.fileno() for channel in channels])["pid"]
+            handles = [channel.fileno() for channel in channels]
+            return self._ask(_fork_request(guest, limits), handles)["pid"]
         finally:
             for channel in channels:
                 channel.close()
@@ -159,19 +161,23 @@ class Sandbox:
                     if request["do"] != "fork":
                         raise RewardError("the sandbox is closed")
                     self._start()
-                control = self._control
-                assert control is not None
-                try:
-                    socket.send_fds(control, [json.dumps(request).encode()], list(handles))
-                    answer = control.recv(1 << 16)
-                except OSError:
-                    answer = b""
-                if answer:
-                    return json.loads(answer)
+                answer = self._exchange(request, handles)
+                if answer is not None:
+                    return answer
                 self._stop()
                 if request["do"] != "fork" or attempt == 2:
                     break
         raise RewardError("the sandbox's parent process ended; see `grpo doctor`")
+
+    def _exchange(self, request: dict[str, Any], handles: Sequence[int]) -> dict[str, Any] | None:
+        """The zygote's answer to one request, None if it is gone. Needs the lock."""
+        assert self._control is not None
+        try:
+            socket.send_fds(self._control, [json.dumps(request).encode()], list(handles))
+            answer = self._control.recv(1 << 16)
+        except OSError:
+            return None
+        return json.loads(answer) if answer else None
 
     def _start(self) -> None:
         # One request, one answer: a stream does where packets in sequence do not exist (macOS).
@@ -181,11 +187,17 @@ class Sandbox:
             "path": [entry for entry in sys.path if entry],
             "preload": self.preload,
             "layers": self.layers,
-            "readable": readable_paths(),
+            "readable": readable.installed(),
         }
         command = [sys.executable, "-I", "-c", _START, str(theirs.fileno()), json.dumps(config)]
-        if "bubblewrap" in self.layers:
-            command = bubblewrap(config["readable"]) + command
+        try:
+            if "bubblewrap" in self.layers:
+                shown = [*config["readable"], *self._find(config)]
+                command = bubblewrap(shown) + command
+        except RewardError:
+            ours.close()
+            theirs.close()
+            raise
         try:
             self._process = subprocess.Popen(
                 command,
@@ -208,6 +220,52 @@ class Sandbox:
             last = errors.decode(errors="replace").strip().rpartition("\n")[2]
             raise RewardError(f"the sandbox ({self.tier}) did not start: {last}")
         self._control = ours
+        if self.trial:
+            fault = self._try(config["readable"])
+            if fault:
+                self._stop()
+                raise RewardError(
+                    f"graders do not work in the sandbox ({self.tier}) with this Python "
+                    f"environment, and right answers would be scored 0: {fault}. See `grpo doctor`"
+                )
+
+    def _try(self, installed: Sequence[str]) -> str:
+        """What a confined guest finds wrong with the graders' surroundings, "" for nothing."""
+        ours, theirs = socket.socketpair()
+        limits = Limits(cpu=_TRIAL_SECONDS)
+        deadline = time.monotonic() + _TRIAL_SECONDS
+        with ours:
+            with theirs:
+                made = self._exchange(_fork_request("trial", limits), [theirs.fileno()])
+            if made is None:
+                return "the zygote ended"
+            ours.settimeout(_TRIAL_SECONDS)
+            try:
+                paths = readable.samples(installed)
+                wire.send(ours, {"readable": paths, "modules": self.preload})
+                found = wire.receive(ours, deadline)
+            except TimeoutError:
+                found = {"faults": [f"nothing came of it within {_TRIAL_SECONDS} s"]}
+            except (EOFError, OSError, wire.WireError) as error:
+                found = {"faults": [f"the guest ended ({type(error).__name__})"]}
+            self._exchange({"do": "kill", "pid": made["pid"]}, [])
+        faults = [found["unconfined"]] if "unconfined" in found else found["faults"]
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        return "; ".join(map(str, faults[:3])) + more
+
+    def _find(self, config: dict[str, Any]) -> list[str]:
+        """What the zygote will load besides installed packages: it starts with all it may see."""
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-c", _FIND, json.dumps(config)],
+                env=_ENVIRONMENT,
+                capture_output=True,
+                check=True,
+            )
+            return json.loads(done.stdout)
+        except subprocess.CalledProcessError as error:
+            last = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise RewardError(f"the sandbox ({self.tier}) did not start: {last}") from error
 
     def _stop(self) -> None:
         control, self._control = self._control, None
@@ -222,6 +280,19 @@ class Sandbox:
                 process.wait()
             if process.stderr is not None:
                 process.stderr.close()
+
+
+def _fork_request(guest: str, limits: Limits) -> dict[str, Any]:
+    return {
+        "do": "fork",
+        "guest": guest,
+        "limits": {
+            "cpu": limits.cpu,
+            "memory": limits.memory,
+            "files": limits.files,
+            "tasks": limits.tasks,
+        },
+    }
 
 
 _OPEN: weakref.WeakSet[Sandbox] = weakref.WeakSet()
@@ -246,37 +317,17 @@ atexit.register(_close_all)
 os.register_at_fork(after_in_child=_forget_all)
 
 
-@cache
-def readable_paths() -> list[str]:
-    """What guests may read: the standard library, installed packages, shared libraries."""
-    paths = sysconfig.get_paths()
-    wanted = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    wanted += [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
-    wanted += [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
-    wanted += [os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)]
-    wanted += ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/etc/ld.so.cache"]
-    wanted += ["/usr/share/zoneinfo", "/dev/null", "/dev/urandom"]
-    kept: list[str] = []
-    for path in sorted({os.path.abspath(path) for path in wanted if os.path.lexists(path)}):
-        if not any(path.startswith(parent + "/") for parent in kept):
-            kept.append(path)
-    return kept
+def bubblewrap(shown: Sequence[str]) -> list[str]:
+    """The command prefix that runs the zygote under bubblewrap. Raises RewardError without it.
 
-
-def bubblewrap(readable: Sequence[str]) -> list[str]:
-    """The command prefix that runs the zygote under bubblewrap. Raises RewardError without it."""
+    shown: what there is to read inside, for the zygote as for guests.
+    """
     program = shutil.which("bwrap")
     if program is None:
         raise RewardError("bubblewrap (bwrap) is not installed")
     binds: list[str] = []
-    for path in [*readable, os.path.dirname(os.path.realpath(sys.executable))]:
+    for path in readable.cover([*shown, *_interpreter()]):
         binds += ["--dev-bind" if path.startswith("/dev/") else "--ro-bind", path, path]
-    # The zygote is started inside, so the interpreter and this package have to be there too.
-    entries = {os.path.dirname(sys.executable), *filter(os.path.isdir, sys.path)}
-    entries |= {os.path.join(sys.prefix, "pyvenv.cfg")}
-    entries |= {os.path.realpath(os.path.dirname(__file__)), os.path.dirname(grpo.__file__)}
-    for entry in sorted(entries):
-        binds += ["--ro-bind-try", entry, entry]
     # bwrap would make the folders on the way there unreadable for the guests' user
     ways = {str(parent) for place in binds[2::3] for parent in Path(place).parents} - {"/"}
     folders = [word for way in sorted(ways) for word in ("--perms", "0755", "--dir", way)]
@@ -287,3 +338,13 @@ def bubblewrap(readable: Sequence[str]) -> list[str]:
         for right in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"):
             apart += ["--cap-add", right]
     return [program, *apart, "--die-with-parent", *folders, *binds, "--"]
+
+
+def _interpreter() -> list[str]:
+    """What it takes to start this Python where nothing else is: every link on its way, and it."""
+    program = os.path.abspath(sys.executable)
+    places = [os.path.join(sys.prefix, "pyvenv.cfg")]
+    while os.path.islink(program) and len(places) < 40:
+        places.append(os.path.dirname(program))
+        program = os.path.join(os.path.dirname(program), os.readlink(program))
+    return [*places, os.path.dirname(program)]

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from grpo.rewards import kernel, wire
+from grpo.rewards import kernel, readable, wire
 
 # What a guest runs once confined: name -> "module:function", called with its sockets.
 GUESTS = {
@@ -28,6 +28,7 @@ GUESTS = {
     "tests": "grpo.rewards.code_guest:run_tests",
     "script": "grpo.rewards.code_guest:run_script",
     "probe": "grpo.rewards.probe_guest:serve",
+    "trial": "grpo.rewards.trial:serve",
     "gym": "grpo.rewards.gym_guest:serve",
 }
 GUEST_USER = 1_900_000_000  # user ids from here on belong to nobody; one a guest, by its pid
@@ -38,6 +39,8 @@ def main(handle: int, config: dict[str, Any]) -> None:
     host = socket.socket(fileno=handle)
     for name in config["preload"]:
         importlib.import_module(name)
+    # What graders have loaded from elsewhere they may load more of.
+    config["readable"] = readable.cover([*config["readable"], *readable.loaded()])
     layers = config["layers"]
     config["mapped"] = kernel.address_space() if sys.platform == "linux" else 0
     if "namespaces" in layers:

@@ -1,0 +1,116 @@
+"""What guests may read of the host's files: Python's own and those of installed packages.
+
+A folder of `sys.path` counts as installed packages by its name or by the *.dist-info that pip
+leaves in it. Any other folder there (a checkout, the folder of a script) holds what model code has
+no business with, so only the packages that the graders themselves have loaded from it are shown.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+import sysconfig
+from collections.abc import Iterable
+
+
+def installed() -> list[str]:
+    """The standard library, installed packages and shared libraries that are on this machine."""
+    paths = sysconfig.get_paths()
+    wanted = [paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    wanted += [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
+    wanted += [os.path.join(prefix, "lib") for prefix in (sys.prefix, sys.base_prefix)]
+    wanted += ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib", "/etc/ld.so.cache"]
+    wanted += ["/usr/share/zoneinfo", "/dev/null", "/dev/urandom"]
+    wanted += [entry for entry in sys.path if os.path.isfile(entry)]  # archives
+    for folder in _package_folders():
+        wanted += [folder, *_linked(folder)]
+    return cover(wanted)
+
+
+def loaded() -> list[str]:
+    """The files and folders of every module that this process has imported by now."""
+    places: set[str] = set()
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        folders = [str(folder) for folder in getattr(module, "__path__", None) or ()]
+        places |= {*folders, *(f"{folder}.libs" for folder in folders)}  # auditwheel's libraries
+        if isinstance(file, str) and name != "__main__":
+            # installers may link single files into the environment from a store of their own
+            places |= {os.path.dirname(os.path.realpath(file))} if folders else {file}
+    return cover(places)
+
+
+def cover(paths: Iterable[str]) -> list[str]:
+    """Absolute paths that exist, and what they are links to, without those below another."""
+    found = {os.path.abspath(path) for path in paths if os.path.exists(path)}
+    kept: list[str] = []
+    # a link below a kept folder leads out of it: its target is looked for on its own
+    for path in sorted(found | {os.path.realpath(path) for path in found}, key=lambda p: p + "/"):
+        if not (kept and path.startswith(kept[-1].rstrip("/") + "/")):
+            kept.append(path)
+    return kept
+
+
+def samples(paths: Iterable[str]) -> list[str]:
+    """Paths that have to be readable for a guest if `paths` are: they, and every package there.
+
+    Only what this process can read itself: a guest need not be able to do more.
+    """
+    found = list(paths)
+    for folder in _package_folders():
+        for entry in _entries(folder):
+            first = os.path.join(entry, "__init__.py")
+            found.append(first if os.path.isfile(first) else entry)
+    return [path for path in found if os.access(path, os.R_OK)]
+
+
+def unreadable(paths: Iterable[str]) -> list[str]:
+    """Those of `paths` that cannot be read here, each with the reason."""
+    faults: list[str] = []
+    for path in paths:
+        try:
+            if os.path.isdir(path):
+                with os.scandir(path):
+                    continue
+            with open(path, "rb") as stream:
+                stream.read(1)
+        except OSError as error:
+            faults.append(f"{path} ({error.strerror or type(error).__name__})")
+    return faults
+
+
+def _package_folders() -> list[str]:
+    """The folders of `sys.path` that hold installed packages."""
+    named = ("site-packages", "dist-packages")
+    return [
+        entry
+        for entry in dict.fromkeys(sys.path)
+        if os.path.isdir(entry)
+        and (
+            entry.rstrip("/").endswith(named)
+            or any(child.endswith(".dist-info") for child in _entries(entry))
+        )
+    ]
+
+
+def _linked(folder: str) -> list[str]:
+    """Where links in a folder of packages lead: whole packages, or the files of one, linked in."""
+    targets: list[str] = []
+    for entry in _entries(folder):
+        inside = os.path.join(entry, "__init__.py")
+        if not os.path.islink(entry) and not os.path.islink(inside) and os.path.isdir(entry):
+            inside = next(iter(_entries(entry)), entry)
+        if os.path.islink(entry):
+            targets.append(os.path.realpath(entry))
+        elif os.path.islink(inside):
+            targets.append(os.path.dirname(os.path.realpath(inside)))
+    return targets
+
+
+def _entries(folder: str) -> list[str]:
+    """The paths of what is in a folder, sorted; [] if that cannot be read."""
+    try:
+        return sorted(os.path.join(folder, name) for name in os.listdir(folder))
+    except OSError:
+        return []

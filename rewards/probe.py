@@ -55,7 +55,7 @@ def probe(tier: str) -> Report:
                 paths = readable.samples(readable.installed())
                 given = {"secret": secret, "pid": os.getpid(), "readable": paths}
                 wire.send(guest.channels[0], given)
-                answer = wire.receive(guest.channels[0], time.monotonic() + 10)
+                answer = wire.receive(guest.channels[0], time.monotonic() + 60)
             finally:
                 guest.end()
         except (RewardError, EOFError, OSError, wire.WireError) as error:

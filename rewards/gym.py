@@ -18,7 +18,7 @@ from grpo.rewards.extract import last_answer_block, last_box, split_thought
 from grpo.rewards.pool import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.probe import choose
 from grpo.rewards.sandbox import Limits, Sandbox
-from grpo.rewards.symbolic import is_antiderivative, same_formula
+from grpo.rewards.symbolic import UnusableGold, is_antiderivative, same_formula
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 
@@ -26,8 +26,17 @@ Meta = Mapping[str, Any]
 
 
 def _reaches(answer: str, numbers: Sequence[int], target: Any) -> bool:
+    wanted = _of_row(lambda: Fraction(str(target)))
     found, used = evaluate(answer)
-    return found == Fraction(str(target)) and sorted(used) == sorted(numbers)
+    return found == wanted and sorted(used) == sorted(numbers)
+
+
+def _of_row(read: Callable[[], Any]) -> Any:
+    """What is read from the row itself: where it is of the wrong kind, no answer could be right."""
+    try:
+        return read()
+    except (ValueError, ArithmeticError) as error:
+        raise UnusableGold(str(error)) from error
 
 
 def _grid(text: str) -> list[list[str]]:
@@ -36,6 +45,10 @@ def _grid(text: str) -> list[list[str]]:
 
 def _integers(grid: Sequence[Sequence[Any]]) -> list[list[int]]:
     return [[int(str(cell).strip("[],")) for cell in row] for row in grid]
+
+
+def _same_grid(answer: str, wanted: Sequence[Sequence[Any]]) -> bool:
+    return _of_row(lambda: _integers(wanted)) == _integers(_grid(answer))
 
 
 def _queens(answer: str, meta: Meta) -> bool:
@@ -59,8 +72,8 @@ SCORERS: dict[str, Callable[[str, Meta], bool]] = {
     "countdown": lambda a, m: _reaches(a, m["numbers"], m["target"]),
     "puzzle24": lambda a, m: _reaches(a, m["numbers"], 24),
     "n_queens": _queens,
-    "spiral_matrix": lambda a, m: _integers(_grid(a)) == _integers([m["solution"]]),
-    "binary_matrix": lambda a, m: _integers(_grid(a)) == _integers(m["solution"]),
+    "spiral_matrix": lambda a, m: _same_grid(a, [m["solution"]]),
+    "binary_matrix": lambda a, m: _same_grid(a, m["solution"]),
     "string_insertion": lambda a, m: a.strip().strip("'\"") == m["solution"],
     "polynomial_multiplication": lambda a, m: same_formula(
         a, m["polynomial_expr"], list(m["variables"])
@@ -154,7 +167,7 @@ def _metadata(raw: Any) -> Meta:
 def _judge(scorer: Callable[[str, Meta], bool], answer: str, meta: Meta) -> Score:
     try:
         right = scorer(answer, meta)
-    except (KeyError, TypeError, IndexError) as error:
+    except (UnusableGold, KeyError, TypeError, IndexError) as error:
         return Score(value=None, status="unparseable_gold", detail=f"metadata: {error!r}"[:200])
     except ValueError as error:
         return Score(value=0.0, status="unparseable_answer", detail=str(error)[:200])

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Mapping
 
 MAX_LENGTH = 2048  # characters
+POINTS, ENOUGH = 24, 8  # random points looked at, and how many of them have to agree
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "sin": cmath.sin,
     "cos": cmath.cos,
@@ -97,31 +98,55 @@ def _value(node: ast.expr, names: Mapping[str, complex]) -> complex:
             raise ValueError("not a formula")
 
 
-def _agree(left: Callable[[complex], complex], right: Callable[[complex], complex]) -> bool:
+class UnusableGold(Exception):
+    """The row's own formula cannot be evaluated here: no answer could be right."""
+
+
+def _parse_gold(expression: str) -> ast.expr:
+    try:
+        return parse(expression)
+    except ValueError as error:
+        raise UnusableGold(f"{expression[:80]!r}: {error}") from error
+
+
+def _agree(answer: Callable[[complex], complex], gold: Callable[[complex], complex]) -> bool:
     """Whether two functions agree at random complex points (where both are defined).
 
     Two different formulas of bounded size that agree to 7 digits at eight random points are equal
-    but for an event nobody will see (Schwartz 1980, Zippel 1979, for the polynomials).
+    but for an event nobody will see (Schwartz 1980, Zippel 1979, for the polynomials). Raises
+    UnusableGold where the gold has a value at fewer points.
     """
     rng = random.Random(0)
+    points = [complex(rng.uniform(0.3, 1.7), rng.uniform(0.1, 0.9)) for _ in range(POINTS)]
+    wanted = {point: found for point in points if (found := _value_at(gold, point)) is not None}
+    if len(wanted) < ENOUGH:
+        raise UnusableGold("it has no value at most points")
     agreed = 0
-    for _ in range(24):
-        point = complex(rng.uniform(0.3, 1.7), rng.uniform(0.1, 0.9))
-        try:
-            a, b = left(point), right(point)
-        except ValueError:
+    for point, b in wanted.items():
+        a = _value_at(answer, point)
+        if a is None:
             continue
         if abs(a - b) > 1e-5 * max(1.0, abs(a), abs(b)):
             return False
         agreed += 1
-        if agreed == 8:
+        if agreed == ENOUGH:
             return True
     return False
 
 
+def _value_at(function: Callable[[complex], complex], point: complex) -> complex | None:
+    try:
+        return function(point)
+    except ValueError:
+        return None
+
+
 def same_formula(answer: str, gold: str, variables: list[str]) -> bool:
-    """Whether two formulas are equal. Raises ValueError if the answer is not a formula."""
-    mine, theirs = parse(answer), parse(gold)
+    """Whether two formulas are equal.
+
+    Raises ValueError if the answer is not a formula, UnusableGold if the gold is not.
+    """
+    theirs, mine = _parse_gold(gold), parse(answer)
     value(mine, _point(variables, 0.7 + 0.2j))
     return _agree(
         lambda z: value(mine, _point(variables, z)), lambda z: value(theirs, _point(variables, z))
@@ -129,12 +154,12 @@ def same_formula(answer: str, gold: str, variables: list[str]) -> bool:
 
 
 def is_antiderivative(answer: str, integrand: str, variable: str) -> bool:
-    """Whether the answer's derivative is the integrand. Raises ValueError if it is no formula.
+    """Whether the answer's derivative is the integrand. Raises as `same_formula` does.
 
     The derivative is a contour mean over the eight roots of unity around a point (Cauchy), exact to
     rounding for functions that are analytic there. A constant C is any number.
     """
-    mine, theirs = parse(answer), parse(integrand)
+    theirs, mine = _parse_gold(integrand), parse(answer)
 
     def at(node: ast.expr, z: complex) -> complex:
         return value(node, {variable.lower(): z, variable: z, "C": 0.3 + 0j, "c": 0.3 + 0j})

@@ -6,6 +6,7 @@ import pytest
 
 from grpo.errors import RewardError
 from grpo.rewards.gym import SCORERS, ReasoningGym
+from grpo.rewards.pool import WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.symbolic import is_antiderivative, parse, same_formula, value
 from grpo.types import Task
 
@@ -120,3 +121,75 @@ def test_the_source_splits_by_question_and_drops_repeats(monkeypatch):
         source.task("train", 100)
     with pytest.raises(DataError, match="unknown other"):
         Source("other").size("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "meta", "answer"),
+    [
+        ("countdown", {"numbers": [1, 2], "target": "three"}, "1 + 2"),
+        ("countdown", {"numbers": [1, 2], "target": "1/0"}, "1 + 2"),
+        ("spiral_matrix", {"solution": ["a", "b"]}, "1 2"),
+        ("binary_matrix", {"solution": [["a"], ["b"]]}, "1\n2"),
+        ("polynomial_multiplication", {"polynomial_expr": "x[0]", "variables": ["x"]}, "x"),
+        ("polynomial_multiplication", {"polynomial_expr": "Abs(x)", "variables": ["x"]}, "x"),
+        ("simple_integration", {"integrand": "Heaviside(x)", "variable": "x"}, "x"),
+        ("simple_integration", {"integrand": "f'(x)", "variable": "x"}, "x"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_not_held_against_the_answer(name, meta, answer):
+    assert verdict(name, answer, meta) == (None, "unparseable_gold")
+
+
+class Scorers:
+    """Stands for reasoning-gym: `score` is every data set's scorer."""
+
+    def __init__(self, score):
+        self.get_score_answer_fn = lambda name: score
+
+
+def test_an_answer_that_breaks_a_scorer_is_wrong_and_a_broken_scorer_is_not(monkeypatch):
+    pytest.importorskip("reasoning_gym")
+    from grpo.rewards import gym_guest
+
+    stages = []
+    entry = {"answer": "7", "metadata": {}}
+
+    def judge(score, answer):
+        monkeypatch.setattr(gym_guest, "_gym", Scorers(score))
+        return gym_guest.judge("x", answer, entry, lambda: stages.append("answer"))
+
+    assert judge(lambda a, e: float(int(a) == 7), "7") == {"score": 1.0}
+    assert judge(lambda a, e: float(int(a) == 7), "seven")["unreadable"].startswith("ValueError")
+    assert stages == ["answer"] * 2
+    with pytest.raises(KeyError):  # on the row's own answer too
+        judge(lambda a, e: e["missing"], "7")
+    for error in (ImportError, OSError, MemoryError):
+
+        def failing(a, e, error=error):
+            raise error("gone")
+
+        with pytest.raises(error):
+            judge(failing, "7")
+
+
+@pytest.mark.parametrize(
+    ("failure", "value", "status"),
+    [
+        (WorkerTimeout(""), None, "grader_error"),
+        (WorkerTimeout("answer"), 0.0, "timeout"),
+        (WorkerDied("", True, "EOFError"), None, "grader_error"),
+        (WorkerDied("answer", True, "EOFError"), 0.0, "limit"),
+        (WorkerFault("ImportError: gone"), None, "grader_error"),
+    ],
+)
+def test_only_what_comes_after_the_answer_is_read_counts_against_it(failure, value, status):
+    reward = ReasoningGym(workers=1)
+
+    class Failing:
+        def call(self, request, timeout):
+            raise failure
+
+    reward.pool = Failing()
+    task = Task(uid="t", prompt="q", answer="7", columns={"metadata": {"source_dataset": "gcd"}})
+    score = reward.verify("<answer>7</answer>", task)
+    assert (score.value, score.status) == (value, status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import random
 import threading
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from grpo.rewards.latex import compare
 from grpo.rewards.math import Math, joined_boxes
+from grpo.rewards.pool import WorkerDied, WorkerFault
 from grpo.types import Task
 
 
@@ -285,3 +287,92 @@ def test_a_gold_of_nothing_but_boxes_is_all_of_them(math):
     assert math.verify("<answer>4</answer>", task(gold)).value == 0.0
     # words between them: a derivation, whose last box is the answer
     assert math.verify("<answer>4</answer>", task(r"\boxed{35} is not it but \boxed{4}")).value == 1
+
+
+class Broken:
+    """A pool whose workers fail `times` times, then answer that the pair is the same."""
+
+    def __init__(self, failure, times):
+        self.failure, self.times, self.asked = failure, times, 0
+
+    def call(self, request, timeout):
+        self.asked += 1
+        if self.asked <= self.times:
+            raise self.failure
+        return {"gold": True, "answer": True, "same": True}
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    "failure", [WorkerFault("ImportError: gone"), WorkerDied("", False, "ImportError: gone")]
+)
+def test_a_failing_worker_is_no_verdict_and_is_not_remembered(failure):
+    reward = Math()
+    reward.pool = Broken(failure, times=2)
+    found = [reward.verify(r"\boxed{(x+1)^2}", task("x^2+2x+1")) for _ in range(4)]
+    assert [score.value for score in found] == [None, None, 1.0, 1.0]
+    assert [score.status for score in found[:2]] == ["grader_error"] * 2
+    assert found[0].detail == "worker: ImportError: gone"
+    assert reward.pool.asked == 3  # the verdict is remembered
+
+
+def test_a_failure_at_the_second_reading_of_a_sign_is_no_verdict():
+    reward = Math()
+
+    class Second(Broken):
+        def call(self, request, timeout):
+            self.asked += 1
+            if self.asked == 2:
+                raise self.failure
+            return {"gold": True, "answer": True, "same": False}
+
+    reward.pool = Second(WorkerFault("OSError: gone"), 0)
+    score = reward.verify(r"\boxed{1 \pm \sqrt{x+y}}", task(r"\{1+\sqrt{y+x},1-\sqrt{x+y}\}"))
+    assert reward.pool.asked == 2
+    assert (score.value, score.status) == (None, "grader_error")
+
+
+def test_a_worker_that_dies_of_what_came_before_is_replaced_and_asked_again(math):
+    assert math.verify(r"\boxed{2x}", task("x+x")).value == 1.0
+    guest = math.pool._all[0].guest
+    guest.sandbox.end(guest.pid, kill=True)  # as if its memory had run full
+    score = math.verify(r"\boxed{5x+y}", task("x+4x+y"))
+    assert (score.value, score.status) == (1.0, "correct")
+
+
+@pytest.fixture
+def math_guest():
+    from grpo.rewards import math_guest
+
+    logging.disable(logging.NOTSET)  # a guest has nobody to log to; this process has
+    return math_guest
+
+
+@pytest.mark.parametrize("error", [ImportError("gone"), OSError("gone"), MemoryError()])
+def test_what_no_answer_can_cause_is_not_held_against_it(monkeypatch, math_guest, error):
+    def failing(gold, answer):
+        raise error
+
+    monkeypatch.setattr(math_guest, "_same", failing)
+    with pytest.raises(type(error)):
+        math_guest.judge("x+1", "1+x")
+    monkeypatch.setattr(math_guest, "_gold", lambda text: failing(text, text))
+    with pytest.raises(type(error)):
+        math_guest.judge("x+1", "1+x")
+
+
+@pytest.mark.parametrize("error", [ValueError(), TypeError(), RecursionError(), AttributeError()])
+def test_what_an_answer_can_cause_is_wrong_and_a_gold_that_does_is_unusable(
+    monkeypatch, math_guest, error
+):
+    def failing(*_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(math_guest, "_same", failing)
+        found = math_guest.judge("x+1", "1+x")
+        assert found == {"gold": True, "answer": False, "same": False}
+    monkeypatch.setattr(math_guest, "_gold", failing)
+    assert math_guest.judge("x+1", "1+x")["gold"] is False

@@ -288,6 +288,7 @@ def _score(arguments: argparse.Namespace) -> int:
     from grpo.config import parse_args
 
     counts: dict[str, int] = {}
+    failures: dict[str, int] = {}  # why a grader failed -> rows
     total, scored = 0.0, 0
     live = sys.stderr.isatty() and not sys.stdout.isatty()
     rows = score_file(
@@ -296,6 +297,8 @@ def _score(arguments: argparse.Namespace) -> int:
     for row in rows:
         print(json.dumps(row, ensure_ascii=False), flush=sys.stdout.isatty())
         counts[row["status"]] = counts.get(row["status"], 0) + 1
+        if row["status"] == "grader_error":
+            failures[row["detail"]] = failures.get(row["detail"], 0) + 1
         if row["value"] is not None:
             total, scored = total + row["value"], scored + 1
         if live:
@@ -304,7 +307,10 @@ def _score(arguments: argparse.Namespace) -> int:
     statuses = ", ".join(f"{status} {n}" for status, n in sorted(counts.items())) or "empty file"
     start = "\r" if live else ""
     print(f"{start}{sum(counts.values())} rows: {mean} ({statuses})", file=sys.stderr)
-    return 0
+    if failures:
+        why, failed = max(failures, key=failures.__getitem__), sum(failures.values())
+        print(f"the grader failed on {failed} rows; most often: {why}", file=sys.stderr)
+    return 1 if failures and not scored else 0
 
 
 def _check(arguments: argparse.Namespace) -> int:

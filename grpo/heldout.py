@@ -21,6 +21,7 @@ from grpo import behaviors, evaluate
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import stable_hash
 from grpo.errors import DataError
+from grpo.rewards.combine import UNUSABLE
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.latex import compare
 from grpo.rollout.collect import collect
@@ -111,6 +112,7 @@ class HeldOut:
             "finish": completion.finish,
             "status": score.status,
             "parts": dict(score.parts),
+            **({"detail": score.detail} if score.status in UNUSABLE else {}),
             **vote,
         }
 
@@ -169,9 +171,11 @@ def summarize(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) 
     }
     if names[0] not in per_name:
         said = ", ".join(sorted({line["status"] for line in sampled}))
+        details = Counter(line["detail"] for line in sampled if line.get("detail"))
+        why = "".join(f"; most often: {detail}" for detail, _ in details.most_common(1))
         raise DataError(
-            f"reward {names[0]!r} scored no held-out completion (status: {said}), so there is no "
-            "accuracy to report; eval.rewards names the verifiers to evaluate with"
+            f"reward {names[0]!r} scored no held-out completion (status: {said}{why}), so there is "
+            "no accuracy to report; eval.rewards names the verifiers to evaluate with"
         )
     right, wrong = ([x["tokens"] for x in sampled if x["parts"][names[0]] == v] for v in (1.0, 0.0))
     summary = {

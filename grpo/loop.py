@@ -19,14 +19,16 @@ import numpy as np
 
 from grpo.advantage import reward_matrix
 from grpo.batch import drop_dead, group_metrics, make_rows, rank_share
-from grpo.errors import PluginError
+from grpo.errors import PluginError, RewardError
 from grpo.gathering import Batch, with_temperatures
-from grpo.metrics import part_metrics, rollout_metrics
+from grpo.metrics import grader_failure, part_metrics, rollout_metrics
 from grpo.objective import Objective
 from grpo.parity import Gate, Limits
 from grpo.rewards.sentinel import sentinel
 from grpo.schedule import Rollouts
 from grpo.types import Group, Learner, Metrics, Verifier
+
+FAILURES = 0.1  # share of a batch that graders may fail on without a word
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,22 +55,27 @@ class Step:
     groups: Sequence[Group]
     advantages_P_G: np.ndarray
     metrics: Metrics
+    warning: str = ""  # what a person should know of it
 
 
 def train(parts: Parts, *, start: int, max_steps: int) -> Iterator[Step]:
     """Yield each finished step from `start` + 1 to `max_steps`; the caller logs and saves."""
     for step in range(start + 1, max_steps + 1):
-        yield train_step(parts, step)
+        yield train_step(parts, step, first=step == start + 1)
 
 
-def train_step(parts: Parts, step: int) -> Step:
-    """One step of GRPO: compare within groups, learn, hand the weights over."""
+def train_step(parts: Parts, step: int, first: bool = False) -> Step:
+    """One step of GRPO: compare within groups, learn, hand the weights over.
+
+    first: nothing was scored before in this process. Raises RewardError then where no grader works.
+    """
     started = time.perf_counter()
     rollouts, learner = parts.rollouts, parts.learner
     watched = check_parity(parts, step)
     batch = rollouts.take(step)
     watched |= check_batch(parts, batch)
     groups = everyones(batch, learner)
+    warning = graders_work(groups, step, first)
     if rollouts.wanted.curriculum is not None:
         rollouts.wanted.curriculum.observe(step, learner.gather(batch.outcomes))
     sampled = time.perf_counter()
@@ -105,7 +112,24 @@ def train_step(parts: Parts, step: int) -> Step:
     metrics = batch.metrics | said | sentinel(groups, parts.second) | dropped | learned
     metrics |= watched | seconds | rollouts.take_metrics(seconds["step_time"])
     metrics["tokens_per_second"] = metrics["completions/num_tokens"] / seconds["step_time"]
-    return Step(step=step, groups=groups, advantages_P_G=advantages_P_G, metrics=metrics)
+    return Step(
+        step=step, groups=groups, advantages_P_G=advantages_P_G, metrics=metrics, warning=warning
+    )
+
+
+def graders_work(groups: Sequence[Group], step: int, first: bool) -> str:
+    """A warning where graders failed on much of a batch, "" if not.
+
+    Unscored completions teach nothing and look like a policy that does not move. Graders that fail
+    on all of the first batch have never worked: RewardError. Later the cause may pass (an endpoint
+    that is down), and a long run is not ended for it.
+    """
+    share, why = grader_failure(groups)
+    if share == 1.0 and first:
+        raise RewardError(
+            f"step {step}: {why}. Nothing can be learned from that; see `grpo doctor`"
+        )
+    return why if share >= FAILURES else ""
 
 
 def everyones(batch: Batch, learner: Learner) -> list[Group]:

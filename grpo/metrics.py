@@ -45,6 +45,20 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> Met
     return metrics | _reward_parts(rollouts, reward_names) | _statuses(rollouts)
 
 
+def grader_failure(groups: Sequence[Group]) -> tuple[float, str]:
+    """(share of completions left unscored because a grader failed, a sentence that says why).
+
+    (0.0, "") where none did.
+    """
+    scores = [r.score for group in groups for r in group.rollouts]
+    failed = [score.detail for score in scores if score.status == "grader_error"]
+    if not failed:
+        return 0.0, ""
+    why, _ = Counter(failed).most_common(1)[0]
+    said = f"a grader failed on {len(failed)} of {len(scores)} completions, which are unscored"
+    return len(failed) / len(scores), f"{said}; most often: {why or 'no reason was given'}"
+
+
 def part_metrics(groups: Sequence[Group], names: Sequence[str]) -> Metrics:
     """Prompts, reward, accuracy and length of each part of a mixture that the batch has."""
     metrics: Metrics = {}

@@ -90,18 +90,23 @@ def misjudged(tier: str) -> list[str]:
     for name, (make, package, known) in KNOWN.items():
         if importlib.util.find_spec(package) is None:
             continue
-        reward = make(tier)
         try:
-            for case in known:
-                task = Task(uid=case.what, prompt="", answer=case.answer, columns=case.columns)
-                for text, wanted in ((case.right, 1.0), (case.wrong, 0.0)):
-                    score = reward.verify(text, task)
-                    if score.value != wanted:
-                        kind = "right" if wanted else "wrong"
-                        found = f"{score.value} ({score.status}: {score.detail})"
-                        faults.append(f"{name}, {case.what}: the {kind} answer scored {found}")
+            reward = make(tier)
+            try:
+                faults += [f"{name}, {fault}" for case in known for fault in _faults(reward, case)]
+            finally:
+                reward.close()
         except RewardError as error:
             faults.append(f"{name}: {error}")
-        finally:
-            reward.close()
+    return faults
+
+
+def _faults(reward: VerifierReward, case: Known) -> list[str]:
+    task = Task(uid=case.what, prompt="", answer=case.answer, columns=case.columns)
+    faults: list[str] = []
+    for kind, text, wanted in (("right", case.right, 1.0), ("wrong", case.wrong, 0.0)):
+        score = reward.verify(text, task)
+        if score.value != wanted:
+            found = f"{score.value} ({score.status}: {score.detail})"
+            faults.append(f"{case.what}: the {kind} answer scored {found}")
     return faults

@@ -119,7 +119,7 @@ def _run(
             measure("before")
         began = time.perf_counter() - seconds
         paused = 0.0  # evaluations are not training time
-        step = start
+        step, warned = start, False
         for result in train(parts, start=start, max_steps=stage.learner.max_steps):
             step = result.step
             last = step == stage.learner.max_steps
@@ -128,6 +128,9 @@ def _run(
                 for spec, callback in zip(stage.callbacks, callbacks, strict=True):
                     _call(spec.name, callback, result)
             log.step(step, result.metrics, _samples(result, settings.num_samples_logged))
+            if result.warning and not warned:  # once, until it has cleared
+                log.say(f"step {step}: {result.warning}")
+            warned = bool(result.warning)
             if stage.eval.steps and step % stage.eval.steps == 0 and not last:
                 pause = time.perf_counter()
                 measure(f"step_{step:06d}")

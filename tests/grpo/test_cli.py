@@ -123,6 +123,29 @@ def test_score_prints_one_json_line_a_row(rows: Path, capsys: pytest.CaptureFixt
     assert "2 rows: mean 0.5000 of 2 scored (correct 1, wrong 1)" in err
 
 
+def test_score_says_why_a_grader_failed(
+    tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "plugin.py"
+    plugin.write_text(
+        "from grpo.types import Score\n"
+        "class Failing:\n"
+        "    def verify(self, completion, task):\n"
+        "        if '4' in completion and task.answer in self.good:\n"
+        "            return Score(value=1.0, status='correct')\n"
+        "        return Score(value=None, status='grader_error', detail='worker: OSError: gone')\n"
+        "class Half(Failing):\n"
+        "    good = '4'\n"
+        "class Broken(Failing):\n"
+        "    good = ''\n"
+    )
+    said = "the grader failed on {} rows; most often: worker: OSError: gone"
+    assert cli.main(["score", f"{plugin}:Half", str(rows)]) == 0
+    assert said.format(1) in capsys.readouterr().err
+    assert cli.main(["score", f"{plugin}:Broken", str(rows)]) == 1
+    assert said.format(2) in capsys.readouterr().err
+
+
 def test_a_reader_that_goes_away_is_not_an_error(tmp_path: Path) -> None:
     file = tmp_path / "many.jsonl"
     file.write_text((json.dumps(ROWS[0]) + "\n") * 20_000)

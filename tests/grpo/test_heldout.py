@@ -92,3 +92,10 @@ def test_a_difference_takes_the_tasks_that_both_were_asked():
     theirs = [line("sample", task, main=score) for task, score in (("b", 0.0), ("c", 1.0))]
     assert heldout.difference(mine, theirs, "main", seed=0) == (1.0, 1.0, 1.0)
     assert heldout.difference(mine[:1], theirs, "main", seed=0) is None
+
+
+def test_an_evaluation_that_nothing_was_scored_in_says_why():
+    failed = {"status": "grader_error", "detail": "math: worker: ImportError: gone"}
+    lines = [line(m, "a", math=None) | failed for m in ("greedy", "sample")]
+    with pytest.raises(DataError, match=r"grader_error; most often: math: worker: ImportError"):
+        heldout.summarize(lines, ["math"], seed=0)

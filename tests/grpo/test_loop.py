@@ -9,13 +9,13 @@ import pytest
 
 from grpo.advantage import ADVANTAGES
 from grpo.data.source import TaskOrder
-from grpo.errors import PluginError, WeightsError
+from grpo.errors import PluginError, RewardError, WeightsError
 from grpo.gathering import Wanted
 from grpo.loop import Parts, train
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
 from grpo.schedule import Rollouts
-from grpo.types import Prompt, Sampling, Task, Version
+from grpo.types import Prompt, Sampling, Score, Task, Version
 
 
 class Source:
@@ -158,3 +158,45 @@ def test_the_reward_std_is_the_batchs_as_in_trl():
 def test_an_advantage_plug_in_that_returns_nonsense_is_named(broken):
     with pytest.raises(PluginError, match=r"algorithm\.advantage returned shape"):
         list(train(parts(advantage=broken), start=0, max_steps=1))
+
+
+class Graded:
+    """A verifier that fails on every completion of the first `failing` groups, and says why."""
+
+    def __init__(self, failing):
+        self.failing = failing
+
+    def scores(self, *, completions, **columns):
+        self.failing -= 1
+        if self.failing >= 0:
+            why = "worker: ImportError: gone"
+            return [Score(value=None, status="grader_error", detail=why) for _ in completions]
+        return [Score(value=float(c == "a"), status="correct") for c in completions]
+
+
+def test_a_first_batch_on_which_every_grader_fails_stops_the_run_before_it_learns():
+    built = parts(rewards=RewardSet([("checked", Graded(failing=5), 1.0)]))
+    said = r"step 1: a grader failed on 10 of 10 .* checked: worker: ImportError: gone"
+    with pytest.raises(RewardError, match=said):
+        list(train(built, start=0, max_steps=2))
+    assert built.learner.seen == []
+
+
+def test_graders_that_fail_on_a_part_of_a_batch_are_a_warning():
+    built = parts(rewards=RewardSet([("checked", Graded(failing=1), 1.0)]))
+    first, second = train(built, start=0, max_steps=2)
+    assert first.metrics["frac_unscored"] == pytest.approx(0.2)
+    assert first.warning == (
+        "a grader failed on 2 of 10 completions, which are unscored; most often: "
+        "checked: worker: ImportError: gone"
+    )
+    assert second.warning == ""
+
+
+def test_graders_that_fail_in_the_middle_of_a_run_do_not_end_it():
+    graded = Graded(failing=0)
+    steps = train(parts(rewards=RewardSet([("checked", graded, 1.0)])), start=0, max_steps=3)
+    assert next(steps).warning == ""
+    graded.failing = 5
+    assert "failed on 10 of 10" in next(steps).warning
+    assert next(steps).warning == ""

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from environments import (
+
+from .environments import (
     PACKAGES,
     PYTHON,
     copy_checkout,

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import pytest
+import dataclasses
+import io
 
+import pytest
+from rich.console import Console
+
+from grpo import check
 from grpo.errors import RewardError
 from grpo.rewards import kernel, probe, sandbox
+from grpo.rewards import known as known_answers
 
 
 def has_landlock() -> bool:
@@ -49,3 +55,38 @@ def test_where_nothing_holds_model_code_is_refused(monkeypatch):
         assert probe.choose("unsafe") == "unsafe"
     finally:
         probe._strongest.cache_clear()
+
+
+def test_doctor_runs_every_verifier_in_a_tier_and_does_not_believe_a_wrong_score(monkeypatch):
+    try:
+        tier = probe.choose("auto")
+    except RewardError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(check, "doctor", lambda: [probe.probe(tier)])
+
+    def said():
+        output = io.StringIO()
+        good = check.print_doctor(Console(file=output, soft_wrap=True))
+        return good, output.getvalue()
+
+    good, text = said()
+    assert good, text
+    assert f"holds  {tier}\n" in text
+    make, package, (known,) = known_answers.KNOWN["math"]
+    swapped = dataclasses.replace(known, right=known.wrong, wrong=known.right)
+    monkeypatch.setattr(known_answers, "KNOWN", {"math": (make, package, (swapped,))})
+    good, text = said()
+    assert not good
+    assert f"no     {tier}\n" in text
+    assert "cannot grade: math, an interval against an inequality: the right answer scored" in text
+    assert "graders do not work in it" in text
+
+
+def test_doctor_says_why_a_verifier_does_not_start(monkeypatch):
+    def make(tier):
+        raise RewardError("the sandbox did not start")
+
+    monkeypatch.setitem(known_answers.KNOWN, "math", (make, "math_verify", ()))
+    monkeypatch.delitem(known_answers.KNOWN, "code")
+    monkeypatch.delitem(known_answers.KNOWN, "reasoning_gym")
+    assert known_answers.misjudged("landlock") == ["math: the sandbox did not start"]

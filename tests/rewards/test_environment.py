@@ -61,13 +61,17 @@ print(json.dumps(found))
 RIGHT = [1.0, 0.0, 1.0, 0.0]
 
 
-def scores(python: str, *tiers: str, path: tuple[Path, ...] = ()) -> dict[str, object]:
-    """What `SCORE` finds with an interpreter, started far away from this project."""
+def scores(
+    *command: str, tiers: tuple[str, ...] = ("auto",), path: tuple[Path, ...] = ()
+) -> dict[str, object]:
+    """What `SCORE` finds with an interpreter (the last word), started far from this project."""
     environment = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"}
     if path:
         environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
-    command = [python, "-c", SCORE, *tiers]
-    done = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True)
+    words = [*command, "-c", SCORE, *tiers]
+    done = subprocess.run(words, cwd="/", env=environment, capture_output=True, text=True)
+    if "unshare failed" in done.stderr or "mount:" in done.stderr:
+        pytest.skip("cannot make a mount namespace here")
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
 
@@ -93,12 +97,12 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_environment_in_the_temporary_folder(venv, tier):
     if absent(tier):
         pytest.skip(f"{tier} does not hold on this machine")
-    found = scores(python_in(venv), tier)
+    found = scores(python_in(venv), tiers=(tier,))
     assert str(found["grpo"]).startswith(str(venv))
     assert found[tier] == RIGHT
 
 
-@pytest.fixture(params=["/opt", "/mnt", "/home", "/root", "/dev/shm"])
+@pytest.fixture(params=["/opt", "/mnt", "/home", "/root"])
 def root(request: pytest.FixtureRequest) -> Iterator[Path]:
     if not os.access(request.param, os.W_OK | os.X_OK):
         pytest.skip(f"{request.param} cannot be written to")
@@ -114,15 +118,41 @@ def test_an_environment_in_another_folder(root):
     place = make_venv(root / "venv")
     copy_packages(place)
     copy_installed(place)
-    found = scores(python_in(root / "venv"), "auto")
+    found = scores(python_in(root / "venv"))
     assert str(found["grpo"]).startswith(str(root))
     assert found["auto"] == RIGHT
+
+
+# A Python below /root is out of a user's reach: show it through a view of /root of our own.
+AS_USER = r"""
+mount -t tmpfs none /mnt || exit
+case "$1" in /root/*)
+    mkdir /mnt/prefix && mount --bind "$1" /mnt/prefix && mount -t tmpfs -o mode=755 none /root &&
+    mkdir -p "$1" && mount --bind /mnt/prefix "$1" || exit
+esac
+shift
+exec setpriv --reuid 12345 --regid 12345 --clear-groups "$@"
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run as an ordinary user")
+def test_an_environment_of_an_ordinary_user():
+    with tempfile.TemporaryDirectory(prefix="grpo test ") as folder:
+        os.chmod(folder, 0o755)
+        place = make_venv(Path(folder) / "venv")
+        copy_packages(place)
+        copy_installed(place)
+        prefix = str(Path(PYTHON).parents[1])
+        command = ["unshare", "-m", "sh", "-c", AS_USER, "sh", prefix]
+        tiers = tuple(tier for tier in ("auto", "landlock") if tier == "auto" or not absent(tier))
+        found = scores(*command, python_in(Path(folder) / "venv"), tiers=tiers)
+    assert [found[tier] for tier in tiers] == [RIGHT] * len(tiers)
 
 
 def test_an_environment_behind_a_link(venv, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(venv)
-    assert scores(python_in(link), "auto")["auto"] == RIGHT
+    assert scores(python_in(link))["auto"] == RIGHT
 
 
 def test_packages_that_are_linked_into_the_environment(tmp_path):
@@ -135,14 +165,14 @@ def test_packages_that_are_linked_into_the_environment(tmp_path):
     for name in (entry.name for entry in (store / "b").iterdir()):
         shutil.copytree(store / "b" / name, place / name, copy_function=os.symlink)
     copy_installed(place)
-    assert scores(python_in(tmp_path / "venv"), "auto")["auto"] == RIGHT
+    assert scores(python_in(tmp_path / "venv"))["auto"] == RIGHT
 
 
 def test_a_checkout_that_is_installed_editable(tmp_path):
     checkout, place = copy_checkout(tmp_path / "checkout"), make_venv(tmp_path / "venv")
     copy_packages(place)
     (place / "__editable__.grpo.pth").write_text(f"{checkout}\n")
-    found = scores(python_in(tmp_path / "venv"), "auto")
+    found = scores(python_in(tmp_path / "venv"))
     assert str(found["grpo"]).startswith(str(checkout))
     assert found["auto"] == RIGHT
 
@@ -156,7 +186,7 @@ def test_packages_in_folders_of_pythonpath(tmp_path, tier):
     copy_packages(tmp_path / "loose", ("mpmath",), info=False)
     checkout = copy_checkout(tmp_path / "checkout")
     path = (checkout, tmp_path / "loose", tmp_path / "target")
-    found = scores(PYTHON, tier, path=path)
+    found = scores(PYTHON, tiers=(tier,), path=path)
     assert str(found["grpo"]).startswith(str(checkout))
     assert found[tier] == RIGHT
 
@@ -166,7 +196,7 @@ def test_a_broken_package_is_refused_before_the_first_score(tmp_path):
     copy_packages(place)
     copy_installed(place)
     (place / "sympy" / "sets" / "setexpr.py").unlink()  # imported where sets meet inequalities
-    said = str(scores(python_in(tmp_path / "venv"), "auto")["auto"])
+    said = str(scores(python_in(tmp_path / "venv"))["auto"])
     assert "math" in said
     assert "No module named 'sympy.sets.setexpr'" in said
     assert "grpo doctor" in said
@@ -204,18 +234,17 @@ def test_a_module_that_vanishes_later_is_the_graders_fault(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="an ordinary user's guests are the same user")
-@pytest.mark.parametrize("name", ["mpmath", "numpy"])
-def test_packages_that_guests_may_not_read_are_noticed(tmp_path, name):
+def test_packages_that_guests_may_not_read_are_noticed(tmp_path):
     """As after an installation by root with a umask of 077."""
     if absent("namespaces"):
         pytest.skip("namespaces does not hold on this machine")
     place = make_venv(tmp_path / "venv")
     copy_packages(place)
     copy_installed(place)
-    (place / name).chmod(0o700)
-    found = scores(python_in(tmp_path / "venv"), "namespaces", "auto")
+    (place / "mpmath").chmod(0o700)
+    found = scores(python_in(tmp_path / "venv"), tiers=("namespaces", "auto"))
     assert "cannot read the installed packages" in str(found["namespaces"])
-    assert f"{place / name}/__init__.py (Permission denied)" in str(found["namespaces"])
+    assert f"{place}/mpmath/__init__.py (Permission denied)" in str(found["namespaces"])
     # Landlock needs no other view of the files, and its guests keep the right to read
     assert absent("landlock") or found["auto"] == RIGHT
 

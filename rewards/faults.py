@@ -24,6 +24,11 @@ class GraderFault(BaseException):
     """A grader's own module or file cannot be had."""
 
 
+def describe(error: BaseException) -> str:
+    """An error as one line: its type and what it says."""
+    return str(error) if isinstance(error, GraderFault) else f"{type(error).__name__}: {error}"
+
+
 def watch(packages: Sequence[str]) -> None:
     """From here on `packages` raise GraderFault where a module or a file of theirs is missing.
 

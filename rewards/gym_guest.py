@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from grpo.rewards import wire
-from grpo.rewards.faults import MACHINERY, GraderFault, watch
+from grpo.rewards.faults import MACHINERY, GraderFault, describe, watch
 
 PACKAGES = ("reasoning_gym", "sympy", "mpmath")
 _gym: Any = importlib.import_module("reasoning_gym")
@@ -32,7 +32,7 @@ def judge(
         raise
     except Exception as error:
         score(entry.get("answer"), entry)
-        return {"unreadable": f"{type(error).__name__}: {error}"[:200]}
+        return {"unreadable": describe(error)[:200]}
 
 
 def serve(channel: socket.socket) -> None:
@@ -50,5 +50,5 @@ def serve(channel: socket.socket) -> None:
         except MemoryError:
             raise
         except (GraderFault, Exception) as error:
-            found = {"fault": f"{type(error).__name__}: {error}"[:200]}
+            found = {"fault": describe(error)[:200]}
         wire.send(channel, found)

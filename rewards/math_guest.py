@@ -18,7 +18,7 @@ from typing import Any
 from math_verify import parse, verify  # pyright: ignore[reportMissingTypeStubs]
 
 from grpo.rewards import wire
-from grpo.rewards.faults import MACHINERY, GraderFault, watch
+from grpo.rewards.faults import MACHINERY, GraderFault, describe, watch
 
 PACKAGES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
 _FORMULA = re.compile(r"[A-Za-z\\^_{}+*=<>!]|[0-9]:[0-9]")
@@ -113,7 +113,7 @@ def serve(channel: socket.socket) -> None:
                 request["gold"], request["answer"], lambda: wire.send(channel, {"stage": "answer"})
             )
         except (GraderFault, *MACHINERY) as error:
-            found = {"fault": f"{type(error).__name__}: {error}"[:300]}
+            found = {"fault": describe(error)[:300]}
         wire.send(channel, found)
 
 

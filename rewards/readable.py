@@ -53,16 +53,22 @@ def cover(paths: Iterable[str]) -> list[str]:
 
 
 def samples(paths: Iterable[str]) -> list[str]:
-    """Paths that have to be readable for a guest if `paths` are: they, and every package there.
+    """Paths that have to be readable for a guest: `paths`, and what every package begins with.
 
     Only what this process can read itself: a guest need not be able to do more.
     """
     found = list(paths)
     for folder in _package_folders():
-        for entry in _entries(folder):
+        for entry in filter(_importable, _entries(folder)):
             first = os.path.join(entry, "__init__.py")
             found.append(first if os.path.isfile(first) else entry)
     return [path for path in found if os.access(path, os.R_OK)]
+
+
+def _importable(entry: str) -> bool:
+    if os.path.isdir(entry):
+        return not entry.endswith((".dist-info", ".egg-info", "__pycache__"))
+    return entry.endswith((".py", ".so"))
 
 
 def unreadable(paths: Iterable[str]) -> list[str]:
@@ -85,11 +91,10 @@ def _package_folders() -> list[str]:
     named = ("site-packages", "dist-packages")
     return [
         entry
-        for entry in dict.fromkeys(sys.path)
+        for entry in dict.fromkeys(os.path.abspath(entry) for entry in sys.path if entry)
         if os.path.isdir(entry)
         and (
-            entry.rstrip("/").endswith(named)
-            or any(child.endswith(".dist-info") for child in _entries(entry))
+            entry.endswith(named) or any(child.endswith(".dist-info") for child in _entries(entry))
         )
     ]
 

@@ -184,7 +184,7 @@ class Sandbox:
         packets = socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_STREAM
         ours, theirs = socket.socketpair(socket.AF_UNIX, packets)
         config = {
-            "path": [entry for entry in sys.path if entry],
+            "path": [os.path.abspath(entry) for entry in sys.path if entry],
             "preload": self.preload,
             "layers": self.layers,
             "readable": readable.installed(),

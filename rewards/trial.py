@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 
 from grpo.rewards import readable, wire
-from grpo.rewards.faults import watch
+from grpo.rewards.faults import describe, watch
 
 
 def serve(channel: socket.socket) -> None:
@@ -27,7 +27,7 @@ def serve(channel: socket.socket) -> None:
         try:
             fault = trial() if trial else ""
         except BaseException as error:  # whatever it is, answers would meet it too
-            fault = f"{type(error).__name__}: {error}"
+            fault = describe(error)
         if fault:
             faults.append(f"{module.rpartition('.')[2].removesuffix('_guest')}: {fault[:300]}")
     wire.send(channel, {"faults": faults})

@@ -8,7 +8,9 @@ The canonical solution, where there is one, is kept in `canonical_solution` for 
 
 from __future__ import annotations
 
+import ast
 import json
+import warnings
 from typing import Any
 
 from grpo.columns import Row, checked_prompt, column
@@ -76,6 +78,37 @@ def codeforces(row: Row) -> dict[str, Any]:
     prompt = "\n\n".join(str(part) for part in parts if part) or str(row.get("question", ""))
     stdio = [{"input": str(case["input"]), "output": str(case["output"])} for case in cases]
     return _made(prompt, {"stdio": stdio}, None)
+
+
+def defined_names(source: str) -> list[str]:
+    """The functions, classes and variables that Python text defines at its top, imports left out.
+
+    [] if it does not parse.
+    """
+    return [name.removeprefix("class ") for name in definitions(source)]
+
+
+def definitions(source: str) -> list[str]:
+    """`defined_names`, with a class as "class Name": the value of `defines` in a `tests` column."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of backslashes in somebody else's text
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    found: set[str] = set()
+    for statement in tree.body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found.add(name)
+            case ast.ClassDef(name=name):
+                found.add(f"class {name}")
+            case ast.Assign() | ast.AnnAssign():
+                names = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
+                found |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+            case _:
+                pass
+    return sorted(found)
 
 
 def _made(prompt: str, tests: dict[str, Any], solution: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from grpo.rewards import wire
 from grpo.rewards.extract import last_answer_block, split_thought
 from grpo.rewards.probe import choose
 from grpo.rewards.sandbox import PRELOAD, Ended, Guest, Limits, Sandbox
-from grpo.rewards.stdio import Run, run_program, same_output
+from grpo.rewards.stdio import START, Run, run_program, same_output
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Status, Task
 
@@ -35,6 +35,8 @@ _PROGRAM = re.compile(
     r"|[A-Za-z_]\w*(?: *, *[A-Za-z_]\w*)* *=)",
     re.MULTILINE,
 )
+# Columns that may hold a right program; the first that does tells what the tests mean by its names.
+REFERENCES = ("canonical_solution", "solution", "code")
 # Labels of fences that hold no program.
 _NO_PROGRAM = frozenset(
     ["bash", "sh", "shell", "console", "text", "txt", "plaintext", "output", "json"]
@@ -101,7 +103,16 @@ def read_tests(raw: Any) -> dict[str, Any]:
     # A data set's columnar storage fills keys that a row lacks with None.
     tests = {k: v for k, v in cast("Mapping[str, Any]", raw).items() if v is not None}
     entry = tests.get("entry_point")
-    common = {"setup": str(tests.get("setup", "")), "entry": entry}
+    defines: Any = tests.get("defines")
+    if defines is not None and not (
+        isinstance(defines, list) and all(isinstance(n, str) for n in cast("list[Any]", defines))
+    ):
+        raise BadTests("defines must be a list of names")
+    common: dict[str, Any] = {
+        "setup": str(tests.get("setup", "")),
+        "entry": entry,
+        "defines": defines,
+    }
     match tests:
         case {"stdio": [_, *_] as cases}:
             for case in cast("list[Any]", cases):
@@ -179,7 +190,8 @@ class Code(VerifierReward):
     def verify(self, completion: str, task: Task) -> Score:
         """A number when the program was judged, None for bad tests or a failing grader.
 
-        Raises RewardError where no sandbox holds.
+        Whatever fails once the program has been started counts as the program's doing: it is
+        wrong and never unscored. Raises RewardError where no sandbox holds.
         """
         try:
             tests = read_tests(task.columns.get("tests"))
@@ -191,35 +203,66 @@ class Code(VerifierReward):
         sandbox, _ = self._start()
         if "stdio" in tests:
             return self._judge_stdio(sandbox, code, tests["stdio"])
+        tests["reference"] = _reference(task.columns)
         return self._judge_calls(sandbox, code, tests)
 
     def _judge_calls(self, sandbox: Sandbox, code: str, tests: dict[str, Any]) -> Score:
-        deadline = time.monotonic() + self.timeout
         verdict, verdict_end = socket.socketpair()
         to_candidate, to_tests = socket.socketpair()  # joins the two guests
         guests: list[Guest] = []
+        heard: dict[str, Any] = {}  # what the tests said on their way to a verdict
         try:
             pid = sandbox.fork("candidate", self.limits, [to_candidate])
             guests.append(Guest(sandbox, pid, []))
-            to_tests.settimeout(self.timeout)
-            wire.send(to_tests, {"code": code, "setup": tests["setup"], "entry": tests["entry"]})
+            to_tests.settimeout(START)
+            given = {"code": code, "setup": tests["setup"], "entry": tests["entry"]}
+            try:
+                wire.send(to_tests, given)
+            except wire.WireError as error:
+                return Score(value=0.0, status="limit", detail=f"the program: {error}")
             to_tests.setblocking(True)
             pid = sandbox.fork("tests", self.limits, [verdict_end, to_tests])
             guests.append(Guest(sandbox, pid, [verdict]))
             wire.send(verdict, tests | {"partial": self.partial})
-            return self._score(wire.receive(verdict, deadline), guests[0])
-        except TimeoutError:
-            detail = f"no verdict within {self.timeout} s"
-            return Score(value=0.0, status="timeout", detail=detail)
+            deadline = time.monotonic() + START
+            while True:
+                found = wire.receive(verdict, deadline)
+                if "started" in found:  # the program's time begins
+                    deadline = time.monotonic() + self.timeout
+                elif "so_far" not in found:
+                    return self._score(found, guests[0])
+                heard |= found
         except (EOFError, OSError, wire.WireError) as error:
-            if any((ended := guest.poll()) and _out_of_time(ended) for guest in guests):
-                return Score(value=0.0, status="timeout", detail="out of processor time")
-            return Score(value=None, status="grader_error", detail=type(error).__name__)
+            return self._without_verdict(error, heard, guests)
         finally:
             for guest in guests:
                 guest.end()
             for channel in (verdict, verdict_end, to_candidate, to_tests):
                 channel.close()
+
+    def _without_verdict(
+        self, error: Exception, heard: dict[str, Any], guests: Sequence[Guest]
+    ) -> Score:
+        """The outcome when the tests' process gave none in time, or none at all."""
+        late = isinstance(error, TimeoutError)
+        if "started" not in heard:
+            detail = (
+                f"no program was started within {START} s"
+                if late
+                else (f"the sandbox ended before the program was started ({type(error).__name__})")
+            )
+            return Score(value=None, status="grader_error", detail=detail)
+        if not late and any(_out_of_time(guest.end()) for guest in guests):
+            late, detail = True, "out of processor time"
+        elif late:
+            detail = f"no verdict within {self.timeout} s"
+        else:
+            detail = "the tests' process ended, or was ended, without a verdict"
+        if self.partial and heard.get("passed"):
+            share = heard["passed"] / heard["total"]
+            counts = f"{heard['passed']}/{heard['total']}"
+            return Score(value=share, status="scored", detail=f"{counts} {detail}")
+        return Score(value=0.0, status="timeout" if late else "wrong", detail=detail)
 
     def _score(self, found: Any, candidate: Guest) -> Score:
         if "unconfined" in found:
@@ -245,6 +288,8 @@ class Code(VerifierReward):
             expected = str(case["output"])
             most = max(1 << 16, 4 * len(expected))
             run = run_program(sandbox, self.limits, code, str(case["input"]), self.timeout, most)
+            if run.status == "grader_error":
+                return Score(value=None, status="grader_error", detail=run.fault)
             if not run.fault and same_output(run.output, expected, self.tolerance):
                 passed += 1
                 continue
@@ -258,6 +303,12 @@ class Code(VerifierReward):
         if self.partial and passed:
             return Score(value=passed / len(cases), status="scored", detail=detail)
         return Score(value=0.0, status=first.status, detail=detail)
+
+
+def _reference(columns: Mapping[str, Any]) -> str | None:
+    """The row's own solution, None if it has none."""
+    texts = (columns.get(name) for name in REFERENCES)
+    return next((text for text in texts if isinstance(text, str) and text.strip()), None)
 
 
 def _out_of_time(ended: Ended) -> bool:

@@ -2,8 +2,8 @@
 
 The candidate lives alone in its process. It never sees tests, expected values or the channel of
 the verdict; it is asked to call what it defined and answers with plain data (`wire`). The tests
-run in a second process and reach the candidate through stubs. This is the only file of the
-project that executes text, and it does so only after `zygote.confine`.
+run in a second process and reach the candidate through stubs (`remote`). This is the only file of
+the project that executes text, and it does so only after `zygote.confine`.
 """
 
 from __future__ import annotations
@@ -11,15 +11,28 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import importlib
 import os
 import socket
 import sys
+import textwrap
 import threading
-from collections.abc import Callable, Iterator
+import types
+from collections.abc import Callable
 from types import CodeType
 from typing import Any, cast
 
+from grpo.code_rows import definitions
 from grpo.rewards import wire
+from grpo.rewards.names import Names, Text, names_under_test, read_text
+from grpo.rewards.remote import (
+    LONGEST,
+    OPERATIONS,
+    PASSED_ON,
+    Asker,
+    describe,
+)
+from grpo.rewards.rewrites import counted_asserts, expected_first
 
 # LeetCode-style code expects these without importing them; the classes are LeetCode's own.
 PRELUDE = """
@@ -29,7 +42,8 @@ from collections import *
 from functools import *
 from heapq import *
 from itertools import *
-from math import inf
+from math import *
+from builtins import pow
 from typing import *
 class ListNode:
     def __init__(self, val=0, next=None):
@@ -71,27 +85,7 @@ def is_same_tree(a, b):
             waiting += [(a.left, b.left), (a.right, b.right)]
     return True
 """
-# Exceptions a candidate may raise in the tests. Control flow (StopIteration would end a loop over
-# `map(candidate, …)` early, and pass it) and exits are not among them.
-_EXCEPTIONS = """
-ArithmeticError AssertionError AttributeError BufferError EOFError IndexError KeyError LookupError
-MemoryError NameError NotImplementedError OSError OverflowError RecursionError RuntimeError
-TypeError UnicodeError ValueError ZeroDivisionError
-"""
-_PASSED_ON = frozenset(_EXCEPTIONS.split())
-
-
-def _describe(error: BaseException) -> tuple[str, str]:
-    name = type(error).__name__
-    for base in type(error).__mro__:
-        if base.__name__ in _PASSED_ON and getattr(builtins, base.__name__, None) is base:
-            name = base.__name__
-            break
-    try:
-        text = str.__str__(str(error))[:200]
-    except BaseException:
-        text = ""
-    return name, text
+_PRELUDE = compile(PRELUDE, "<prelude>", "exec", dont_inherit=True)
 
 
 def _run(source: str, name: str, namespace: dict[str, Any]) -> None:
@@ -102,274 +96,334 @@ def _execute(program: CodeType, namespace: dict[str, Any]) -> None:
     exec(program, namespace)  # noqa: S102  (the one place, and only inside the sandbox)
 
 
+def _module(name: str) -> dict[str, Any]:
+    """The namespace of a new module that is found under its name, as pickle and dataclasses do."""
+    module = sys.modules[name] = types.ModuleType(name)
+    vars(module)["__builtins__"] = builtins
+    return vars(module)
+
+
 def serve_candidate(channel: socket.socket) -> None:
-    """Load the code, then answer calls until the channel closes."""
+    """Load the code when the tests say so, then answer requests until the channel closes.
+
+    The program's text runs only after the tests have told the host that it may: whatever fails
+    from then on can be the program's doing.
+    """
     wire.send(channel, {"confined": True})  # before any text runs: nothing can forge it
     given = wire.receive(channel)
-    namespace: dict[str, Any] = {"__name__": "candidate", "__builtins__": builtins}
-    objects: list[Any] = []
+    namespace = _module("candidate")
+    _execute(_PRELUDE, namespace)
+    with contextlib.suppress(BaseException):  # the tests' process reports a broken setup
+        _run(given["setup"], "<setup>", namespace)
+    names: list[str] = wire.receive(channel)["names"]
+    for name in names:  # a setup may hold the function without its body, the prelude a namesake
+        namespace.pop(name, None)
     try:
-        _run(PRELUDE, "<prelude>", namespace)
-        with contextlib.suppress(Exception):  # the tests' process reports a broken setup
-            _run(given["setup"], "<setup>", namespace)
-        if given["entry"]:
-            namespace.pop(given["entry"], None)  # a setup may hold the function without its body
-        _run(given["code"], "<completion>", namespace)
+        _execute(_compiled(given["code"], given["setup"], given["entry"]), namespace)
     except BaseException as error:
-        wire.send(channel, {"raised": _describe(error)})
+        _answer(channel, {"raised": _raised(error)})
         return
-    wire.send(channel, {"loaded": True})
-
-    def opaque(value: Any) -> list[Any]:
-        objects.append(value)
-        return [len(objects) - 1, type(value).__name__[:80], hasattr(value, "__next__")]
-
+    _answer(channel, {"loaded": True, "missing": [n for n in names if n not in namespace]})
+    program = Program(namespace)
     while True:
         request = wire.receive(channel)
+        _answer(channel, program.answer(request))
+
+
+def _answer(channel: socket.socket, answer: dict[str, Any]) -> None:
+    try:
+        wire.send(channel, answer)
+    except wire.WireError as error:
+        wire.send(channel, {"raised": _raised(ValueError(str(error)))})
+
+
+def _raised(error: BaseException) -> list[Any]:
+    """[name, text, names of its classes, packed arguments or None] of an exception."""
+    classes = [kind.__name__[:80] for kind in type(error).__mro__[:20]]
+    try:
+        packed = wire.pack(error.args[:10])
+    except BaseException:
+        packed = None
+    return [*describe(error), classes, packed]
+
+
+def _compiled(code: str, setup: str, entry: str | None) -> CodeType:
+    """The program, put behind the setup where it is only the body of the function asked for."""
+    try:
+        return compile(code, "<completion>", "exec", dont_inherit=True)
+    except SyntaxError:
+        # the first line of a body may have lost its indentation to the fence, or to the model
+        for body in (textwrap.indent(code, "    "), "    " + code.lstrip()) if entry else ():
+            with contextlib.suppress(SyntaxError):
+                whole = f"{setup.rstrip()}\n{body}"
+                return compile(whole, "<completion>", "exec", dont_inherit=True)
+        raise
+
+
+class Program:
+    """The candidate's side of `remote`: its names, and the objects that the tests know of."""
+
+    def __init__(self, namespace: dict[str, Any]) -> None:
+        self.namespace = namespace
+        self.objects: list[Any] = []
+        self.numbers: dict[int, int] = {}
+        self.origins: dict[int, tuple[wire.Shared, int]] = {}  # what a call's arguments share
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what is asked. Never raises what the program raises."""
+        shared = wire.Shared()
+        arguments: Any = None
+        root: Any = request["target"][0] if "target" in request else None
+        if request["do"] in ("next", "iter", "await") and root in self.origins:
+            origin, count = self.origins[root]
+            shared = origin.first(count)
         try:
-            target: Any = _find(namespace, objects, request["target"])
-            if request["do"] == "next":
-                result = next(target)
-            else:
-                args, kwargs = wire.unpack(request["arguments"], objects.__getitem__, namespace)
-                result = target(*args, **kwargs)
-            answer = {"returned": wire.pack(result, opaque)}
+            if "arguments" in request:
+                packed = request["arguments"]
+                arguments = wire.unpack(packed, self.resolve, self.namespace, shared)
         except BaseException as error:
-            stopped = request["do"] == "next" and isinstance(error, StopIteration)
-            answer = {"stopped": True} if stopped else {"raised": _describe(error)}
+            return {"raised": _raised(error)}
+        count, before = len(shared.objects), shared.contents()
+
+        def opaque(value: Any) -> list[Any]:
+            return self.register(value, shared, count)
+
+        answer: dict[str, Any] = {}
         try:
-            wire.send(channel, answer)
-        except wire.WireError as error:
-            wire.send(channel, {"raised": ("ValueError", str(error))})
+            result = self.perform(request, arguments)
+            if request["do"] == "get" and callable(result):
+                return {"callable": True}
+            if changed := wire.pack_changes(before, opaque, shared):
+                answer["changed"] = changed
+            answer["returned"] = wire.pack(result, opaque, shared)
+        except BaseException as error:
+            if request["do"] == "next" and isinstance(error, StopIteration):
+                return {"stopped": True}
+            answer.pop("returned", None)
+            answer["raised"] = _raised(error)
+            with contextlib.suppress(BaseException):
+                if "changed" not in answer:
+                    answer["changed"] = wire.pack_changes(before, opaque, shared)
+        return answer
+
+    def perform(self, request: dict[str, Any], arguments: Any) -> Any:
+        match request["do"]:
+            case "call":
+                args, kwargs = arguments
+                return self.find(request["target"])(*args, **kwargs)
+            case "get":
+                return getattr(self.find(request["target"]), request["name"])
+            case "apply":
+                return OPERATIONS[request["name"]](*arguments)
+            case "next":
+                return next(self.find(request["target"]))
+            case "iter":
+                return iter(self.find(request["target"]))
+            case "await":
+                import asyncio
+
+                return asyncio.run(self.find(request["target"]))
+            case _:
+                return [_base_of(self.namespace.get(name)) for name in request["names"]]
+
+    def find(self, target: list[Any]) -> Any:
+        root, *path = target
+        if isinstance(root, int):
+            found = self.objects[root]
+        elif root in self.namespace:
+            found = self.namespace[root]
+        else:
+            raise NameError(f"name {root!r} is not defined")
+        for name in path:
+            found = getattr(found, name)
+        return found
+
+    def resolve(self, body: Any) -> Any:
+        """What a test gave: something of the program's, or a function of the library."""
+        if isinstance(body, list):
+            return self.find(cast("list[Any]", body))
+        found: Any = importlib.import_module(body["module"])
+        for name in body["name"].split("."):
+            found = getattr(found, name)
+        return found
+
+    def register(self, value: Any, shared: wire.Shared, count: int) -> list[Any]:
+        """[number, kind] of an object that stays here."""
+        if id(value) not in self.numbers:
+            self.numbers[id(value)] = len(self.objects)
+            self.objects.append(value)
+        number = self.numbers[id(value)]
+        self.origins.setdefault(number, (shared, count))
+        return [number, "coroutine" if isinstance(value, types.CoroutineType) else ""]
 
 
-def _find(namespace: dict[str, Any], objects: list[Any], target: list[Any]) -> Any:
-    root, *path = target
-    found = objects[root] if isinstance(root, int) else namespace.get(root, _Missing)
-    if found is _Missing:
-        raise NameError(f"name {root!r} is not defined")
-    for name in path:
-        found = getattr(found, name)
-    return found
-
-
-class _Missing:
-    """No such name in the candidate."""
-
-
-class CandidateError(Exception):
-    """The candidate ended, broke the protocol, or raised something that tests must not catch."""
-
-
-class Remote:
-    """The tests' view of something in the candidate: it can be called, and iterated if it is an
-    iterator. It has no truth value, equals nothing and compares with nothing: all of these raise.
-
-    `methods` may be called on names (`Solution`, a module) and on what a class (a capitalised
-    name) made, not on what a function returned: that has to be plain data.
-    """
-
-    def __init__(
-        self, ask: Callable[[dict[str, Any]], Any], target: list[Any], methods: bool = False
-    ) -> None:
-        self.__dict__["_Remote__ask"] = ask
-        self.__dict__["_Remote__target"] = target
-        self.__dict__["_Remote__methods"] = methods
-
-    def __getattr__(self, name: str) -> Remote:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if not self.__methods:
-            self.__refuse()
-        return Remote(self.__ask, [*self.__target, name])
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        packed = wire.pack((args, kwargs), _own_object)
-        return self.__ask({"do": "call", "target": self.__target, "arguments": packed})
-
-    def __iter__(self) -> Iterator[Any]:
-        while True:
-            try:
-                item = self.__ask({"do": "next", "target": self.__target})
-            except StopIteration:
-                return
-            yield item
-
-    def __refuse(self, *_: Any) -> Any:
-        raise CandidateError("the candidate returned something that is not plain data")
-
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __refuse
-    __bool__ = __hash__ = __contains__ = __refuse  # type: ignore[assignment]
-
-
-def _own_object(value: Any) -> Any:
-    if isinstance(value, Remote):
-        return value.__dict__["_Remote__target"][0]
-    raise TestsError(f"a test passes a {type(value).__name__}, which is not plain data")
-
-
-class TestsError(Exception):
-    """The tests themselves cannot be run."""
-
-
-def _asker(channel: socket.socket, namespace: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
-    """A function that has the candidate do something and returns plain data."""
-
-    def ask(request: dict[str, Any]) -> Any:
-        wire.send(channel, request)
-        answer = wire.receive(channel)
-        if not isinstance(answer, dict):
-            raise CandidateError("malformed answer")
-        answer = cast("dict[str, Any]", answer)
-        if "returned" in answer:
-            root, *path = request["target"]
-            made = isinstance(root, str) and not path and root[:1].isupper()
-            return wire.unpack(answer["returned"], instance if made else remote, namespace)
-        if "stopped" in answer:
-            if request["do"] == "next":
-                raise StopIteration
-            raise CandidateError("malformed answer")
-        try:
-            name, text = map(str, answer["raised"])
-        except (LookupError, TypeError, ValueError) as error:
-            raise CandidateError("malformed answer") from error
-        if name in _PASSED_ON:
-            raise getattr(builtins, name)(text)
-        raise CandidateError(f"{name}: {text}")
-
-    def remote(body: Any) -> Remote:
-        return Remote(ask, [int(body[0])])
-
-    def instance(body: Any) -> Remote:
-        return Remote(ask, [int(body[0])], methods=True)
-
-    return ask
+def _base_of(value: Any) -> str | None:
+    """The nearest exception of Python's own that a class is made from; None for other classes."""
+    if not isinstance(value, type) or not issubclass(value, Exception):
+        return None
+    names = [base.__name__ for base in value.__mro__ if base.__module__ == "builtins"]
+    return next((name for name in names if name in PASSED_ON), "Exception")
 
 
 def run_tests(verdict: socket.socket, candidate: socket.socket) -> None:
     """Run a row's tests against the candidate; answer {"passed", "total", "detail"} or {"broken"}.
 
-    `passed` counts asserts where the row lists them or `partial` is set, else it is 0 or 1.
+    On the way there {"started"} is said before the program's text runs, and {"passed", "total",
+    "so_far"} after each assert where `partial` is set. `passed` counts asserts where the row lists
+    them or `partial` is set, else it is 0 or 1.
     """
     given = wire.receive(verdict)
-    namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
-    ask = _asker(candidate, namespace)
+    tests = Tests(given, candidate, verdict)
     try:
-        _run(PRELUDE, "<prelude>", namespace)
-        _run(given["setup"], "<setup>", namespace)
-        parts = [ast.parse(source) for source in given["parts"]]
-        for name in {name for part in parts for name in _free_names(part)}:
-            if name not in namespace and not hasattr(builtins, name):
-                namespace[name] = Remote(ask, [name], methods=True)
-        if given["entry"]:
-            namespace[given["entry"]] = Remote(ask, [given["entry"]])
+        tests.prepare()
     except BaseException as error:
-        wire.send(verdict, {"broken": "{}: {}".format(*_describe(error))})
+        wire.send(verdict, {"broken": "{}: {}".format(*describe(error))})
         return
-    outcomes: list[str | None] = []  # None: passed; else why not
     first = wire.receive(candidate)
     if "confined" not in first:
-        wire.send(verdict, {"unconfined": str(first)[:200]})
+        wire.send(verdict, {"unconfined": str(first)[:LONGEST]})
         return
-    try:
-        loaded = wire.receive(candidate)
-        error = None if loaded == {"loaded": True} else loaded["raised"]
-        error = error and (str(error[0]), str(error[1]))
-    except (EOFError, OSError, wire.WireError, LookupError, TypeError):
-        error = ("CandidateError", "the candidate ended while it was loaded")
-    if error:
-        failed = {"passed": 0, "total": max(1, len(parts)), "detail": f"{error[0]}: {error[1]}"}
-        wire.send(verdict, failed)
-        return
+    wire.send(verdict, {"started": True})
+    wire.send(candidate, {"names": tests.names.program})
+    found = {"passed": 0, "total": tests.total, "detail": tests.load()}
+    if not found["detail"]:
+        found = tests.run()
+    wire.send(verdict, found)
 
-    def check(test: Callable[[], Any]) -> None:
-        outcomes.append(_failure(lambda: _assert(test())))
 
-    namespace["__check__"] = check
-    broken = None
-    for part in parts:
-        if given["partial"] and len(parts) == 1:
-            part = ast.fix_missing_locations(_CountAsserts().visit(part))
-        code = compile(part, "<tests>", "exec", dont_inherit=True)
-        before = len(outcomes)
+class Tests:
+    """The tests of one row, their namespace, and what became of each."""
+
+    def __init__(self, given: dict[str, Any], candidate: socket.socket, verdict: socket.socket):
+        self.given = given
+        self.candidate = candidate
+        self.verdict = verdict
+        self.partial: bool = given["partial"]
+        self.namespace: dict[str, Any] = {"__name__": "tests", "__builtins__": builtins}
+        self.asker = Asker(candidate, self.namespace)
+        self.outcomes: list[str | None] = []  # None: passed; else why not
+        self.names = Names(program=(), classes=(), in_setup=False)
+        self.parts: list[CodeType] = []
+        self.setup: CodeType | None = None  # still to be run, where it needs the program
+        self.total = 1
+
+    def prepare(self) -> None:
+        """Read the tests and run their setup. Raises what is wrong with the row."""
+        defines: list[str] | None = self.given["defines"]
+        if defines is None and self.given["reference"]:
+            defines = definitions(self.given["reference"])
+        _execute(_PRELUDE, self.namespace)
+        setup = read_text(self.given["setup"], "<setup>")
+        texts = [read_text(part, "<tests>") for part in self.given["parts"]]
+        self.names = names_under_test(
+            setup=setup,
+            parts=texts,
+            entry=self.given["entry"],
+            defines=defines,
+            python={*self.namespace, *dir(builtins)},
+        )
+        self.setup = setup.code if self.names.in_setup else None
+        self.parts = [self.rewritten(text) for text in texts]
+        self.total = max(1, len(texts))
+        if self.partial and len(texts) == 1:
+            self.total = sum(isinstance(n, ast.Assert) for n in ast.walk(texts[0].tree)) or 1
+            counted = counted_asserts(texts[0].tree)
+            self.parts = [compile(counted, "<tests>", "exec", dont_inherit=True)]
+        self.namespace["__check__"] = self.check
+        if not self.names.in_setup:
+            _execute(setup.code, self.namespace)
+
+    def rewritten(self, text: Text) -> CodeType:
+        tree = expected_first(text.tree, set(self.names.program), self.given["setup"])
+        return compile(tree, "<tests>", "exec", dont_inherit=True) if tree else text.code
+
+    def load(self) -> str:
+        """Have the program loaded; why that failed, "" if it did not."""
         try:
-            fault = _failure(lambda code=code: _execute(code, namespace))
-        except TestsError as error:
-            broken = str(error)
-            break
-        if fault or len(outcomes) == before:
-            outcomes.append(fault)
-        if fault and not given["partial"]:
-            break
-    if broken is not None:
-        wire.send(verdict, {"broken": broken})
-        return
-    faults = [fault for fault in outcomes if fault]
-    total = max(len(outcomes), len(parts))
-    detail = faults[0] if faults else ""
-    wire.send(verdict, {"passed": total - len(faults), "total": total, "detail": detail})
+            answer = wire.receive(self.candidate)
+            if answer.get("loaded") is not True:
+                name, text = answer["raised"][:2]
+                return f"{str(name)[:80]}: {str(text)[:LONGEST]}"
+            names = self.names.program
+            if all(name in answer["missing"] for name in names):
+                return f"NameError: {', '.join(names)} is not defined"[:LONGEST]
+            self.asker.define(names, self.names.classes)
+        except (EOFError, OSError):
+            return "CandidateError: the candidate ended while it was loaded"
+        except Exception as error:
+            return "{}: {}".format(*describe(error))
+        return ""
+
+    def run(self) -> dict[str, Any]:
+        """The verdict, with the program loaded."""
+        if setup := self.setup:
+            fault = self.failure(lambda: _execute(setup, self.namespace))
+            self.asker.place(self.names.program)
+            if self.asker.broken or fault:
+                return self.found(fault)
+        for part in self.parts:
+            before = len(self.outcomes)
+            fault = self.failure(lambda part=part: _execute(part, self.namespace))
+            if self.asker.broken:
+                break
+            if fault or len(self.outcomes) == before:
+                self.note(fault or None)
+            if not fault and len(self.parts) == 1:
+                self.total = 1  # it ran to its end: the asserts that it passed by are none of it
+            if fault and not self.partial:
+                break
+        return self.found("")
+
+    def found(self, fault: str) -> dict[str, Any]:
+        if not self.asker.broken and not self.asker.asked:
+            reason = next(filter(None, self.outcomes), "they pass without it")
+            self.asker.broken = f"the tests never call the program: {reason}"
+        if self.asker.broken:
+            return {"broken": self.asker.broken}
+        faults = [fault, *self.outcomes]
+        return self.counted() | {"detail": next(filter(None, faults), "")[:LONGEST]}
+
+    def counted(self) -> dict[str, Any]:
+        passed = sum(outcome is None for outcome in self.outcomes)
+        return {"passed": passed, "total": max(len(self.outcomes), self.total)}
+
+    def note(self, outcome: str | None) -> None:
+        self.outcomes.append(outcome)
+        if self.partial:
+            wire.send(self.verdict, self.counted() | {"so_far": True})
+
+    def check(self, test: Callable[[], Any]) -> None:
+        """What an assert became where each is counted."""
+        self.note(self.failure(lambda: _assert(test())) or None)
+
+    def failure(self, test: Callable[[], Any]) -> str:
+        """Why a test failed, "" if it passed. What the tests lack themselves is noted apart."""
+        try:
+            test()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return "the candidate ended"
+        except BaseException as error:
+            name, text = type(error).__name__[:80], describe(error)[1]
+            reason = f"{name}: {text}" if text else name
+            if isinstance(error, ImportError):  # the program's never come through as one
+                self.asker.broken = self.asker.broken or reason
+            return reason
+        return ""
 
 
 def _assert(truth: Any) -> None:
     assert truth
 
 
-def _failure(test: Callable[[], Any]) -> str | None:
-    try:
-        test()
-    except TestsError:
-        raise
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return "the candidate ended"
-    except BaseException as error:
-        name = type(error).__name__
-        return f"{name}: {_describe(error)[1]}" if str(error) else name
-    return None
-
-
-class _CountAsserts(ast.NodeTransformer):
-    """`assert x` becomes `__check__(lambda: x)`, so that one failure does not hide the others."""
-
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        arguments = ast.arguments(
-            posonlyargs=[], args=[], kwonlyargs=[], kw_defaults=[], defaults=[]
-        )
-        test = ast.Lambda(args=arguments, body=node.test)
-        call = ast.Call(ast.Name("__check__", ast.Load()), args=[test], keywords=[])
-        return ast.copy_location(ast.Expr(call), node)
-
-
-def _free_names(tree: ast.AST) -> set[str]:
-    """Names that the tests read and nothing in them defines."""
-    read: set[str] = set()
-    bound: set[str] = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.Name(id=name, ctx=ast.Load()):
-                read.add(name)
-            case ast.Name(id=name):
-                bound.add(name)
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                bound.add(name)
-            case ast.arg(arg=name):
-                bound.add(name)
-            case ast.alias(name=name, asname=other):
-                bound.add((other or name).partition(".")[0])
-            case ast.ExceptHandler(name=str(name)):
-                bound.add(name)
-            case _:
-                pass
-    return read - bound
-
-
 def run_script(control: socket.socket, stdin: socket.socket, stdout: socket.socket) -> int:
     """Run a whole program with its standard input and output on two sockets; its exit code."""
+    wire.send(control, {"confined": True})  # before any text runs: nothing can forge it
     source = wire.receive(control)
     os.dup2(stdin.fileno(), 0)
     os.dup2(stdout.fileno(), 1)
     for channel in (control, stdin, stdout):
         channel.close()  # the last end of standard output is now the program's own
-    namespace: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
+    namespace = _module("__main__")
     code = 0
     try:
         _run(source, "<completion>", namespace)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import selectors
 import signal
 import socket
@@ -18,6 +19,7 @@ from grpo.rewards import wire
 from grpo.rewards.sandbox import Guest, Limits, Sandbox
 from grpo.types import Status
 
+START = 30.0  # seconds that a guest may take to confine itself, before any program runs
 OUT_OF_MEMORY = 77  # exit code by which run_script reports a MemoryError
 
 
@@ -27,7 +29,7 @@ class Run:
 
     output: str
     fault: str = ""
-    status: Status = "wrong"  # of the fault: wrong, timeout or limit
+    status: Status = "wrong"  # of the fault: wrong, timeout, limit, or grader_error
 
 
 def same_output(printed: str, expected: str, tolerance: float | None = None) -> bool:
@@ -51,29 +53,39 @@ def _lines(text: str) -> list[str]:
     return lines
 
 
+# float() also reads 1_000, other scripts' digits and names
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
 def _close(printed: str, expected: str, tolerance: float) -> bool:
     if printed == expected:
         return True
-    try:
-        a, b = float(printed), float(expected)
-    except ValueError:
+    if not (_NUMBER.fullmatch(printed) and _NUMBER.fullmatch(expected)):
         return False
-    # abs and rel as contest checkers do; nan and inf are close to nothing
+    a, b = float(printed), float(expected)
+    # abs and rel as contest checkers do; inf is close to nothing
     return math.isfinite(a) and abs(a - b) <= tolerance * max(1.0, abs(b))
 
 
 def run_program(
     sandbox: Sandbox, limits: Limits, source: str, given: str, timeout: float, most: int
 ) -> Run:
-    """Run a program on `given` as its standard input, for at most `timeout` s and `most` bytes."""
+    """Run a program on `given` as its standard input, for at most `timeout` s and `most` bytes.
+
+    A guest that fails before the program runs is a grader_error; after that it is the program's.
+    """
     pairs = [socket.socketpair() for _ in range(3)]
     control, stdin, stdout = ours = [pair[0] for pair in pairs]
-    deadline = time.monotonic() + timeout
     fault: tuple[Status, str] | None = None
-    output, ended = b"", None
+    output, ended, started = b"", None, False
     try:
         guest = Guest(sandbox, sandbox.fork("script", limits, [pair[1] for pair in pairs]), ours)
         try:
+            first = wire.receive(control, time.monotonic() + START)
+            if "confined" not in first:
+                return Run(output="", status="grader_error", fault=str(first["unconfined"])[:200])
+            started, deadline = True, time.monotonic() + timeout
+            control.settimeout(timeout)
             wire.send(control, source)
             output, fault = _pump(stdin, stdout, given.encode(), most, deadline)
             while fault is None and ended is None:
@@ -82,8 +94,8 @@ def run_program(
                     fault = ("timeout", f"no exit within {timeout} s")
                 elif ended is None:
                     time.sleep(0.001)
-        except (OSError, wire.WireError) as error:
-            fault = ("wrong", f"the program cannot be fed: {error}")
+        except (EOFError, OSError, wire.WireError) as error:
+            fault = ("wrong" if started else "grader_error", f"the program cannot be fed: {error}")
         finally:
             guest.end()
     finally:

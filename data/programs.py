@@ -1,7 +1,8 @@
 """Python problems with tests for the `code` reward: HumanEval, MBPP and LeetCodeDataset.
 
 Tests travel in the column `tests`, the published solution in `canonical_solution`, so that
-`grpo check` can try the verifier on it (`grpo/code_rows.py`).
+`grpo check` can try the verifier on it (`grpo/code_rows.py`). Where the data set names no entry
+point, `tests["defines"]` lists what that solution defines: the program's names in the tests.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 Pure functions of one row, `place` for messages; the sources in `data/programs.py` are made of them.
 They also prepare files for `data.source: jsonl` and for scoring:
     rows = [humaneval(json.loads(line)) for line in open("HumanEval.jsonl")]
-The canonical solution, where there is one, is kept in `canonical_solution` for `grpo check`.
+The canonical solution, where there is one, is kept in `canonical_solution` for `grpo check`. What
+it defines is kept in the tests as `defines` (a class as "class Node"), where the row has no entry
+point of its own: it tells which names of the tests are the program's.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import ast
 import json
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from grpo.columns import Row, checked_prompt, column
@@ -38,7 +41,7 @@ def mbpp(row: Row, place: str = "the row") -> dict[str, Any]:
     imports: list[str] = row.get("test_imports") or []
     setup = "\n".join([*imports, str(row.get("test_setup_code") or "")]).strip()
     asked = "\n".join([f"{text}\nThe function must pass:", *asserts])
-    return _made(asked, {"setup": setup, "asserts": asserts}, row.get("code"))
+    return _made(asked, {"setup": setup, "asserts": asserts}, row.get("code"), defined=True)
 
 
 def leetcode(
@@ -55,29 +58,62 @@ def leetcode(
     starter = str(row.get("starter_code") or "").strip()
     shown = f"\n\n```python\n{starter}\n```" if starter else ""
     tests = {"setup": str(row.get("prompt") or ""), "functional": f"{test}\n\ncheck({entry})"}
-    return _made(f"{problem}{shown}\n{instruction}", tests, row.get("completion"))
+    return _made(f"{problem}{shown}\n{instruction}", tests, row.get("completion"), defined=True)
 
 
 def codeforces(row: Row) -> dict[str, Any]:
     """open-r1/codeforces and alike: description, input_format, output_format, tests.
 
-    Tests are `official_tests`, else `examples`, or input_output as in APPS ({"inputs", "outputs"}).
-    Problems that accept several outputs need a checker of their own and are refused.
+    Tests are `official_tests`, else `examples` or `public_tests` (a list of {"input", "output"}, or
+    one object with both lists), or `input_output` as in APPS and TACO ({"inputs", "outputs"}, with
+    `fn_name` where a function is called instead of a program run). Several lines may be given as a
+    list. Problems that accept several outputs need a checker of their own and are refused.
     """
     if row.get("generated_checker"):
         raise DataError("this problem accepts several outputs: its checker is not supported")
-    cases = row.get("official_tests") or row.get("examples") or row.get("public_tests")
-    if not cases and row.get("input_output"):
-        both = row["input_output"]
-        both = json.loads(both) if isinstance(both, str) else both
-        pairs = zip(both["inputs"], both["outputs"], strict=True)
-        cases = [{"input": given, "output": wanted} for given, wanted in pairs]
-    if not cases:
-        raise DataError("a Codeforces-style row needs official_tests, examples or input_output")
     parts = [row.get(name) for name in ("description", "input_format", "output_format", "note")]
     prompt = "\n\n".join(str(part) for part in parts if part) or str(row.get("question", ""))
-    stdio = [{"input": str(case["input"]), "output": str(case["output"])} for case in cases]
-    return _made(prompt, {"stdio": stdio}, None)
+    for name in ("official_tests", "examples", "public_tests", "input_output"):
+        if row.get(name):
+            return _made(prompt, _contest_tests(name, row), None)
+    raise DataError("a Codeforces-style row needs official_tests, examples or input_output")
+
+
+def _contest_tests(name: str, row: Row) -> dict[str, Any]:
+    """The tests in the column `name`. Raises DataError where they have none of the known shapes."""
+    given = row[name]
+    try:
+        given = json.loads(given) if isinstance(given, str) else given
+        if isinstance(given, Mapping):
+            inputs, outputs = (given.get(end, given.get(f"{end}s")) for end in ("input", "output"))
+            pairs = list(zip(inputs, outputs, strict=True))
+        else:
+            pairs = [(case["input"], case["output"]) for case in given]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{name} must be a list of objects with input and output, or one object with a list "
+            f"of each, equally long; it is {str(row[name])[:60]!r}"
+        ) from error
+    function = given.get("fn_name") if isinstance(given, Mapping) else None
+    if not function:
+        return {"stdio": [{"input": _lines(a), "output": _lines(b)} for a, b in pairs]}
+    if "class Solution" in str(row.get("starter_code") or ""):
+        return {"asserts": [_called(f"Solution().{function}", a, b) for a, b in pairs]}
+    return {
+        "asserts": [_called(function, a, b) for a, b in pairs],
+        "entry_point": function,
+    }
+
+
+def _lines(text: Any) -> str:
+    return "\n".join(map(str, text)) if isinstance(text, list) else str(text)
+
+
+def _called(function: str, arguments: Any, wanted: Any) -> str:
+    # APPS gives some results in a list of their own
+    either = isinstance(wanted, list) and len(wanted) == 1
+    result = f"in ({wanted!r}, {wanted[0]!r})" if either else f"== {wanted!r}"
+    return f"assert {function}(*{arguments!r}) {result}"
 
 
 def defined_names(source: str) -> list[str]:
@@ -111,6 +147,10 @@ def definitions(source: str) -> list[str]:
     return sorted(found)
 
 
-def _made(prompt: str, tests: dict[str, Any], solution: Any) -> dict[str, Any]:
+def _made(
+    prompt: str, tests: dict[str, Any], solution: Any, defined: bool = False
+) -> dict[str, Any]:
+    if defined and (defines := definitions(str(solution or ""))):
+        tests = tests | {"defines": defines}
     made: dict[str, Any] = {"prompt": prompt, "tests": tests}
     return made | ({"canonical_solution": str(solution)} if solution else {})

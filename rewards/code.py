@@ -5,7 +5,9 @@ The row's `tests` column is one of
     {"check": "def check(candidate): …", "entry_point": "f", "setup": "…"}      HumanEval
     {"functional": "def check(candidate): …\\n\\ncheck(Solution().method)"}       LeetCode
     {"stdio": [{"input": "…", "output": "…"}, …]}                               Codeforces
-as an object or as its JSON text. `setup` comes from the row and never from the candidate.
+as an object or as its JSON text. `setup` comes from the row and never from the candidate. What does
+come from the candidate is said by `entry_point`, by `defines` (what the reference solution
+defines: ["f", "class Node"]), by the column with that solution, or by the tests (`names`).
 """
 
 from __future__ import annotations
@@ -120,6 +122,8 @@ def read_tests(raw: Any) -> dict[str, Any]:
                 ends = (pair.get("input"), pair.get("output"))
                 if not all(isinstance(end, str | int | float) for end in ends):
                     raise BadTests("each stdio test needs input and output, both text")
+                if any("\ud800" <= letter <= "\udfff" for end in ends for letter in str(end)):
+                    raise BadTests("a stdio test holds half a character, which cannot be written")
             return {"stdio": cases}
         case {"asserts": [_, *_] as asserts}:
             return common | {"parts": [str(line) for line in cast("list[Any]", asserts)]}

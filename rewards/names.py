@@ -205,7 +205,8 @@ class _Uses(ast.NodeVisitor):
         inside = [*node.args, *(keyword.value for keyword in node.keywords)]
         if isinstance(node.func, ast.Name) and node.func.id in self.names:
             self.made.add(node.func.id)
-            if not self._within(inside) - {node.func.id}:
+            within = self._within(inside)
+            if not within - _capitalized(within) - {node.func.id}:
                 self.direct.add(node.func.id)
         else:
             self.visit(node.func)

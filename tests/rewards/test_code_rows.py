@@ -73,3 +73,49 @@ def test_codeforces_rows():
             codeforces(bad)
     with pytest.raises(DataError, match="has no column 'test'"):
         humaneval({"prompt": "p"})
+
+
+def test_codeforces_rows_of_other_shapes():
+    both = codeforces({"public_tests": {"input": ["1 2\n"], "output": ["3\n"]}})
+    assert both["tests"] == {"stdio": [{"input": "1 2\n", "output": "3\n"}]}
+    lines = codeforces({"input_output": {"inputs": [["1 2", "3 4"]], "outputs": [["3", "7"]]}})
+    assert lines["tests"] == {"stdio": [{"input": "1 2\n3 4", "output": "3\n7"}]}
+    for bad in (
+        [1],
+        {"input": ["1"], "output": []},
+        "{",
+        {"input": 3, "output": 4},
+        [{"input": "1"}],
+    ):
+        with pytest.raises(DataError, match="examples must be a list of objects with input and"):
+            codeforces({"examples": bad})
+
+
+def test_a_function_that_is_called_instead_of_a_program():
+    both = '{"fn_name": "add", "inputs": [[1, 2], [3, 4]], "outputs": [3, [7]]}'
+    called = codeforces({"input_output": both})
+    method = codeforces({"input_output": both, "starter_code": "class Solution:\n    def add("})
+    reward = Code(workers=1)
+    try:
+        for row, program in (
+            (called, "def add(a, b): return {}"),
+            (method, "class Solution:\n    def add(self, a, b): return {}"),
+        ):
+            for body, right in (("a + b", 1.0), ("[a + b]", 0.0), ("7", 0.0)):
+                completion = f"```python\n{program.format(body)}\n```"
+                task = Task(uid="t", prompt="", columns={"tests": row["tests"]})
+                assert reward.verify(completion, task).value == right
+    finally:
+        reward.close()
+
+
+def test_rows_keep_what_their_reference_defines():
+    row = mbpp({"text": "t", "test_list": ["assert max(1) == 1"]} | {
+        "code": "import math\nK: int = 1\nx, y = 1, 2\nclass Node: pass\ndef max(a): return a"
+    })  # fmt: skip
+    assert row["tests"]["defines"] == ["K", "class Node", "max", "x", "y"]
+    assert leetcode(LEETCODE)["tests"]["defines"] == ["class Solution"]
+    assert "defines" not in humaneval(HUMANEVAL)["tests"]  # it has an entry point
+    assert (
+        "defines" not in mbpp({"text": "t", "test_list": ["assert f()"], "code": "def f("})["tests"]
+    )

@@ -28,7 +28,7 @@ from grpo.rewards import wire
 from grpo.rewards.extract import last_answer_block, split_thought
 from grpo.rewards.probe import choose
 from grpo.rewards.sandbox import PRELOAD, Ended, Guest, Limits, Sandbox
-from grpo.rewards.stdio import START, Run, run_program, same_output
+from grpo.rewards.stdio import LOST, START, Run, run_program, same_output
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Status, Task
 
@@ -138,6 +138,14 @@ def read_tests(raw: Any) -> dict[str, Any]:
             )
 
 
+class _SandboxLost(Exception):
+    """The sandbox ended while it ran a program. `score` is what that would mean."""
+
+    def __init__(self, score: Score) -> None:
+        super().__init__(score.detail)
+        self.score = score
+
+
 class Code(VerifierReward):
     """1 if the program passes the row's `tests`, else 0; the passed share if `partial`.
 
@@ -205,9 +213,20 @@ class Code(VerifierReward):
         if code is None:
             return Score(value=0.0, status="unparseable_answer", detail="no code block")
         sandbox, _ = self._start()
+        tests["reference"] = _reference(task.columns)
+        try:
+            return self._judge(sandbox, code, tests)
+        except _SandboxLost:
+            # With it went the programs that ran beside the one that may have ended it. Alone to
+            # blame is a program that loses it again.
+            try:
+                return self._judge(sandbox, code, tests)
+            except _SandboxLost as lost:
+                return lost.score
+
+    def _judge(self, sandbox: Sandbox, code: str, tests: dict[str, Any]) -> Score:
         if "stdio" in tests:
             return self._judge_stdio(sandbox, code, tests["stdio"])
-        tests["reference"] = _reference(task.columns)
         return self._judge_calls(sandbox, code, tests)
 
     def _judge_calls(self, sandbox: Sandbox, code: str, tests: dict[str, Any]) -> Score:
@@ -237,7 +256,10 @@ class Code(VerifierReward):
                     return self._score(found, guests[0])
                 heard |= found
         except (EOFError, OSError, wire.WireError) as error:
-            return self._without_verdict(error, heard, guests)
+            score = self._without_verdict(error, heard, guests)
+            if any(guest.end().status == LOST for guest in guests):
+                raise _SandboxLost(score) from error
+            return score
         finally:
             for guest in guests:
                 guest.end()
@@ -292,8 +314,12 @@ class Code(VerifierReward):
             expected = str(case["output"])
             most = max(1 << 16, 4 * len(expected))
             run = run_program(sandbox, self.limits, code, str(case["input"]), self.timeout, most)
-            if run.status == "grader_error":
-                return Score(value=None, status="grader_error", detail=run.fault)
+            if run.status == "grader_error" or run.lost:
+                value = None if run.status == "grader_error" else 0.0
+                score = Score(value=value, status=run.status, detail=run.fault)
+                if run.lost:
+                    raise _SandboxLost(score)
+                return score
             if not run.fault and same_output(run.output, expected, self.tolerance):
                 passed += 1
                 continue

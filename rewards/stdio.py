@@ -20,6 +20,7 @@ from grpo.rewards.sandbox import Guest, Limits, Sandbox
 from grpo.types import Status
 
 START = 30.0  # seconds that a guest may take to confine itself, before any program runs
+LOST = -1  # wait status of a guest whose sandbox is gone
 OUT_OF_MEMORY = 77  # exit code by which run_script reports a MemoryError
 
 
@@ -30,6 +31,7 @@ class Run:
     output: str
     fault: str = ""
     status: Status = "wrong"  # of the fault: wrong, timeout, limit, or grader_error
+    lost: bool = False  # the sandbox itself is gone
 
 
 def same_output(printed: str, expected: str, tolerance: float | None = None) -> bool:
@@ -97,14 +99,16 @@ def run_program(
         except (EOFError, OSError, wire.WireError) as error:
             fault = ("wrong" if started else "grader_error", f"the program cannot be fed: {error}")
         finally:
-            guest.end()
+            lost = guest.end().status == LOST
     finally:
         for channel in ours:
             channel.close()
     text = output.decode(errors="replace")
     if ended is not None and fault is None:
         fault = _exit_fault(ended.status)
-    return Run(output=text, status=fault[0], fault=fault[1]) if fault else Run(output=text)
+    if fault is None:
+        return Run(output=text)
+    return Run(output=text, status=fault[0], fault=fault[1], lost=lost)
 
 
 def _exit_fault(status: int) -> tuple[Status, str] | None:

@@ -102,28 +102,50 @@ def test_a_coroutine_or_exception_given_back_is_the_programs_doing(code):
     assert judged(code, "def f(x): return x + 1", tests).value == 1.0
 
 
-def killed_while_it_runs(reward: Code, program: str, which: int):
-    """The score when a process of the sandbox is killed: 0 the zygote's first, -1 the last."""
+SLEEPS = "import time\ntime.sleep(2)\ndef f(x): return x + 1"
+
+
+def asleep(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
+        return stream.read().rpartition(")")[2].split()[0] == "S"
+
+
+def killed_while_it_sleeps(reward: Code, tests: object, program: str, zygote: bool):
+    """The score when the tests' process, or the zygote, is killed while the program sleeps."""
+    base = descendants(os.getpid())
+    judged(reward, "def f(x): return x", TESTS)  # the zygote is up
     before = descendants(os.getpid())
     found = []
-    thread = threading.Thread(target=lambda: found.append(judged(reward, program, TESTS)))
+    thread = threading.Thread(target=lambda: found.append(judged(reward, program, tests)))
     thread.start()
-    time.sleep(0.7)
-    mine = sorted(descendants(os.getpid()) - before)
-    os.kill(mine[which], signal.SIGKILL)
+    quiet = 0
+    while quiet < 10:  # the guests have started, and wait for each other
+        time.sleep(0.05)
+        guests = sorted(descendants(os.getpid()) - before)
+        quiet = quiet + 1 if guests and all(map(asleep, guests)) else 0
+    os.kill(min(before - base) if zygote else guests[-1], signal.SIGKILL)
     thread.join()
-    return found[0]
+    return found[0].value, found[0].status
 
 
 def test_when_the_tests_process_is_killed_after_the_program_spoke_it_is_wrong():
     # a program that can send a signal to its tests would otherwise choose to be unscored
     reward = Code(workers=1, timeout=10.0)
     try:
-        judged(reward, "def f(x): return x", TESTS)  # the zygote is up
-        score = killed_while_it_runs(reward, "import time\ntime.sleep(5)\ndef f(x): return x", -1)
+        assert killed_while_it_sleeps(reward, TESTS, SLEEPS, False) == (0.0, "wrong")
     finally:
         reward.close()
-    assert (score.value, score.status) == (0.0, "wrong")
+
+
+def test_a_program_is_tried_once_more_when_its_sandbox_was_ended():
+    # another program may have ended it, or the machine; a score of 0 would be an honest one's loss
+    stdio = {"stdio": [{"input": "", "output": "1\n"}]}
+    for tests, program in ((TESTS, SLEEPS), (stdio, "import time\ntime.sleep(2)\nprint(1)")):
+        reward = Code(workers=1, timeout=10.0)
+        try:
+            assert killed_while_it_sleeps(reward, tests, program, True) == (1.0, "correct")
+        finally:
+            reward.close()
 
 
 def test_a_sandbox_that_ends_before_the_program_starts_is_the_graders_failure(monkeypatch):

@@ -232,8 +232,9 @@ def _renamed(parts: Sequence[Text], own: Set[str], python: Set[str]) -> set[str]
         loads = [_loaded(text) - own for text in texts]
         everywhere = set[str].intersection(*loads) & set(python) if loads else set[str]()
         for kind in (everywhere - builtin, everywhere & builtin):
-            if len(kind) == 1:
-                return kind
+            called = {n for n in kind if any(_calls(text, n) for text in texts)}
+            if len(called or kind) == 1:
+                return called or kind
             if kind:
                 break
     used = sorted(set[str]().union(*(_loaded(tree) - own for tree in trees)) & set(python))
@@ -245,5 +246,13 @@ def _renamed(parts: Sequence[Text], own: Set[str], python: Set[str]) -> set[str]
 
 
 def _loaded(tree: ast.AST) -> set[str]:
-    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.Name))
-    return {node.id for node in nodes if isinstance(node.ctx, ast.Load)}
+    """Names that are read, but for those that only have a member taken, as modules have."""
+    nodes = list(ast.walk(tree))
+    holders = {id(node.value) for node in nodes if isinstance(node, ast.Attribute)}
+    names = (node for node in nodes if isinstance(node, ast.Name) and id(node) not in holders)
+    return {node.id for node in names if isinstance(node.ctx, ast.Load)}
+
+
+def _calls(tree: ast.AST, name: str) -> bool:
+    calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
+    return any(isinstance(function, ast.Name) and function.id == name for function in calls)

@@ -31,9 +31,8 @@ class WireError(Exception):
 
 TYPES: dict[str, type[Any]] = {n: t for n, t in vars(builtins).items() if isinstance(t, type)}
 _TYPE_NAMES = {kind: name for name, kind in TYPES.items()}
-_NONE: dict[Any, Any] = {}
 _VIEWS: dict[str, type[Any]] = {
-    name: type(getattr(_NONE, name)()) for name in ("keys", "values", "items")
+    name: type(getattr(dict[str, int](), name)()) for name in ("keys", "values", "items")
 }
 # What can be changed in place, beside arrays and nodes; typed so that elements are of any kind.
 _LIST, _SET = list[Any], set[Any]
@@ -379,8 +378,9 @@ def _exact(value: Any, kind: type[Any]) -> Any:
     return value
 
 
-# ArithmeticError: of Decimal and Fraction; RecursionError: of something nested without end.
-_MALFORMED = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+# Of Decimal and Fraction, of something nested without end, of an array where there is no numpy.
+_RARE = (ArithmeticError, RecursionError, ImportError)
+_MALFORMED = (TypeError, ValueError, AttributeError, LookupError, *_RARE)
 
 
 class _Unpacker:

@@ -169,6 +169,15 @@ class Asker:
         except (TypeError, ValueError, wire.WireError) as error:
             raise CandidateError("malformed answer") from error
 
+    def packed(self, values: Any, shared: wire.Shared) -> Any:
+        """What a test gives, as plain data."""
+        try:
+            return wire.pack(values, self.own_object, shared)
+        except wire.WireError as error:
+            if not self.asked:  # nothing of the program's is in it
+                self.broken = f"a test passes what cannot be sent: {error}"
+            raise
+
     def own_object(self, value: Any) -> Any:
         """How a test names to the program what is not plain data."""
         if isinstance(value, Remote):
@@ -233,7 +242,7 @@ class Remote:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         shared = wire.Shared()
-        packed = wire.pack((args, kwargs), self.__asker.own_object, shared)
+        packed = self.__asker.packed((args, kwargs), shared)
         root, *path = self.__target
         made = isinstance(root, str) and not path and root in self.__asker.classes
         request = {"do": "call", "target": self.__target, "arguments": packed}
@@ -257,7 +266,7 @@ class Remote:
         if not self.__made:
             self.__refuse()
         shared = wire.Shared()
-        packed = wire.pack(operands, self.__asker.own_object, shared)
+        packed = self.__asker.packed(operands, shared)
         request = {"do": "apply", "name": name, "arguments": packed}
         return self.__asker.ask(request, shared, len(shared.objects), name in ARITHMETIC)
 

@@ -173,6 +173,7 @@ def test_a_sandbox_that_ends_before_the_program_starts_is_the_graders_failure(mo
         {"asserts": ["assert f(1) == 2"], "setup": "import nosuchmodule"},
         {"asserts": ["assert f(1) == 2", "assert f(lambda: 1) == 2"]},
         {"asserts": ["try:\n    f(lambda: 1)\nexcept Exception:\n    pass\nassert f(1) == 2"]},
+        {"asserts": ["x = 1\nfor _ in range(200): x = [x]\nassert f(x) == 2"]},
         {"stdio": [{"input": "\ud800", "output": "1"}]},
         {"asserts": ["assert f(1) == 2"], "defines": "f"},
     ],

@@ -84,12 +84,18 @@ def test_an_argument_that_must_not_change(code):
         "xs = [3, 1]\nassert f(list(xs)) == sorted(xs)",
         "assert all(f(xs) == sorted(xs) for xs in [[3, 1], [2]])",
         "def check(g):\n    xs = [3, 1]\n    assert g(xs) == sorted(xs)\ncheck(f)",
+        "class T:\n    def t(self, xs):\n        assert f(xs) == sorted(xs)\nT().t([3, 1])",
     ],
 )
 def test_what_is_expected_of_an_argument_is_worked_out_before_the_call(code, test):
     assert value(code, "def f(xs): xs.clear(); return []", test) == 0.0
     assert value(code, "def f(xs): return sorted(xs)", test) == 1.0
     assert value(code, "def f(xs): xs.sort(); return xs", test) == 1.0
+
+
+def test_a_loop_in_a_class_keeps_its_order(code):
+    test = "class T:\n    ok = all([f(xs) == sorted(xs) for xs in [[3, 1]]])\nassert T.ok"
+    assert value(code, "def f(xs): return sorted(xs)", test) == 1.0
 
 
 def test_what_is_expected_within_arithmetic_too(code):

@@ -71,6 +71,14 @@ def test_nothing_else_comes_from_the_program(code, test):
     )
 
 
+def test_a_module_or_a_constant_beside_a_namesake_is_not_meant(code):
+    # dist is math's, too; nobody imports math here
+    for test in ("assert math.isclose(dist(3), 3.0)", "assert dist(pi) == pi"):
+        assert value(code, "def dist(x): return x", test) == 1.0
+        assert value(code, "def dist(x): return -x", test) == 0.0
+        assert value(code, "x = 1", test) == 0.0
+
+
 def test_the_setups_helper_wins_over_the_programs(code):
     tests = {"asserts": ["assert f(1) == helper(1)"], "setup": "def helper(x): return x + 1"}
     assert judged(code, "def helper(x): return None\ndef f(x): return None", tests).value == 0.0

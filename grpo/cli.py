@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from grpo.errors import GrpoError, RecipeError
+from grpo.errors import GrpoError, PluginError, RecipeError
+from grpo.foreign import said
 
 USAGE = 2
 INTERRUPTED = 130
@@ -96,6 +97,9 @@ def _add_score(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("file", metavar="FILE.jsonl", help="rows of prompt, completion and columns")
     verb.add_argument("--workers", type=_count, default=1, metavar="N", help="rows scored at once")
     verb.add_argument(
+        "--timeout", type=_seconds, default=600.0, metavar="S", help="seconds of one call (600)"
+    )
+    verb.add_argument(
         "--args", nargs="+", default=[], metavar="key=value", help="arguments of the reward"
     )
 
@@ -165,7 +169,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     try:
         arguments = _parse(argv)
-        code = arguments.verb(arguments)
+        try:
+            code = arguments.verb(arguments)
+        except SystemExit as exit:  # of a plug-in: no verb leaves this way
+            raise PluginError(f"code that is not ours {said(exit)}.") from exit
         sys.stdout.flush()
         return code
     except GrpoError as error:
@@ -292,7 +299,11 @@ def _score(arguments: argparse.Namespace) -> int:
     total, scored = 0.0, 0
     live = sys.stderr.isatty() and not sys.stdout.isatty()
     rows = score_file(
-        arguments.reward, arguments.file, arguments.workers, parse_args(arguments.args)
+        arguments.reward,
+        arguments.file,
+        arguments.workers,
+        parse_args(arguments.args),
+        arguments.timeout,
     )
     for row in rows:
         print(json.dumps(row, ensure_ascii=False), flush=sys.stdout.isatty())
@@ -398,6 +409,13 @@ def _count(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not at least 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return number
 
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import importlib.machinery
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
-from grpo.errors import PluginError, unknown_name
+from grpo import fresh
+from grpo.errors import GrpoError, PluginError, unknown_name
+from grpo.foreign import guarded, said
 
 # Where the built-ins of each kind are listed. Addresses, not imports: the rooms that list them lie
 # to the right of this one, and all but objectives can be imported without torch.
@@ -37,14 +36,6 @@ def builtins(kind: str) -> Mapping[str, Callable[..., Any]]:
     """The explicit dict that lists the built-ins of `kind` (a key of BUILTINS)."""
     module, _, attr = BUILTINS[kind].partition(":")
     return getattr(importlib.import_module(module), attr)
-
-
-class _FromSource(importlib.machinery.SourceFileLoader):
-    """Reads a file as it is now: bytecode kept beside it is told apart by second and size only."""
-
-    def get_code(self, fullname: str) -> CodeType:
-        """The file's code, compiled anew."""
-        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def is_address(spec: str) -> bool:
@@ -104,9 +95,41 @@ def load(
     arguments = dict(args or {})
     make = kind in ("source", "engine") or not is_address(spec) or inspect.isclass(found)
     check_args(kind, spec, found, arguments, complete=make)
+    if make and is_address(spec):
+        with _guarded(kind, spec):
+            return found(**arguments)
     if make:
         return found(**arguments)
     return functools.partial(found, **arguments) if arguments else found
+
+
+def guard(kind: str, spec: str, function: Callable[..., Any], when: str = "") -> Callable[..., Any]:
+    """`function`, whose errors are PluginErrors with the line of the user's file; see `foreign`.
+
+    `when` ends their sentence. Built-ins raise what they raise.
+    """
+    if not is_address(spec):
+        return function
+
+    @functools.wraps(function)
+    def called(*args: Any, **keywords: Any) -> Any:
+        with _guarded(kind, spec, when):
+            found = function(*args, **keywords)
+        if inspect.iscoroutine(found):
+            found.close()
+            raise PluginError(f"{kind} {spec!r} is asynchronous, and nobody would wait for it.")
+        return found
+
+    return called
+
+
+def _guarded(kind: str, spec: str, when: str = "") -> AbstractContextManager[None]:
+    def fail(error: BaseException) -> GrpoError:
+        if isinstance(error, GrpoError):
+            return error
+        return PluginError(f"{kind} {spec!r} {said(error)}{when}")
+
+    return guarded(f"{kind} {spec!r}", fail, keep=kind != "engine")
 
 
 def check_args(
@@ -140,41 +163,29 @@ def check_args(
 
 
 def _import(kind: str, spec: str, module_name: str) -> Any:
-    """Import a module by name, or a file by path under a name of its own."""
+    """A module by name, or a file by path under a name of its own, as their sources are now."""
     file = split_file(spec)
-    try:
-        if file is None:
-            return importlib.import_module(module_name)
+    path = None
+    if file is not None:
         path = file[0].expanduser().resolve()
         if not path.is_file():
             raise PluginError(f"{kind} {spec!r}: there is no file {str(path)!r}.")
         # The name is a function of the path: worker processes find the same module, and two
         # files called rewards.py do not meet.
-        name = f"grpo_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
-        if name in sys.modules:
-            return sys.modules[name]
-        loader = _FromSource(name, str(path))
-        found = importlib.util.spec_from_file_location(name, path, loader=loader)
-        if found is None or found.loader is None:
-            raise PluginError(f"{kind} {spec!r}: {str(path)!r} is not a Python file.")
-        module = importlib.util.module_from_spec(found)
-        sys.modules[name] = module
-        try:
-            found.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-        return module
-    except PluginError:
-        raise
-    except ModuleNotFoundError as error:
-        if file is None and error.name and (module_name + ".").startswith(error.name + "."):
-            raise PluginError(
-                f"{kind} {spec!r}: there is no module {error.name!r} to import; "
-                "for a file write path/file.py:attr."
-            ) from error
-        raise PluginError(f"{kind} {spec!r} could not be imported: {error}.") from error
-    except Exception as error:
-        raise PluginError(
-            f"{kind} {spec!r} could not be imported: {type(error).__name__}: {error}."
-        ) from error
+        digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+        module_name = f"grpo_plugin_{path.stem}_{digest}"
+
+    def failed(error: BaseException) -> GrpoError:
+        if isinstance(error, PluginError):
+            return error
+        if isinstance(error, ModuleNotFoundError):
+            if path is None and error.name and (module_name + ".").startswith(error.name + "."):
+                return PluginError(
+                    f"{kind} {spec!r}: there is no module {error.name!r} to import; "
+                    "for a file write path/file.py:attr."
+                )
+            return PluginError(f"{kind} {spec!r} could not be imported: {error}.")
+        return PluginError(f"{kind} {spec!r} could not be imported: it {said(error)}.")
+
+    with guarded(f"{kind} {spec!r}", failed, keep=kind != "engine"):
+        return fresh.module(module_name, path)

@@ -23,7 +23,8 @@ from torch.utils import deterministic
 
 from grpo import provenance
 from grpo.config import from_dict, resolved
-from grpo.errors import GrpoError, RecipeError, RunError
+from grpo.errors import GrpoError, PluginError, RecipeError, RunError
+from grpo.foreign import said
 from grpo.memory import keep_freed_memory
 from grpo.ranks import Ranks, join
 from grpo.schema import REFERENCE, AnyStage, Recipe, RLStage, artefact, references
@@ -98,6 +99,8 @@ def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]
         try:
             # Paths are found anew: the run may have been moved.
             summary = _run_stage(located(stage, recipe, folder), recipe, place, console, ranks)
+        except SystemExit as exit:  # a script that trains would end well
+            raise PluginError(f"stage {stage.name}: code of a plug-in {said(exit)}") from exit
         except (KeyboardInterrupt, OSError):  # OSError: a full disk, say
             console.print(f"continue with: grpo train --resume {folder}", markup=False)
             raise

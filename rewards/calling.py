@@ -5,18 +5,26 @@ Every way ends in one `Score` per completion, or in a RewardError that names the
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import inspect
 import math
-from collections.abc import Callable, Coroutine
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from types import FunctionType
 from typing import Any, cast
 
 from grpo.errors import GrpoError, RewardError
-from grpo.rewards.verifier import columns_at, make_task, text_of
+from grpo.foreign import guarded, said
+from grpo.rewards.verifier import NOT_COLUMNS, columns_at, make_task, text_of
 from grpo.types import Score, Verifier
 
+LARGEST = 1e18  # of a reward, and of a weighted sum: its square is still a float32
+
 _POSITIONAL = ("prompts", "completions", "completion_ids")
+_FIXED = frozenset({str, int, float, bool, bytes, complex, type(None)})
 
 
 def invoke(
@@ -24,70 +32,139 @@ def invoke(
 ) -> list[Score] | Coroutine[Any, Any, Any]:
     """Scores, or the coroutine of an asynchronous reward (its result goes through `as_scores`).
 
-    `keywords` is everything TRL would pass; a function receives those it can take.
+    `keywords` is everything TRL would pass; a function receives those it can take, as copies of its
+    own: what it does to them changes nothing for anybody else.
     """
     count = len(keywords["completions"])
-    try:
+    with guarded(f"reward {name!r}", lambda error: named(name, error)):
         if hasattr(reward, "scores"):
-            output = reward.scores(**accepted(reward.scores, keywords))
+            output = reward.scores(**copies(accepted(reward.scores, keywords)))
         elif isinstance(reward, Verifier):
-            columns = {key: value for key, value in keywords.items() if key not in _POSITIONAL}
+            own = copies(keywords)
+            columns = {key: value for key, value in own.items() if key not in _POSITIONAL}
             output = [
                 reward.verify(
-                    text_of(keywords["completions"][row]),
-                    make_task(keywords["prompts"][row], columns_at(columns, row, count)),
+                    text_of(own["completions"][row]),
+                    make_task(own["prompts"][row], columns_at(columns, row, count)),
                 )
                 for row in range(count)
             ]
         else:
-            output = reward(**accepted(reward, keywords))
-    except Exception as error:
-        raise named(name, error) from error
+            output = reward(**copies(accepted(reward, keywords)))
     if inspect.iscoroutine(output):
         return cast("Coroutine[Any, Any, Any]", output)
     return as_scores(name, output, count)
 
 
+def finished(name: str, output: list[Score] | Coroutine[Any, Any, Any], count: int) -> list[Score]:
+    """What `invoke` gave, a coroutine run to its end on a loop of its own."""
+    if isinstance(output, list):
+        return output
+    with guarded(f"reward {name!r}", lambda error: named(name, error)):
+        values = asyncio.run(output)
+    return as_scores(name, values, count)
+
+
+def copies(keywords: dict[str, Any]) -> dict[str, Any]:
+    """The same keywords, every list and dict in them new, for each row as well."""
+    own: dict[str, Any] = {}
+    for name, value in keywords.items():
+        if name == "completion_ids":  # thousands of numbers, and nothing else
+            own[name] = [row[:] if type(row) is list else copied(row) for row in value]
+        else:
+            own[name] = value if name in NOT_COLUMNS else copied(value)
+    return own
+
+
+def copied(value: Any) -> Any:
+    """A deep copy; of what cannot be copied (a lock, say) the thing itself."""
+    kind = cast("type[Any]", type(value))
+    if kind in _FIXED:
+        return value
+    if kind is list:
+        return [item if type(item) in _FIXED else copied(item) for item in value]
+    if kind is dict:
+        return {key: item if type(item) in _FIXED else copied(item) for key, item in value.items()}
+    try:
+        return copy.deepcopy(value)
+    except Exception:
+        return value
+
+
 def named(name: str, error: BaseException) -> RewardError:
-    """A RewardError that says which reward failed, and how."""
+    """A RewardError that says which reward failed, how, and in which line."""
     if isinstance(error, GrpoError):
         return RewardError(f"reward {name!r}: {error}")
-    return RewardError(f"reward {name!r} raised {type(error).__name__}: {error}")
+    return RewardError(f"reward {name!r} {said(error)}")
 
 
 def as_scores(name: str, output: Any, count: int) -> list[Score]:
-    """What a reward returned, as scores; RewardError unless one finite number or None each."""
-    kind: str = type(output).__name__
-    if kind in ("str", "bytes", "dict") or not hasattr(output, "__len__"):
-        raise RewardError(
-            f"reward {name!r} returned {kind}, not a list with one number or None per completion"
-        )
-    if len(output) != count:
-        raise RewardError(f"reward {name!r} returned {len(output)} values for {count} completions")
-    return [_as_score(name, row, value) for row, value in enumerate(cast("list[Any]", output))]
+    """What a reward returned, as scores; RewardError unless one finite number or None each.
+
+    Values belong to completions by their place, so only what has an order is taken.
+    """
+    values = _in_order(name, output)
+    if len(values) != count:
+        raise RewardError(f"reward {name!r} returned {len(values)} values for {count} completions")
+    return [_as_score(name, row, value) for row, value in enumerate(values)]
+
+
+def _in_order(name: str, output: Any) -> Sequence[Any]:
+    """The values of a list, tuple or other sequence, a 1-D array or tensor, or a pandas Series."""
+    kind, why = cast("type[Any]", type(output)), ""
+    if issubclass(kind, Sequence) and not issubclass(kind, str | bytes | bytearray | memoryview):
+        return output
+    if any(issubclass(kind, one) for one in _kinds(("numpy", "ndarray"), ("torch", "Tensor"))):
+        if output.ndim == 1:
+            return output.tolist()
+        why = f" of {output.ndim} dimensions"
+    elif any(issubclass(kind, one) for one in _kinds(("pandas", "Series"))):
+        if list(output.index) == list(range(len(output))):
+            return output.tolist()
+        why = " whose index is not 0, 1, 2, …: it may have been sorted"
+    elif hasattr(output, "__iter__") and not issubclass(kind, str | bytes):
+        why = ", which has no order that is the completions'"
+    shown = repr(output)
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    raise RewardError(
+        f"reward {name!r} returned {kind.__name__} ({shown}){why}, not a list with one number or "
+        "None per completion"
+    )
+
+
+def _kinds(*places: tuple[str, str]) -> list[Any]:
+    """The classes of packages that are loaded: none is imported for this."""
+    return [getattr(sys.modules[m], name) for m, name in places if m in sys.modules]
 
 
 def _as_score(name: str, row: int, value: Any) -> Score:
-    if isinstance(value, Score):
-        number = value.value
-    elif value is None:
-        return Score(value=None, status="not_applicable")
-    elif isinstance(value, str | bytes):
-        raise RewardError(f"reward {name!r} returned {value!r} for completion {row}, not a number")
-    else:
-        try:
-            number = float(value)
-        except (TypeError, ValueError) as error:
-            raise RewardError(
-                f"reward {name!r} returned {type(value).__name__} for completion {row}, "
-                "not a number or None"
-            ) from error
-    if number is not None and not math.isfinite(number):
+    found = value.value if isinstance(value, Score) else value
+    if found is None:
+        return value if isinstance(value, Score) else Score(value=None, status="not_applicable")
+    if isinstance(found, str | bytes):
+        raise RewardError(f"reward {name!r} returned {found!r} for completion {row}, not a number")
+    try:
+        number = float(found)
+    except (TypeError, ValueError) as error:
+        raise RewardError(
+            f"reward {name!r} returned {type(found).__name__} for completion {row}, "
+            "not a number or None"
+        ) from error
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.inf
+    if not math.isfinite(number):
         raise RewardError(
             f"reward {name!r} returned {number} for completion {row}; return None where it does "
             "not apply"
         )
-    return value if isinstance(value, Score) else Score(value=number, status="scored")
+    if abs(number) > LARGEST:
+        raise RewardError(
+            f"reward {name!r} returned {number:g} for completion {row}; a reward is at most "
+            f"{LARGEST:g} in size, or its group's variance is no number any more"
+        )
+    if isinstance(value, Score):
+        return value if type(found) is float else replace(value, value=number)
+    return Score(value=number, status="scored")
 
 
 def accepted(function: Callable[..., Any], keywords: dict[str, Any]) -> dict[str, Any]:

@@ -8,15 +8,19 @@ then leaves its group's baseline and the loss. It is never turned into 0.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from grpo.errors import RewardError
-from grpo.rewards.calling import as_scores, invoke, named
+from grpo.foreign import guarded, said
+from grpo.rewards import deadline
+from grpo.rewards.calling import LARGEST, as_scores, invoke, named
 from grpo.rewards.combine import UNUSABLE
 from grpo.types import Completion, Message, Metrics, Prompt, Score, Verifier
 
@@ -27,11 +31,17 @@ class RewardSet:
     """The rewards of a recipe: (name, reward, weight) each, in order.
 
     RewardSet([("accuracy", Accuracy(), 1.0), ("format", Format(), 0.2)])
+
+    `timeouts`: name -> seconds that one call may take, `deadline.SECONDS` where there is none.
     """
 
     parallel = 1  # groups that may usefully be scored at once
 
-    def __init__(self, rewards: Sequence[tuple[str, Any, float]]) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[tuple[str, Any, float]],
+        timeouts: Mapping[str, float] | None = None,
+    ) -> None:
         if not rewards:
             raise RewardError("a recipe needs at least one reward")
         self.rewards = [(name, reward, float(weight)) for name, reward, weight in rewards]
@@ -39,8 +49,11 @@ class RewardSet:
         self.first_verifier = next(
             (name for name, reward, _ in self.rewards if isinstance(reward, Verifier)), None
         )
+        self.timeouts = {name: deadline.SECONDS for name, _, _ in self.rewards}
+        self.timeouts |= timeouts or {}
         self._metrics: dict[str, list[float]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: _Loop | None = None
+        self._late = False  # something of a reward still hangs
         self._lock = threading.Lock()
 
     @property
@@ -53,8 +66,9 @@ class RewardSet:
     ) -> list[Score]:
         """One `Score` per completion of one prompt, in order; `parts` holds each reward's value.
 
-        Raises RewardError, naming the reward, if one raises or does not return one finite number
-        or None per completion. Safe to call from several threads and under a running event loop.
+        Raises RewardError, naming the reward, if one raises, does not return in time, or does not
+        return one finite number or None per completion. Safe to call from several threads and under
+        a running event loop.
         """
         arguments = call_arguments(prompt, completions)
         extras = {
@@ -64,20 +78,23 @@ class RewardSet:
         }
         pending: dict[int, Coroutine[Any, Any, Any]] = {}
         columns: list[list[Score]] = []
-        for index, (name, reward, _) in enumerate(self.rewards):
-            output = invoke(name, reward, arguments | extras)
-            if isinstance(output, list):
+        try:
+            for index in range(len(self.rewards)):
+                output = self._call(index, arguments | extras)
+                if not isinstance(output, list):
+                    pending[index], output = output, []
                 columns.append(output)
-            else:
-                pending[index] = output
-                columns.append([])
-        if pending:
-            outputs = self._await_all(list(pending.values()))
-            for index, output in zip(pending, outputs, strict=True):
+            for index, output in self._await_all(pending).items() if pending else ():
                 name = self.rewards[index][0]
+                if isinstance(output, deadline.LateError):
+                    raise output
                 if isinstance(output, BaseException):
                     raise named(name, output) from output
                 columns[index] = as_scores(name, output, len(completions))
+        finally:
+            for coroutine in pending.values():
+                if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                    coroutine.close()  # another reward failed first
         return [self.total([column[row] for column in columns]) for row in range(len(completions))]
 
     def take_metrics(self) -> Metrics:
@@ -88,14 +105,14 @@ class RewardSet:
 
     def close(self) -> None:
         """Release the rewards' workers and the event loop of asynchronous rewards."""
-        for _, reward, _ in self.rewards:
+        for _, reward, _ in self.rewards if not self._late else ():  # it might never come back
             close = getattr(reward, "close", None)
             if callable(close):
                 close()
         with self._lock:
             loop, self._loop = self._loop, None
         if loop is not None:
-            loop.call_soon_threadsafe(loop.stop)
+            loop.stop()
 
     def total(self, scores: Sequence[Score]) -> Score:
         """One completion's scores, one of each reward in order, as the sum that is learned from."""
@@ -107,8 +124,8 @@ class RewardSet:
                 detail = f"{name}: {score.detail}"
                 return Score(value=None, status=score.status, detail=detail, parts=parts)
         weighed = [
-            weight * score.value
-            for (_, _, weight), score in zip(self.rewards, scores, strict=True)
+            _weighed(name, score.value, weight)
+            for (name, _, weight), score in zip(self.rewards, scores, strict=True)
             if score.value is not None
         ]
         if not weighed:
@@ -126,18 +143,84 @@ class RewardSet:
         with self._lock:
             self._metrics.setdefault(name, []).append(float(value))
 
-    def _await_all(self, coroutines: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    def _call(self, index: int, keywords: dict[str, Any]) -> list[Score] | Coroutine[Any, Any, Any]:
+        name, reward, _ = self.rewards[index]
+        try:
+            return deadline.within(
+                name, self.timeouts[name], lambda: invoke(name, reward, keywords)
+            )
+        except deadline.LateError:
+            self._late = True
+            raise
+
+    def _await_all(self, coroutines: Mapping[int, Coroutine[Any, Any, Any]]) -> dict[int, Any]:
         """Results or exceptions, run together on this set's own loop (the caller may hold one)."""
-
-        async def together() -> list[Any]:
-            return list(await asyncio.gather(*coroutines, return_exceptions=True))
-
         with self._lock:
-            if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                threading.Thread(target=_serve, args=(self._loop,), daemon=True).start()
+            self._loop = self._loop or _Loop()
             loop = self._loop
-        return asyncio.run_coroutine_threadsafe(together(), loop).result()
+        names = {index: self.rewards[index][0] for index in coroutines}
+        answers: dict[int, Any] = {}
+
+        async def one(index: int) -> None:
+            limit = asyncio.timeout(self.timeouts[names[index]])
+            try:
+                async with limit:
+                    answers[index] = await coroutines[index]
+            except BaseException as error:  # also SystemExit, which would end the loop
+                late = deadline.late(names[index], self.timeouts[names[index]])
+                answers[index] = late if limit.expired() else error
+
+        async def together() -> None:
+            await asyncio.gather(*map(one, coroutines))
+
+        who = f"reward {' or '.join(map(repr, names.values()))}"
+        longest = max(self.timeouts[name] for name in names.values())
+        with guarded(who, lambda error: RewardError(f"{who}: {said(error)}")):
+            future = asyncio.run_coroutine_threadsafe(together(), loop.loop)
+            with suppress(TimeoutError):  # where the loop itself is held up
+                future.result(longest + deadline.UNWINDING)
+        for index, name in names.items():
+            if index not in answers:
+                place = deadline.place_of_thread(loop.thread)
+                answers[index] = deadline.late(name, self.timeouts[name], place)
+        if any(isinstance(answer, deadline.LateError) for answer in answers.values()):
+            self._late, self._loop = True, None
+            loop.stop()  # once it can
+            deadline.leave_behind()
+        return {index: answers[index] for index in names}
+
+
+class _Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._stopping = False
+        self.thread = threading.Thread(target=self._serve, name="grpo-async", daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self._stopping = True
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        while not self._stopping:
+            # A task that a reward started, and that exits, would take the loop with it.
+            with suppress(SystemExit, KeyboardInterrupt):
+                self.loop.run_forever()
+        self.loop.close()
+
+
+def _weighed(name: str, value: float, weight: float) -> float:
+    """weight * value. Raises RewardError where that is too large to learn from."""
+    product = weight * value
+    if not abs(product) <= LARGEST:
+        raise RewardError(
+            f"reward {name!r} gave {value:g}, and its weight makes that {weight:g} times as much; "
+            f"a weighted reward is at most {LARGEST:g} in size"
+        )
+    return product
 
 
 def call_arguments(prompt: Prompt, completions: Sequence[Completion]) -> dict[str, Any]:
@@ -161,9 +244,3 @@ def call_arguments(prompt: Prompt, completions: Sequence[Completion]) -> dict[st
 
 def _ignore(_column: str, _values: Any) -> None:
     """`log_extra` outside TRL: completions are logged with every reward's value already."""
-
-
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    asyncio.set_event_loop(loop)
-    loop.run_forever()
-    loop.close()

@@ -6,7 +6,6 @@ key is a column of the reward, as in training.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 from collections import deque
@@ -17,7 +16,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from grpo.errors import DataError
-from grpo.rewards.calling import as_scores, invoke, named
+from grpo.foreign import guarded
+from grpo.rewards import deadline
+from grpo.rewards.calling import as_scores, finished, invoke, named
 from grpo.rewards.verifier import VerifierReward, make_task, missing_columns, text_of
 from grpo.types import Score, Task
 
@@ -30,12 +31,14 @@ def score_file(
     path: str | Path,
     workers: int = 1,
     args: dict[str, Any] | None = None,
+    timeout: float = deadline.SECONDS,
 ) -> Iterator[dict[str, Any]]:
     """One {"value", "status", "detail", "parts"} per row of the file, in order, as they finish.
 
     `reward` is a reward object or a plug-in name with its `args`. Rows are read as they are
-    needed, so files may be longer than memory. Raises DataError, with the line number, for bad
-    JSON or a missing column, and RewardError where the reward fails.
+    needed, so files may be longer than memory. `timeout`: seconds that one call may take. Raises
+    DataError, with the line number, for bad JSON or a missing column, and RewardError where the
+    reward fails.
     """
     if isinstance(reward, str):
         from grpo import rewards
@@ -54,7 +57,7 @@ def score_file(
             waiting: deque[Future[list[Score]]] = deque()
             try:
                 while chunk := list(islice(rows, CHUNK)):
-                    waiting.append(threads.submit(_score_rows, name, scorer, chunk))
+                    waiting.append(threads.submit(_score_rows, name, scorer, chunk, timeout))
                     while len(waiting) > 2 * workers or waiting[0].done():
                         yield from map(_as_row, waiting.popleft().result())
                         if not waiting:
@@ -66,6 +69,9 @@ def score_file(
                     future.cancel()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+    except deadline.LateError:
+        scorer = None  # its `close` might wait for what hangs
+        raise
     finally:
         close = getattr(scorer, "close", None)
         if isinstance(reward, str) and callable(close):
@@ -102,24 +108,30 @@ def _task(record: dict[str, Any], columns: dict[str, Any]) -> Task:
     return make_task(record.get("prompt") or "", columns)
 
 
-def _score_rows(name: str, scorer: Any, records: list[dict[str, Any]]) -> list[Score]:
+def _score_rows(
+    name: str, scorer: Any, records: list[dict[str, Any]], timeout: float
+) -> list[Score]:
     if isinstance(scorer, VerifierReward):
-        tasks = [_task(record, _columns(record)) for record in records]
-        try:
-            return scorer.verify_all([text_of(record["completion"]) for record in records], tasks)
-        except Exception as error:
-            raise named(name, error) from error
+        return deadline.within(name, timeout, lambda: _verified(name, scorer, records))
     scores: list[Score] = []
     for record in records:
         keywords: dict[str, Any] = {key: [value] for key, value in _columns(record).items()}
         keywords["prompts"] = [record.get("prompt") or ""]
         keywords["completions"] = [record["completion"]]
         keywords["completion_ids"] = [record.get("completion_ids") or []]
-        output = invoke(name, scorer, keywords)
-        if not isinstance(output, list):
-            output = as_scores(name, asyncio.run(output), 1)
-        scores.extend(output)
+
+        def call(keywords: dict[str, Any] = keywords) -> list[Score]:
+            return finished(name, invoke(name, scorer, keywords), 1)
+
+        scores.extend(deadline.within(name, timeout, call))
     return scores
+
+
+def _verified(name: str, scorer: VerifierReward, records: list[dict[str, Any]]) -> list[Score]:
+    tasks = [_task(record, _columns(record)) for record in records]
+    with guarded(f"reward {name!r}", lambda error: named(name, error)):
+        found = scorer.verify_all([text_of(record["completion"]) for record in records], tasks)
+    return as_scores(name, found, len(records))
 
 
 def _columns(record: dict[str, Any]) -> dict[str, Any]:

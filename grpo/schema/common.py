@@ -61,6 +61,7 @@ class RewardSpec(Plugin):
 
     weight: Annotated[float, Field(allow_inf_nan=False)] = F(1.0, "factor in the weighted sum")
     label: str = F("", "name in metrics; empty: the plug-in's name")
+    timeout: Positive = F(600.0, "seconds that one call, of a whole group, may take; then it fails")
 
     @property
     def title(self) -> str:

@@ -2,7 +2,8 @@
 
 The engines stream groups to the driver, which hands each to the verifier process that has the
 fewest waiting; scores come back by the same way. A process that dies is replaced and its group
-scored again (scoring is a function of the group). Its own deadlines are the verifiers'.
+scored again (scoring is a function of the group). Deadlines are kept there; one that is missed by
+far, because the process cannot be interrupted, is noticed here.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from grpo.rewards.compose import RewardSet
 from grpo.schema import RewardSpec
 from grpo.types import Completion, Metrics, Prompt, Score
 
+SPARE = 60.0  # seconds beyond the rewards' own, for a process to start and to give up
 ATTEMPTS = 3  # of one group: a completion that kills its verifier every time is an error
 
 
@@ -26,7 +28,8 @@ def reward_set(specs: Sequence[RewardSpec]) -> RewardSet:
     """The rewards of a recipe, loaded in this process."""
     loaded = [plugins.load("reward", spec.name, REWARDS, spec.args) for spec in specs]
     return RewardSet(
-        [(spec.title, reward, spec.weight) for spec, reward in zip(specs, loaded, strict=True)]
+        [(spec.title, reward, spec.weight) for spec, reward in zip(specs, loaded, strict=True)],
+        {spec.title: spec.timeout for spec in specs},
     )
 
 
@@ -53,7 +56,7 @@ class RemoteRewards(RewardSet):
 
     def __init__(self, specs: Sequence[RewardSpec], verifiers: int) -> None:
         local = reward_set(specs)  # for the names; nothing is scored here
-        super().__init__(local.rewards)
+        super().__init__(local.rewards, local.timeouts)
         self.specs, self.parallel = tuple(specs), verifiers
         self.replaced = 0
         self._guard = threading.Lock()
@@ -74,11 +77,20 @@ class RemoteRewards(RewardSet):
         with self._guard:
             place = self._waiting.index(min(self._waiting))
             self._waiting[place] += 1
+            seconds = self._waiting[place] * (sum(self.timeouts.values()) + SPARE)
         try:
             for _ in range(ATTEMPTS):
                 actor = self._actors[place]
                 try:
-                    return ray.get(actor.score.remote(prompt, completions, trainer_state))
+                    return ray.get(
+                        actor.score.remote(prompt, completions, trainer_state), timeout=seconds
+                    )
+                except ray.exceptions.GetTimeoutError:
+                    names = " or ".join(repr(name) for name, _, _ in self.rewards)
+                    raise RewardError(
+                        f"reward {names} hangs in a verifier process, which did not answer within "
+                        f"{seconds:g} s; if it is only slow, raise its `timeout`"
+                    ) from None
                 except ray.exceptions.RayActorError:
                     self._replace(place, actor)
                 except ray.exceptions.RayTaskError as error:

@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 
 from grpo import checkpoint, heldout, ledger, plugins
-from grpo.errors import PluginError, RunError
+from grpo.errors import RunError
 from grpo.evaluate import paired_difference
 from grpo.log import RunLog
 from grpo.loop import Parts, Step, train
@@ -292,12 +292,7 @@ def _choice(kept: str, evaluations: dict[str, Any], last: int) -> dict[str, Any]
 
 
 def _call(name: str, callback: Any, result: Step) -> None:
-    try:
-        callback(result)
-    except Exception as error:
-        raise PluginError(
-            f"callback {name!r} raised {type(error).__name__}: {error} (step {result.step})"
-        ) from error
+    plugins.guard("callback", name, callback, f" (step {result.step})")(result)
 
 
 def _samples(result: Step, count: int) -> list[str]:

@@ -216,7 +216,7 @@ def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> Gate | None:
 
 def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Parts:
     """What the loop needs: the sampler, and a learner beside it."""
-    settings = recipe.run
+    settings, name = recipe.run, stage.algorithm.advantage
     torch.manual_seed(settings.seed)
     return Parts(
         rollouts=build_rollouts(stage, recipe, sampler),
@@ -238,7 +238,7 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Parts:
             truncation=sampler.sampling if sampler.sampling.truncates else None,
             seed=settings.seed,
         ),
-        advantage=plugins.find("advantage", stage.algorithm.advantage, ADVANTAGES),
+        advantage=plugins.guard("advantage", name, plugins.find("advantage", name, ADVANTAGES)),
         loss_type=find_objective(stage.algorithm.loss_type, stage.algorithm.loss_args),
         beta=stage.algorithm.beta,
         mask_truncated=stage.algorithm.mask_truncated_completions,

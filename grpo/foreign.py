@@ -1,0 +1,186 @@
+"""Code that is not ours: where it went wrong, and what it may not leave changed.
+
+A plug-in may raise anything. `SystemExit` would end a run with exit code 0 and without a word, and
+a `KeyboardInterrupt` of its own would look like a user's Ctrl-C; inside `guarded` both end as one
+of our errors, with the line of the user's file, and only a signal is a Ctrl-C. What belongs to the
+whole process and would change what is trained (torch's default type, say) is put back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import sysconfig
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from types import FrameType
+from typing import Any
+
+from grpo.errors import GrpoError
+
+logger = logging.getLogger(__name__)
+
+_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}", "<frozen")
+_STOPPING = (signal.SIGINT, signal.SIGTERM)
+
+
+class Passing(BaseException):
+    """Something of ours on its way out through code that is not: nobody turns it into an error."""
+
+
+@cache
+def is_users(file: str) -> bool:
+    """Whether a source file is the user's own: not ours, not Python's, not installed."""
+    if file.startswith(_OURS) or any(part in file for part in _INSTALLED):
+        return False
+    library = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
+    return not any(file.startswith(folder + os.sep) for folder in library)
+
+
+def _place(frames: list[tuple[str, int]]) -> str:
+    """ " at FILE:LINE" of the innermost frame in a user's file; "" where all of them are ours."""
+    users = [frame for frame in frames if is_users(frame[0])]
+    others = [frame for frame in frames if not frame[0].startswith(_OURS)]
+    found = users[-1:] or others[:1]
+    return f" at {found[0][0]}:{found[0][1]}" if found else ""
+
+
+def place_of(error: BaseException) -> str:
+    """ " at FILE:LINE" where the user's code raised `error`, or "" where none of it is the user's.
+
+    Where the plug-in is an installed package, its outermost line.
+    """
+    found = traceback.walk_tb(error.__traceback__)
+    return _place([(frame.f_code.co_filename, line) for frame, line in found])
+
+
+def place_in(frame: FrameType | None) -> str:
+    """The same of code that is still running, `frame` being its innermost."""
+    found = [(f.f_code.co_filename, line) for f, line in traceback.walk_stack(frame)]
+    return _place(found[::-1])
+
+
+def said(error: BaseException) -> str:
+    """What code did that raised `error`: "raised KeyError: 'x' at my.py:3"."""
+    if isinstance(error, SystemExit):
+        code = "" if error.code is None else repr(error.code)
+        return f"called sys.exit({code}){place_of(error)}, and only you may end a run"
+    return f"raised {type(error).__name__}: {error}{place_of(error)}"
+
+
+@contextmanager
+def guarded(
+    who: str, fail: Callable[[BaseException], GrpoError], *, keep: bool = True
+) -> Iterator[None]:
+    """Inside runs code of `who`, say "reward 'short'"; what it raises becomes `fail(error)`.
+
+    A signal's KeyboardInterrupt passes, and so does `Passing`. Without `keep`, what the code
+    changes in the process stays changed.
+    """
+    with _signals() as arrived, _settings(who) if keep else nullcontext():
+        try:
+            yield
+        except Passing:
+            raise
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and arrived:
+                raise
+            failed = fail(error)
+            if failed is error:
+                raise
+            raise failed from error
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that arrive inside, as a list that grows; their handlers are put back."""
+    arrived: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # no signal comes here
+        yield arrived
+        return
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    handler = before[signal.SIGINT]
+
+    def note(number: int, frame: FrameType | None) -> Any:
+        arrived.append(number)
+        return handler(number, frame)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+
+    if callable(handler):
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield arrived
+    finally:
+        for number, previous in before.items():
+            if previous is not None and signal.getsignal(number) is not previous:
+                signal.signal(number, previous)
+
+
+@contextmanager
+def _settings(who: str) -> Iterator[None]:
+    """Put back what `_known` lists, with a word of warning that names who changed it."""
+    known = _known("torch" in sys.modules, "numpy" in sys.modules)
+    before = [read() for _, read, _ in known]
+    try:
+        yield
+    finally:
+        for (what, read, write), value in zip(known, before, strict=True):
+            if (now := read()) != value:
+                write(value)
+                logger.warning("%s left %s at %s; it is %s again", who, what, now, value)
+
+
+@cache
+def _known(
+    with_torch: bool, with_numpy: bool
+) -> tuple[tuple[str, Callable[[], Any], Callable[[Any], Any]], ...]:
+    """(what, how to read it, how to set it) of what would change our own computation.
+
+    Not here, since nothing of ours depends on it while it trains: random generators (sampling noise
+    is a hash, models have no dropout), environment variables, the locale.
+    """
+    known: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
+        ("the working directory", _working_directory, lambda path: path and os.chdir(path))
+    ]
+    if with_numpy:
+        numpy: Any = sys.modules["numpy"]
+        known.append(("numpy's error state", numpy.geterr, lambda state: numpy.seterr(**state)))
+    if with_torch:
+        torch: Any = sys.modules["torch"]
+        known += [
+            ("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+            (
+                "torch's default device",
+                torch.get_default_device,
+                # setting the CPU would cost every operation a look at it
+                lambda device: torch.set_default_device(None if device.type == "cpu" else device),
+            ),
+            ("torch's gradient mode", torch.is_grad_enabled, torch.set_grad_enabled),
+            ("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
+            (
+                "torch's precision of float32 products",
+                torch.get_float32_matmul_precision,
+                torch.set_float32_matmul_precision,
+            ),
+            (
+                "torch's deterministic algorithms",
+                lambda: (
+                    torch.are_deterministic_algorithms_enabled(),
+                    torch.is_deterministic_algorithms_warn_only_enabled(),
+                ),
+                lambda how: torch.use_deterministic_algorithms(how[0], warn_only=how[1]),
+            ),
+        ]
+    return tuple(known)
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return None

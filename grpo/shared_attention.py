@@ -44,6 +44,7 @@ from transformers.masking_utils import sdpa_mask
 
 from grpo.batch import Pack
 from grpo.flex_attention import attend_in_blocks, make_blocks, uses_flex
+from grpo.kernels.door import at
 from grpo.kernels.native import library
 
 IMPLEMENTATION = "grpo_shared"  # the name in `config._attn_implementation`
@@ -91,6 +92,7 @@ class Layout:
     packs: Tensor  # int64 [P, 4]
     completions: Tensor  # int64 [C, 2]
     longest: int  # keys that some token attends to
+    end: int  # tokens of the row
 
     @cached_property
     def jobs(self) -> tuple[Job, ...]:
@@ -128,9 +130,17 @@ def make_layout(packs: Sequence[Pack], device: torch.device) -> Layout:
         source=tuple(packs),
         device=device,
         packs=torch.tensor(
-            [(p.start, p.prompt, n, len(p.completions)) for p, n in zip(packs, firsts, strict=True)]
+            [
+                (p.start, p.prompt, n, len(p.completions))
+                for p, n in zip(packs, firsts, strict=True)
+            ],
+            dtype=torch.int64,
+            device="cpu",
         ),
-        completions=torch.tensor([span for pack in packs for span in pack.completions]),
+        completions=torch.tensor(
+            [span for pack in packs for span in pack.completions], dtype=torch.int64, device="cpu"
+        ).view(-1, 2),
+        end=max(s + n for p in packs for s, n in ((p.start, p.prompt), *p.completions)),
         longest=max(p.prompt + max(length for _, length in p.completions) for p in packs),
     )
 
@@ -312,9 +322,20 @@ def _call(
 ) -> None:
     """`tensors`: queries, keys, values and outputs, and likewise their gradients."""
     query, key = tensors[0][:2]
+    N, H, D = query.shape
+    K = key.shape[1]
+    # types and strides are as `_kernels` found them, which does not compare sizes
+    sizes = [(N, H, D), (N, K, D), (N, K, D), (N, H, D)]
+    if any([tuple(t.shape) for t in group] != sizes for group in tensors) or H % K:
+        shapes = [tuple(t.shape) for group in tensors for t in group]
+        raise ValueError(f"queries, keys, values and outputs do not belong together: {shapes}")
+    if layout.end > N:
+        raise ValueError(f"a layout of {layout.end} tokens is not one of {N}")
+    wide = at("normalizers", norm, torch.float32, (N, H))
+    packs, completions = len(layout.packs), len(layout.completions)
     how = _Layout(
-        packs=layout.packs.data_ptr(),
-        completions=layout.completions.data_ptr(),
+        packs=at("packs", layout.packs, torch.int64, (packs, 4)),
+        completions=at("completions", layout.completions, torch.int64, (completions, 2)),
         count=len(layout.packs),
         heads=query.shape[1],
         key_heads=key.shape[1],
@@ -324,7 +345,7 @@ def _call(
     )
     heads = [_heads(group) for group in tensors]
     function = getattr(kernels, f"{name}_{SUFFIXES[query.dtype]}")
-    function(*heads, ctypes.c_void_p(norm.data_ptr()), ctypes.byref(how))
+    function(*heads, ctypes.c_void_p(wide), ctypes.byref(how))
 
 
 class _Heads(ctypes.Structure):

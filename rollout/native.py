@@ -4,26 +4,72 @@ from __future__ import annotations
 
 import ctypes
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from grpo.kernels import native
+from grpo.kernels.door import at, at_array, within
+
+if TYPE_CHECKING:
+    from grpo.rollout.group_cache import GroupCache
+
+CHUNK = 32  # slots of own tokens that one product reads
 
 _TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 
 class Step(ctypes.Structure):
-    """The C++ file's `Step`."""
+    """The C++ file's `Step`; `make_step` fills it."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "slots")),
         *((name, ctypes.c_int64) for name in ("chunk", "capacity", "threads")),
         *((name, ctypes.c_void_p) for name in ("group", "lengths", "positions", "cosine", "sine")),
     ]
+
+
+def make_step(
+    *,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    cache: GroupCache,
+    positions: np.ndarray,
+    tables: tuple[Tensor, Tensor],
+) -> Step:
+    """What the layers share: rows at `positions` int64 [R] of their groups in `cache`.
+
+    `tables`: cosine and sine of the positions, float32 [.., size]. Raises ValueError where a row is
+    of no group, or its place is one that the cache has no room for.
+    """
+    rows, (chunks, _, capacity) = len(positions), cache.own[0].shape[:3]
+    groups = len(cache.lengths)
+    group = at_array("groups of rows", cache.group, np.int64, rows)
+    within("groups of rows", cache.group, 0, min(groups, len(cache.prompts[0][0])))
+    within("positions beyond a prompt", positions - cache.lengths[cache.group], 0, chunks * CHUNK)
+    within("positions", positions, 0, len(tables[0]))
+    within("lengths of prompts", cache.lengths, 0, cache.slots + 1)
+    if rows > capacity:
+        raise ValueError(f"{rows} rows, and the cache has room for {capacity}")
+    shape = (len(tables[0]), size)
+    return Step(
+        rows=rows,
+        heads=heads,
+        kv_heads=kv_heads,
+        slots=cache.slots,
+        chunk=CHUNK,
+        capacity=capacity,
+        threads=torch.get_num_threads(),
+        group=group,
+        lengths=at_array("lengths of prompts", cache.lengths, np.int64, groups),
+        positions=at_array("positions", positions, np.int64, rows),
+        cosine=at("cosines", tables[0], torch.float32, shape),
+        sine=at("sines", tables[1], torch.float32, shape),
+    )
 
 
 def decode_library(head_size: int) -> ctypes.CDLL | None:
@@ -50,22 +96,28 @@ def draw_library() -> ctypes.CDLL | None:
 
 
 class Kernels:
-    """The functions for one type of numbers, float32 or bfloat16. Tensors must be contiguous."""
+    """The functions for one type of numbers, float32 or bfloat16, and heads of `size`.
 
-    def __init__(self, compiled: ctypes.CDLL, dtype: torch.dtype) -> None:
+    They raise ValueError for tensors that are not of that type, contiguous and of the right shape.
+    """
+
+    def __init__(self, compiled: ctypes.CDLL, dtype: torch.dtype, size: int) -> None:
         name = _TYPES[dtype]
+        self.dtype, self.size = dtype, size
         self._norm = getattr(compiled, f"norm_{name}")
         self._swiglu = getattr(compiled, f"swiglu_{name}")
         self._attend = getattr(compiled, f"attend_{name}")
 
     def norm(self, x: Tensor, norm: Any) -> Tensor:
         """RMS norm of x [R, D] with a module's weight and epsilon."""
-        out = torch.empty_like(x)
+        rows, width = x.shape
+        given = at("rows", x, self.dtype, (rows, width))
+        out = x.new_empty(rows, width)
         self._norm(
-            x.data_ptr(),
-            norm.weight.data_ptr(),
+            given,
+            at("a norm's weight", norm.weight, self.dtype, (width,)),
             out.data_ptr(),
-            *x.shape,
+            *(rows, width),
             norm.variance_epsilon,
             torch.get_num_threads(),
         )
@@ -74,9 +126,9 @@ class Kernels:
     def swiglu(self, gate_up: Tensor) -> Tensor:
         """silu(gate) * up [R, F] of the two side by side [R, 2 F]."""
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
+        given = at("gate and up", gate_up, self.dtype, (rows, 2 * width))
         out = gate_up.new_empty(rows, width)
-        threads = torch.get_num_threads()
-        self._swiglu(gate_up.data_ptr(), out.data_ptr(), rows, width, threads)
+        self._swiglu(given, out.data_ptr(), rows, width, torch.get_num_threads())
         return out
 
     def attend(
@@ -94,17 +146,22 @@ class Kernels:
         `prompts`, `own`: a `GroupCache`'s, in pairs. `head_norms`: of queries and keys.
         """
         of_query, of_key = head_norms or (None, None)
+        dtype, size, (keys, values) = self.dtype, self.size, prompts
+        rows, heads, kv_heads = step.rows, step.heads, step.kv_heads
+        chunks, capacity = own.shape[0], step.capacity
+        pair = keys.shape[-1]  # 1 or 2 numbers of a head that lie together
+        shape = (keys.shape[0], kv_heads)
         self._attend(
             ctypes.addressof(step),
             window or 0,
-            mixed.data_ptr(),
-            prompts[0].data_ptr(),
-            prompts[1].data_ptr(),
-            own.data_ptr(),
-            None if of_query is None else of_query.weight.data_ptr(),
-            None if of_key is None else of_key.weight.data_ptr(),
+            at("queries, keys and values", mixed, dtype, (rows, (heads + 2 * kv_heads) * size)),
+            at("a prompt's keys", keys, dtype, (*shape, size // pair, step.slots, pair)),
+            at("a prompt's values", values, dtype, (*shape, step.slots // pair, size, pair)),
+            at("own tokens", own, dtype, (chunks, 2, capacity, kv_heads, step.chunk, size)),
+            None if of_query is None else at("a norm", of_query.weight, dtype, (size,)),
+            None if of_key is None else at("a norm", of_key.weight, dtype, (size,)),
             0.0 if of_query is None else of_query.variance_epsilon,
-            out.data_ptr(),
+            at("room", out, dtype, (rows, heads * size)),
         )
         return out
 
@@ -118,13 +175,14 @@ def draw(logits: Tensor, uniform: np.ndarray, factor: np.ndarray) -> tuple[Tenso
     compiled = draw_library() if logits.device.type == "cpu" and logits.dtype in _TYPES else None
     if compiled is None or not logits.is_contiguous():
         return None
-    tokens = torch.empty(len(logits), dtype=torch.int64)
-    logprobs = torch.empty(len(logits), dtype=torch.float32)
+    rows, vocab = logits.shape
+    tokens = torch.empty(rows, dtype=torch.int64, device="cpu")
+    logprobs = torch.empty(rows, dtype=torch.float32, device="cpu")
     getattr(compiled, f"draw_{_TYPES[logits.dtype]}")(
         logits.data_ptr(),
-        uniform.ctypes.data,
-        factor.ctypes.data,
-        *logits.shape,
+        at_array("uniform numbers", uniform, np.float64, rows),
+        at_array("factors", factor, np.float32, rows),
+        *(rows, vocab),
         tokens.data_ptr(),
         logprobs.data_ptr(),
         torch.get_num_threads(),

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo.rollout.fused import FusedDecoder
-from grpo.rollout.group_cache import CHUNK
-from grpo.rollout.native import Kernels, Step, decode_library
+from grpo.rollout.native import Kernels, decode_library, make_step
 from grpo.rollout.packed import Linears, PackedLinears, PlainLinears, TiledLinears, tiles
 
 
@@ -24,7 +23,7 @@ class NativeDecoder(FusedDecoder):
         compiled = decode_library(size)
         if compiled is None:
             raise NotImplementedError("no compiled kernels for this model on this machine")
-        self._kernels = Kernels(compiled, dtype)
+        self._kernels = Kernels(compiled, dtype, size)
         self.pair = 2 if dtype == torch.bfloat16 else 1
         super().__init__(model, _linears(model, self._kernels))
 
@@ -33,20 +32,14 @@ class NativeDecoder(FusedDecoder):
         cache, kernels = self.cache, self._kernels
         own = positions - cache.lengths[cache.group]
         cache.reserve(len(own), int(own.max()) + 1, self.embed.weight)
-        cos, sin = self._tables(int(positions.max()) + 1)
-        step = Step(
-            rows=len(own),
+        tables = self._tables(int(positions.max()) + 1)
+        step = make_step(
             heads=self.heads,
             kv_heads=self.kv_heads,
-            slots=cache.slots,
-            chunk=CHUNK,
-            capacity=cache.own[0].shape[2],
-            threads=torch.get_num_threads(),
-            group=cache.group.ctypes.data,
-            lengths=cache.lengths.ctypes.data,
-            positions=positions.ctypes.data,
-            cosine=cos.data_ptr(),
-            sine=sin.data_ptr(),
+            size=self.size,
+            cache=cache,
+            positions=positions,
+            tables=tables,
         )
         x = self.embed(torch.from_numpy(tokens))
         attended = x.new_empty(len(x), self.heads * self.size)

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from grpo.kernels.door import at, within
 from grpo.kernels.native import library
 
 SOURCE = Path(__file__).with_name("head.cpp")
@@ -24,10 +25,11 @@ def normalize(product_n_V: Tensor, targets_n: Tensor, factor: float) -> Tensor |
     if kernels is None:
         return None
     rows, vocab = product_n_V.shape
-    found = torch.empty((4, rows))
+    targets_n = targets_n.contiguous()
+    found = torch.empty((4, rows), dtype=torch.float32, device="cpu")
     function = getattr(kernels, f"normalize_{_NAMES[product_n_V.dtype]}")
     function(
-        *_pointers(product_n_V, targets_n.contiguous(), found),
+        *(_P(product_n_V.data_ptr()), _targets(targets_n, rows, vocab), _P(found.data_ptr())),
         *(_N(rows), _N(vocab), ctypes.c_float(factor)),
         torch.get_num_threads(),
     )
@@ -45,10 +47,15 @@ def pull_back_(
     if kernels is None:
         return None
     function = getattr(kernels, f"pull_back_{_NAMES[product_n_V.dtype]}")
+    rows, vocab = product_n_V.shape
+    targets_n = targets_n.contiguous()
     parts = [row.float().contiguous() for row in rows_4_n]
+    if len(parts) != 4:
+        raise ValueError(f"four numbers a row are needed, not {len(parts)}")
     function(
-        *_pointers(product_n_V, targets_n.contiguous(), *parts),
-        *(_N(length) for length in product_n_V.shape),
+        *(_P(product_n_V.data_ptr()), _targets(targets_n, rows, vocab)),
+        *(_P(at("a row's numbers", part, torch.float32, (rows,))) for part in parts),
+        *(_N(rows), _N(vocab)),
         ctypes.c_float(factor),
         torch.get_num_threads(),
     )
@@ -60,5 +67,7 @@ def _kernels(product: Tensor) -> ctypes.CDLL | None:
     return library(SOURCE) if known else None
 
 
-def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [_P(t.data_ptr()) for t in tensors]
+def _targets(targets: Tensor, rows: int, vocab: int) -> ctypes.c_void_p:
+    """Where the targets lie; each of them says where in its row is read and written."""
+    within("target tokens", targets, 0, vocab)
+    return _P(at("target tokens", targets, torch.int64, (rows,)))

@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from grpo.kernels.door import at
 from grpo.kernels.native import library
 
 SOURCE = Path(__file__).with_name("layers.cpp")
 TRANSPOSED = 1024
+_P, _WIDE = ctypes.c_void_p, torch.float32
 SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -28,9 +30,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple
         x = _wide(x)
         scale = torch.rsqrt(x.square().mean(-1) + eps)
         return (x * scale[:, None] * weight).to(dtype), scale
-    out, scale = torch.empty(x.shape, dtype=dtype), torch.empty(len(x))
-    size = (*_sizes(*x.shape), ctypes.c_float(eps))
-    _call(kernels, "rms_norm", dtype, x, weight, out, scale, *size)
+    rows, width = x.shape
+    out = torch.empty((rows, width), dtype=dtype, device="cpu")
+    scale = torch.empty(rows, dtype=_WIDE, device="cpu")
+    tensors = (_wide_at(x, rows, width), _wide_at(weight, width), _at(out), _at(scale))
+    _call(kernels, "rms_norm", dtype, *tensors, *_sizes(rows, width), ctypes.c_float(eps))
     return out, scale
 
 
@@ -45,10 +49,16 @@ def rms_norm_backward(
         g = upstream * weight
         of_x = residual + scale[:, None] * (g - y * (g * y).mean(-1, keepdim=True))
         return of_x.to(x.dtype), (upstream * y).sum(0).to(weight.dtype)
-    of_x = torch.empty_like(x)
-    of_weight = torch.empty(torch.get_num_threads(), len(weight))
-    tensors = (of_out, x, weight, scale, residual, of_x, of_weight)
-    _call(kernels, "rms_norm_backward", dtype, *tensors, *_sizes(*x.shape))
+    rows, width = x.shape
+    of_x = torch.empty((rows, width), dtype=_WIDE, device="cpu")
+    threads = torch.get_num_threads()
+    of_weight = torch.empty((threads, width), dtype=_WIDE, device="cpu")
+    tensors = (
+        _P(at("a gradient", of_out, dtype, (rows, width))),
+        *(_wide_at(x, rows, width), _wide_at(weight, width), _wide_at(scale, rows)),
+        *(_wide_at(residual, rows, width), _at(of_x), _at(of_weight)),
+    )
+    _call(kernels, "rms_norm_backward", dtype, *tensors, *_sizes(rows, width))
     return of_x, of_weight.sum(0)
 
 
@@ -57,8 +67,9 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     kernels = _native(y.dtype, x)
     if kernels is None:
         return x + y
-    out = torch.empty_like(x)
-    _call(kernels, "add", y.dtype, x, y, out, *_sizes(x.numel()))
+    out = torch.empty(x.shape, dtype=_WIDE, device="cpu")
+    tensors = (_wide_at(x, *x.shape), _P(at("a term", y, y.dtype, x.shape)), _at(out))
+    _call(kernels, "add", y.dtype, *tensors, *_sizes(x.numel()))
     return out
 
 
@@ -69,8 +80,15 @@ def rotate_(values: Tensor, cos: Tensor, sin: Tensor, heads: int, backward: bool
     """
     kernels = _native(values.dtype, cos, sin)
     if kernels is not None:
-        size = (*_sizes(len(values), values.stride(0), heads, values.shape[2]), int(backward))
-        _call(kernels, "rotate", values.dtype, values, cos, sin, *size)
+        rows, have, width = values.shape
+        if not values.is_cpu or values.stride()[1:] != (width, 1) or heads > have or width % 2:
+            raise ValueError(
+                f"{heads} heads of {tuple(values.shape)} with strides {values.stride()} on "
+                f"{values.device} cannot be rotated where they lie"
+            )
+        tensors = (_at(values), _wide_at(cos, rows, width), _wide_at(sin, rows, width))
+        size = (*_sizes(rows, values.stride(0), heads, width), int(backward))
+        _call(kernels, "rotate", values.dtype, *tensors, *size)
         return
     turned = values[:, :heads]
     cos, sin = cos[:, None], sin[:, None]
@@ -87,7 +105,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
         gate, up = _wide(gate_up).chunk(2, -1)
         return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
     out = gate_up.new_empty((rows, width))
-    _call(kernels, "swiglu", gate_up.dtype, gate_up, out, *_sizes(rows, width))
+    given = _P(at("gate and up", gate_up, gate_up.dtype, (rows, 2 * width)))
+    _call(kernels, "swiglu", gate_up.dtype, given, _at(out), *_sizes(rows, width))
     return out
 
 
@@ -100,9 +119,15 @@ def swiglu_backward(gate_up: Tensor, of_out: Tensor) -> tuple[Tensor, Tensor]:
         of_gate = upstream * up * share * (1 + gate * (1 - share))
         of_gate_up = torch.cat([of_gate, upstream * gate * share], -1)
         return of_gate_up.to(gate_up.dtype), (gate * share * up).to(gate_up.dtype)
-    of_gate_up, out = torch.empty_like(gate_up), torch.empty_like(of_out)
-    tensors = (gate_up, of_out, of_gate_up, out)
-    _call(kernels, "swiglu_backward", gate_up.dtype, *tensors, *_sizes(*of_out.shape))
+    rows, width = of_out.shape
+    dtype = gate_up.dtype
+    of_gate_up, out = gate_up.new_empty((rows, 2 * width)), gate_up.new_empty((rows, width))
+    tensors = (
+        _P(at("gate and up", gate_up, dtype, (rows, 2 * width))),
+        _P(at("a gradient", of_out, dtype, (rows, width))),
+    )
+    size = _sizes(rows, width)
+    _call(kernels, "swiglu_backward", dtype, *tensors, _at(of_gate_up), _at(out), *size)
     return of_gate_up, out
 
 
@@ -121,23 +146,33 @@ def weight_gradient(
     if narrow and dtype is torch.float32 and outputs % 32 == 0 and x.shape[1] % 32 == 0:
         tiles = _tiles()
         if tiles is not None:
-            sums = torch.empty((outputs, x.shape[1])) if total is None else total
+            inputs = x.shape[1]
+            sums = total
+            if sums is None:
+                sums = torch.empty((outputs, inputs), dtype=_WIDE, device="cpu")
             of_out, x = of_out.contiguous(), x.contiguous()
-            size = (*_sizes(rows, *sums.shape), int(total is not None), torch.get_num_threads())
-            tiles.weight_gradient(*_pointers(of_out, x, sums), *size)
+            tiles.weight_gradient(
+                _P(at("a gradient", of_out, torch.bfloat16, (rows, outputs))),
+                _P(at("inputs", x, torch.bfloat16, (rows, inputs))),
+                _wide_at(sums, outputs, inputs),
+                *_sizes(rows, outputs, inputs),
+                *(int(total is not None), torch.get_num_threads()),
+            )
             return sums
     kernels = _native(of_out.dtype) if narrow else None
     if kernels is None:
         found = torch.mm(of_out.T, x).to(dtype)
         return found if total is None else total.add_(found)
-    sums = torch.empty((outputs, x.shape[1]), dtype=dtype) if total is None else total
+    if of_out.stride(1) != 1:
+        of_out = of_out.contiguous()
+    sums = of_out.new_empty((outputs, x.shape[1]), dtype=dtype) if total is None else total
     whole_lines = -(-rows // 32) * 32
     copy = of_out.new_empty((min(outputs, TRANSPOSED), whole_lines))
     copy[:, rows:] = 0  # products read numbers in pairs, and 0 times what lies there may be NaN
     threads = ctypes.c_int(torch.get_num_threads())
     for part, place in zip(of_out.split(TRANSPOSED, 1), sums.split(TRANSPOSED), strict=True):
-        source = (*_pointers(part), *_sizes(of_out.stride(0)))
-        target = (*_pointers(copy), *_sizes(whole_lines))
+        source = (_at(part), *_sizes(of_out.stride(0)))
+        target = (_at(copy), *_sizes(whole_lines))
         kernels.transpose_16(*source, *target, *_sizes(*part.shape), threads)
         product = torch.mm(copy[: part.shape[1], :rows], x)
         # in float32 what is added: sums of two types take four times as long
@@ -162,15 +197,18 @@ def _native(dtype: torch.dtype, *wide: Tensor) -> ctypes.CDLL | None:
 
 
 def _call(kernels: ctypes.CDLL, name: str, dtype: torch.dtype, *arguments: object) -> None:
-    tensors = [a for a in arguments if isinstance(a, Tensor)]
-    others = [a for a in arguments if not isinstance(a, Tensor)]
-    threads = ctypes.c_int(torch.get_num_threads())
     function = getattr(kernels, f"{name}_{SUFFIXES[dtype]}")
-    function(*_pointers(*tensors), *others, threads)
+    function(*arguments, ctypes.c_int(torch.get_num_threads()))
 
 
-def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:
-    return [ctypes.c_void_p(t.data_ptr()) for t in tensors]
+def _at(tensor: Tensor) -> ctypes.c_void_p:
+    """The address of a tensor that was made, or looked at, just before."""
+    return _P(tensor.data_ptr())
+
+
+def _wide_at(tensor: Tensor, *shape: int) -> ctypes.c_void_p:
+    """The address of float32 numbers that a kernel is given."""
+    return _P(at("numbers", tensor, _WIDE, shape))
 
 
 def _sizes(*numbers: int) -> list[ctypes.c_int64]:

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from grpo.kernels.door import at
 from grpo.kernels.native import library
 
 PANEL = 32  # outputs that lie together, and a multiple of what is summed at once
+_TYPE = torch.bfloat16
 _PLAIN, _SUM, _GATED = range(3)
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 
@@ -51,9 +53,13 @@ def lay(weight: Tensor, out: Tensor | None = None) -> Tensor:
     compiled, (outputs, size) = _needed(), weight.shape
     if not fits(outputs, size) or weight.dtype != torch.bfloat16:
         raise ValueError(f"tiles want multiples of {PANEL} in bfloat16, not {weight.shape}")
-    out = torch.empty(weight.numel(), dtype=weight.dtype) if out is None else out
-    threads = torch.get_num_threads()
-    compiled.lay_weight(weight.data_ptr(), out.data_ptr(), outputs, size, threads)
+    if out is None:
+        out = torch.empty(weight.numel(), dtype=weight.dtype, device="cpu")
+    compiled.lay_weight(
+        at("weights", weight, _TYPE, (outputs, size)),
+        at("laid weights", out, _TYPE, (outputs * size,)),
+        *(outputs, size, torch.get_num_threads()),
+    )
     return out
 
 
@@ -74,13 +80,15 @@ def multiply(
     """
     rows, size = x.shape
     outputs = len(laid) // size
+    if not fits(outputs, size) or (gated and term is not None):
+        raise ValueError(f"tiles take no product of {tuple(x.shape)} with {len(laid)} weights")
     out = x.new_empty(rows, outputs // 2 if gated else outputs)
     _needed().multiply(
-        x.data_ptr(),
-        laid.data_ptr(),
-        None if bias is None else bias.data_ptr(),
-        None if term is None else term.data_ptr(),
-        None if norm is None else norm[0].data_ptr(),
+        at("rows", x, _TYPE, (rows, size)),
+        at("laid weights", laid, _TYPE, (outputs * size,)),
+        None if bias is None else at("a bias", bias, _TYPE, (outputs,)),
+        None if term is None else at("a term", term, _TYPE, (rows, outputs)),
+        None if norm is None else at("a norm's weight", norm[0], _TYPE, (size,)),
         0.0 if norm is None else norm[1],
         out.data_ptr(),
         rows,

@@ -128,7 +128,8 @@ class SLMTrainer(StageTrainer):
     def _losses(self, batches: list[dict[str, Any]], masks: list[Tensor]) -> Tensor:
         """Loss of every completion token of the step under the policy as it is now, [N]."""
         if self.slm.select == "random":
-            return torch.zeros(sum(int(m.sum()) for m in masks), device=self.args.device)
+            count = sum(int(m.sum()) for m in masks)
+            return torch.zeros(count, dtype=torch.float32, device=self.args.device)
         model: Any = self.model
         found: list[Tensor] = []
         for batch, mask in zip(batches, masks, strict=True):
@@ -149,10 +150,10 @@ def _with_reference(collate: Any) -> Callable[[list[dict[str, Any]]], dict[str, 
         batch = collate(examples)
         if COLUMN not in examples[0]:
             return batch
-        rows = [torch.tensor(example[COLUMN]) for example in examples]
+        rows = [torch.tensor(example[COLUMN], dtype=torch.float32) for example in examples]
         if len(rows) != len(batch["labels"]):  # laid end to end
             rows = [torch.cat(rows)]
-        laid = torch.zeros(batch["labels"].shape)
+        laid = torch.zeros(batch["labels"].shape, dtype=torch.float32)
         for place, row in enumerate(rows):
             laid[place, : len(row)] = row
         return {**batch, COLUMN: laid}

@@ -124,7 +124,7 @@ def _in_order(name: str, output: Any) -> Sequence[Any]:
         why = " whose index is not 0, 1, 2, …: it may have been sorted"
     elif hasattr(output, "__iter__") and not issubclass(kind, str | bytes):
         why = ", which has no order that is the completions'"
-    shown = repr(output)
+    shown = " ".join(repr(output).split())
     shown = shown if len(shown) <= 80 else shown[:77] + "..."
     raise RewardError(
         f"reward {name!r} returned {kind.__name__} ({shown}){why}, not a list with one number or "

@@ -209,6 +209,9 @@ class _Loop:
             # A task that a reward started, and that exits, would take the loop with it.
             with suppress(SystemExit, KeyboardInterrupt):
                 self.loop.run_forever()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.run_until_complete(asyncio.sleep(0))
         self.loop.close()
 
 

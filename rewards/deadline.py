@@ -32,6 +32,7 @@ from grpo.foreign import Passing, place_in
 SECONDS = 600.0  # a call of a reward, where nobody says otherwise
 UNWINDING = 2.0  # for a coroutine that was cancelled
 GRACE = 30.0  # beyond the deadline, for code that does not give way
+_LOOK = 0.25  # seconds between looks at what is under way on the main thread
 _LEAVING = 5.0  # for the interpreter to shut down while something still hangs
 _FAILED = 2  # exit code of every error that is reported on purpose
 # One that nobody else uses; alarms are the rewards' own.
@@ -127,8 +128,8 @@ def _keep_watch() -> None:
             if now >= call.deadline and now >= call.asked + 1:
                 call.asked = now
                 signal.pthread_kill(main, _SIGNAL)
-        left = min((call.deadline - now for call in tuple(_calls)), default=1.0)
-        time.sleep(min(max(left, 0.05), 1.0))
+        left = min((call.deadline - now for call in tuple(_calls)), default=_LOOK)
+        time.sleep(min(max(left, 0.05), _LOOK))
 
 
 # On other threads

@@ -30,20 +30,33 @@ from functools import partial
 
 import numpy as np
 
-from grpo.errors import RecipeError
-from grpo.types import Group
+from grpo.errors import RecipeError, RewardError
+from grpo.types import LARGEST_REWARD, Group, Rollout
 
 STD_FLOOR = 1e-4  # TRL's; keeps a nearly constant group from exploding
 
 
 def reward_matrix(groups: Sequence[Group]) -> np.ndarray:
-    """The rewards of `groups` as float64 [P, G]; NaN where unscored or where a group is smaller."""
+    """The rewards of `groups` as float64 [P, G]; NaN where unscored or where a group is smaller.
+
+    Raises RewardError for one that is no number, or so large that its square would be none.
+    """
     rewards_P_G = np.full((len(groups), max((len(g.rollouts) for g in groups), default=0)), np.nan)
     for rewards_G, group in zip(rewards_P_G, groups, strict=True):
         for i, rollout in enumerate(group.rollouts):
             if rollout.score.value is not None:
-                rewards_G[i] = rollout.score.value
+                rewards_G[i] = _usable(rollout.score.value, rollout)
     return rewards_P_G
+
+
+def _usable(value: float, rollout: Rollout) -> float:
+    if not abs(value) <= LARGEST_REWARD:
+        parts = ", ".join(f"{name} {part}" for name, part in rollout.score.parts.items())
+        raise RewardError(
+            f"a completion of task {rollout.prompt.task.uid!r} has the reward {value:g} ({parts}); "
+            f"nothing is learned from what is no number, or larger than {LARGEST_REWARD:g}"
+        )
+    return value
 
 
 def _deviations(rewards_P_G: np.ndarray) -> np.ndarray:
@@ -57,8 +70,9 @@ def _deviations(rewards_P_G: np.ndarray) -> np.ndarray:
     return np.where(scored_P_G & (lows_P_1 == highs_P_1), 0.0, deviations_P_G)
 
 
-def _fill(advantages_P_G: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(advantages_P_G), 0.0, advantages_P_G)
+def _fill(advantages_P_G: np.ndarray, rewards_P_G: np.ndarray) -> np.ndarray:
+    """0 where unscored; a NaN anywhere else is left for `grpo.loop.checked` to find."""
+    return np.where(np.isnan(rewards_P_G), 0.0, advantages_P_G)
 
 
 def grpo(rewards_P_G: np.ndarray) -> np.ndarray:
@@ -67,26 +81,26 @@ def grpo(rewards_P_G: np.ndarray) -> np.ndarray:
     counts_P_1 = (~np.isnan(deviations_P_G)).sum(axis=1, keepdims=True)
     squares_P_1 = np.nansum(deviations_P_G**2, axis=1, keepdims=True)
     std_P_1 = np.sqrt(squares_P_1 / np.maximum(counts_P_1 - 1, 1))
-    return _fill(deviations_P_G / (std_P_1 + STD_FLOOR))
+    return _fill(deviations_P_G / (std_P_1 + STD_FLOOR), rewards_P_G)
 
 
 def dr_grpo(rewards_P_G: np.ndarray) -> np.ndarray:
     """Deviation from the group's mean, unscaled: easy and hard prompts are not inflated."""
-    return _fill(_deviations(rewards_P_G))
+    return _fill(_deviations(rewards_P_G), rewards_P_G)
 
 
 def rloo(rewards_P_G: np.ndarray) -> np.ndarray:
     """Reward minus the mean of the group's *other* scored rewards, = deviation * n / (n - 1)."""
     deviations_P_G = _deviations(rewards_P_G)
     counts_P_1 = (~np.isnan(deviations_P_G)).sum(axis=1, keepdims=True)
-    return _fill(deviations_P_G * counts_P_1 / np.maximum(counts_P_1 - 1, 1))
+    return _fill(deviations_P_G * counts_P_1 / np.maximum(counts_P_1 - 1, 1), rewards_P_G)
 
 
 def batch(rewards_P_G: np.ndarray) -> np.ndarray:
     """Deviation from the group's mean in units of the whole batch's standard deviation."""
     scored_N = rewards_P_G[~np.isnan(rewards_P_G)]
     std = float(scored_N.std(ddof=1)) if len(scored_N) > 1 else 0.0
-    return _fill(_deviations(rewards_P_G) / (std + STD_FLOOR))
+    return _fill(_deviations(rewards_P_G) / (std + STD_FLOOR), rewards_P_G)
 
 
 def reinforce_plus_plus_baseline(rewards_P_G: np.ndarray) -> np.ndarray:
@@ -98,7 +112,7 @@ def reinforce_plus_plus_baseline(rewards_P_G: np.ndarray) -> np.ndarray:
     deviations_P_G = _deviations(rewards_P_G)
     scored_N = deviations_P_G[~np.isnan(deviations_P_G)]
     std = float(scored_N.std(ddof=1)) if len(scored_N) > 1 else 0.0
-    return _fill(deviations_P_G / (std + STD_FLOOR))
+    return _fill(deviations_P_G / (std + STD_FLOOR), rewards_P_G)
 
 
 def maxrl(rewards_P_G: np.ndarray) -> np.ndarray:
@@ -116,7 +130,7 @@ def maxrl(rewards_P_G: np.ndarray) -> np.ndarray:
     deviations_P_G = _deviations(rewards_P_G)
     counts_P_1 = (~np.isnan(rewards_P_G)).sum(axis=1, keepdims=True)
     means_P_1 = np.nansum(rewards_P_G, axis=1, keepdims=True) / np.maximum(counts_P_1, 1)
-    return _fill(deviations_P_G / np.where(means_P_1 > 0, means_P_1, 1.0))
+    return _fill(deviations_P_G / np.where(means_P_1 > 0, means_P_1, 1.0), rewards_P_G)
 
 
 def pass_at_k(rewards_P_G: np.ndarray, k: int) -> np.ndarray:
@@ -156,7 +170,7 @@ def _best_of(rewards_G: np.ndarray, k: int) -> np.ndarray:
 
 def none(rewards_P_G: np.ndarray) -> np.ndarray:
     """The raw reward."""
-    return _fill(rewards_P_G)
+    return _fill(rewards_P_G, rewards_P_G)
 
 
 ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {

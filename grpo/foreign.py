@@ -71,7 +71,8 @@ def said(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         code = "" if error.code is None else repr(error.code)
         return f"called sys.exit({code}){place_of(error)}, and only you may end a run"
-    return f"raised {type(error).__name__}: {error}{place_of(error)}"
+    words = f": {error}" if str(error) else ""
+    return f"raised {type(error).__name__}{words}{place_of(error)}"
 
 
 @contextmanager

@@ -35,6 +35,9 @@ Status = Literal[
     "grader_error",
     "not_applicable",
 ]
+# Of a reward, and of a weighted sum of them: its square is still a float32, in which much is
+# computed. Beyond it a group's variance would be no number, and nobody would notice.
+LARGEST_REWARD = 1e18
 FinishReason = Literal["stop", "length", "abort"]
 
 

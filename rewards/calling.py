@@ -19,9 +19,7 @@ from typing import Any, cast
 from grpo.errors import GrpoError, RewardError
 from grpo.foreign import guarded, said
 from grpo.rewards.verifier import NOT_COLUMNS, columns_at, make_task, text_of
-from grpo.types import Score, Verifier
-
-LARGEST = 1e18  # of a reward, and of a weighted sum: its square is still a float32
+from grpo.types import LARGEST_REWARD, Score, Verifier
 
 _POSITIONAL = ("prompts", "completions", "completion_ids")
 _FIXED = frozenset({str, int, float, bool, bytes, complex, type(None)})
@@ -157,10 +155,10 @@ def _as_score(name: str, row: int, value: Any) -> Score:
             f"reward {name!r} returned {number} for completion {row}; return None where it does "
             "not apply"
         )
-    if abs(number) > LARGEST:
+    if abs(number) > LARGEST_REWARD:
         raise RewardError(
             f"reward {name!r} returned {number:g} for completion {row}; a reward is at most "
-            f"{LARGEST:g} in size, or its group's variance is no number any more"
+            f"{LARGEST_REWARD:g} in size, or its group's variance is no number any more"
         )
     if isinstance(value, Score):
         return value if type(found) is float else replace(value, value=number)

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from grpo.errors import RewardError
-from grpo.foreign import guarded, said
+from grpo.foreign import guarded, place_of, said
 from grpo.rewards import deadline
-from grpo.rewards.calling import LARGEST, as_scores, invoke, named
+from grpo.rewards.calling import as_scores, invoke, named
 from grpo.rewards.combine import UNUSABLE
-from grpo.types import Completion, Message, Metrics, Prompt, Score, Verifier
+from grpo.types import LARGEST_REWARD, Completion, Message, Metrics, Prompt, Score, Verifier
 
 _OWN = ("prompt", "completion", "completion_ids", "prompts", "completions")
 
@@ -167,8 +167,10 @@ class RewardSet:
                 async with limit:
                     answers[index] = await coroutines[index]
             except BaseException as error:  # also SystemExit, which would end the loop
-                late = deadline.late(names[index], self.timeouts[names[index]])
-                answers[index] = late if limit.expired() else error
+                answers[index] = error
+                if limit.expired():
+                    place = place_of(error.__cause__ or error)
+                    answers[index] = deadline.late(names[index], self.timeouts[names[index]], place)
 
         async def together() -> None:
             await asyncio.gather(*map(one, coroutines))
@@ -218,10 +220,10 @@ class _Loop:
 def _weighed(name: str, value: float, weight: float) -> float:
     """weight * value. Raises RewardError where that is too large to learn from."""
     product = weight * value
-    if not abs(product) <= LARGEST:
+    if not abs(product) <= LARGEST_REWARD:
         raise RewardError(
             f"reward {name!r} gave {value:g}, and its weight makes that {weight:g} times as much; "
-            f"a weighted reward is at most {LARGEST:g} in size"
+            f"a weighted reward is at most {LARGEST_REWARD:g} in size"
         )
     return product
 

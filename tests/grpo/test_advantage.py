@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from grpo.advantage import ADVANTAGES, pass_at_k
-from grpo.errors import RecipeError
+from grpo.advantage import ADVANTAGES, pass_at_k, reward_matrix
+from grpo.errors import RecipeError, RewardError
+from grpo.types import Completion, Group, Prompt, Rollout, Score, Task
 
 NAN = np.nan
 
@@ -126,3 +128,29 @@ def test_pass_at_k_is_the_papers_closed_form(right):
     (found,) = advantages("pass@4", [[0.0] * wrong + [1.0] * right])
     np.testing.assert_allclose(found, [bad] * wrong + [good] * right, rtol=1e-12, atol=1e-12)
     assert found.any() == (wrong >= k)  # with fewer wrong every four have a right one
+
+
+def group(*values):
+    prompt = Prompt(task=Task(uid="sum/1", prompt="q"), text="q", ids=(1,))
+    empty = Completion(request="r", index=0, segments=(), text="", finish="stop")
+    scores = [Score(value=v, status="scored", parts={"mine": v}) for v in values]
+    rollouts = tuple(Rollout(prompt=prompt, completion=empty, score=s) for s in scores)
+    return Group(prompt=prompt, visit=0, rollouts=rollouts)
+
+
+@pytest.mark.parametrize("value", [1e308, -1e200, 2e18, math.inf, NAN])
+def test_rewards_that_nothing_can_be_computed_with_are_refused(value):
+    """The variance would be infinite and the advantages 0, or NaN: no row would be trained."""
+    words = f"task 'sum/1' has the reward {value:g} (mine {value}); nothing is learned"
+    with pytest.raises(RewardError, match=re.escape(words)):
+        reward_matrix([group(0.0, value)])
+    np.testing.assert_array_equal(reward_matrix([group(1e18, None)]), [[1e18, NAN]])
+
+
+@pytest.mark.parametrize("name", sorted(set(ADVANTAGES) - {"pass@2", "pass@4", "pass@8"}))
+def test_what_is_no_number_is_not_taken_for_unscored(name):
+    """Only where there is no reward is the advantage 0; anything else is left for the loop."""
+    with np.errstate(all="ignore"):
+        found = advantages(name, [[math.inf, 0.0, 1.0, NAN]])
+    assert not np.isfinite(found[0, 0])
+    assert found[0, 3] == 0.0

@@ -239,3 +239,26 @@ def test_chat_answers_each_line_of_a_pipe_with_both_models(
 def test_curve_keeps_the_shape_when_it_is_narrowed() -> None:
     assert show.curve([0.0] * 50 + [1.0] * 50, width=4) == "▁▁██"
     assert show.curve([3.0, 3.0]) == "▁▁"
+
+
+def test_a_plug_in_that_exits_is_an_error(
+    tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its exit code is not ours: 0 would say that all went well."""
+    path = tmp_path / "leaves.py"
+    path.write_text("import sys\ndef f(completions, **_):\n    sys.exit(0)\n")
+    assert cli.main(["score", f"{path}:f", str(rows)]) == 2
+    assert f"called sys.exit(0) at {path}:3" in capsys.readouterr().err
+    # wherever it is called from, say a data source in the middle of a run
+    monkeypatch.setattr(cli, "_doctor", lambda _: sys.exit(0))
+    assert cli.main(["doctor"]) == 2
+    assert "code that is not ours called sys.exit(0) at " in capsys.readouterr().err
+
+
+def test_scoring_has_a_deadline(
+    tmp_path: Path, rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "slow.py"
+    path.write_text("import time\ndef f(completions, **_):\n    time.sleep(5)\n")
+    assert cli.main(["score", f"{path}:f", str(rows), "--timeout", "0.1"]) == 2
+    assert "did not return within 0.1 s" in capsys.readouterr().err

@@ -148,7 +148,7 @@ def test_tensors_and_series_are_taken_by_position() -> None:
 # Numbers that are none
 
 
-@pytest.mark.parametrize("value", [1e308, -1e308, 1e200, 2e18, 10**400])
+@pytest.mark.parametrize("value", [1e308, -1e308, 1e200, 2e18, pytest.param(10**400, id="whole")])
 def test_values_whose_variance_is_no_number_are_refused(value: float) -> None:
     with pytest.raises(RewardError, match=r"reward 'r0' returned (-?\d(\.\d)?e\+\d+|inf) for"):
         score(lambda **_: [value, 0.0])
@@ -212,9 +212,9 @@ def calls_on(**_):
         (leaves_later, rf"called sys.exit\(0\) at .*{HERE}"),
         (its_task_leaves, rf"called sys.exit\(0\) at .*{HERE}"),
         (Leaver(), rf"called sys.exit\('enough'\) at .*{HERE}"),
-        (interrupts, rf"raised KeyboardInterrupt: +at .*{HERE}"),
-        (interrupts_later, rf"raised KeyboardInterrupt: +at .*{HERE}"),
-        (closes, rf"raised GeneratorExit: +at .*{HERE}"),
+        (interrupts, rf"raised KeyboardInterrupt at .*{HERE}"),
+        (interrupts_later, rf"raised KeyboardInterrupt at .*{HERE}"),
+        (closes, rf"raised GeneratorExit at .*{HERE}"),
         (cancels, r"raised CancelledError"),
         (calls_on, rf"raised ValueError: invalid literal.* at .*{HERE}"),
     ],
@@ -343,10 +343,9 @@ def test_a_reward_that_does_not_return_is_named(reward: Any) -> None:
 
 
 def test_where_a_reward_hangs_is_said() -> None:
-    with pytest.raises(RewardError, match=rf"when it was at .*{HERE}"):
-        score(sleeps, r0=0.2)
-    with pytest.raises(RewardError, match=rf"when it was at .*{HERE}"):
-        score(blocks, r0=0.2)
+    for reward in (sleeps, waits, blocks):
+        with pytest.raises(RewardError, match=rf"when it was at .*{HERE}"):
+            score(reward, r0=0.2)
 
 
 def test_elsewhere_than_on_the_main_thread_too(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}", "<frozen")
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
+_told: set[tuple[str, str]] = set()
 
 
 class Passing(BaseException):
@@ -133,7 +134,9 @@ def _settings(who: str) -> Iterator[None]:
         for (what, read, write), value in zip(known, before, strict=True):
             if (now := read()) != value:
                 write(value)
-                logger.warning("%s left %s at %s; it is %s again", who, what, now, value)
+                if (who, what) not in _told:  # not once a group
+                    _told.add((who, what))
+                    logger.warning("%s left %s at %s; it is %s again", who, what, now, value)
 
 
 @cache

@@ -97,3 +97,11 @@ def test_what_a_reward_raises_comes_back_named(local: None, tmp_path: Path) -> N
     with pytest.raises(RewardError, match="bad"):
         far.score(*asked("x"))
     far.close()
+
+
+def test_a_reward_that_hangs_there_is_named_in_time(local: None, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\ndef slow(**_):\n    time.sleep(600)\n")
+    far = RemoteRewards([RewardSpec(name=f"{tmp_path / 'slow.py'}:slow", timeout=0.5)], 1)
+    with pytest.raises(RewardError, match=r"'slow' did not return within 0.5 s.*slow.py:3"):
+        far.score(*asked("x"))
+    far.close()

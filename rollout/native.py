@@ -47,15 +47,17 @@ def make_step(
     of no group, or its place is one that the cache has no room for.
     """
     rows, (chunks, _, capacity) = len(positions), cache.own[0].shape[:3]
-    groups = len(cache.lengths)
+    groups, room = len(cache.lengths), len(tables[0])
     group = at_array("groups of rows", cache.group, np.int64, rows)
-    within("groups of rows", cache.group, 0, min(groups, len(cache.prompts[0][0])))
-    within("positions beyond a prompt", positions - cache.lengths[cache.group], 0, chunks * CHUNK)
-    within("positions", positions, 0, len(tables[0]))
-    within("lengths of prompts", cache.lengths, 0, cache.slots + 1)
+    at_array("positions", positions, np.int64, rows)
+    within("groups of rows", cache.group, min(groups, len(cache.prompts[0][0])))
+    within("lengths of prompts", cache.lengths, cache.slots + 1)
+    own = positions - cache.lengths[cache.group]
+    within("positions beyond a prompt", own, chunks * CHUNK)
+    within("positions", positions, room)
     if rows > capacity:
         raise ValueError(f"{rows} rows, and the cache has room for {capacity}")
-    shape = (len(tables[0]), size)
+    shape = (room, size)
     return Step(
         rows=rows,
         heads=heads,
@@ -66,7 +68,7 @@ def make_step(
         threads=torch.get_num_threads(),
         group=group,
         lengths=at_array("lengths of prompts", cache.lengths, np.int64, groups),
-        positions=at_array("positions", positions, np.int64, rows),
+        positions=positions.ctypes.data,
         cosine=at("cosines", tables[0], torch.float32, shape),
         sine=at("sines", tables[1], torch.float32, shape),
     )

@@ -20,12 +20,7 @@ def at(what: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> i
 
     That is contiguous, on the CPU, and of this type and shape.
     """
-    if (
-        tensor.dtype is dtype
-        and tensor.shape == shape
-        and tensor.is_contiguous()
-        and tensor.device.type == "cpu"
-    ):
+    if tensor.dtype is dtype and tensor.shape == shape and tensor.is_contiguous() and tensor.is_cpu:
         return tensor.data_ptr()
     layout = "contiguous" if tensor.is_contiguous() else f"strides {tensor.stride()}"
     raise ValueError(
@@ -44,15 +39,19 @@ def at_array(what: str, array: np.ndarray, dtype: Any, length: int) -> int:
     )
 
 
-def within(what: str, numbers: Any, low: int, high: int) -> None:
-    """Raise ValueError unless all numbers of a tensor or array are from `low` to below `high`.
+def within(what: str, numbers: Any, high: int) -> None:
+    """Raise ValueError unless all numbers of a tensor or int64 array are from 0 to below `high`.
 
     They say where a kernel reads or writes.
     """
     if not len(numbers):
         return
-    least, most = int(numbers.min()), int(numbers.max())
-    if least < low or most >= high:
-        raise ValueError(
-            f"a compiled kernel was given {what} from {least} to {most}; valid: {low} to {high - 1}"
-        )
+    if isinstance(numbers, np.ndarray) and numbers.dtype == np.int64:
+        if int(numbers.view(np.uint64).max()) < high:  # one pass: what is negative is large
+            return
+    elif int(numbers.min()) >= 0 and int(numbers.max()) < high:
+        return
+    raise ValueError(
+        f"a compiled kernel was given {what} from {int(numbers.min())} to {int(numbers.max())}; "
+        f"valid: 0 to {high - 1}"
+    )

@@ -69,5 +69,5 @@ def _kernels(product: Tensor) -> ctypes.CDLL | None:
 
 def _targets(targets: Tensor, rows: int, vocab: int) -> ctypes.c_void_p:
     """Where the targets lie; each of them says where in its row is read and written."""
-    within("target tokens", targets, 0, vocab)
+    within("target tokens", targets, vocab)
     return _P(at("target tokens", targets, torch.int64, (rows,)))

@@ -33,7 +33,8 @@ class DemonstrationSource(TaskSource, Protocol):
 def stable_hash(*parts: object) -> int:
     """64-bit blake2b of the parts' text: the same number in every process and on every machine."""
     text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+    encoded = text.encode(errors="surrogatepass")  # JSON may hold half a pair
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "big")
 
 
 def is_heldout(key: str, fraction: float) -> bool:

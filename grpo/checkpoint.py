@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.errors import RunError
+from grpo.lines import split_lines
 
 INDEX = "checkpoints.jsonl"
 
@@ -100,7 +101,7 @@ def _indexed(run: Path) -> list[int]:
     steps: list[int] = []
     if not (run / INDEX).exists():
         return steps
-    for line in (run / INDEX).read_text(encoding="utf-8").splitlines():
+    for line in split_lines((run / INDEX).read_text(encoding="utf-8")):
         try:
             steps.append(int(json.loads(line)["step"]))
         except (ValueError, KeyError):  # the last line of a run killed while writing it

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from grpo.errors import GrpoError, PluginError, RecipeError
 from grpo.foreign import said
+from grpo.lines import to_line
 
 USAGE = 2
 INTERRUPTED = 130
@@ -306,7 +307,7 @@ def _score(arguments: argparse.Namespace) -> int:
         arguments.timeout,
     )
     for row in rows:
-        print(json.dumps(row, ensure_ascii=False), flush=sys.stdout.isatty())
+        print(to_line(row), end="", flush=sys.stdout.isatty())
         counts[row["status"]] = counts.get(row["status"], 0) + 1
         if row["status"] == "grader_error":
             failures[row["detail"]] = failures.get(row["detail"], 0) + 1

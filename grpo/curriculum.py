@@ -269,7 +269,7 @@ def read_pass_rates(path: str) -> dict[str, float]:
 def _lines(file: Path) -> Iterable[dict[str, Any]]:
     opened = gzip.open if file.suffix == ".gz" else open
     try:
-        with opened(file, "rt", encoding="utf-8") as lines:
+        with opened(file, "rt", encoding="utf-8-sig", newline="\n") as lines:
             return [json.loads(line) for line in lines if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"curriculum pass_rates: {file} cannot be read: {error}") from error

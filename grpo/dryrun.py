@@ -25,6 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from grpo import ledger
 from grpo.architectures import Family, family_of, make_tiny
 from grpo.config import from_dict, resolved
+from grpo.lines import from_lines
 from grpo.loop import Step
 from grpo.rewards.verifier import text_of
 from grpo.run import resume_run, stage_folder, train_recipe
@@ -264,7 +265,7 @@ def _loads(stage: AnyStage, folder: Path) -> Check:
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
     file = folder / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return from_lines(file.read_text(encoding="utf-8")) if file.is_file() else []
 
 
 def print_changes(recipe: Recipe, small: Recipe, console: Console) -> None:

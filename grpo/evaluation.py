@@ -33,8 +33,9 @@ from grpo.rollout import ENGINES
 from grpo.run import prepare_process, recipe_of, stage_folder, write_json
 from grpo.schema import Recipe, RLStage, Rollout
 from grpo.schema.recipe import LEAVES
+from grpo.stages.endings import sampling_of
 from grpo.stages.remote_rewards import reward_set
-from grpo.stages.wiring import build_heldout, build_rl_sampler, pretrained, sampling_of
+from grpo.stages.wiring import build_heldout, build_rl_sampler, pretrained
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, Task, TaskSource
 
 NGRAM = 10  # words in a row shared with a training row that count as contamination (R1: 10)

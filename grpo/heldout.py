@@ -7,7 +7,6 @@ sample by sample.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from grpo import behaviors, evaluate
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import stable_hash
 from grpo.errors import DataError
+from grpo.lines import from_lines, to_line
 from grpo.rewards.combine import UNUSABLE
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.latex import compare
@@ -58,7 +58,7 @@ class HeldOut:
         lines = [self._line(mode, place, c, s) for mode, place, c, s in groups]
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".tmp")
-        aside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        aside.write_text("".join(map(to_line, lines)), encoding="utf-8", newline="\n")
         os.replace(aside, path)
         return summarize(lines, [name for name, _, _ in self.rewards.rewards], self.seed)
 
@@ -236,8 +236,7 @@ def unscored(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str,
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The completions that `HeldOut.evaluate` wrote."""
-    # not splitlines: a completion may hold U+2028, which JSON leaves as it is
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    return from_lines(path.read_text(encoding="utf-8"))
 
 
 def _means(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float]:

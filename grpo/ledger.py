@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from grpo.lines import to_line
 from grpo.types import Group
-
-ENCODE = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def shard(folder: Path, step: int) -> Path:
@@ -30,7 +29,7 @@ def append(folder: Path, step: int, groups: Sequence[Group], advantages_P_G: np.
     """Commit the shard of `step`; the same groups give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-        ENCODE(_line(group, index, float(advantages_P_G[p, index])))
+        to_line(_line(group, index, float(advantages_P_G[p, index])))
         for p, group in enumerate(groups)
         for index in range(len(group.rollouts))
     ]
@@ -38,7 +37,7 @@ def append(folder: Path, step: int, groups: Sequence[Group], advantages_P_G: np.
     aside = path.with_suffix(".tmp")
     with open(aside, "wb") as raw:
         with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=3) as packed:
-            packed.write(("\n".join(lines) + "\n").encode())
+            packed.write("".join(lines).encode())
         raw.flush()
         os.fsync(raw.fileno())
     os.replace(aside, path)
@@ -47,7 +46,7 @@ def append(folder: Path, step: int, groups: Sequence[Group], advantages_P_G: np.
 
 def read(folder: Path, step: int) -> Iterator[dict[str, Any]]:
     """The lines of one shard."""
-    with gzip.open(shard(folder, step), "rt", encoding="utf-8") as lines:
+    with gzip.open(shard(folder, step), "rt", encoding="utf-8", newline="\n") as lines:
         yield from map(json.loads, lines)
 
 

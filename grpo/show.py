@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from grpo.errors import RunError
+from grpo.lines import split_lines
 from grpo.log import BARS
 from grpo.summary import print_models, print_stages
 
@@ -57,7 +58,7 @@ def print_run(folder: Path, console: Console | None = None) -> None:
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line cut off by a crash is left out."""
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = split_lines(file.read_text(encoding="utf-8"))
     steps: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:

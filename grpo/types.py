@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Message = dict[str, str]
+# role and content, and what else a chat template may read: tool_calls, reasoning_content, name.
+Message = dict[str, Any]
 Metrics = dict[str, float]
 Status = Literal[
     "correct",
@@ -156,7 +157,11 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
-    """One sampled continuation of a request; `text` is decoded once, special tokens kept out."""
+    """One sampled continuation of a request.
+
+    `text` is decoded once, by `rollout/decoding.py`: special tokens are in it, but not the eos that
+    ended it; after a stop string nothing follows.
+    """
 
     request: str  # Request.uid
     index: int  # 0 .. n-1

@@ -9,11 +9,12 @@ problems, with what two checks said of each. The first one that is complete and 
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from grpo.lines import to_line
 
 DATASET = "open-r1/OpenR1-Math-220k"
 
@@ -48,9 +49,9 @@ def main() -> None:
 
     rows = datasets.load_dataset(DATASET, split="train", streaming=True)
     count = 0
-    with arguments.out.open("w", encoding="utf-8") as file:
+    with arguments.out.open("w", encoding="utf-8", newline="\n") as file:
         for row in track(islice(convert(rows), arguments.limit), description=DATASET):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(to_line(row))
             count += 1
     print(f"{arguments.out}: {count} rows")
 

@@ -52,7 +52,10 @@ def score_file(
     else:
         name, scorer = getattr(reward, "__name__", type(reward).__name__), reward
     try:
-        with Path(path).open(encoding="utf-8-sig") as lines, ThreadPoolExecutor(workers) as threads:
+        with (
+            Path(path).open(encoding="utf-8-sig", newline="\n") as lines,
+            ThreadPoolExecutor(workers) as threads,
+        ):
             rows = _rows(lines, path, name, getattr(scorer, "needs", ()))
             waiting: deque[Future[list[Score]]] = deque()
             try:

@@ -67,7 +67,12 @@ def make_server(
     concurrency: int = 64,
     api_key_env: str = "",
 ) -> Engine:
-    """A server that `grpo serve` started; rollout/server.py has the settings."""
+    """A server that `grpo serve` started; rollout/server.py has the settings.
+
+    Texts are made from the ids that come, by the tokenizer of `spec.model`, as in every engine.
+    """
+    from transformers import AutoTokenizer
+
     from grpo.rollout.server import ServerEngine
 
     return ServerEngine(
@@ -78,6 +83,7 @@ def make_server(
         wait=wait,
         concurrency=concurrency,
         api_key_env=api_key_env,
+        tokenizer=AutoTokenizer.from_pretrained(spec.model),
     )
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from grpo.errors import EngineError, WeightsError
+from grpo.rollout.decoding import cut, whole_characters
 from grpo.rollout.http_engine import HttpEngine, Work
 from grpo.rollout.server_answers import Strange, seed_of
 from grpo.rollout.server_http import Address, Refused, Unreachable
@@ -175,7 +176,8 @@ class EndpointEngine(HttpEngine[_Sample]):
                 outcome = strange
             else:
                 self._count(outcome)
-                self._give(sample, *_cut(text, finish, sample.request.sampling.stop))
+                kept = cut(text, sample.request.sampling.stop)
+                self._give(sample, *((text, finish) if kept is None else (kept, "stop")))
                 return
         elif not isinstance(outcome, Unreachable | Refused):
             raise outcome
@@ -238,10 +240,4 @@ def _read(answer: Any) -> tuple[str, FinishReason]:
         raise Strange("the answer has no text")
     if thought:
         text = f"<think>\n{thought.strip()}\n</think>\n\n{text or ''}"
-    return str(text), _ENDED.get(choice.get("finish_reason"), "abort")
-
-
-def _cut(text: str, finish: FinishReason, stop: Sequence[str]) -> tuple[str, FinishReason]:
-    """The text up to and with the first stop string in it."""
-    ends = [text.index(word) + len(word) for word in stop if word in text]
-    return (text[: min(ends)], "stop") if ends else (text, finish)
+    return whole_characters(str(text)), _ENDED.get(choice.get("finish_reason"), "abort")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from grpo.errors import EngineError
+from grpo.rollout.decoding import completion_text
 from grpo.types import Ack, Completion, Metrics, Request, Segment, Version
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class FakeEngine:
                     raw_logprobs=logprobs if sampling.raw_logprobs else None,
                 ),
             ),
-            text=self.tokenizer.decode(array.tolist(), skip_special_tokens=True),
+            text=completion_text(self.tokenizer, array.tolist(), sampling.eos_ids),
             finish="length" if cut else "stop",
         )
 

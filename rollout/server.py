@@ -58,6 +58,7 @@ class ServerEngine(HttpEngine[_Job]):
     wait         seconds that a server may be gone, for one that is being restarted
     concurrency  calls under way at a time
     api_key_env  environment variable with the server's key
+    tokenizer    makes the text of a completion from its ids; None: the text is the server's own
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ServerEngine(HttpEngine[_Job]):
         wait: float = 300.0,
         concurrency: int = 64,
         api_key_env: str = "",
+        tokenizer: Any = None,
     ) -> None:
         key = os.environ.get(api_key_env, "") if api_key_env else ""
         super().__init__(
@@ -80,6 +82,7 @@ class ServerEngine(HttpEngine[_Job]):
             concurrency=concurrency,
         )
         self.spec = spec
+        self.tokenizer = tokenizer
         self._broken = ""
         self._suspect = False  # a failure that a restart would explain; look before the next call
         self._heard = time.monotonic()  # when the last answer came
@@ -216,13 +219,7 @@ class ServerEngine(HttpEngine[_Job]):
             )
         if not isinstance(outcome, Exception):
             try:
-                read = completions_from if self.server.gives_tokens else plain_completions
-                completions = read(
-                    job.request,
-                    outcome,
-                    self.server.since(job.label),
-                    aborted=job.abort_by is not None,
-                )
+                completions = self._read(job, outcome)
             except Strange as strange:
                 outcome = strange
             else:
@@ -234,6 +231,19 @@ class ServerEngine(HttpEngine[_Job]):
             self._finish(job, nothing(job.request, self.version))
             return
         self._again(job, outcome)
+
+    def _read(self, job: _Job, answer: Any) -> list[Completion]:
+        """The completions of an answer. Raises Strange."""
+        versions = self.server.since(job.label)
+        if not self.server.gives_tokens:
+            return plain_completions(job.request, answer, versions)
+        return completions_from(
+            job.request,
+            answer,
+            versions,
+            aborted=job.abort_by is not None,
+            tokenizer=self.tokenizer,
+        )
 
     def _again(self, job: _Job, reason: Exception) -> None:
         if job.attempts > self._retries:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from grpo.rollout.decoding import completion_text, cut, whole_characters
 from grpo.types import Completion, FinishReason, Request, Segment, Version
 
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
@@ -50,24 +51,35 @@ def body_for(request: Request, name: str) -> dict[str, Any]:
             "stop_token_ids": list(sampling.eos_ids),
             "ignore_eos": True,
             "include_stop_str_in_output": True,
+            "skip_special_tokens": False,  # a stop string may be one, or hold one
             "logprobs": 0,  # of the sampled token alone
         },
     }
 
 
 def completions_from(
-    request: Request, answer: Any, versions: Mapping[str, Version], *, aborted: bool
+    request: Request,
+    answer: Any,
+    versions: Mapping[str, Version],
+    *,
+    aborted: bool,
+    tokenizer: Any = None,
 ) -> list[Completion]:
     """The completions of a token-route answer, in sample order. Raises Strange.
 
-    `versions` has the labels that this answer may carry; `aborted`: we asked for its abort.
+    `versions` has the labels that this answer may carry; `aborted`: we asked for its abort. Texts
+    are what `tokenizer` makes of the ids; the server's own without one.
     """
     choices = _choices(request, answer)
-    return [_completion(request, choice, versions, aborted) for choice in choices]
+    return [_completion(request, choice, versions, aborted, tokenizer) for choice in choices]
 
 
 def _completion(
-    request: Request, choice: Mapping[str, Any], versions: Mapping[str, Version], aborted: bool
+    request: Request,
+    choice: Mapping[str, Any],
+    versions: Mapping[str, Version],
+    aborted: bool,
+    tokenizer: Any,
 ) -> Completion:
     finish = _finish(choice)
     if finish == "abort" and not aborted:
@@ -99,15 +111,24 @@ def _completion(
         request=request.uid,
         index=choice["index"],
         segments=tuple(segments) or (_no_tokens(list(versions.values())[-1]),),
-        text=choice["text"],
+        text=choice["text"] if tokenizer is None else _text(request, ids.tolist(), tokenizer),
         finish=finish,
     )
 
 
+def _text(request: Request, ids: list[int], tokenizer: Any) -> str:
+    text = completion_text(tokenizer, ids, request.sampling.eos_ids)
+    kept = cut(text, request.sampling.stop)
+    return text if kept is None else kept
+
+
 def plain_body(request: Request, model: str) -> dict[str, Any]:
-    """The call for `request` on the text route, in fields that every such server knows."""
+    """The call for `request` on the text route, in fields that every such server knows.
+
+    Stop strings are not among them: the server would cut them out of the text.
+    """
     sampling = request.sampling
-    body = {
+    return {
         "model": model,
         "prompt": list(request.ids),
         "n": request.n,
@@ -116,24 +137,26 @@ def plain_body(request: Request, model: str) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "seed": seed_of(request.key),
     }
-    return body | ({"stop": list(sampling.stop)} if sampling.stop else {})
 
 
 def plain_completions(
-    request: Request, answer: Any, versions: Mapping[str, Version], *, aborted: bool
+    request: Request, answer: Any, versions: Mapping[str, Version]
 ) -> list[Completion]:
     """The completions of a text-route answer: text without tokens. Raises Strange."""
-    del aborted  # this route knows no abort
-    return [
-        Completion(
-            request=request.uid,
-            index=choice["index"],
-            segments=(_no_tokens(list(versions.values())[-1]),),
-            text=choice["text"],
-            finish=_finish(choice),
+    found: list[Completion] = []
+    for choice in _choices(request, answer):
+        text, finish = whole_characters(choice["text"]), _finish(choice)
+        kept = cut(text, request.sampling.stop)
+        found.append(
+            Completion(
+                request=request.uid,
+                index=choice["index"],
+                segments=(_no_tokens(list(versions.values())[-1]),),
+                text=text if kept is None else kept,
+                finish=finish if kept is None else "stop",
+            )
         )
-        for choice in _choices(request, answer)
-    ]
+    return found
 
 
 def nothing(request: Request, version: Version) -> list[Completion]:

@@ -21,6 +21,7 @@ from grpo.canary import canary_logprob
 from grpo.errors import EngineError, WeightsError
 from grpo.quantize import round_base
 from grpo.rollout.decoder import make_decoder
+from grpo.rollout.decoding import completion_text, cut
 from grpo.rollout.rows import Job, Rows
 from grpo.rollout.sampling import Plan, make_plan, sample, uniforms, workspace
 from grpo.rollout.weights import copy_weights, own_weights, private_copy, resident_hash
@@ -39,7 +40,7 @@ class TorchEngine:
     keeps a second copy of the weights in the layout the CPU multiplies fastest, where model and
     machine allow it; only `load_weights` changes that one. `compile` decodes with the model's own
     code under torch.compile, for GPUs (minutes at the first step). `tokenizer` needs
-    `decode(ids, skip_special_tokens=True)`. With `lora_rank`, the copy gets an adapter of that
+    `decode(ids, skip_special_tokens=...)`. With `lora_rank`, the copy gets an adapter of that
     rank, and `load_weights` takes its tensors alone.
     """
 
@@ -353,8 +354,9 @@ class TorchEngine:
             for r, s in zip(at[stopped | full], stopped[stopped | full], strict=True)
         }
         texts: dict[int, str] = {}
-        for row in at:
-            if rows.owners[row].job.request.sampling.stop:
+        for row, ending in zip(at, stopped, strict=True):
+            # An eos ends a completion before its text is looked at.
+            if rows.owners[row].job.request.sampling.stop and not ending:
                 text = self._stopped(int(row))
                 if text is not None:
                     ended[int(row)], texts[int(row)] = "stop", text
@@ -367,15 +369,14 @@ class TorchEngine:
         stops = rows.owners[row].job.request.sampling.stop
         made = int(rows.made[row])
         tail = max(len(s.encode()) for s in stops) + _STOP_MARGIN
-        if not any(s in self._text(row, max(0, made - tail), made) for s in stops):
+        if cut(self._text(row, max(0, made - tail), made), stops) is None:
             return None
-        text = self._text(row, 0, made)
-        ends = [text.find(s) + len(s) for s in stops if s in text]
-        return text[: min(ends)] if ends else None
+        return cut(self._text(row, 0, made), stops)
 
     def _text(self, row: int, start: int, end: int) -> str:
         ids = self._rows.tokens[row, start:end].tolist()
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        eos_ids = self._rows.owners[row].job.request.sampling.eos_ids
+        return completion_text(self.tokenizer, ids, eos_ids)
 
     def _finish(self, ended: dict[int, FinishReason], texts: dict[int, str] | None = None) -> None:
         """Give out the completions of rows `ended`; their rows serve waiting samples, or close."""

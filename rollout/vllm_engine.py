@@ -23,6 +23,7 @@ from torch import Tensor
 from grpo.canary import canary_ids
 from grpo.errors import EngineError, WeightsError
 from grpo.rollout import vllm_arguments, vllm_compat, vllm_lora, vllm_weights
+from grpo.rollout.decoding import completion_text, cut
 from grpo.rollout.vllm_requests import Job, Sample, late, refusal, sampling_params, segments
 from grpo.rollout.vllm_speculation import Speculation
 from grpo.types import (
@@ -411,7 +412,7 @@ class VllmEngine:
 
     def _finish(self, sample: Sample, reason: FinishReason, stopped: bool = False) -> None:
         request = sample.job.request
-        text = self._text(sample.ids)
+        text = self._text(sample, sample.ids)
         if stopped:
             text = self._cut(sample, text)
         self._done.append(
@@ -424,20 +425,18 @@ class VllmEngine:
             )
         )
 
-    def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+    def _text(self, sample: Sample, ids: list[int]) -> str:
+        return completion_text(self.tokenizer, ids, sample.job.request.sampling.eos_ids)
 
     def _cut(self, sample: Sample, text: str) -> str:
         """The text up to and including the first stop string; tokens after it are dropped.
 
         A speculative step may bring tokens beyond the one that completed the stop string.
         """
-        stops = sample.job.request.sampling.stop
-        ends = [text.find(s) + len(s) for s in stops if s in text]
-        if not ends:
+        kept = cut(text, sample.job.request.sampling.stop)
+        if kept is None:
             return text
-        cut = text[: min(ends)]
-        while len(sample.ids) > 1 and self._text(sample.ids[:-1]).startswith(cut):
+        while len(sample.ids) > 1 and self._text(sample, sample.ids[:-1]).startswith(kept):
             sample.ids.pop()
             sample.logprobs.pop()
-        return cut
+        return kept

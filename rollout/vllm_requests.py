@@ -81,6 +81,7 @@ def sampling_params(request: Request, first: int, n: int) -> Any:
         ignore_eos=True,  # those of the request count, not the checkpoint's
         include_stop_str_in_output=True,
         detokenize=bool(sampling.stop),
+        skip_special_tokens=False,  # a stop string may be one, or hold one
         logprobs=0,  # of the sampled token alone
         flat_logprobs=True,
         output_kind=outputs.DELTA,

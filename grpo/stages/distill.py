@@ -34,11 +34,12 @@ from grpo.learner import DTYPES
 from grpo.ranks import join
 from grpo.rollout.endpoint import EndpointEngine, Said
 from grpo.schema import Data, DistillStage, Model, Recipe
+from grpo.stages.endings import sampling_of
 from grpo.stages.reject import leave_rows
 from grpo.stages.rows import TextRow, encode_sets, read_rows
 from grpo.stages.sft import fine_tune, load_tokenizer, longest_row
 from grpo.stages.sft_trainer import StageTrainer
-from grpo.stages.wiring import Sampler, build_sampler, sampling_of
+from grpo.stages.wiring import Sampler, build_sampler
 from grpo.types import EngineSpec, Prompt, Request, Task
 
 
@@ -131,7 +132,7 @@ def _served(stage: DistillStage, recipe: Recipe) -> Sampler:
         engine=plugins.load(
             "engine", "endpoint", {"endpoint": EndpointEngine}, {**settings, "spec": spec}
         ),
-        sampling=sampling_of(rollout, tokenizer, stage.model.path),
+        sampling=sampling_of(rollout, tokenizer, stage.model.path, text_only=True),
         prompts=(),
     )
 

@@ -27,6 +27,7 @@ from grpo.data.mixture import task_sampling
 from grpo.data.source import TaskOrder, stable_hash
 from grpo.decontaminate import Evaluation, load_evaluation, normalized, prompt_text
 from grpo.errors import DataError, RunError
+from grpo.lines import split_lines
 from grpo.log import RunLog
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.language import LanguageConsistency
@@ -327,7 +328,8 @@ def _leave(
             for name in ("data", "rollout", "filter")
         }
         settings["rewards"] = [spec.model_dump(mode="json") for spec in stage.rewards]
-        (aside / "README.md").write_text(card(stage.name, made_of, counts, settings))
+        page = card(stage.name, made_of, counts, settings)
+        (aside / "README.md").write_text(page, encoding="utf-8")
 
     write_folder(folder / "data", write)
 
@@ -371,7 +373,7 @@ def _rewind_log(folder: Path, done: int) -> None:
 
 def _log_lines(folder: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
-    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for text in split_lines((folder / "metrics.jsonl").read_text(encoding="utf-8")):
         try:
             lines.append(json.loads(text))
         except ValueError:  # the last line of a stage killed while it was written

@@ -256,10 +256,7 @@ def _summary(
     seed: int,
 ) -> dict[str, Any]:
     before, after = evaluations["before"], evaluations["after"]
-    rows = [
-        [json.loads(line) for line in (folder / "eval" / f"{name}.jsonl").read_text().splitlines()]
-        for name in ("before", "after")
-    ]
+    rows = [heldout.read_lines(folder / "eval" / f"{name}.jsonl") for name in ("before", "after")]
     name = next(iter(rows[0][0]["parts"]))
     values = [heldout.values(lines, name) for lines in rows]
     clusters = [line["cluster"] for line in rows[0] if line["mode"] == "sample"]

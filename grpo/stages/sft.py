@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -33,13 +32,15 @@ from transformers import (
 from grpo import checkpoint
 from grpo.adapter import adapter_parameters, adapter_settings, write_adapter
 from grpo.data.prompts import PromptTemplate
-from grpo.errors import RecipeError, RunError, unknown_name
+from grpo.errors import RecipeError, unknown_name
 from grpo.forward import disable_dropout
 from grpo.learner import DTYPES
+from grpo.lines import from_lines
 from grpo.log import RunLog
 from grpo.policy import full_state, write_model
 from grpo.ranks import join
 from grpo.schema import SLM, Model, Recipe, Run, SFTData, SFTLearner, SFTStage
+from grpo.stages.endings import check_trained_eos
 from grpo.stages.pretrain import save_tokenizer
 from grpo.stages.rl import interruptible
 from grpo.stages.rows import TokenRow, encode_sets, mix, read_rows
@@ -80,10 +81,9 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
 
 
 def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a model. Raises RecipeError, and RunError where it has no eos token."""
+    """The tokenizer of a model. Raises RecipeError, also where it has no eos that can be taught."""
     tokenizer = _loaded(AutoTokenizer, path, "model.path")
-    if tokenizer.eos_token_id is None:
-        raise RunError(f"the tokenizer of {path} names no eos token; a completion could never end")
+    check_trained_eos(tokenizer, path)
     return tokenizer
 
 
@@ -160,8 +160,8 @@ def fine_tune(
 
 
 def _summary(rows: int, made: StageTrainer, seconds: float, folder: Path) -> dict[str, Any]:
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-10:]
-    losses = [json.loads(line)["loss"] for line in lines]
+    lines = from_lines((folder / "metrics.jsonl").read_text(encoding="utf-8"))[-10:]
+    losses = [line["loss"] for line in lines]
     loss, steps = sum(losses) / len(losses), made.state.global_step
     return {
         "result": f"{rows} rows, loss {loss:.3f} after {steps} steps, "

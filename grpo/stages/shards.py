@@ -13,13 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from grpo.lines import to_line
+
 
 def write_lines(path: Path, lines: Iterable[Any]) -> None:
     """Write one JSON value a line, whole or not at all."""
     aside = path.with_suffix(".tmp")
     with open(aside, "w", encoding="utf-8", newline="\n") as file:
         for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.write(to_line(line))
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
@@ -28,7 +30,7 @@ def write_lines(path: Path, lines: Iterable[Any]) -> None:
 
 def read_lines(path: Path) -> Iterator[Any]:
     """The values of a JSONL file."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", newline="\n") as file:
         for line in file:
             yield json.loads(line)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from grpo import heldout, plugins
 from grpo.advantage import ADVANTAGES
@@ -16,7 +15,7 @@ from grpo.curriculum import CURRICULA, Curriculum
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder, stable_hash
-from grpo.errors import RecipeError, RunError, unknown_name
+from grpo.errors import RecipeError, unknown_name
 from grpo.gathering import Wanted
 from grpo.learner import TorchLearner
 from grpo.loop import Parts
@@ -39,6 +38,7 @@ from grpo.schema import (
     Run,
     Schedule,
 )
+from grpo.stages.endings import sampling_of
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
 
@@ -289,22 +289,3 @@ def _check_room(model_path: str, length: int, longest: int) -> None:
 def vocab_size(model_path: str) -> int:
     """Rows of the model's embedding: the token ids that it knows."""
     return pretrained(AutoConfig, model_path).get_text_config().vocab_size
-
-
-def sampling_of(rollout: Rollout, tokenizer: Any, model_path: str) -> Sampling:
-    """The recipe's sampling; a completion ends at any eos of tokenizer or generation config."""
-    eos: set[int] = {tokenizer.eos_token_id} - {None}
-    with suppress(OSError):  # not every model has such a file
-        declared = GenerationConfig.from_pretrained(model_path).eos_token_id
-        eos |= set(declared if isinstance(declared, list) else [declared]) - {None}
-    if not eos:
-        raise RunError(f"the tokenizer of {model_path} names no eos token; completions never end")
-    return Sampling(
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        min_p=rollout.min_p,
-        max_tokens=rollout.longest_completion,
-        stop=rollout.stop,
-        eos_ids=tuple(sorted(eos)),
-    )

@@ -46,9 +46,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def engine(url: str) -> Iterator[Any]:
-    from grpo.rollout.server import ServerEngine
+    from grpo.rollout import make_server
 
-    engine = ServerEngine(SPEC, url=url, timeout=60.0, wait=60.0)
+    engine = make_server(spec=SPEC, url=url, timeout=60.0, wait=60.0)
     yield engine
     engine.close()
 

@@ -1,0 +1,136 @@
+"""Where a completion ends: eos ids and stop strings, checked before anything is sampled."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+from transformers import AutoConfig, GenerationConfig
+
+from grpo.errors import RecipeError
+from grpo.schema import Rollout
+from grpo.types import Sampling
+
+logger = logging.getLogger(__name__)
+
+# A tag that rewards look for, as in <answer>…</answer>: it stays in the text that it ends.
+_CLOSING_TAG = re.compile(r"</[^<>/|]+>")
+
+
+def sampling_of(
+    rollout: Rollout, tokenizer: Any, model_path: str, *, text_only: bool = False
+) -> Sampling:
+    """The recipe's sampling; a completion ends at any eos of tokenizer or generation config.
+
+    A stop string that is a special token ends a completion as an eos does, in every engine, and as
+    an eos it is not in the text; a closing tag (`</answer>`) is. With `text_only`, or an endpoint,
+    whose answers have no ids, it stays a stop string. Raises RecipeError where a completion could
+    never end, or a stop string never come.
+    """
+    size = vocab_size(model_path)
+    eos = set(end_ids(tokenizer, model_path, size))
+    stop: list[str] = []
+    for word in rollout.stop:
+        if not word:
+            raise RecipeError(
+                "rollout.stop has an empty string, which every text holds; leave it out"
+            )
+        special = special_id(tokenizer, word)
+        if special is not None and special >= size:
+            raise RecipeError(
+                f"rollout.stop = {word!r} is token {special}, but the model has embeddings for "
+                f"{size} tokens only and can never write it; resize its embeddings, or leave it out"
+            )
+        if special is None or _CLOSING_TAG.fullmatch(word):
+            stop.append(word)
+        elif text_only or rollout.engine == "endpoint":
+            logger.warning(
+                "rollout.stop = %r is a special token, which servers leave out of their text: "
+                "completions end where the server ends them",
+                word,
+            )
+            stop.append(word)
+        else:
+            eos.add(special)
+    return Sampling(
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        min_p=rollout.min_p,
+        max_tokens=rollout.longest_completion,
+        stop=tuple(stop),
+        eos_ids=tuple(sorted(eos)),
+    )
+
+
+def end_ids(tokenizer: Any, model_path: str, size: int) -> list[int]:
+    """Every eos id that a model of `size` tokens can write. Raises RecipeError where there is none.
+
+    Of the tokenizer and the generation config; without such a file, of the model's config.
+    """
+    found = ({tokenizer.eos_token_id} | _declared(model_path)) - {None}
+    outside = sorted(i for i in found if not 0 <= i < size)
+    said = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)!r} ({i})" for i in outside)
+    if len(outside) == len(found):
+        why = f"neither the tokenizer nor the configuration of {model_path} names an eos token"
+        if outside:
+            why = (
+                f"the eos of {model_path} is {said}, but the model has tokens 0 to {size - 1} only"
+            )
+        raise RecipeError(
+            f"{why}, so a completion could never end: name one that it has as eos_token_id in "
+            "generation_config.json or eos_token in tokenizer_config.json, or resize its embeddings"
+        )
+    if outside:
+        logger.warning(
+            "%s: eos %s ends nothing: the model has tokens 0 to %d only", model_path, said, size - 1
+        )
+    return sorted(found - set(outside))
+
+
+def check_trained_eos(tokenizer: Any, model_path: str) -> None:
+    """Refuse to teach an eos that the model has no embedding for. Raises RecipeError."""
+    size, own = vocab_size(model_path), tokenizer.eos_token_id
+    if own is None or own >= size:
+        what = (
+            "names no eos token" if own is None else f"has the eos {tokenizer.eos_token!r}, {own}"
+        )
+        but = "" if own is None else f", but the model has embeddings for {size} tokens only"
+        raise RecipeError(
+            f"the tokenizer of {model_path} {what}{but}: a row could not end; set eos_token in its "
+            "tokenizer_config.json to a token that it has, or resize the embeddings"
+        )
+
+
+def special_id(tokenizer: Any, word: str) -> int | None:
+    """The id of the special token that is written `word`; None where there is none."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    for number, token in added.items():
+        if str(token) == word and token.special:
+            return int(number)
+    named = getattr(tokenizer, "all_special_tokens", ())
+    return int(tokenizer.convert_tokens_to_ids(word)) if word in named else None
+
+
+def vocab_size(model_path: str) -> int:
+    """Tokens that the model has embeddings for. Raises RecipeError where there is no such model."""
+    return int(_config(model_path).vocab_size)
+
+
+def _declared(model_path: str) -> set[int]:
+    try:
+        declared: Any = GenerationConfig.from_pretrained(model_path).eos_token_id
+    except OSError:  # not every model has such a file; transformers then goes by the config
+        declared = getattr(_config(model_path), "eos_token_id", None)
+    return set(declared if isinstance(declared, list) else [declared]) - {None}
+
+
+def _config(model_path: str) -> Any:
+    try:
+        return AutoConfig.from_pretrained(model_path).get_text_config()
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RecipeError(
+            f"model.path = {model_path!r} could not be loaded as a folder or from the hub: {reason}"
+        ) from error

@@ -81,4 +81,27 @@ def load_rows(
             f"data set {path!r} (name={name!r}, split={split!r}) cannot be loaded: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return [(f"{path}[{split}] row {i}", dict(row)) for i, row in enumerate(table)]
+    return [(f"{path}[{split}] row {i}", as_row(dict(row))) for i, row in enumerate(table)]
+
+
+def as_row(row: Row) -> Row:
+    """A row of a table without what its columns write into messages and tools that lack a key.
+
+    Structures of one column share their keys, so an argument of one tool stands as None in all.
+    """
+    nested = {
+        key: _without_none(value)
+        for key, value in row.items()
+        if key in ("tools", "chat_template_kwargs") or _holds_messages(value)
+    }
+    return {**row, **nested}
+
+
+def _holds_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value

@@ -1,17 +1,19 @@
 """Tasks through a template: what the model reads, as text and as token ids.
 
 Templates: `r1_zero` (the user/assistant template of DeepSeek-R1-Zero, for base models), `chat` (the
-tokenizer's own chat template) and `raw` (the task's text as it is). What is already written of the
-answer at the end of the prompt, by `prefill` or by a chat template that opens `<think>` itself, is
-recorded in `Prompt.prefill`, so that rewards can put it back in front of the completion.
+tokenizer's own chat template, `conversation.py`) and `raw` (the task's text as it is). What is
+already written of the answer at the end of the prompt, by `prefill`, by a chat template that opens
+`<think>` itself or by a final message of the assistant, is recorded in `Prompt.prefill`, so that
+rewards can put it back in front of the completion.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from grpo.data.conversation import ChatTemplate
 from grpo.errors import DataError, RecipeError, unknown_name
 from grpo.types import Message, Prompt, Task
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TEMPLATES = ("r1_zero", "chat", "raw")
+TEMPLATE_ARGS = ("system_prompt", "prefill", "chat_template_kwargs", "date")
 OVERLONG = ("drop", "truncate", "error")
 
 # Table 1 of the DeepSeek-R1 paper (arXiv 2501.12948); `system_prompt` replaces it.
@@ -34,9 +37,19 @@ R1_ZERO_PREAMBLE = (
 _OPENED_THOUGHT = re.compile(r"<think>\s*(?:</think>\s*)?\Z")
 
 
+def template_args(args: Mapping[str, Any]) -> dict[str, Any]:
+    """`data.template_args`, every name of it known. Raises RecipeError."""
+    for name in args:
+        if name not in TEMPLATE_ARGS:
+            raise RecipeError(unknown_name("data.template_args", name, TEMPLATE_ARGS))
+    return dict(args)
+
+
 class PromptTemplate:
     """Renders tasks; `counts` says how many prompts were rendered, dropped and truncated.
 
+    `date` (YYYY-MM-DD) stands for today's in chat templates that write it; `vocab_size` is the
+    number of tokens that the model has embeddings for.
     Raises RecipeError for a combination that cannot work (no chat template, a system prompt with
     `raw`), DataError for a task that cannot be rendered or, with overlong="error", is too long.
     """
@@ -49,6 +62,8 @@ class PromptTemplate:
         system_prompt: str | None = None,
         prefill: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        date: object = None,
+        vocab_size: int | None = None,
         max_prompt_length: int | None = None,
         overlong: Literal["drop", "truncate", "error"] = "drop",
     ) -> None:
@@ -56,15 +71,9 @@ class PromptTemplate:
             raise RecipeError(unknown_name("data.template", template, TEMPLATES))
         if overlong not in OVERLONG:
             raise RecipeError(unknown_name("data.overlong", overlong, OVERLONG))
-        if template == "chat" and not getattr(tokenizer, "chat_template", None):
-            raise RecipeError(
-                "data.template is 'chat', but this model's tokenizer has no chat template; "
-                "use 'r1_zero' or 'raw'"
-            )
-        if template != "chat" and chat_template_kwargs:
-            raise RecipeError(
-                f"data.chat_template_kwargs needs data.template 'chat', not {template!r}"
-            )
+        if template != "chat" and (chat_template_kwargs or date is not None):
+            name = "chat_template_kwargs" if chat_template_kwargs else "date"
+            raise RecipeError(f"data.{name} needs data.template 'chat', not {template!r}")
         if template == "raw" and system_prompt:
             raise RecipeError(
                 "data.system_prompt has no place in data.template 'raw'; "
@@ -76,7 +85,10 @@ class PromptTemplate:
         self.tokenizer = tokenizer
         self.system_prompt = system_prompt
         self.prefill = prefill or ""
-        self.chat_template_kwargs = dict(chat_template_kwargs or {})
+        self.chat = None
+        if template == "chat":
+            self.chat = ChatTemplate(tokenizer, chat_template_kwargs, date)
+        self.vocab_size = vocab_size
         self.max_prompt_length = max_prompt_length
         self.overlong = overlong
         self.counts = {"rendered": 0, "dropped": 0, "truncated": 0}
@@ -84,17 +96,15 @@ class PromptTemplate:
     def render(self, task: Task) -> Prompt | None:
         """The prompt of a task, or None when it is too long and overlong="drop".
 
-        overlong="truncate" keeps the last `max_prompt_length` tokens: the end of a prompt holds
-        the question's own end, the assistant's turn and the prefill, without which nothing works.
+        overlong="truncate" keeps the last `max_prompt_length` tokens, and a bos before them: the
+        end of a prompt holds the question's own end, the assistant's turn and the prefill, without
+        which nothing works.
         """
-        text = self._text(task)
-        opened = _OPENED_THOUGHT.search(text)
-        prefill = opened.group(0) if opened else ""
-        if not (opened and self.prefill.strip() == "<think>"):  # never open the thought twice
-            text, prefill = text + self.prefill, prefill + self.prefill
+        text, prefill = self._written(task)
         ids = self._ids(text)
         if not ids:
             raise DataError(f"task {task.uid}: the prompt is empty")
+        self.check_ids(f"task {task.uid}", "prompt", ids)
         limit = self.max_prompt_length
         if limit is not None and len(ids) > limit:
             if self.overlong == "drop":
@@ -107,18 +117,49 @@ class PromptTemplate:
                     "'drop' or 'truncate'"
                 )
             self.counts["truncated"] += 1
-            ids = ids[-limit:]
-            text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
-            if not text.endswith(prefill):
-                raise DataError(
-                    f"data.max_prompt_length={limit} leaves no room for the prefill {prefill!r}"
-                )
+            ids, text = self._truncated(ids, limit, prefill)
         self.counts["rendered"] += 1
         return Prompt(task=task, text=text, ids=tuple(ids), prefill=prefill)
 
+    def _written(self, task: Task) -> tuple[str, str]:
+        """The whole text, and what of it is the answer's beginning."""
+        if self.chat is not None:
+            where, messages = f"task {task.uid}", self._messages(task)
+            text, final = self.chat.render(where, messages, task.columns)
+            if final:  # a row's own beginning says more about the row than the recipe can
+                return text, final
+        else:
+            text = self._text(task)
+        opened = _OPENED_THOUGHT.search(text)
+        prefill = opened.group(0) if opened else ""
+        if opened and self.prefill.strip() == "<think>":  # never open the thought twice
+            return text, prefill
+        return text + self.prefill, prefill + self.prefill
+
+    def _truncated(self, ids: list[int], limit: int, prefill: str) -> tuple[list[int], str]:
+        """The last of `ids`, `limit` in all, as ids and text."""
+        bos = ids[:1] if ids[0] == getattr(self.tokenizer, "bos_token_id", None) else []
+        kept = bos + ids[len(ids) - limit + len(bos) :]
+        text = str(self.tokenizer.decode(kept, skip_special_tokens=False))
+        ending = prefill
+        if self.chat is not None and not prefill:
+            ending = self.chat.ending()
+        if not text.endswith(ending):
+            what = f"the prefill {prefill!r}" if prefill else f"the assistant's turn {ending!r}"
+            raise DataError(f"data.max_prompt_length={limit} leaves no room for {what}")
+        return kept, text
+
+    def check_ids(self, where: str, what: str, ids: Sequence[int]) -> None:
+        """Refuse tokens that the model has no embedding for. Raises DataError."""
+        size, last = self.vocab_size, max(ids, default=0)
+        if size is not None and last >= size:
+            token = self.tokenizer.convert_ids_to_tokens(last)
+            raise DataError(
+                f"{where}: the {what} has the token {token!r} ({last}), but the model has "
+                f"embeddings for {size} tokens only; resize them, or use the model's own tokenizer"
+            )
+
     def _text(self, task: Task) -> str:
-        if self.template == "chat":
-            return self._chat(task)
         question = self._question(task)
         if self.template == "raw":
             return question
@@ -126,22 +167,6 @@ class PromptTemplate:
         # No space after the colon: the model's first token carries its own in most vocabularies.
         # A prefill therefore brings the space it wants.
         return f"{preamble} User: {question} Assistant:"
-
-    def _chat(self, task: Task) -> str:
-        from jinja2 import TemplateError  # there wherever a chat template is
-
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                self._messages(task),
-                tokenize=False,
-                add_generation_prompt=True,
-                **self.chat_template_kwargs,
-            )
-        except TemplateError as error:  # many templates refuse a system message or an odd order
-            raise DataError(
-                f"task {task.uid}: the model's chat template refuses the conversation: {error}"
-            ) from error
-        return str(rendered)
 
     def _messages(self, task: Task) -> list[Message]:
         messages = (
@@ -158,7 +183,7 @@ class PromptTemplate:
         if isinstance(task.prompt, str):
             return task.prompt
         if len(task.prompt) == 1 and task.prompt[0].get("role") == "user":
-            return task.prompt[0]["content"]
+            return str(task.prompt[0]["content"])
         raise DataError(
             f"task {task.uid}: the prompt is a conversation, which data.template "
             f"{self.template!r} cannot show; use 'chat'"
@@ -175,6 +200,17 @@ class PromptTemplate:
             ) from error
         if self.template != "chat":
             # Some tokenizers also close what they encode, and a prompt must stay open.
-            while ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1:
-                ids = ids[:-1]
+            eos: Any = self.tokenizer.eos_token_id
+            if eos is not None and len(ids) > 1 and ids[-1] == eos:
+                own = _trailing(self.tokenizer.encode(text, add_special_tokens=False), eos)
+                ids = ids[: len(ids) - max(0, _trailing(ids[1:], eos) - own)]
+            # A text that was made by a template brings a <bos> of its own.
+            bos = getattr(self.tokenizer, "bos_token_id", None)
+            while bos is not None and ids[:2] == [bos, bos]:
+                ids = ids[1:]
         return ids
+
+
+def _trailing(ids: Sequence[int], token: int) -> int:
+    """How many of the last ids are `token`, one after another."""
+    return next((n for n, i in enumerate(reversed(ids)) if i != token), len(ids))

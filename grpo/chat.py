@@ -99,10 +99,11 @@ def load(path: str) -> Speaker:
 def reply(
     speaker: Speaker, question: str, template: str | None, max_tokens: int, temperature: float
 ) -> str:
-    """The completion of one question, special tokens left out."""
+    """The completion of one question."""
     import torch
 
     from grpo.data.prompts import PromptTemplate
+    from grpo.rollout.decoding import completion_text
     from grpo.types import Task
 
     tokenizer = speaker.tokenizer
@@ -123,4 +124,7 @@ def reply(
             pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
             **sampling,
         )
-    return tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    said: list[int] = out[0, ids.shape[1] :].tolist()
+    declared: Any = speaker.model.generation_config.eos_token_id
+    eos = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])}
+    return completion_text(tokenizer, said, [i for i in eos if i is not None])

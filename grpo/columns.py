@@ -22,19 +22,55 @@ def column(place: str, row: Row, name: str) -> Any:
     return row[name]
 
 
+def message_text(message: Mapping[str, Any]) -> str:
+    """What a message says: its content, "" where it has none (an assistant that calls a tool)."""
+    return str(message.get("content") or "")
+
+
+def _checked_message(where: str, message: Any) -> Message | None:
+    """A message with all that it holds, content made text; None if it is none. Raises DataError."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        return None
+    content: Any = message.get("content")
+    if isinstance(content, list):
+        content = _joined(where, content)
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        return None
+    # Tables write None where other rows have a key.
+    others = {key: value for key, value in message.items() if value is not None}
+    return {"role": message["role"], "content": content} | others | {"content": content}
+
+
+def _joined(where: str, parts: list[Any]) -> str:
+    """The text of content in parts, of which there is one. Raises DataError."""
+    kinds = [str(part.get("type", "text")) if isinstance(part, dict) else "text" for part in parts]
+    other = next((kind for kind in kinds if kind != "text"), None)
+    if other is not None:
+        raise DataError(f"{where} has a part of type {other!r}; models here read text only")
+    if len(parts) != 1:
+        raise DataError(
+            f"{where} is in {len(parts)} parts, which chat templates join each in a way of their "
+            "own; give it as one text"
+        )
+    part = parts[0]
+    return str(part.get("text") or "") if isinstance(part, dict) else str(part)
+
+
 def checked_prompt(place: str, name: str, value: Any) -> str | list[Message]:
-    """The prompt itself if it is non-empty text or a list of role/content messages."""
+    """The prompt itself if it is non-empty text or a list of messages that say something.
+
+    Messages keep what they have beside role and content: tool_calls, reasoning_content, name.
+    """
     if isinstance(value, str) and value.strip():
         return value
     if isinstance(value, list) and value:
-        messages = [
-            {"role": m["role"], "content": m["content"]}
-            for m in value
-            if isinstance(m, dict)
-            and isinstance(m.get("role"), str)
-            and isinstance(m.get("content"), str)
+        found = [
+            _checked_message(f"{place}: the content of message {i} of column {name!r}", message)
+            for i, message in enumerate(value, 1)
         ]
-        if len(messages) == len(value):
+        messages = [message for message in found if message is not None]
+        says = any(message_text(m).strip() or m.get("tool_calls") for m in messages)
+        if len(messages) == len(value) and says:
             return messages
     raise DataError(
         f"{place}: column {name!r} must be non-empty text or a list of messages with role and "

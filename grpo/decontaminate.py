@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo import plugins
+from grpo.columns import message_text
 from grpo.data import SOURCES
 from grpo.data.jsonl import read_jsonl
 from grpo.errors import DataError, PluginError
@@ -55,7 +56,7 @@ def prompt_text(prompt: str | Sequence[Message]) -> str:
     """What a prompt asks: the text, or its messages without the system's."""
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(m["content"] for m in prompt if m["role"] != "system")
+    return "\n".join(message_text(m) for m in prompt if m["role"] != "system")
 
 
 @dataclass(frozen=True, kw_only=True)

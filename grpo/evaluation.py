@@ -188,7 +188,7 @@ def contaminated(prompts: Sequence[Prompt], training: Evaluation) -> float:
 
 
 def _is_conversation(value: list[Any]) -> bool:
-    return all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in value)
+    return all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value)
 
 
 def _names(paths: Sequence[str]) -> list[str]:

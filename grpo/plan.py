@@ -53,10 +53,20 @@ def print_plan(recipe: Recipe, console: Console | None = None) -> None:
             rows = rl_rows(stage, recipe.run.save_steps, size)
             if size is not None:
                 sizes[stage.name] = size
+        check_local_text(stage)
         for unit, count, how in rows:
             table.add_row(unit, count, how)
         table.add_row("CPU threads", f"{threads}", thread_shares(stage, threads))
         console.print(table)
+
+
+def check_local_text(stage: AnyStage) -> None:
+    """What tokenizer, templates and rows have against the stage, where they are on this machine."""
+    path = getattr(getattr(stage, "model", None), "path", "")
+    if (Path(path).expanduser() / "config.json").is_file():
+        from grpo.stages.text import check_text  # lazy: a plan without a local model needs no torch
+
+        check_text(stage)
 
 
 def thread_shares(stage: AnyStage, threads: int) -> str:

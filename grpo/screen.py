@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from grpo.data.source import stable_hash
@@ -60,6 +60,7 @@ class Sampled:
     answer: str | None
     noise: str  # the requests's noise key, seed/split/task/visit
     samples: tuple[Sample, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of its chat template
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,4 +187,5 @@ def row(group: Sampled, sample: Sample) -> dict[str, Any]:
         "tokens": sample.tokens,
         "reward": sample.value,
         "noise": f"{group.noise}/{sample.index}",
+        **group.columns,
     }

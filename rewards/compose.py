@@ -229,10 +229,16 @@ def _weighed(name: str, value: float, weight: float) -> float:
 
 
 def call_arguments(prompt: Prompt, completions: Sequence[Completion]) -> dict[str, Any]:
-    """The keywords TRL would pass for these completions: columns repeated, prefill put back."""
+    """The keywords TRL would pass for these completions: columns repeated, prefill put back.
+
+    As in TRL, a final message of the assistant leaves the prompt: it is the completion's beginning.
+    """
     task, count = prompt.task, len(completions)
     texts = [prompt.prefill + completion.text for completion in completions]
     conversational = not isinstance(task.prompt, str)
+    asked = task.prompt
+    if not isinstance(asked, str) and prompt.prefill and asked[-1].get("role") == "assistant":
+        asked = asked[:-1]
     said: list[str | list[Message]] = [
         [{"role": "assistant", "content": text}] if conversational else text for text in texts
     ]
@@ -240,7 +246,7 @@ def call_arguments(prompt: Prompt, completions: Sequence[Completion]) -> dict[st
     if task.answer is not None:
         columns["answer"] = [task.answer] * count
     return {
-        "prompts": [task.prompt] * count,
+        "prompts": [asked] * count,
         "completions": said,
         "completion_ids": [completion.ids.tolist() for completion in completions],
         **columns,

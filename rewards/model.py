@@ -15,6 +15,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
+from grpo.dates import dated
 from grpo.errors import PluginError, unknown_name
 from grpo.rewards.extract import last_answer_block, split_thought
 from grpo.rewards.verifier import text_of
@@ -140,7 +141,10 @@ class RewardModel:
         if isinstance(prompt, str):
             return prompt + text
         said = [{"role": "assistant", "content": text}]
-        return tokenizer.apply_chat_template([*prompt, *said], tokenize=False)
+        template = dated(tokenizer.get_chat_template())  # the same on every day
+        return tokenizer.apply_chat_template(
+            [*prompt, *said], tokenize=False, chat_template=template
+        )
 
     def _score(self, logit: float) -> Score:
         if not math.isfinite(logit):

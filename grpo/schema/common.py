@@ -115,7 +115,8 @@ class Data(Section):
     args: dict[str, Any] = F({}, "keyword arguments of the source")
     template: Literal["r1_zero", "chat", "raw"] = F("r1_zero", "how a task becomes prompt text")
     template_args: dict[str, Any] = F(
-        {}, "system_prompt, prefill (say '<think>\\n') and chat_template_kwargs of the template"
+        {},
+        "system_prompt, prefill (say '<think>\\n'), chat_template_kwargs and date of the template",
     )
     max_prompt_length: Count = F(512, "prompt tokens")
     overlong: Literal["drop", "truncate", "error"] = F("drop", "what happens to longer prompts")

@@ -15,7 +15,7 @@ class SFTData(Section):
     path: str = F(..., "JSONL file, folder of a data set, hub id, or stage:NAME of reject/distill")
     template: Literal["r1_zero", "chat", "raw"] = F("raw", "how a row's prompt becomes text")
     template_args: dict[str, Any] = F(
-        {}, "system_prompt, prefill and chat_template_kwargs of the template, as in an rl stage"
+        {}, "system_prompt, prefill, chat_template_kwargs and date, as in an rl stage"
     )
     mix: dict[str, Annotated[float, Field(gt=0, lt=1)]] = F(
         {}, "other rows (paths as above) and the share of the training rows they make up"

@@ -26,7 +26,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo import plugins
 from grpo.data import SOURCES
-from grpo.data.prompts import PromptTemplate
+from grpo.data.conversation import template_columns
+from grpo.data.prompts import PromptTemplate, template_args
 from grpo.data.source import stable_hash
 from grpo.decontaminate import prompt_text
 from grpo.errors import DataError, RecipeError
@@ -34,7 +35,7 @@ from grpo.learner import DTYPES
 from grpo.ranks import join
 from grpo.rollout.endpoint import EndpointEngine, Said
 from grpo.schema import Data, DistillStage, Model, Recipe
-from grpo.stages.endings import sampling_of
+from grpo.stages.endings import sampling_of, vocab_size
 from grpo.stages.reject import leave_rows
 from grpo.stages.rows import TextRow, encode_sets, read_rows
 from grpo.stages.sft import fine_tune, load_tokenizer, longest_row
@@ -55,7 +56,12 @@ def run(stage: DistillStage, recipe: Recipe, folder: Path, console: Console) -> 
     rows = read_rows(sampled["data"])
     if stage.shuffle_answers:
         rows = shuffled(rows, stable_hash("shuffle", recipe.run.seed, stage.name))
-    template = PromptTemplate(stage.data.template, tokenizer, **stage.data.template_args)
+    template = PromptTemplate(
+        stage.data.template,
+        tokenizer,
+        vocab_size=vocab_size(stage.model.path),
+        **template_args(stage.data.template_args),
+    )
     most = longest_row(stage.model.path, stage.learner)
     found, overlong = encode_sets({"verified": rows}, template, most, console)
     learned = fine_tune(
@@ -170,6 +176,7 @@ class ServedTemplate(PromptTemplate):
             if prompt is not None:
                 self.said[prompt.ids] = prompt.text
             return prompt
+        _check_servable(task)
         prompt = super().render(replace(task, prompt=prompt_text(task.prompt)))
         if prompt is None:
             return None
@@ -184,6 +191,20 @@ class ServedTemplate(PromptTemplate):
     def say(self, request: Request) -> Said:
         """Text or messages of a request."""
         return self.said[request.ids]
+
+
+def _check_servable(task: Task) -> None:
+    """Refuse what a server's own chat template would not be told. Raises DataError."""
+    for name in template_columns(task.columns):
+        raise DataError(
+            f"task {task.uid}: a server with OpenAI's API gets messages only, not the row's "
+            f"{name!r}; leave the column out, or write it into the messages"
+        )
+    if not isinstance(task.prompt, str) and task.prompt[-1].get("role") == "assistant":
+        raise DataError(
+            f"task {task.uid}: the prompt ends with a message of the assistant, which a server "
+            "would close instead of going on with it; leave it out"
+        )
 
 
 # Logits

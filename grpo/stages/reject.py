@@ -23,6 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from grpo import provenance
+from grpo.data.conversation import template_columns
 from grpo.data.mixture import task_sampling
 from grpo.data.source import TaskOrder, stable_hash
 from grpo.decontaminate import Evaluation, load_evaluation, normalized, prompt_text
@@ -242,6 +243,7 @@ def _sampled(
         prompt=prompt.task.prompt,
         answer=prompt.task.answer,
         noise="/".join(map(str, key)),
+        columns=template_columns(prompt.task.columns),
         samples=tuple(
             Sample(
                 index=completion.index,

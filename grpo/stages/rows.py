@@ -8,15 +8,16 @@ samples, and the mask is exact whatever merges a tokenizer would make across the
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from grpo.columns import Row, checked_prompt, column
-from grpo.data.hub import load_rows
+from grpo.columns import Row, checked_prompt, column, message_text
+from grpo.data.conversation import template_columns
+from grpo.data.hub import as_row, load_rows
 from grpo.data.jsonl import read_jsonl
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import stable_hash
@@ -33,6 +34,7 @@ class TextRow:
     place: str
     prompt: str | list[Message]
     completion: str
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of the chat template
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +165,7 @@ def _saved(folder: Path) -> list[tuple[str, Row]]:
             have = ", ".join(map(str, table))
             raise DataError(f"data folder {str(folder)!r} has no split train, only {have}")
         table = table["train"]
-    return [(f"{folder}:{i}", dict(row)) for i, row in enumerate(table, 1)]
+    return [(f"{folder}:{i}", as_row(dict(row))) for i, row in enumerate(table, 1)]
 
 
 def _text_row(place: str, row: Row) -> TextRow:
@@ -176,12 +178,19 @@ def _text_row(place: str, row: Row) -> TextRow:
                 f"{place}: a completion is text or one message of the assistant, not messages of "
                 f"{roles}; earlier turns belong into the prompt"
             )
-        completion = completion[0]["content"]
-    return TextRow(place=place, prompt=prompt, completion=completion)
+        beside = [key for key in completion[0] if key not in ("role", "content")]
+        if beside:
+            raise DataError(
+                f"{place}: the completion's message has {', '.join(beside)} beside its content, "
+                "which is all that is taught; write them into the content as the model would"
+            )
+        completion = message_text(completion[0])
+    columns = template_columns(row)
+    return TextRow(place=place, prompt=prompt, completion=completion, columns=columns)
 
 
 def _encode(row: TextRow, template: PromptTemplate) -> TokenRow | None:
-    prompt = template.render(Task(uid=row.place, prompt=row.prompt))
+    prompt = template.render(Task(uid=row.place, prompt=row.prompt, columns=row.columns))
     if prompt is None:
         return None
     tokenizer = template.tokenizer
@@ -193,6 +202,7 @@ def _encode(row: TextRow, template: PromptTemplate) -> TokenRow | None:
             f"{row.place}: the model's tokenizer cannot write the completion "
             f"{completion[-60:]!r}: {error}"
         ) from error
+    template.check_ids(row.place, "completion", ids)
     eos: Any = tokenizer.eos_token_id
     if not ids or ids[-1] != eos:
         ids = [*ids, eos]

@@ -31,16 +31,16 @@ from transformers import (
 
 from grpo import checkpoint
 from grpo.adapter import adapter_parameters, adapter_settings, write_adapter
-from grpo.data.prompts import PromptTemplate
-from grpo.errors import RecipeError, unknown_name
+from grpo.data.prompts import PromptTemplate, template_args
+from grpo.errors import RecipeError
 from grpo.forward import disable_dropout
 from grpo.learner import DTYPES
 from grpo.lines import from_lines
 from grpo.log import RunLog
 from grpo.policy import full_state, write_model
 from grpo.ranks import join
-from grpo.schema import SLM, Model, Recipe, Run, SFTData, SFTLearner, SFTStage
-from grpo.stages.endings import check_trained_eos
+from grpo.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
+from grpo.stages.endings import check_trained_eos, vocab_size
 from grpo.stages.pretrain import save_tokenizer
 from grpo.stages.rl import interruptible
 from grpo.stages.rows import TokenRow, encode_sets, mix, read_rows
@@ -57,7 +57,12 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
     The model is left in `folder/model`. Raises KeyboardInterrupt after saving when interrupted.
     """
     tokenizer = load_tokenizer(stage.model.path)
-    template = PromptTemplate(stage.data.template, tokenizer, **_template_args(stage.data))
+    template = PromptTemplate(
+        stage.data.template,
+        tokenizer,
+        vocab_size=vocab_size(stage.model.path),
+        **template_args(stage.data.template_args),
+    )
     most = longest_row(stage.model.path, stage.learner)
     sets = {_MAIN: read_rows(stage.data.path)}
     sets |= {path: read_rows(path) for path in stage.data.mix}
@@ -260,15 +265,6 @@ def _loaded(kind: Any, path: str, setting: str, **options: Any) -> Any:
         raise RecipeError(
             f"{setting} = {path!r} could not be loaded as a folder or from the hub: {reason}"
         ) from error
-
-
-def _template_args(data: SFTData) -> dict[str, Any]:
-    """`data.template_args`, every name of it known. Raises RecipeError."""
-    valid = ("system_prompt", "prefill", "chat_template_kwargs")
-    for name in data.template_args:
-        if name not in valid:
-            raise RecipeError(unknown_name("data.template_args", name, valid))
-    return dict(data.template_args)
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from grpo import heldout, plugins
 from grpo.advantage import ADVANTAGES
 from grpo.curriculum import CURRICULA, Curriculum
 from grpo.data import SOURCES
-from grpo.data.prompts import PromptTemplate
+from grpo.data.prompts import PromptTemplate, template_args
 from grpo.data.source import TaskOrder, stable_hash
-from grpo.errors import RecipeError, unknown_name
+from grpo.errors import RecipeError
 from grpo.gathering import Wanted
 from grpo.learner import TorchLearner
 from grpo.loop import Parts
@@ -38,8 +38,9 @@ from grpo.schema import (
     Run,
     Schedule,
 )
-from grpo.stages.endings import sampling_of
+from grpo.stages.endings import sampling_of, vocab_size
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
+from grpo.stages.text import check_rows
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
 
 
@@ -69,8 +70,10 @@ def build_sampler(
         tokenizer,
         max_prompt_length=data.max_prompt_length,
         overlong=data.overlong,
-        **_template_args(data),
+        vocab_size=vocab_size(model.path),
+        **template_args(data.template_args),
     )
+    check_rows(source, template)
     prompts = heldout.prepare(source, template, num_heldout) if num_heldout else []
     longest = max((len(prompt.ids) for prompt in prompts), default=1)
     _check_room(model.path, rollout.longest_completion, longest)
@@ -266,15 +269,6 @@ def pretrained(kind: Any, model_path: str, **options: Any) -> Any:
         ) from error
 
 
-def _template_args(data: Data) -> dict[str, Any]:
-    """`data.template_args`, every name of it known. Raises RecipeError."""
-    valid = ("system_prompt", "prefill", "chat_template_kwargs")
-    for name in data.template_args:
-        if name not in valid:
-            raise RecipeError(unknown_name("data.template_args", name, valid))
-    return dict(data.template_args)
-
-
 def _check_room(model_path: str, length: int, longest: int) -> None:
     """Refuse completions that the model has no positions for after a prompt of `longest`."""
     config = pretrained(AutoConfig, model_path)
@@ -284,8 +278,3 @@ def _check_room(model_path: str, length: int, longest: int) -> None:
             f"rollout.max_completion_length = {length} does not fit: the model has {room} "
             f"positions, and held-out prompts take up to {longest}; valid: 1 to {room - longest}"
         )
-
-
-def vocab_size(model_path: str) -> int:
-    """Rows of the model's embedding: the token ids that it knows."""
-    return pretrained(AutoConfig, model_path).get_text_config().vocab_size

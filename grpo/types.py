@@ -159,8 +159,8 @@ class Segment:
 class Completion:
     """One sampled continuation of a request.
 
-    `text` is decoded once, by `rollout/decoding.py`: special tokens are in it, but not the eos that
-    ended it; after a stop string nothing follows.
+    `text` is decoded once, by `rollout/decoding.py`: special tokens are in it, but for bos, pad and
+    the eos that ended it; after a stop string nothing follows.
     """
 
     request: str  # Request.uid

@@ -1,9 +1,10 @@
 """From token ids to the text that rewards see: one way for every engine.
 
 Everything that was sampled is in the text, special tokens too: `<think>` and `<answer>` are special
-tokens in many vocabularies, and a reward that looks for them has to find them. Only the
-end-of-sequence token with which a completion ended is left out, where it is a special token. Text
-that was cut at a stop string ends with that string.
+tokens in many vocabularies, and a reward that looks for them has to find them. Left out are the
+end-of-sequence token with which a completion ended, where it is a special token, and those that
+stand for no text at all, the tokenizer's bos and pad. Text that was cut at a stop string ends with
+that string.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any
 
 
 def completion_text(tokenizer: Any, ids: Sequence[int], eos_ids: Sequence[int]) -> str:
-    """The text of `ids`, all but an eos at their end that is a special token.
+    """The text of `ids`, all but bos, pad and an eos at their end that is a special token.
 
     `tokenizer` needs `decode(ids, skip_special_tokens=...)`.
     """
-    kept = list(ids)
+    silent = {getattr(tokenizer, name, None) for name in ("bos_token_id", "pad_token_id")}
+    kept = [i for i in ids if i not in silent]
     if kept and kept[-1] in eos_ids and not tokenizer.decode(kept[-1:], skip_special_tokens=True):
         kept.pop()
     return str(tokenizer.decode(kept, skip_special_tokens=False))

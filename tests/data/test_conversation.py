@@ -188,7 +188,7 @@ def test_todays_date_is_one_date(caplog: pytest.LogCaptureFixture) -> None:
     today = datetime.date.today().strftime("%d %b %Y")
     tokenizer = build_tokenizer(string.printable)
     tokenizer.chat_template = dated
-    assert tokenizer.apply_chat_template([USER], tokenize=False).startswith(today)
+    assert str(tokenizer.apply_chat_template([USER], tokenize=False)).startswith(today)
     assert shown(made(dated), "hi").startswith("26 Jul 2024|2024'07[user]hi")
     assert "all say 2024-07-26: set data.template_args.date" in caplog.text
     for date in ("2031-01-02", datetime.date(2031, 1, 2)):

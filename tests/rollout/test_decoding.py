@@ -110,7 +110,7 @@ def test_tags_that_are_special_tokens_reach_the_rewards_from_every_engine(
         assert Format()(completions=[completion.text], prompts=["q"]) == [1.0]
 
 
-def test_only_a_special_eos_at_the_very_end_is_left_out(tokenizer: Any) -> None:
+def test_left_out_are_pad_and_a_special_eos_at_the_very_end(tokenizer: Any) -> None:
     end, eos = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.eos_token_id
     four = tokenizer.encode("4")
     assert completion_text(tokenizer, [*four, eos], (eos,)) == "4"
@@ -118,6 +118,8 @@ def test_only_a_special_eos_at_the_very_end_is_left_out(tokenizer: Any) -> None:
     assert completion_text(tokenizer, [*four, end, *four, eos], (eos,)) == "4<|im_end|>4"
     assert completion_text(tokenizer, [*four, end], (eos,)) == "4<|im_end|>"
     assert completion_text(tokenizer, four, tuple(four)) == "4"  # an eos with a text keeps it
+    pad = tokenizer.pad_token_id
+    assert completion_text(tokenizer, [pad, *four, pad, end, eos], (eos,)) == "4<|im_end|>"
     assert completion_text(tokenizer, [], (eos,)) == completion_text(tokenizer, [eos], (eos,)) == ""
 
 

@@ -33,7 +33,7 @@ from grpo.rollout import ENGINES
 from grpo.run import prepare_process, recipe_of, stage_folder, write_json
 from grpo.schema import Recipe, RLStage, Rollout
 from grpo.schema.recipe import LEAVES
-from grpo.stages.endings import sampling_of
+from grpo.stages.endings import sampling_of, vocab_size
 from grpo.stages.remote_rewards import reward_set
 from grpo.stages.wiring import build_heldout, build_rl_sampler, pretrained
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, Task, TaskSource
@@ -258,7 +258,9 @@ def _jobs(
             if task.instruction and (template == "chat" or asked.engine == "endpoint"):
                 source = Instructed(source, task.instruction)
             count = asked.limit or task.limit or source.size("heldout") or 1
-            prompts = heldout.prepare(source, PromptTemplate(template, tokenizer), count)
+            prompts = heldout.prepare(
+                source, PromptTemplate(template, tokenizer, vocab_size=vocab_size(path)), count
+            )
             longest = max(len(prompt.ids) for prompt in prompts)
             left = task.max_tokens if room is None else room - longest
             length = asked.max_tokens or min(task.max_tokens, left)

@@ -150,7 +150,7 @@ class ServedTemplate(PromptTemplate):
     """
 
     def __init__(self, data: Data, tokenizer: Any) -> None:
-        args = dict(data.template_args)
+        args = template_args(data.template_args)
         self.chats = data.template == "chat"
         self.said: dict[tuple[int, ...], Said] = {}
         system = args.pop("system_prompt", None) if self.chats else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from typing import Any
 
 from transformers import AutoConfig, GenerationConfig
@@ -115,7 +116,7 @@ def special_id(tokenizer: Any, word: str) -> int | None:
 
 def vocab_size(model_path: str) -> int:
     """Tokens that the model has embeddings for. Raises RecipeError where there is no such model."""
-    return int(_config(model_path).vocab_size)
+    return int(getattr(_config(model_path), "vocab_size", None) or sys.maxsize)
 
 
 def _declared(model_path: str) -> set[int]:

@@ -91,7 +91,7 @@ def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise DataError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo.columns import Row, answer_text, checked_prompt, column
+from grpo.columns import Row, answer_text, checked_prompt, column, is_missing
 from grpo.data.hub import published
 from grpo.data.jsonl import Rows
 from grpo.errors import DataError
@@ -30,7 +30,7 @@ def math(
         if not isinstance(problem, str):
             raise DataError(f"{place}: column 'problem' must be text")
         given = row.get("answer")
-        if given is None:
+        if is_missing(given):
             gold = last_boxed(str(column(place, row, "solution")))
             if gold is None:
                 raise DataError(f"{place} has no column 'answer', and its solution has no \\boxed")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from numbers import Real
 from typing import Any
 
 from grpo.errors import DataError
@@ -79,7 +81,48 @@ def checked_prompt(place: str, name: str, value: Any) -> str | list[Message]:
 
 
 def answer_text(place: str, value: Any) -> str:
-    """Gold answers as text: numbers are written out, anything else but text is refused."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DataError(f"{place}: the answer must be text or a number, not {value!r:.80}")
-    return str(value)
+    """Gold answers as text: numbers are written out, anything else but text is refused.
+
+    So is a missing one: null, blank text, NaN (what a table has in an empty cell) or a number too
+    large for a float, which JSON readers turn into infinity.
+    """
+    text = gold_text(value) if isinstance(value, str | Real | Decimal) else None
+    if text is None or not text.strip() or isinstance(value, bool):
+        shown = f"{value!r:.80}"
+        raise DataError(
+            f"{place}: the answer must be text or a number, not {shown}{_advice(value)}"
+        )
+    return text
+
+
+def gold_text(value: Any) -> str | None:
+    """A gold answer of any type as text; None where it is missing: None, NaN or infinite.
+
+    Numbers are written in positional notation, as people write them: 1e-05 becomes 0.00001.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real | Decimal):
+        return str(value)
+    shown = str(value)  # the shortest text that is the number, also of numpy's types
+    try:
+        exact = Decimal(shown)
+    except InvalidOperation:
+        return shown  # a fraction, 1/3
+    return f"{exact:f}" if exact.is_finite() else None
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: None, or the NaN or infinity that stands for it."""
+    return value is None or (isinstance(value, Real | Decimal) and gold_text(value) is None)
+
+
+def _advice(value: Any) -> str:
+    if isinstance(value, bool):
+        return f"; as text it would be {str(value)!r}"
+    if isinstance(value, Real | Decimal):
+        said = "is no number" if value != value else "is not finite"
+        return f", which {said}; give the row an answer, or leave the row out"
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return "; give the row an answer, or leave the row out"
+    return ""

@@ -1,6 +1,7 @@
 """Exact comparison of answers without computer algebra: strings, integers, decimals, fractions.
 
-Numbers are compared as `Fraction`s, so 0.50 equals 1/2 and 0.0000004 does not equal 0.0000001.
+Numbers are compared as `Fraction`s, so 0.50 equals 1/2, 1e-5 equals 0.00001 and 0.0000004 does not
+equal 0.0000001.
 Nothing here executes, parses as code or grows beyond the text it is given.
 """
 
@@ -10,12 +11,21 @@ import re
 from fractions import Fraction
 
 MAX_LENGTH = 4096  # characters; longer answers are compared as strings only
-MAX_DIGITS = 256  # digits of one number; int() of more is slow and never an answer
+MAX_DIGITS = 512  # characters of one number, enough for every float written out
+MAX_EXPONENT = 400  # of ten; beyond every float, and 10**9 would take minutes
 _NO_SPACE = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})")
 _SPACING = re.compile(r"\\[,;: ]|~|\\(?:quad|qquad|left|right|displaystyle)(?![A-Za-z])")
 _SPACES = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]+")
 _GROUPED = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]*)?")
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
+_SCIENTIFIC = re.compile(  # 1.5e3, 1.5 times 10^{3}, 10^3
+    r"([-+]?)(?:([0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE]|(?:\\times|\\cdot|[\u00d7\u00b7*])10\^)|10\^)"
+    r"(?:([-+]?[0-9]{1,3})|\{([-+]?[0-9]{1,3})\})"
+)
+_RAISED = re.compile("10([\u207a\u207b]?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]{1,3})")
+_LOWERED = str.maketrans(
+    "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b", "0123456789+-"
+)
 _RATIO = re.compile(r"([-+]?[0-9]+)/([0-9]+)")
 _FRAC = re.compile(r"([-+]?)\\[dtc]?frac(?:\{([-+]?[0-9]+)\}\{([-+]?[0-9]+)\}|([0-9])([0-9]))")
 _WRAPS = (("**", "**"), ("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"))
@@ -40,14 +50,15 @@ def clean(text: str) -> str:
 
 
 def number(text: str) -> Fraction | None:
-    r"""The exact value of an integer, decimal, a/b or `\frac{a}{b}`; None if it is anything else.
+    r"""The exact value of an integer, decimal, a/b, `\frac{a}{b}`, 1e-5 or `1 \times 10^{-5}`.
 
-    `text` is already `clean`. Thousands separators must group by three.
+    None if it is anything else. `text` is already `clean`. Thousands separators must group by
+    three, and an exponent of ten is at most 400.
     """
     if len(text) > 2 * MAX_DIGITS or not text:
         return None
-    if text.isascii() and text.isalnum():
-        return Fraction(int(text)) if text.isdigit() and len(text) <= MAX_DIGITS else None
+    if text.isascii() and text.isdigit():
+        return Fraction(int(text)) if len(text) <= MAX_DIGITS else None
     body = text.removeprefix("\\$").removeprefix("$").replace(" ", "")
     if _GROUPED.fullmatch(body) and ", " not in text:
         body = body.replace("{,}", "").replace(",", "")
@@ -65,7 +76,19 @@ def number(text: str) -> Fraction | None:
         top, bottom = int(match[2] or match[4]), int(match[3] or match[5])
         value = Fraction(top, bottom) if bottom else None
         return -value if value is not None and match[1] == "-" else value
-    return None
+    return _scientific(body, text)
+
+
+def _scientific(body: str, text: str) -> Fraction | None:
+    """The value of a number times a power of ten; `body` is `text` without its spaces."""
+    body = _RAISED.sub(lambda raised: f"10^{raised[1].translate(_LOWERED)}", body)
+    match = _SCIENTIFIC.fullmatch(body)
+    if match is None or len(body) > MAX_DIGITS or _digits_apart(text):
+        return None
+    power = int(match[3] or match[4])
+    if abs(power) > MAX_EXPONENT or ("10^" not in body and " " in text):
+        return None  # 2 e - 5 with spaces is a difference
+    return Fraction(match[1] + (match[2] or "1")) * Fraction(10) ** power
 
 
 def _digits_apart(text: str) -> bool:

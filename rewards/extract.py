@@ -10,7 +10,12 @@ import re
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-_NUMBER = re.compile(r"[-+]?(?:[0-9][0-9,]*)?(?:\.[0-9]+|[0-9])(?:/[0-9]+)?")
+_RAISED = r" ?\^ ?(?:[-+]?[0-9]+|\{[-+]?[0-9]+\})"
+_NUMBER = re.compile(
+    rf"[-+]?10{_RAISED}|[-+]?(?:[0-9][0-9,]*)?(?:\.[0-9]+|[0-9])"
+    rf"(?:/[0-9]+|[eE][-+]?[0-9]+(?![A-Za-z0-9])"
+    rf"| ?(?:\\times|\\cdot|[\u00d7\u00b7*]) ?10{_RAISED})?"
+)
 
 
 def split_thought(completion: str) -> tuple[str, str | None]:
@@ -61,7 +66,7 @@ def last_answer_block(text: str) -> str | None:
 
 
 def last_number(text: str) -> str | None:
-    """The last integer, decimal or a/b written in the text."""
+    """The last integer, decimal, a/b or number with a power of ten written in the text."""
     found = None
     for match in _NUMBER.finditer(text):
         found = match.group()

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+from grpo.columns import is_missing
 from grpo.errors import DataError
 from grpo.foreign import guarded
 from grpo.rewards import deadline
@@ -102,7 +103,7 @@ def _rows(lines: Any, path: str | Path, name: str, needs: tuple[str, ...]) -> It
         if missing:
             raise DataError(
                 f"{path}, line {number}: reward {name!r} needs column {missing[0]!r}; the row has "
-                f"{', '.join(sorted(record))}"
+                f"{', '.join(sorted(k for k, v in record.items() if not is_missing(v)))}"
             )
         yield record
 

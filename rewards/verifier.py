@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
+from grpo.columns import gold_text, is_missing
 from grpo.errors import RewardError
 from grpo.types import Message, Score, Task
 
@@ -52,14 +53,17 @@ def columns_at(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any
 
 
 def make_task(prompt: str | Sequence[Message], columns: Mapping[str, Any]) -> Task:
-    """A `Task` from one row of columns; `answer`, else TRL's `solution`, is the gold answer."""
-    gold = columns.get("answer")
+    """A `Task` from one row of columns; `answer`, else TRL's `solution`, is the gold answer.
+
+    What a table has in an empty cell (None, NaN) is no answer.
+    """
+    gold = gold_text(columns.get("answer"))
     if gold is None:
-        gold = columns.get("solution")
+        gold = gold_text(columns.get("solution"))
     return Task(
         uid=str(columns.get("uid", "")),
         prompt=prompt if isinstance(prompt, str) else list(prompt),
-        answer=None if gold is None else str(gold),
+        answer=gold,
         columns=columns,
     )
 
@@ -138,6 +142,6 @@ def missing_columns(needs: Sequence[str], task: Task) -> list[str]:
     def has(name: str) -> bool:
         if name in ("answer", "solution") and task.answer is not None:
             return True
-        return task.columns.get(name) is not None
+        return not is_missing(task.columns.get(name))
 
     return [need for need in needs if not any(map(has, need.split("|")))]

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+import math as math_
 import re
 import sys
 import types
+from decimal import Decimal
+from fractions import Fraction
 
+import numpy as np
 import pytest
 
+from grpo.columns import answer_text
 from grpo.data.gsm8k import gold_answer, gsm8k
 from grpo.data.hub import hub
 from grpo.data.jsonl import jsonl
 from grpo.data.math import last_boxed, math
 from grpo.errors import DataError
+from grpo.rewards.accuracy import Accuracy
+from grpo.rewards.score_file import score_file
+from grpo.rewards.verifier import make_task
 
 
 def write(path, rows):
@@ -94,6 +102,20 @@ def test_message_prompts_and_named_columns(tmp_path):
         ('{"prompt": [{"role": "user"}], "answer": "b"}', "list of messages"),
         ('{"prompt": "a", "answer": [1]}', "the answer must be text or a number, not [1]"),
         ('{"prompt": "a", "answer": null}', "the answer must be text or a number, not None"),
+        (
+            '{"prompt": "a", "answer": 1}\n{"prompt": "b", "answer": NaN}',
+            "bad.jsonl:2: the answer must be text or a number, not nan, which is no number; give",
+        ),
+        (
+            '{"prompt": "a", "answer": 1e400}',
+            ":1: the answer must be text or a number, not inf, which is not finite",
+        ),
+        (
+            '{"prompt": "a", "answer": " "}',
+            ":1: the answer must be text or a number, not ' '; give the row an answer",
+        ),
+        ('{"prompt": "a", "answer": true}', "not True; as text it would be 'True'"),
+        ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", ":1 is not JSON: Exceeds the limit"),
     ],
 )
 def test_bad_files_say_where_and_what(tmp_path, text, says):
@@ -101,6 +123,54 @@ def test_bad_files_say_where_and_what(tmp_path, text, says):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=re.escape(says)):
         jsonl(path=str(path))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1e-05, "0.00001"),
+        (-2.5e-7, "-0.00000025"),
+        (1e16, "10000000000000000"),
+        (3.0, "3.0"),
+        (3, "3"),
+        (0.1, "0.1"),
+        (np.float32(0.1), "0.1"),
+        (np.int64(7), "7"),
+        (Decimal("1E+5"), "100000"),
+        (Fraction(1, 3), "1/3"),
+        ("1e-05", "1e-05"),  # text stays as it is
+    ],
+)
+def test_numbers_become_golds_that_the_verifier_reads(value, text):
+    assert answer_text("f:1", value) == text
+    task = make_task("q", {"answer": value})
+    assert task.answer == text
+    for spelled in (str(value), text):
+        score = Accuracy().verify(f"<answer>{spelled}</answer>", task)
+        assert (score.value, score.status) == (1.0, "correct")
+
+
+@pytest.mark.parametrize("empty", [None, math_.nan, -math_.inf, np.float32("nan"), Decimal("NaN")])
+def test_an_empty_cell_is_no_gold(empty, tmp_path):
+    task = make_task("q", {"answer": empty})
+    assert task.answer is None
+    assert not Accuracy().applies(task)
+    assert make_task("q", {"answer": empty, "solution": 4}).answer == "4"
+    said = f"<answer>{empty}</answer>"
+    assert Accuracy()(completions=[said], answer=[empty]) == [None]
+    with pytest.raises(DataError, match=r"some/set row 3: the answer must be text or a number"):
+        answer_text("some/set row 3", empty)
+    if isinstance(empty, float):
+        row = {"prompt": "q", "completion": said, "answer": empty}
+        path = write(tmp_path / "s.jsonl", [row])
+        says = (
+            r"s.jsonl, line 1: .* needs column 'answer\|solution'; the row has completion, prompt$"
+        )
+        with pytest.raises(DataError, match=says):
+            list(score_file("accuracy", path))
+        rows = [{"problem": "p", "solution": r"\boxed{3}", "answer": empty}]
+        found = math(path=write(tmp_path / "m.jsonl", rows), heldout_fraction=0).task("train", 0)
+        assert found.answer == "3"
 
 
 def test_missing_file_folder_and_binary(tmp_path):
@@ -169,4 +239,8 @@ def test_hub_maps_columns_and_reports_failure(monkeypatch):
     with pytest.raises(DataError, match=r"'no/such'.*cannot be loaded: FileNotFoundError: nowhere"):
         hub(path="no/such")
     with pytest.raises(DataError, match=r"some/set\[train\] row 0 has no column 'prompt'"):
+        hub(path="some/set")
+    rows = [{"prompt": f"q{i}", "answer": value} for i, value in enumerate((1.5, math_.nan))]
+    fake.load_dataset = lambda *_, **__: rows
+    with pytest.raises(DataError, match=r"set\[train\] row 1: the answer must .*, not nan"):
         hub(path="some/set")

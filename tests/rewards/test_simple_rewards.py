@@ -47,6 +47,9 @@ def test_lenient_extraction_falls_back_to_the_last_number():
     assert final_answer("so 3 * 4 = 12.", lenient=True) == "12"
     assert final_answer("costs 1,234.50 dollars", lenient=True) == "1,234.50"
     assert final_answer(r"\boxed{3} not 4", lenient=True) == "3"
+    for number in ("1e-5", "2.5E+3", r"3 \times 10^{-5}", "1.5*10^4", "-10^5", "3 \u00d7 10^8"):
+        assert final_answer(f"so x = {number}.", lenient=True) == number
+    assert final_answer("3em", lenient=True) == "3"
 
 
 def test_many_unbalanced_boxes_take_linear_time():
@@ -76,6 +79,24 @@ def test_many_unbalanced_boxes_take_linear_time():
         ("42\u200b", "42", True),
         ("True", "true", True),
         ("A", "a", False),  # a letter is a name, and names differ by case
+        ("1e-5", "0.00001", True),
+        ("1e-05", "1e-5", True),
+        ("1E5", "100000", True),
+        ("1.5e3", "1,500", True),
+        ("-2.5e-1.", r"-\frac{1}{4}", True),
+        (r"1 \times 10^{-5}", "0.00001", True),
+        (r"$1\cdot 10^{5}$", "100000", True),
+        ("3 \u00d7 10^5", "300000", True),
+        ("3\u00d710\u207b\u2075", "0.00003", True),
+        ("10^{3}", "1000", True),
+        ("1e16", "1" + "0" * 16, True),
+        ("1e300", "1" + "0" * 300, True),
+        ("1e-5", "0.000011", False),
+        ("1e5", "1e6", False),
+        ("2 e - 5", "0.00002", False),  # Euler's number less five
+        (r"1 \times 10^5 0", "1000000", False),
+        ("1e999999999", "1e999999998", False),  # not worked out
+        ("12e", "12", False),
     ],
 )
 def test_exact_comparison(answer, gold, equal):

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from grpo.errors import GrpoError, PluginError, RecipeError
 from grpo.foreign import said
 from grpo.lines import to_line
+from grpo.options import check_evaluated, check_form, given
 
 USAGE = 2
 INTERRUPTED = 130
@@ -139,7 +140,7 @@ def _add_serve(verb: argparse.ArgumentParser) -> None:
 
 
 def _add_task_options(verb: argparse.ArgumentParser) -> None:
-    """What `grpo eval --tasks` takes; None leaves a setting to the task (docs/evaluation.md)."""
+    """What `grpo eval --tasks` takes; None is not given (docs/evaluation.md, `options.FORMS`)."""
     verb.add_argument("--tasks", type=_names, metavar="NAME,…", help="gsm8k, math500, aime24, …")
     verb.add_argument(
         "--data",
@@ -151,19 +152,19 @@ def _add_task_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--k", type=_count, metavar="N", help="completions per task")
     verb.add_argument("--limit", type=_count, metavar="N", help="first tasks only")
     verb.add_argument("--max-tokens", type=_count, metavar="N", help="longest completion")
-    verb.add_argument("--template", type=_names, default=(), metavar="NAME,…", help=TEMPLATE)
-    verb.add_argument("--temperature", type=float, default=0.6, metavar="X", help="(0.6, as R1)")
-    verb.add_argument("--top-p", type=float, default=0.95, metavar="X", help="(0.95, as R1)")
-    verb.add_argument("--engine", default="torch", metavar="NAME", help="what samples (torch)")
+    verb.add_argument("--template", type=_names, metavar="NAME,…", help=TEMPLATE)
+    verb.add_argument("--temperature", type=float, metavar="X", help="(0.6, as R1)")
+    verb.add_argument("--top-p", type=float, metavar="X", help="(0.95, as R1)")
+    verb.add_argument("--engine", metavar="NAME", help="what samples (torch)")
     verb.add_argument(
         "--engine-args", nargs="+", default=[], metavar="key=value", help="arguments of the engine"
     )
-    verb.add_argument("--dtype", choices=DTYPES, default="float32", help="(float32)")
+    verb.add_argument("--dtype", choices=DTYPES, help="(float32)")
     verb.add_argument("--baseline", metavar="MODEL", help="a second model to compare with")
     verb.add_argument("--against", metavar="TRAIN.jsonl", help="rows that tasks may have leaked to")
     verb.add_argument("--out", metavar="DIR", help="folder for every completion (runs/eval-MODEL)")
-    verb.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling noise (0)")
-    verb.add_argument("--threads", type=_count, default=0, metavar="N", help="CPU threads")
+    verb.add_argument("--seed", type=int, metavar="N", help="of the sampling noise (0)")
+    verb.add_argument("--threads", type=_count, metavar="N", help="CPU threads")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -237,14 +238,19 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     run = Path(arguments.model) / "resolved.json"
     if arguments.recipe is not None:
+        check_form("eval", "grpo eval MODEL --recipe RECIPE", arguments)
         recipe = config.load(arguments.recipe, arguments.overrides)
     elif run.is_file():
+        check_form("eval", "grpo eval RUN", arguments)
         recipe = config.from_dict(json.loads(run.read_text()), arguments.overrides)
     else:
         raise RecipeError(
             f"{arguments.model!r} is not the folder of a run, so eval needs --tasks NAME,… or "
             "--recipe RECIPE to know the tasks and rewards."
         )
+    names = [stage.name for stage in recipe.stages]
+    for stage in [stage for stage in recipe.stages if stage.kind == "rl"][-1:]:
+        check_evaluated(arguments.overrides, names, stage.name, bool(stage.eval.rewards))
     from grpo.evaluation import evaluate_model
 
     print(json.dumps(evaluate_model(arguments.model, recipe), indent=2))
@@ -253,38 +259,28 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _eval_tasks(arguments: argparse.Namespace) -> int:
     if arguments.recipe is not None or arguments.overrides:
-        given = "--recipe" if arguments.recipe is not None else repr(arguments.overrides[0])
-        raise RecipeError(f"eval takes --tasks or a recipe, not both; leave out {given}.")
+        named = "--recipe" if arguments.recipe is not None else repr(arguments.overrides[0])
+        raise RecipeError(f"eval takes --tasks or a recipe, not both; leave out {named}.")
+    check_form("eval", "grpo eval MODEL --tasks NAME,…", arguments)
     data: dict[str, str] = {}
     for word in arguments.data:
         name, equals, file = word.partition("=")
         if not (name and equals and file):
             raise RecipeError(f"--data takes TASK=FILE.jsonl, not {word!r}.")
+        if name in data:
+            raise RecipeError(f"--data names task {name!r} twice: {data[name]!r} and {file!r}.")
         data[name] = file
     from grpo.config import parse_args
     from grpo.evaluation import Asked, evaluate_tasks
 
-    evaluate_tasks(
-        arguments.model,
-        Asked(
-            tasks=arguments.tasks if arguments.tasks is not None else tuple(data),
-            data=data,
-            k=arguments.k,
-            limit=arguments.limit,
-            max_tokens=arguments.max_tokens,
-            templates=arguments.template,
-            temperature=arguments.temperature,
-            top_p=arguments.top_p,
-            engine=arguments.engine,
-            engine_args=parse_args(arguments.engine_args),
-            dtype=arguments.dtype,
-            baseline=arguments.baseline,
-            against=arguments.against,
-            out=arguments.out,
-            seed=arguments.seed,
-            threads=arguments.threads,
-        ),
-    )
+    asked = {name: getattr(arguments, name) for name in given(arguments)}
+    model = asked.pop("model")
+    asked |= {"tasks": arguments.tasks if arguments.tasks is not None else tuple(data)}
+    asked |= {"data": data, "engine_args": parse_args(arguments.engine_args)}
+    asked.pop("verb")
+    if "template" in asked:
+        asked["templates"] = asked.pop("template")
+    evaluate_tasks(model, Asked(**asked))
     return 0
 
 
@@ -371,6 +367,8 @@ def _show(arguments: argparse.Namespace) -> int:
 def _chat(arguments: argparse.Namespace) -> int:
     if len(arguments.models) > 2:
         raise RecipeError(f"chat takes one or two models, not {len(arguments.models)}.")
+    if arguments.temperature < 0:
+        raise RecipeError(f"--temperature {arguments.temperature:g} must be 0 (greedy) or above.")
     from grpo.chat import chat
 
     chat(

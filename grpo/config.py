@@ -83,6 +83,8 @@ def parse_args(pairs: Sequence[str]) -> Tree:
         key, equals, text = pair.partition("=")
         if not equals or not key:
             raise RecipeError(f"argument {pair!r} is not of the form key=value.")
+        if key in parsed:
+            raise RecipeError(f"argument {pair!r}: {key!r} is given twice.")
         parsed[key] = _yaml(text, f"the value of {key}")
     return parsed
 

@@ -212,6 +212,11 @@ def _check(asked: Asked, tasks: Mapping[str, EvalTask]) -> None:
             f"--temperature {asked.temperature:g} must be above 0: the greedy answer is always "
             "given beside the samples"
         )
+    if asked.engine == "endpoint" and (asked.dtype, asked.threads) != ("float32", 0):
+        raise RecipeError(
+            "--dtype and --threads say nothing to --engine endpoint, whose server computes as it "
+            "was started; leave them out"
+        )
     if not 0 < asked.top_p <= 1:
         raise RecipeError(f"--top-p {asked.top_p:g} must be above 0 and at most 1")
 

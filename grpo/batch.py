@@ -25,6 +25,7 @@ from itertools import groupby
 import numpy as np
 
 from grpo.objective import Objective, Totals, find_objective, keeps_dead_rows
+from grpo.rewards.verdicts import verdict
 from grpo.types import Group, Metrics, Row
 
 # What sharing a prompt costs: attention in two parts that are put together, for every token of a
@@ -116,10 +117,10 @@ def group_metrics(groups: Sequence[Group]) -> Metrics:
         if len({score.value for score in scores}) > 1:
             continue
         zero += 1
-        verdicts = {score.status for score in scores}
-        if verdicts <= {"correct", "wrong"}:
-            right += verdicts == {"correct"}
-            wrong += verdicts == {"wrong"}
+        verdicts = {verdict(score) for score in scores}
+        if None not in verdicts:
+            right += verdicts == {True}
+            wrong += verdicts == {False}
         elif scores[0].value:
             right += scores[0].value > 0
         else:

@@ -25,7 +25,10 @@ from typing import Any, Protocol
 
 from grpo.data.source import stable_hash
 from grpo.errors import DataError, PluginError
+from grpo.rewards.verdicts import first_verdict, verdict
 from grpo.types import Metrics, Score, Task
+
+_SAID = {True: "correct", False: "wrong", None: "scored"}
 
 Outcome = tuple[int, str, float]  # place in the task order, uid, pass rate of one group
 
@@ -232,8 +235,8 @@ def pass_rate(scores: Iterable[tuple[str, float | None]]) -> float | None:
 
 
 def group_pass_rate(scores: Sequence[Score]) -> float | None:
-    """`pass_rate` of the completions of one group."""
-    return pass_rate((score.status, score.value) for score in scores)
+    """`pass_rate` of the completions of one group, by what a verifier said of them."""
+    return pass_rate((_SAID[verdict(score)], score.value) for score in scores)
 
 
 def read_pass_rates(path: str) -> dict[str, float]:
@@ -252,8 +255,10 @@ def read_pass_rates(path: str) -> dict[str, float]:
                 )
             if "pass_rate" not in line:
                 if line.get("mode") != "greedy":
-                    value = line.get("value", 0.0)
-                    sampled.setdefault(uid, []).append((line["status"], value))
+                    value, status = line.get("value", 0.0), line["status"]
+                    if "right" in line:
+                        status = _SAID[first_verdict(line["right"].values())]
+                    sampled.setdefault(uid, []).append((status, value))
                 continue
             rate = line["pass_rate"]
             if not isinstance(rate, int | float) or not 0 <= rate <= 1:

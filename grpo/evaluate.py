@@ -182,6 +182,28 @@ def summarize(
     }
 
 
+def summarize_mean(
+    *,
+    scores: Sequence[Sequence[float | None]],
+    clusters: Sequence[Hashable],
+    greedy: Sequence[float | None] = (),
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The figures of a reward that is a number and no verdict, from per-task lists over samples.
+
+    mean, mean_ci, mean_stderr: over samples, then tasks · greedy, greedy_ci: of the one score a
+    task has in `greedy`. Each is None where nothing was scored.
+    """
+    means = task_means(scores)
+    kept = ~np.isnan(means)
+    names = [cluster for cluster, keep in zip(clusters, kept, strict=True) if keep]
+    return {
+        **_mean_and_interval("mean", means, clusters, seed),
+        "mean_stderr": clustered_stderr(means[kept], names) if kept.any() else None,
+        **_mean_and_interval("greedy", _floats(greedy) if greedy else None, clusters, seed),
+    }
+
+
 def _mean_and_interval(
     name: str, values: np.ndarray | None, clusters: Sequence[Hashable], seed: int
 ) -> dict[str, Any]:

@@ -415,4 +415,4 @@ def evaluate_model(
             lambda done, total: progress.update(bar, completed=done, total=total),
         )
     console.print(f"every completion: {out}", markup=False, soft_wrap=True)
-    return figures
+    return heldout.checked(figures)

@@ -312,7 +312,13 @@ def to_json(batch: Batch) -> dict[str, Any]:
                 "position": position,
                 "completions": [_completion_json(r.completion) for r in group.rollouts],
                 "scores": [
-                    [r.score.value, r.score.status, r.score.detail, dict(r.score.parts)]
+                    [
+                        r.score.value,
+                        r.score.status,
+                        r.score.detail,
+                        dict(r.score.parts),
+                        None if r.score.right is None else dict(r.score.right),
+                    ]
                     for r in group.rollouts
                 ],
             }
@@ -346,9 +352,9 @@ def from_json(saved: dict[str, Any], wanted: Wanted) -> Batch:
             Rollout(
                 prompt=prompt,
                 completion=_completion(completion, index),
-                score=Score(value=value, status=status, detail=detail, parts=parts),
+                score=Score(value=value, status=status, detail=detail, parts=parts, right=right),
             )
-            for index, (completion, (value, status, detail, parts)) in enumerate(pairs)
+            for index, (completion, (value, status, detail, parts, right)) in enumerate(pairs)
         )
         groups.append(Group(prompt=prompt, visit=visit, rollouts=rollouts))
     return Batch(

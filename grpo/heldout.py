@@ -36,7 +36,7 @@ class HeldOut:
     """What is asked of the policy at every evaluation."""
 
     prompts: Sequence[Prompt]
-    rewards: RewardSet  # the first one is reported as accuracy
+    rewards: RewardSet  # accuracy is the first one's that says right or wrong
     sampling: Sampling
     num_samples: int
     seed: int
@@ -47,9 +47,8 @@ class HeldOut:
     ) -> dict[str, Any]:
         """Sample, score, write every completion to `path` (JSONL) and return the summary.
 
-        Returns greedy and pass1 (means of the first reward), pass1_ci (95%, bootstrap over task
-        clusters), mean_length (tokens, at the temperature) and more. `progress`
-        is called with (groups done, groups in all).
+        The summary is `figures`: where nothing was scored, it says so with None. `progress` is
+        called with (groups done, groups in all).
         """
         alone = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
         greedy = self._ask(engine, alone, 1, "greedy")
@@ -60,7 +59,7 @@ class HeldOut:
         aside = path.with_suffix(".tmp")
         aside.write_text("".join(map(to_line, lines)), encoding="utf-8", newline="\n")
         os.replace(aside, path)
-        return summarize(lines, [name for name, _, _ in self.rewards.rewards], self.seed)
+        return figures(lines, [name for name, _, _ in self.rewards.rewards], self.seed)
 
     def _ask(
         self, engine: Engine, sampling: Sampling, n: int, mode: str
@@ -110,9 +109,11 @@ class HeldOut:
             "answer": prompt.task.answer,
             "tokens": len(completion),
             "finish": completion.finish,
+            "value": score.value,
             "status": score.status,
             "parts": dict(score.parts),
             **({"detail": score.detail} if score.status in UNUSABLE else {}),
+            "right": dict(score.right or {}),
             **vote,
         }
 
@@ -143,81 +144,145 @@ def prepare(source: TaskSource, template: PromptTemplate, num_tasks: int) -> lis
 
 
 def summarize(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) -> dict[str, Any]:
-    """Figures of evaluation lines by `grpo.evaluate.summarize`, of `names[0]` at the top level.
+    """`figures` that are `checked`."""
+    return checked(figures(lines, names, seed))
+
+
+def checked(found: dict[str, Any]) -> dict[str, Any]:
+    """`figures` whose headline has one. Raises DataError where nothing was scored."""
+    name = found["headline"]
+    if found["rewards"][name]["mean"] is None:
+        statuses = ", ".join(sorted(found["statuses"]))
+        raise DataError(
+            f"reward {name!r} scored no held-out completion (status: {statuses}), so there is no "
+            "figure to report; eval.rewards names the verifiers to evaluate with"
+        )
+    return found
+
+
+def figures(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) -> dict[str, Any]:
+    """What evaluation lines say of the rewards `names`, each figure under its reward's name.
+
+    headline: the first reward that says right or wrong; its figures by `grpo.evaluate.summarize`
+    stand at the top level (greedy, pass1, pass_at_k, …). Where no reward does, there are none of
+    these, and the headline is the first reward that scored anything. rewards: of each one, mean
+    and greedy with their intervals, and where it says right or wrong pass1 (None: nothing was
+    scored). mean_reward: of the weighted sum.
 
     Beside them, of the sampled completions: clipped_ratio (cut by the length limit), length_right
     and length_wrong (mean tokens; None where there are none), statuses (verdict -> count) and what
-    `grpo.behaviors.summarize` gives. With several rewards, `rewards` holds each one's greedy and
-    pass1 with their intervals (None for one that scored nothing). Raises DataError if the first
-    reward scored nothing.
+    `grpo.behaviors.summarize` gives.
     """
     sampled = [line for line in lines if line["mode"] == "sample"]
     places = list(dict.fromkeys(line["task"] for line in sampled))
-    clusters = {line["task"]: line["cluster"] for line in sampled}
-    votes = None
-    if sampled and "vote" in sampled[0]:
-        votes = [_alike(row) for row in _by_task(sampled, places, lambda line: line["vote"])]
-    per_name = {
-        name: evaluate.summarize(
-            scores=_by_task(sampled, places, lambda line, name=name: line["parts"][name]),
+    clusters = [{line["task"]: line["cluster"] for line in sampled}[place] for place in places]
+    name = headline(lines, names)
+    right = said(lines, name) if judged(lines, name) else None
+    first: dict[str, Any] = {}
+    if right is not None:
+        votes = None
+        if "vote" in sampled[0]:
+            votes = [_alike(row) for row in _by_task(sampled, places, lambda line: line["vote"])]
+        first = evaluate.summarize(
+            scores=_by_task(sampled, places, right),
             lengths=_by_task(sampled, places, lambda line: line["tokens"]),
-            clusters=[clusters[place] for place in places],
-            greedy=[line["parts"][name] for line in lines if line["mode"] == "greedy"],
+            clusters=clusters,
+            greedy=[right(line) for line in lines if line["mode"] == "greedy"],
             answers=votes,
             seed=seed,
         )
-        for name in names
-        if any(line["parts"][name] is not None for line in sampled)
-    }
-    if names[0] not in per_name:
-        said = ", ".join(sorted({line["status"] for line in sampled}))
-        details = Counter(line["detail"] for line in sampled if line.get("detail"))
-        why = "".join(f"; most often: {detail}" for detail, _ in details.most_common(1))
-        raise DataError(
-            f"reward {names[0]!r} scored no held-out completion (status: {said}{why}), so there is "
-            "no accuracy to report; eval.rewards names the verifiers to evaluate with"
-        )
-    right, wrong = ([x["tokens"] for x in sampled if x["parts"][names[0]] == v] for v in (1.0, 0.0))
-    summary = {
-        **per_name[names[0]],
+    values = _by_task(sampled, places, lambda line: line["parts"][name])
+    rewards = {n: _of_reward(lines, places, clusters, n, seed) for n in names}
+    totals = _by_task(sampled, places, lambda line: line.get("value"))
+    total = evaluate.summarize_mean(scores=totals, clusters=clusters, seed=seed)
+    lengths = {v: [x["tokens"] for x in sampled if right and right(x) == v] for v in (1.0, 0.0)}
+    return {
+        "headline": name,
+        "tasks": len(places),
+        "clusters": len(set(clusters)),
+        "samples": len(sampled),
+        "unscored": sum(value is None for row in values for value in row),
+        "mean_length": float(np.mean([line["tokens"] for line in sampled])),
+        **first,
+        "mean_reward": total["mean"],
+        "mean_reward_ci": total["mean_ci"],
+        "rewards": rewards,
         "clipped_ratio": float(np.mean([line["finish"] != "stop" for line in sampled])),
-        "length_right": float(np.mean(right)) if right else None,
-        "length_wrong": float(np.mean(wrong)) if wrong else None,
+        "length_right": float(np.mean(lengths[1.0])) if lengths[1.0] else None,
+        "length_wrong": float(np.mean(lengths[0.0])) if lengths[0.0] else None,
         "statuses": dict(Counter(line["status"] for line in sampled).most_common()),
         **behaviors.summarize(line["completion"] for line in sampled),
     }
-    if len(names) > 1:
-        shown = ("greedy", "greedy_ci", "pass1", "pass1_ci", "pass1_stderr")
-        summary["rewards"] = {n: {k: per_name.get(n, {}).get(k) for k in shown} for n in names}
-    return summary
+
+
+def headline(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+    """The reward whose figures stand first: see `figures`."""
+    verifiers = [name for name in names if _may_judge(lines, name, names)]
+    found = [name for name in verifiers if judged(lines, name)]
+    if not found:  # what a verifier should have judged and did not is no matter for a bonus
+        candidates = verifiers or names
+        found = [name for name in candidates if any(v is not None for v in values(lines, name))]
+        found += candidates
+    return found[0]
+
+
+def judged(lines: Sequence[dict[str, Any]], name: str) -> bool:
+    """Whether every sampled completion that reward `name` scored was called right or wrong."""
+    right = said(lines, name)
+    sampled = [line for line in lines if line["mode"] == "sample"]
+    verdicts = [right(line) for line in sampled if line["parts"][name] is not None]
+    return bool(verdicts) and None not in verdicts
+
+
+def said(lines: Sequence[dict[str, Any]], name: str) -> Callable[[dict[str, Any]], float | None]:
+    """Of a line: 1.0 where reward `name` said right, 0.0 wrong, None neither.
+
+    Lines of versions that did not write down verdicts have them in the values 0 and 1.
+    """
+
+    def verdict(line: dict[str, Any]) -> float | None:
+        if "right" in line:
+            right = line["right"].get(name)
+            return None if right is None else float(right)
+        value = line["parts"][name]
+        return value if value in (0.0, 1.0) else None
+
+    return verdict
 
 
 def columns(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) -> dict[str, Any]:
     """One model's row of a table: {heading: [value, low, high], a number, or None}.
 
-    accuracy is pass@1 of the first reward, as in `summarize`; every other reward is its mean over
-    the sampled completions that it applies to (not_applicable is no 0); length is in tokens, and
-    truncated the share of completions cut by the length limit. Intervals resample task clusters.
+    accuracy is pass@1 of the first verifier, with its greedy accuracy, as in `figures`; there is
+    none where no reward says right or wrong. Every other reward is its mean over the sampled
+    completions that it applies to (not_applicable is no 0), of a verifier the share that is right;
+    length is in tokens, and truncated the share of completions cut by the length limit. Intervals
+    resample task clusters.
     """
-    first = summarize(lines, names[:1], seed)
+    found = summarize(lines, names, seed)
     sampled = [line for line in lines if line["mode"] == "sample"]
-    row: dict[str, Any] = {"accuracy": [first["pass1"], *first["pass1_ci"]]}
-    row["greedy"] = first["greedy"]
-    for name in names[1:]:
-        row[name] = _pooled(sampled, lambda line, name=name: line["parts"][name], seed)
+    row: dict[str, Any] = {}
+    if "pass1" in found:
+        row["accuracy"] = [found["pass1"], *found["pass1_ci"]]
+        row["greedy"] = found["greedy"]
+    for name in names:
+        if name != found["headline"] or "pass1" not in found:
+            row[name] = _pooled(sampled, value_of(lines, name), seed)
     row["length"] = _pooled(sampled, lambda line: float(line["tokens"]), seed)
-    row["truncated"] = first["clipped_ratio"]
+    row["truncated"] = found["clipped_ratio"]
     return row
 
 
 def difference(
     lines: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], name: str, seed: int
 ) -> tuple[float, float, float] | None:
-    """(lines - others, low, high) in pass@1 of reward `name` over the tasks both were asked.
+    """(lines - others, low, high) of reward `name` over the tasks both were asked.
 
-    None where no task was scored in both.
+    In pass@1 where both were judged right or wrong, else in the mean. None where no task was scored
+    in both.
     """
-    mine, theirs = (_means(found, name) for found in (lines, others))
+    of = value_of([*lines, *others], name)
+    mine, theirs = (_means(found, of) for found in (lines, others))
     shared = [task for task in mine if task in theirs]
     pairs = [(mine[task], theirs[task]) for task in shared]
     if not any(a == a and b == b for a, b in pairs):
@@ -226,6 +291,13 @@ def difference(
     return evaluate.paired_difference(
         [a for a, _ in pairs], [b for _, b in pairs], [clusters[t] for t in shared], seed
     )
+
+
+def value_of(
+    lines: Sequence[dict[str, Any]], name: str
+) -> Callable[[dict[str, Any]], float | None]:
+    """What a figure of reward `name` is the mean of: verdicts where `judged`, else values."""
+    return said(lines, name) if judged(lines, name) else lambda line: line["parts"][name]
 
 
 def unscored(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, int]:
@@ -239,10 +311,46 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return from_lines(path.read_text(encoding="utf-8"))
 
 
-def _means(lines: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
+def _may_judge(lines: Sequence[dict[str, Any]], name: str, names: Sequence[str]) -> bool:
+    """Whether a reward is a verifier; lines without verdicts do not say, and meant the first."""
+    return any(name in line["right"] if "right" in line else name == names[0] for line in lines)
+
+
+def _of_reward(
+    lines: Sequence[dict[str, Any]],
+    places: Sequence[str],
+    clusters: Sequence[str],
+    name: str,
+    seed: int,
+) -> dict[str, Any]:
+    """The figures of one reward; greedy is in verdicts where pass1 is there."""
+    sampled = [line for line in lines if line["mode"] == "sample"]
+    greedy = [line for line in lines if line["mode"] == "greedy"]
+
+    def mean(of: Callable[[dict[str, Any]], float | None]) -> dict[str, Any]:
+        return evaluate.summarize_mean(
+            scores=_by_task(sampled, places, of),
+            clusters=clusters,
+            greedy=[of(line) for line in greedy],
+            seed=seed,
+        )
+
+    found = mean(lambda line: line["parts"][name])
+    if judged(lines, name):
+        right = said(lines, name)
+        alike = all(line["parts"][name] == right(line) for line in lines)
+        verdicts = found if alike else mean(right)
+        found |= {f"pass1{key}": verdicts[f"mean{key}"] for key in ("", "_ci", "_stderr")}
+        found |= {key: verdicts[key] for key in ("greedy", "greedy_ci")}
+    return found
+
+
+def _means(
+    lines: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], float | None]
+) -> dict[str, float]:
     sampled = [line for line in lines if line["mode"] == "sample"]
     places = list(dict.fromkeys(line["task"] for line in sampled))
-    scores = _by_task(sampled, places, lambda line: line["parts"][name])
+    scores = _by_task(sampled, places, of)
     return dict(zip(places, evaluate.task_means(scores).tolist(), strict=True))
 
 

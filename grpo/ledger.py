@@ -71,6 +71,7 @@ def _line(group: Group, index: int, advantage: float) -> dict[str, Any]:
         "value": rollout.score.value,
         "status": rollout.score.status,
         "parts": dict(rollout.score.parts),
+        "right": dict(rollout.score.right or {}),
         "advantage": round(advantage, 6),
         "segments": [
             {

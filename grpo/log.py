@@ -71,6 +71,7 @@ class RunLog:
         self.console = console or Console(file=sys.stderr, highlight=False)
         self.title, self.max_steps = title, max_steps
         self.history: dict[str, list[float]] = {}
+        self.current: set[str] = set()  # the headings that the last step has a figure for
         self.samples: list[str] = []
         self.tripped: dict[str, str] = {}  # metric of the hack sentinel -> its warning
         self._accelerator = _trackers(folder, trackers, config or {}) if trackers else None
@@ -124,10 +125,12 @@ class RunLog:
         self._file.flush()
         if self._accelerator is not None:
             self._accelerator.log(metrics, step=step)
-        shown = SHOWN if "reward" in metrics else SHOWN_WITHOUT_REWARD
+        sampled = "reward" in metrics or "frac_unscored" in metrics
+        shown = _with_verifiers(metrics) if sampled else SHOWN_WITHOUT_REWARD
         shown = {name: heading for name, heading in shown.items() if name in metrics}
         for name, heading in shown.items():
             self.history.setdefault(heading, []).append(metrics[name])
+        self.current = set(shown.values())
         self.samples = list(samples)
         self._progress.update(self._bar, completed=step)
         tripped = {
@@ -139,8 +142,10 @@ class RunLog:
         if self._live is None:
             for warning in news:  # once, until it has cleared
                 self.say(f"{self.title} step {step}: {warning}")
-            figures = "  ".join(f"{heading} {metrics[name]:.3g}" for name, heading in shown.items())
-            self.say(f"{self.title} step {step}/{self.max_steps}  {figures}")
+            said = [f"{heading} {metrics[name]:.3g}" for name, heading in shown.items()]
+            if sampled and "reward" not in metrics:
+                said = ["no completion was scored", *said]
+            self.say(f"{self.title} step {step}/{self.max_steps}  {'  '.join(said)}")
 
     def position(self) -> int:
         """Bytes of metrics.jsonl that are safely on disk now."""
@@ -151,7 +156,8 @@ class RunLog:
     def _view(self) -> Group:
         table = Table.grid(padding=(0, 2))
         for heading, values in self.history.items():
-            table.add_row(heading, f"{values[-1]:.4g}", Text(sparkline(values), style="cyan"))
+            last = f"{values[-1]:.4g}" if heading in self.current else "-"
+            table.add_row(heading, last, Text(sparkline(values), style="cyan"))
         parts: list[Any] = [self._progress, table]
         parts += [Text(warning, style="yellow") for warning in self.tripped.values()]
         if self.samples:
@@ -165,6 +171,17 @@ def _lines(path: Path) -> Iterator[Metrics]:
     if path.exists():
         with open(path, encoding="utf-8", newline="\n") as stream:
             yield from (json.loads(line) for line in stream)
+
+
+def _with_verifiers(metrics: Metrics) -> dict[str, str]:
+    """`SHOWN`, where there are several verifiers with the accuracy of each by its name."""
+    found: dict[str, str] = {}
+    for name, heading in SHOWN.items():
+        found[name] = heading
+        if name == "accuracy":
+            each = [key for key in metrics if key.startswith("accuracy/")]
+            found |= {key: f"by {key.partition('/')[2]}" for key in each}
+    return found
 
 
 def _rounded(metrics: Metrics) -> dict[str, float]:

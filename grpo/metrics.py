@@ -7,27 +7,28 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from grpo.rewards.verdicts import verdict
 from grpo.types import Group, Metrics, Rollout
-
-# A candidate that gives no answer, hangs or bursts a limit did not solve the task.
-WRONG = ("wrong", "unparseable_answer", "timeout", "limit")
 
 
 def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> Metrics:
     """Rewards, lengths and verdict counts of one step.
 
     Lengths are in tokens; a terminated completion is one that ended by itself. Statuses are shares
-    of completions. `accuracy` is the share of correct ones among those with a verdict.
+    of completions. `accuracy` is the share of right ones among those that a verifier judged, by the
+    first verifier that did; of several, `accuracy/NAME` is each one's own. What nobody gave a
+    number for has no mean: there is no figure then.
     """
     rollouts = [r for group in groups for r in group.rollouts]
+    said = [verdict(r.score) for r in rollouts]
     values_N = _values([r.score.value for r in rollouts])
     lengths_N = np.array([len(r.completion) for r in rollouts], dtype=float)
     stopped_N = np.array([r.completion.finish == "stop" for r in rollouts])
-    right_N = np.array([r.score.status == "correct" for r in rollouts])
-    wrong_N = np.array([r.score.status in WRONG for r in rollouts])
+    right_N = np.array([one is True for one in said])
+    wrong_N = np.array([one is False for one in said])
     verdicts = int(right_N.sum() + wrong_N.sum())
-    metrics = {
-        "reward": _mean(values_N),
+    metrics = {"reward": _mean(values_N)} if len(values_N) else {}
+    metrics |= {
         "reward_std": float(values_N.std(ddof=1)) if len(values_N) > 1 else 0.0,
         "frac_unscored": 1 - len(values_N) / max(1, len(rollouts)),
         "num_completions": float(len(rollouts)),
@@ -37,11 +38,13 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> Met
         "completions/max_length": float(lengths_N.max(initial=0.0)),
         "completions/clipped_ratio": 1 - _mean(stopped_N),
         "completions/mean_terminated_length": _mean(lengths_N[stopped_N]),
-        "completions/mean_length_correct": _mean(lengths_N[right_N]),
-        "completions/mean_length_wrong": _mean(lengths_N[wrong_N]),
     }
+    for name, length_N in (("correct", lengths_N[right_N]), ("wrong", lengths_N[wrong_N])):
+        if len(length_N):
+            metrics[f"completions/mean_length_{name}"] = float(length_N.mean())
     if verdicts:
         metrics["accuracy"] = float(right_N.sum()) / verdicts
+    metrics |= _accuracies(rollouts)
     return metrics | _reward_parts(rollouts, reward_names) | _statuses(rollouts)
 
 
@@ -79,9 +82,20 @@ def _reward_parts(rollouts: Sequence[Rollout], names: Sequence[str]) -> Metrics:
     metrics: Metrics = {}
     for name in names:
         part_N = _values([r.score.parts.get(name) for r in rollouts])
-        metrics[f"rewards/{name}/mean"] = _mean(part_N)
-        metrics[f"rewards/{name}/std"] = float(part_N.std(ddof=1)) if len(part_N) > 1 else 0.0
+        if len(part_N):
+            metrics[f"rewards/{name}/mean"] = _mean(part_N)
+            metrics[f"rewards/{name}/std"] = float(part_N.std(ddof=1)) if len(part_N) > 1 else 0.0
     return metrics
+
+
+def _accuracies(rollouts: Sequence[Rollout]) -> Metrics:
+    """The accuracy of each verifier by its name, where there are several."""
+    said: dict[str, list[bool]] = {}
+    for rollout in rollouts:
+        for name, right in (rollout.score.right or {}).items():
+            said.setdefault(name, []).extend([] if right is None else [right])
+    several = said if len(said) > 1 else {}
+    return {f"accuracy/{name}": sum(v) / len(v) for name, v in several.items() if v}
 
 
 def _statuses(rollouts: Sequence[Rollout]) -> Metrics:

@@ -100,14 +100,25 @@ def _print_summary(summary: dict[str, Any], console: Console) -> None:
     before, after = summary.get("before") or {}, summary.get("after") or {}
     if before or after:
         table = Table("held-out", "before", "after", title="summary")
+        before, after = _by_reward(before), _by_reward(after)
         for name in dict.fromkeys([*before, *after]):
             if isinstance(before.get(name, after.get(name)), dict):
-                continue  # details by reward and by k: in summary.json
+                continue  # details by k and by behavior: in summary.json
             table.add_row(name, _shown(before.get(name)), _shown(after.get(name)))
         console.print(table)
     for name, value in summary.items():
         if name not in ("before", "after") and isinstance(value, str | int | float):
             console.print(f"{name}: {_shown(value)}", highlight=False)
+
+
+def _by_reward(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation, and below them those of each reward by its name."""
+    named = {
+        f"{name}: {figure}": value
+        for name, figures in evaluation.get("rewards", {}).items()
+        for figure, value in figures.items()
+    }
+    return evaluation | named
 
 
 def _shown(value: Any) -> str:

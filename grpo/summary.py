@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from grpo import figures
 
 
 def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> None:
@@ -16,15 +18,8 @@ def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> No
         table = Table(title=f"{summary['recipe']} (seed {summary['seed']}): held-out tasks")
         for heading in ("", "before", "after"):
             table.add_column(heading, justify="left" if not heading else "right")
-        before, after = summary["before"], summary["after"]
-        shown: Sequence[tuple[str, Callable[[dict[str, Any]], str]]] = (
-            ("greedy accuracy", lambda e: f"{e['greedy']:.3f}"),
-            ("pass@1", lambda e: f"{e['pass1']:.3f}"),
-            ("95% interval", lambda e: f"[{e['pass1_ci'][0]:.3f}, {e['pass1_ci'][1]:.3f}]"),
-            ("mean length (tokens)", lambda e: f"{e['mean_length']:.1f}"),
-        )
-        for heading, cell in shown:
-            table.add_row(heading, cell(before), cell(after))
+        for row in figures.rows(summary["before"], summary["after"]):
+            table.add_row(*row)
         console.print(table)
         console.print(
             f"{summary['steps']} steps of reinforcement learning in {summary['seconds']:.0f} s",
@@ -74,7 +69,8 @@ def print_models(summary: dict[str, Any], console: Console) -> None:
         said = ", ".join(f"{title} to {count}" for title, count in counts.items())
         console.print(f"{name}: does not apply, of {total} completions: {said}", markup=False)
     if len(summary["models"]) > 1:
-        said = f"difference: accuracy on the same tasks minus that of {summary['baseline']}"
+        figure = summary.get("figure", "accuracy")  # runs of earlier versions knew no other
+        said = f"difference: {figure} on the same tasks minus that of {summary['baseline']}"
         console.print(said, markup=False)
 
 
@@ -109,11 +105,8 @@ def _cell(value: Any, between: str) -> str:
 def _result(summary: dict[str, Any]) -> str:
     if "result" in summary:
         return str(summary["result"])
-    if "after" in summary:
+    if "headline" in summary.get("after", {}):
         before, after = summary["before"], summary["after"]
-        low, high = after["pass1_ci"]
-        return (
-            f"pass@1 {before['pass1']:.3f} -> {after['pass1']:.3f} [{low:.3f}, {high:.3f}], "
-            f"length {before['mean_length']:.0f} -> {after['mean_length']:.0f}"
-        )
+        lengths = f"length {before['mean_length']:.0f} -> {after['mean_length']:.0f}"
+        return f"{figures.change(before, after)}, {lengths}"
     return ""

@@ -193,12 +193,16 @@ class Score:
     """A verdict. `value` None means unscored: it leaves the group's baseline and the loss.
 
     Score(value=1.0, status="correct", detail="42 == 42", parts={"accuracy": 1.0})
+
+    Of a sum, `right` has what each reward that says right or wrong said (None: neither). Where it
+    is None, the score is one reward's own and `status` says it.
     """
 
     value: float | None
     status: Status
     detail: str = ""
     parts: Mapping[str, float | None] = field(default_factory=dict[str, float | None])
+    right: Mapping[str, bool | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

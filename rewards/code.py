@@ -167,6 +167,7 @@ class Code(VerifierReward):
         sandbox: str = "auto",
     ) -> None:
         self.partial = partial
+        self.judges = not partial  # part of the tests is neither right nor wrong
         self.timeout = timeout
         self.tolerance = tolerance
         self.limits = Limits(cpu=max(1, int(timeout) + 1), memory=memory_mb << 20)

@@ -13,6 +13,7 @@ from typing import Any
 from grpo.errors import PluginError, RewardError
 from grpo.plugins import builtins, load
 from grpo.rewards.calling import invoke
+from grpo.rewards.verdicts import judges, verdict
 from grpo.rewards.verifier import text_of
 from grpo.types import Score
 
@@ -95,6 +96,11 @@ class GroupNormalized:
             for entry in rewards
         ]
 
+    @property
+    def judges(self) -> bool:
+        """Whether one of the rewards says right or wrong."""
+        return any(judges(reward) for _, reward, _ in self.rewards)
+
     def scores(self, **keywords: Any) -> list[Score]:
         """One `Score` per completion; `parts` holds the rewards as they were."""
         rows = len(keywords["completions"])
@@ -120,13 +126,19 @@ class GroupNormalized:
         scores: list[Score] = []
         for row in range(rows):
             parts = {name: column[row].value for name, column in columns.items()}
+            right = {
+                name: verdict(columns[name][row])
+                for name, reward, _ in self.rewards
+                if judges(reward)
+            }
             if row in unusable or not totals[row]:
                 status = unusable[row].status if row in unusable else "not_applicable"
-                scores.append(Score(value=None, status=status, parts=parts))
+                scores.append(Score(value=None, status=status, parts=parts, right=right))
             else:
-                first = columns[self.rewards[0][0]][row]
+                judged = [columns[name][row] for name in right]
+                first = (judged or [columns[self.rewards[0][0]][row]])[0]
                 value = math.fsum(totals[row])
-                scores.append(Score(value=value, status=first.status, parts=parts))
+                scores.append(Score(value=value, status=first.status, parts=parts, right=right))
         return scores
 
     def __call__(self, **keywords: Any) -> list[float | None]:

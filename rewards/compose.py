@@ -22,6 +22,7 @@ from grpo.foreign import guarded, place_of, said
 from grpo.rewards import deadline
 from grpo.rewards.calling import as_scores, invoke, named
 from grpo.rewards.combine import UNUSABLE
+from grpo.rewards.verdicts import judges, verdict
 from grpo.types import LARGEST_REWARD, Completion, Message, Metrics, Prompt, Score, Verifier
 
 _OWN = ("prompt", "completion", "completion_ids", "prompts", "completions")
@@ -45,10 +46,10 @@ class RewardSet:
         if not rewards:
             raise RewardError("a recipe needs at least one reward")
         self.rewards = [(name, reward, float(weight)) for name, reward, weight in rewards]
-        # The status of a score is the verdict of the verifier that weighs first.
-        self.first_verifier = next(
-            (name for name, reward, _ in self.rewards if isinstance(reward, Verifier)), None
-        )
+        # The rewards that say right or wrong; the first one's verdict is the status of a score.
+        self.judges = tuple(name for name, reward, _ in self.rewards if judges(reward))
+        verifiers = [name for name, reward, _ in self.rewards if isinstance(reward, Verifier)]
+        self.first_verifier = next(iter([*self.judges, *verifiers]), None)
         self.timeouts = {name: deadline.SECONDS for name, _, _ in self.rewards}
         self.timeouts |= timeouts or {}
         self._metrics: dict[str, list[float]] = {}
@@ -118,25 +119,40 @@ class RewardSet:
         """One completion's scores, one of each reward in order, as the sum that is learned from."""
         names = [name for name, _, _ in self.rewards]
         parts = {name: score.value for name, score in zip(names, scores, strict=True)}
-        verdict = scores[names.index(self.first_verifier)] if self.first_verifier else None
+        right = {
+            name: verdict(score)
+            for name, score in zip(names, scores, strict=True)
+            if name in self.judges
+        }
+        first = scores[names.index(self.first_verifier)] if self.first_verifier else None
+        judged = (scores[names.index(name)] for name in self.judges)
+        first = next((score for score in judged if score.status != "not_applicable"), first)
         for name, score in zip(names, scores, strict=True):
             if score.status in UNUSABLE:
                 detail = f"{name}: {score.detail}"
-                return Score(value=None, status=score.status, detail=detail, parts=parts)
+                return Score(
+                    value=None, status=score.status, detail=detail, parts=parts, right=right
+                )
         weighed = [
             _weighed(name, score.value, weight)
             for (name, _, weight), score in zip(self.rewards, scores, strict=True)
             if score.value is not None
         ]
         if not weighed:
-            detail = verdict.detail if verdict else "every reward returned None"
-            return Score(value=None, status="not_applicable", detail=detail, parts=parts)
-        if verdict is None or verdict.status == "not_applicable":
-            verdict = next(
+            detail = first.detail if first else "every reward returned None"
+            return Score(
+                value=None, status="not_applicable", detail=detail, parts=parts, right=right
+            )
+        if first is None or first.status == "not_applicable":
+            first = next(
                 (s for s in scores if s.value is not None), Score(value=None, status="scored")
             )
         return Score(
-            value=math.fsum(weighed), status=verdict.status, detail=verdict.detail, parts=parts
+            value=math.fsum(weighed),
+            status=first.status,
+            detail=first.detail,
+            parts=parts,
+            right=right,
         )
 
     def _log_metric(self, name: str, value: float) -> None:

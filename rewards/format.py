@@ -41,6 +41,7 @@ class Format(VerifierReward):
 
     name = "format"
     needs = ()
+    judges = False  # its right and wrong are about the form
 
     def verify(self, completion: str, task: Task) -> Score:
         """correct or wrong, with the first fault as detail."""

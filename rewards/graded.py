@@ -17,6 +17,7 @@ class GradedReward(VerifierReward):
     """
 
     needs = ()
+    judges = False
 
     def grade(self, text: str, ids: Sequence[int] | None, task: Task) -> Score:
         """The score of one completion from its text and token ids (None: unknown)."""

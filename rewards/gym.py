@@ -97,6 +97,7 @@ class ReasoningGym(VerifierReward):
         self, strict: bool = True, timeout: float = 10.0, workers: int = 0, sandbox: str = "auto"
     ) -> None:
         self.strict = strict
+        self.judges = strict  # part of the marks is neither right nor wrong
         self.timeout = timeout
         self.pool = Pool(
             lambda: Sandbox(choose(sandbox), ("grpo.rewards.gym_guest",)),

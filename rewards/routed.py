@@ -57,6 +57,11 @@ class Routed:
             raise PluginError(f"routed: default: {unknown_name('route', default, self.routes)}")
         self.default = default
 
+    @property
+    def judges(self) -> bool:
+        """Whether a reward of some route says right or wrong."""
+        return any(route.rewards.judges for route in self.routes.values())
+
     def scores(self, **keywords: Any) -> list[Score]:
         """One `Score` per completion, by TRL's calling convention; `parts` has its route's rewards.
 

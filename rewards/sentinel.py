@@ -15,6 +15,7 @@ from itertools import compress, islice
 from grpo.rewards.extract import boxes, final_answer, split_thought
 from grpo.rewards.format import format_fault
 from grpo.rewards.repetition import repeated_share
+from grpo.rewards.verdicts import verdict
 from grpo.types import Group, Metrics, Score, Verifier
 
 
@@ -88,7 +89,7 @@ def sentinel(groups: Sequence[Group], second: Verifier | None = None, sample: in
     judged = [(f, score) for f, score in zip(faults, scores, strict=True) if is_judged(score)]
     if judged:
         well_formed = _mean([fault is None for fault, _ in judged])
-        right = _mean([score.status == "correct" for _, score in judged])
+        right = _mean([verdict(score) is True for _, score in judged])
         metrics["sentinel/format_minus_accuracy"] = well_formed - right
     if second is not None:
         agreement = second_opinion(groups, second, sample)
@@ -138,8 +139,8 @@ def thought_words(text: str) -> int:
 
 
 def is_judged(score: Score) -> bool:
-    """Whether a verifier said right or wrong."""
-    return score.value is not None and score.status != "scored"
+    """Whether a verifier said right or wrong of a completion that is learned from."""
+    return score.value is not None and verdict(score) is not None
 
 
 def second_opinion(groups: Sequence[Group], second: Verifier, sample: int) -> float | None:
@@ -153,7 +154,7 @@ def second_opinion(groups: Sequence[Group], second: Verifier, sample: int) -> fl
     picked = judged[:: max(1, len(judged) // max(1, sample))][:sample]
     verdicts = [
         (
-            rollout.score.status == "correct",
+            verdict(rollout.score) is True,
             second.verify(p.prefill + rollout.completion.text, p.task),
         )
         for p, rollout in picked

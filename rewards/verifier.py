@@ -77,6 +77,7 @@ class VerifierReward:
     """
 
     name: ClassVar[str] = "verifier"
+    judges: bool = True  # whether it says right or wrong; else its figure is a mean
     needs: ClassVar[tuple[str, ...]] = ("answer|solution",)
 
     @property

@@ -159,7 +159,7 @@ class Eval(Section):
         False, "the stage's model is the best evaluated one, not the last; needs eval.steps"
     )
     rewards: tuple[RewardSpec, ...] = F(
-        (), "verifiers reported on held-out tasks, the first as accuracy; empty: the stage's own"
+        (), "reported on held-out tasks, the first verifier as accuracy; empty: the stage's own"
     )
 
 

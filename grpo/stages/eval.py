@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from grpo import heldout
+from grpo import figures, heldout
 from grpo.rewards.compose import RewardSet
 from grpo.schema import EvalStage, Model, Recipe, Rollout
 from grpo.stages.remote_rewards import reward_set
@@ -59,7 +59,7 @@ def run(stage: EvalStage, recipe: Recipe, folder: Path, console: Console) -> dic
                 )
                 progress.remove_task(bar)
             lines[name] = heldout.read_lines(out)
-            said = _sentence(heldout.columns(lines[name], titles, recipe.run.seed))
+            said = figures.sentence(heldout.summarize(lines[name], titles, recipe.run.seed))
             progress.console.print(f"{stage.name}: {label}: {said}", markup=False)
     baseline = names[stage.models.index(stage.baseline) if stage.baseline else 0]
     return {
@@ -118,15 +118,18 @@ def _figures(
     lines: dict[str, list[dict[str, Any]]], titles: Sequence[str], baseline: str, seed: int
 ) -> dict[str, Any]:
     models: dict[str, dict[str, Any]] = {}
+    first = heldout.headline(lines[baseline], titles)
     for name, found in lines.items():
         models[name] = heldout.columns(found, titles, seed)
         if name != baseline:
-            gap = heldout.difference(found, lines[baseline], titles[0], seed)
+            gap = heldout.difference(found, lines[baseline], first, seed)
             models[name][DIFFERENCE] = None if gap is None else list(gap)
-    accuracy = ", ".join(f"{name} {row['accuracy'][0]:.3f}" for name, row in models.items())
+    figure = "accuracy" if all("accuracy" in row for row in models.values()) else first
+    said = ", ".join(f"{name} {_first(row, figure)}" for name, row in models.items())
     missing = {name: heldout.unscored(found, titles) for name, found in lines.items()}
     return {
-        "result": f"accuracy: {accuracy}",
+        "result": f"{figure}: {said}",
+        "figure": figure,
         "models": models,
         "baseline": baseline,
         "details": {name: heldout.summarize(found, titles, seed) for name, found in lines.items()},
@@ -134,6 +137,6 @@ def _figures(
     }
 
 
-def _sentence(row: dict[str, Any]) -> str:
-    value, low, high = row["accuracy"]
-    return f"accuracy {value:.3f} [{low:.3f}, {high:.3f}], length {row['length'][0]:.1f} tokens"
+def _first(row: dict[str, Any], figure: str) -> str:
+    found = row.get(figure)
+    return figures.number(found[0] if found else None)

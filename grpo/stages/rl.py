@@ -26,7 +26,7 @@ from typing import Any
 
 from rich.console import Console
 
-from grpo import checkpoint, heldout, ledger, plugins
+from grpo import checkpoint, figures, heldout, ledger, plugins
 from grpo.errors import RunError
 from grpo.evaluate import paired_difference
 from grpo.log import RunLog
@@ -104,8 +104,10 @@ def _run(
                 shutil.rmtree(model)
 
     def measure(name: str) -> None:
-        evaluations[name] = ranks.on_first(lambda: evaluate(name))
-        log.say(f"{name}: {_sentence(evaluations[name])}")
+        found = ranks.on_first(lambda: evaluate(name))
+        # Before anything is trained a reward that scores nothing is an error; later it is a figure.
+        evaluations[name] = heldout.checked(found) if name == "before" else found
+        log.say(f"{name}: {figures.sentence(found)}")
         if stage.eval.keep_best and best(evaluations) == name != "after":
             if ranks.rank == 0:  # a run that was killed in the meantime measures it again
                 shutil.rmtree(folder / BEST / name, ignore_errors=True)
@@ -174,8 +176,9 @@ def settled() -> Iterator[None]:
 
 
 def best(evaluations: dict[str, Any]) -> str:
-    """The name of the evaluation with the highest pass@1; of equal ones, the first made."""
-    return max(evaluations, key=lambda name: evaluations[name]["pass1"])
+    """The name of the best evaluation by what `figures.decides`; of equal ones, the first made."""
+    found = figures.decides(evaluations)
+    return max(found, key=lambda name: found[name])
 
 
 def restore(folder: Path, parts: Parts, ranks: Ranks) -> tuple[int, dict[str, Any]]:
@@ -256,20 +259,29 @@ def _summary(
     seed: int,
 ) -> dict[str, Any]:
     before, after = evaluations["before"], evaluations["after"]
-    rows = [heldout.read_lines(folder / "eval" / f"{name}.jsonl") for name in ("before", "after")]
-    name = next(iter(rows[0][0]["parts"]))
-    values = [heldout.values(lines, name) for lines in rows]
-    clusters = [line["cluster"] for line in rows[0] if line["mode"] == "sample"]
-    gain, low, high = paired_difference(values[1], values[0], clusters, seed=seed)
     return {
         "before": before,
         "after": after,
-        "gain": {"pass1": round(gain, 4), "ci": [round(low, 4), round(high, 4)]},
+        "gain": _gain(folder / "eval", before["headline"], seed),
         "during": {k: v for k, v in evaluations.items() if k not in ("before", "after")},
         "steps": step,
         "seconds": round(seconds, 1),
         "model": str(folder / "model"),
     }
+
+
+def _gain(folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """What reward `name` rose by, sample by sample: {of, pass1 or mean, ci}, None if unscored."""
+    old, new = (heldout.read_lines(folder / f"{when}.jsonl") for when in ("before", "after"))
+    both = [*old, *new]
+    of = heldout.value_of(both, name)
+    before, after = ([of(x) for x in lines if x["mode"] == "sample"] for lines in (old, new))
+    clusters = [line["cluster"] for line in old if line["mode"] == "sample"]
+    key = "pass1" if heldout.judged(both, name) else "mean"
+    if all(None in pair for pair in zip(before, after, strict=True)):
+        return {"of": name, key: None, "ci": None}
+    gain, low, high = paired_difference(after, before, clusters, seed=seed)
+    return {"of": name, key: round(gain, 4), "ci": [round(low, 4), round(high, 4)]}
 
 
 def _choice(kept: str, evaluations: dict[str, Any], last: int) -> dict[str, Any]:
@@ -280,11 +292,10 @@ def _choice(kept: str, evaluations: dict[str, Any], last: int) -> dict[str, Any]
     step = {"before": 0, "after": last}.get(kept)
     found = evaluations[kept]
     step = int(kept.removeprefix("step_")) if step is None else step
-    low, high = found["pass1_ci"]
+    change = figures.change(evaluations["before"], found)
     return {
         "best": {"step": step, **found},
-        "result": f"pass@1 {evaluations['before']['pass1']:.3f} -> {found['pass1']:.3f} "
-        f"[{low:.3f}, {high:.3f}] at step {step}, the best of {len(evaluations)} evaluations",
+        "result": f"{change} at step {step}, the best of {len(evaluations)} evaluations",
     }
 
 
@@ -295,14 +306,6 @@ def _call(name: str, callback: Any, result: Step) -> None:
 def _samples(result: Step, count: int) -> list[str]:
     rollouts = [g.rollouts[0] for g in result.groups[:count]]
     return [f"[{r.score.status}] {r.prompt.text} {r.completion.text}" for r in rollouts]
-
-
-def _sentence(evaluation: dict[str, Any]) -> str:
-    low, high = evaluation["pass1_ci"]
-    return (
-        f"greedy {evaluation['greedy']:.3f}  pass@1 {evaluation['pass1']:.3f} "
-        f"[{low:.3f}, {high:.3f}]  mean length {evaluation['mean_length']:.1f} tokens"
-    )
 
 
 @contextmanager

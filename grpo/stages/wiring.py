@@ -221,8 +221,9 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Parts:
     """What the loop needs: the sampler, and a learner beside it."""
     settings, name = recipe.run, stage.algorithm.advantage
     torch.manual_seed(settings.seed)
+    rollouts = build_rollouts(stage, recipe, sampler)
     return Parts(
-        rollouts=build_rollouts(stage, recipe, sampler),
+        rollouts=rollouts,
         gate=build_gate(stage, settings, sampler),
         limits=Limits(
             difference=stage.parity.max_step_difference,
@@ -246,16 +247,18 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Parts:
         beta=stage.algorithm.beta,
         mask_truncated=stage.algorithm.mask_truncated_completions,
         num_minibatches=stage.algorithm.num_minibatches,
-        second=_second(stage.rewards),
+        second=_second(stage.rewards, rollouts.rewards.judges),
     )
 
 
-def _second(specs: Sequence[RewardSpec]) -> Verifier | None:
-    """Who checks the first reward on a sample: exact comparison of the last answer or number.
+def _second(specs: Sequence[RewardSpec], judges: Sequence[str]) -> Verifier | None:
+    """Who checks the first verifier on a sample: exact comparison of the last answer or number.
 
-    It costs next to nothing and shares no parser with `math`. Other rewards judge no single answer.
+    It costs next to nothing and shares no parser with `math`. Other verifiers judge no single
+    answer. judges: the titles of those rewards that say right or wrong.
     """
-    return Accuracy(extraction="lenient") if specs[0].name in ("accuracy", "math") else None
+    first = next((spec.name for spec in specs if spec.title in judges[:1]), None)
+    return Accuracy(extraction="lenient") if first in ("accuracy", "math") else None
 
 
 def pretrained(kind: Any, model_path: str, **options: Any) -> Any:

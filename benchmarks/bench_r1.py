@@ -163,7 +163,7 @@ def at_temperature_1(folder: Path, names: Sequence[str]) -> dict[str, dict[str, 
     for name in names:
         after = json.loads((folder / name / "summary.json").read_text())["after"]
         found[name] = {
-            heading: [after["rewards"][heading]["pass1"], *after["rewards"][heading]["pass1_ci"]]
+            heading: [after["rewards"][heading]["mean"], *after["rewards"][heading]["mean_ci"]]
             for heading in ("accuracy", "language_consistency", "format")
         }
     return found

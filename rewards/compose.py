@@ -46,10 +46,12 @@ class RewardSet:
         if not rewards:
             raise RewardError("a recipe needs at least one reward")
         self.rewards = [(name, reward, float(weight)) for name, reward, weight in rewards]
-        # The rewards that say right or wrong; the first one's verdict is the status of a score.
+        # The status of a score is what the first of the rewards that say right or wrong says, else
+        # the verdict of the verifier that weighs first.
         self.judges = tuple(name for name, reward, _ in self.rewards if judges(reward))
-        verifiers = [name for name, reward, _ in self.rewards if isinstance(reward, Verifier)]
-        self.first_verifier = next(iter([*self.judges, *verifiers]), None)
+        self.first_verifier = next(
+            (name for name, reward, _ in self.rewards if isinstance(reward, Verifier)), None
+        )
         self.timeouts = {name: deadline.SECONDS for name, _, _ in self.rewards}
         self.timeouts |= timeouts or {}
         self._metrics: dict[str, list[float]] = {}

@@ -112,8 +112,8 @@ class HeldOut:
             "value": score.value,
             "status": score.status,
             "parts": dict(score.parts),
-            **({"detail": score.detail} if score.status in UNUSABLE else {}),
             "right": dict(score.right or {}),
+            **({"detail": score.detail} if score.status in UNUSABLE else {}),
             **vote,
         }
 
@@ -153,9 +153,10 @@ def checked(found: dict[str, Any]) -> dict[str, Any]:
     name = found["headline"]
     if found["rewards"][name]["mean"] is None:
         statuses = ", ".join(sorted(found["statuses"]))
+        why = f"; most often: {found['unusable']}" if found["unusable"] else ""
         raise DataError(
-            f"reward {name!r} scored no held-out completion (status: {statuses}), so there is no "
-            "figure to report; eval.rewards names the verifiers to evaluate with"
+            f"reward {name!r} scored no held-out completion (status: {statuses}{why}), so there is "
+            "no figure to report; eval.rewards names the verifiers to evaluate with"
         )
     return found
 
@@ -170,8 +171,8 @@ def figures(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) ->
     scored). mean_reward: of the weighted sum.
 
     Beside them, of the sampled completions: clipped_ratio (cut by the length limit), length_right
-    and length_wrong (mean tokens; None where there are none), statuses (verdict -> count) and what
-    `grpo.behaviors.summarize` gives.
+    and length_wrong (mean tokens; None where there are none), statuses (verdict -> count), unusable
+    (why a gold or a grader failed, most often; None) and what `grpo.behaviors.summarize` gives.
     """
     sampled = [line for line in lines if line["mode"] == "sample"]
     places = list(dict.fromkeys(line["task"] for line in sampled))
@@ -195,6 +196,7 @@ def figures(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) ->
     rewards = {n: _of_reward(lines, places, clusters, n, seed) for n in names}
     totals = _by_task(sampled, places, lambda line: line.get("value"))
     total = evaluate.summarize_mean(scores=totals, clusters=clusters, seed=seed)
+    details = Counter(line["detail"] for line in sampled if line.get("detail"))
     lengths = {v: [x["tokens"] for x in sampled if right and right(x) == v] for v in (1.0, 0.0)}
     return {
         "headline": name,
@@ -211,6 +213,7 @@ def figures(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) ->
         "length_right": float(np.mean(lengths[1.0])) if lengths[1.0] else None,
         "length_wrong": float(np.mean(lengths[0.0])) if lengths[0.0] else None,
         "statuses": dict(Counter(line["status"] for line in sampled).most_common()),
+        "unusable": next((detail for detail, _ in details.most_common(1)), None),
         **behaviors.summarize(line["completion"] for line in sampled),
     }
 

@@ -96,15 +96,20 @@ class Letters:
         return "".join(map(chr, ids))
 
 
-def prompts() -> list[Prompt]:
-    tasks = [Task(uid=f"t{i}", prompt="q", answer=gold) for i, gold in enumerate(GOLDS)]
+def prompts(golds: tuple[str, ...] = GOLDS) -> list[Prompt]:
+    tasks = [Task(uid=f"t{i}", prompt="q", answer=gold) for i, gold in enumerate(golds)]
     return [Prompt(task=task, text="q", ids=(1,)) for task in tasks]
 
 
-def asked(rewards: RewardSet, path: Path, said: dict[str, list[str]] = SAID) -> dict[str, Any]:
+def asked(
+    rewards: RewardSet,
+    path: Path,
+    said: dict[str, list[str]] = SAID,
+    golds: tuple[str, ...] = GOLDS,
+) -> dict[str, Any]:
     """The evaluation of scripted completions, by the method that a run calls."""
     judge = heldout.HeldOut(
-        prompts=prompts(),
+        prompts=prompts(golds),
         rewards=rewards,
         sampling=Sampling(max_tokens=100),
         num_samples=4,
@@ -317,6 +322,9 @@ def test_what_was_not_scored_is_no_number(tmp_path):
     assert "nan" not in json.dumps(found).lower()
     with pytest.raises(DataError, match=r"'never' scored no held-out completion \(status: not_app"):
         heldout.checked(found)
+    blank = asked(rewards_of("accuracy"), tmp_path / "b.jsonl", golds=(" ", " "))
+    with pytest.raises(DataError, match="unparseable_gold; most often: accuracy: the gold answer"):
+        heldout.checked(blank)
     # a verifier that judged nothing is not passed over for a bonus
     found = asked(rewards_of("short", "countdown"), tmp_path / "v.jsonl")
     with pytest.raises(DataError, match="'countdown' scored no held-out completion"):

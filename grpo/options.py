@@ -24,7 +24,7 @@ FORMS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "grpo eval MODEL --recipe RECIPE": ("model", *RECIPE),
         "grpo eval RUN": ("model", "overrides"),
     },
-    "score": {"grpo score REWARD FILE.jsonl": ("reward", "file", "workers", "args")},
+    "score": {"grpo score REWARD FILE.jsonl": ("reward", "file", "workers", "args", "timeout")},
     "check": {"grpo check RECIPE": (*RECIPE, "limit")},
     "doctor": {"grpo doctor": ()},
     "plan": {"grpo plan RECIPE": RECIPE},

@@ -140,7 +140,7 @@ class _Helper:
 
     def __init__(self) -> None:
         self._work: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name="grpo-reward", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="grpo-helper", daemon=True)
         self.thread.start()
 
     def submit(self, call: Callable[[], T]) -> Future[T]:

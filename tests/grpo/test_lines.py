@@ -65,7 +65,14 @@ def test_a_summary_is_made_of_completions_with_line_separators(tmp_path: Path, r
     (tmp_path / "eval").mkdir()
     for name, value in (("before", 0.0), ("after", 1.0)):
         lines = [
-            {"mode": mode, "cluster": task, "completion": TEXT, "parts": {"main": value}}
+            {
+                "mode": mode,
+                "cluster": task,
+                "task": task,
+                "completion": TEXT,
+                "parts": {"main": value},
+                "right": {"main": value == 1.0},
+            }
             for mode in ("greedy", "sample")
             for task in "ab"
         ]
@@ -75,8 +82,10 @@ def test_a_summary_is_made_of_completions_with_line_separators(tmp_path: Path, r
         ]
         text = "".join(plain if raw else map(to_line, lines))
         (tmp_path / "eval" / f"{name}.jsonl").write_bytes(text.encode())
-    found = rl._summary(tmp_path, {"before": {}, "after": {}}, 1.0, 2, 0)
-    assert found["gain"] == {"pass1": 1.0, "ci": [1.0, 1.0]}
+    found = rl._summary(
+        tmp_path, {"before": {"headline": "main"}, "after": {"headline": "main"}}, 1.0, 2, 0
+    )
+    assert found["gain"] == {"of": "main", "pass1": 1.0, "ci": [1.0, 1.0]}
     assert len(heldout.read_lines(tmp_path / "eval" / "after.jsonl")) == 4
 
 

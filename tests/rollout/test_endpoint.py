@@ -124,7 +124,7 @@ def requests(count: int = 2, n: int = 2, **sampling: Any) -> list[Request]:
 
 def test_every_sample_is_asked_for_once_with_a_seed_of_its_own(server: Served) -> None:
     engine = engine_for(server, body={"top_k": 20}, limit_field="max_completion_tokens")
-    groups = dict(collect(engine, requests(3, 4)))
+    groups = dict(collect(engine, requests(3, 4), text=True))
     seeds = [body["seed"] for _, body in server.asked]
     assert len(seeds) == len(set(seeds)) == 12
     expected = [(seed_of((7, 0, 1, 0)) + i) % 2**31 for i in range(4)]
@@ -144,7 +144,9 @@ def test_every_sample_is_asked_for_once_with_a_seed_of_its_own(server: Served) -
 
 
 def test_text_goes_to_the_route_for_text(server: Served) -> None:
-    [group] = dict(collect(engine_for(server, "Once", model="other"), requests(1, 1))).values()
+    [group] = dict(
+        collect(engine_for(server, "Once", model="other"), requests(1, 1), text=True)
+    ).values()
     [(path, body)] = server.asked
     assert (path, body["prompt"], body["model"]) == ("/v1/completions", "Once", "other")
     assert group[0].finish == "stop"
@@ -157,7 +159,7 @@ def test_text_goes_to_the_route_for_text(server: Served) -> None:
 def test_what_fails_is_asked_again_and_given_out_once(server: Served, fault: Any) -> None:
     server.faults = [fault, None, fault, fault]
     engine = engine_for(server)
-    groups = dict(collect(engine, requests(2, 3)))
+    groups = dict(collect(engine, requests(2, 3), text=True))
     assert {uid: [c.index for c in group] for uid, group in groups.items()} == {
         "0": [0, 1, 2],
         "1": [0, 1, 2],
@@ -172,7 +174,7 @@ def test_what_fails_is_asked_again_and_given_out_once(server: Served, fault: Any
 def test_an_answer_that_comes_too_late_is_not_looked_at(server: Served) -> None:
     server.faults = ["hang"]
     engine = engine_for(server, timeout=0.2)
-    [group] = dict(collect(engine, requests(1, 2))).values()
+    [group] = dict(collect(engine, requests(1, 2), text=True)).values()
     assert len(group) == 2
     time.sleep(0.5)  # the first call's answer would be here by now
     assert engine.poll(0.1) == []
@@ -181,11 +183,11 @@ def test_an_answer_that_comes_too_late_is_not_looked_at(server: Served) -> None:
 def test_failures_without_end_and_refusals_stop_the_run(server: Served) -> None:
     server.faults = [500] * 9
     with pytest.raises(EngineError, match=r"sample 0 of request '0' failed 3 times .*status 500"):
-        dict(collect(engine_for(server, retries=2), requests(1, 1)))
+        dict(collect(engine_for(server, retries=2), requests(1, 1), text=True))
     server.faults = [401]
     before = len(server.asked)
     with pytest.raises(EngineError, match="refused a request to model 'teacher': status 401: no"):
-        dict(collect(engine_for(server), requests(1, 1)))
+        dict(collect(engine_for(server), requests(1, 1), text=True))
     assert len(server.asked) == before + 1
     with pytest.raises(EngineError, match="does not say which models"):
         EndpointEngine(SPEC, url="http://127.0.0.1:9/v1", say=lambda _: "", timeout=0.5)
@@ -201,7 +203,8 @@ def test_endings_stop_strings_and_hidden_thoughts(server: Served) -> None:
         choice("content_filter", content=""),
         choice("stop", content="<answer>7</answer>", reasoning_content="Let me see. "),
     ]
-    found = dict(collect(engine_for(server, concurrency=1), requests(4, 1, stop=("</answer>",))))
+    asked = requests(4, 1, stop=("</answer>",))
+    found = dict(collect(engine_for(server, concurrency=1), asked, text=True))
     ended = [(group[0].text, group[0].finish) for _, group in sorted(found.items())]
     assert ended == [
         ("a </answer>", "stop"),
@@ -213,7 +216,7 @@ def test_endings_stop_strings_and_hidden_thoughts(server: Served) -> None:
 
 
 def test_concurrency_is_a_limit(server: Served) -> None:
-    dict(collect(engine_for(server, concurrency=3), requests(6, 4)))
+    dict(collect(engine_for(server, concurrency=3), requests(6, 4), text=True))
     assert server.most == 3
 
 
@@ -258,7 +261,7 @@ def test_key_and_prompt_of_a_recipes_engine(
     monkeypatch.setenv("MY_KEY", "secret")
     spec = EngineSpec(model=str(PARITY), max_length=64)
     engine = ENGINES["endpoint"](spec=spec, url=server.url, api_key_env="MY_KEY")
-    dict(collect(engine, [Request(**{**vars_of(requests(1, 1)[0]), "ids": (6, 7, 8)})]))
+    dict(collect(engine, [Request(**{**vars_of(requests(1, 1)[0]), "ids": (6, 7, 8)})], text=True))
     assert server.keys == {"Bearer secret"}
     [message] = server.asked[0][1]["messages"]
     assert message["role"] == "user"

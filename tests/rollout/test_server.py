@@ -288,7 +288,7 @@ def test_canceled_requests_do_not_come_back(server: FakeServer) -> None:
 def test_a_text_only_server_samples_and_takes_no_weights(server: FakeServer) -> None:
     server.ours = server.tokens = False
     engine = engine_for(server)
-    (group,) = dict(collect(engine, requests(1))).values()
+    (group,) = dict(collect(engine, requests(1), text=True)).values()
     assert [(c.text, len(c)) for c in group] == [("7", 0), ("7", 0)]
     assert server.asked[0]["model"] == "some-model"
     with pytest.raises(WeightsError, match="evaluation and distillation only"):

@@ -368,7 +368,7 @@ class TorchLearner:
     def _update(self, part: Sequence[_Prepared], sums: Sums, sampled: bool) -> float:
         """One optimizer step; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = torch.zeros(())
+        loss = torch.zeros((), dtype=torch.float32)
         # One cast of each weight for all micro-batches; sharded ones are others every time.
         alone = self.num_ranks == 1
         with casts_kept(self._autocast()) if alone else contextlib.nullcontext():

@@ -162,11 +162,27 @@ def check_batch(parts: Parts, batch: Batch) -> Metrics:
 
 def checked(advantages_P_G: np.ndarray, rewards_P_G: np.ndarray) -> np.ndarray:
     """The advantages, if they are what a plug-in has to return. Raises PluginError."""
-    found = np.asarray(advantages_P_G, dtype=np.float64)
-    if found.shape != rewards_P_G.shape or not np.isfinite(found).all():
+    wanted = (
+        f"; it has to return finite numbers of shape {rewards_P_G.shape}, 0 where the reward is NaN"
+    )
+    try:
+        found = np.asarray(advantages_P_G).astype(np.float64, casting="same_kind")
+    except (TypeError, ValueError) as error:
+        kind = type(advantages_P_G).__name__
         raise PluginError(
-            f"algorithm.advantage returned shape {found.shape} with "
-            f"{int(np.sum(~np.isfinite(found)))} values that are not finite; it has to return "
-            f"finite numbers of shape {rewards_P_G.shape}, 0 where the reward is NaN"
+            f"algorithm.advantage returned {kind}, which is no array of numbers ({error}){wanted}"
+        ) from error
+    with np.errstate(over="ignore"):
+        numbers = np.isfinite(found.astype(np.float32))  # what the loss is computed in
+    if found.shape != rewards_P_G.shape or not numbers.all():
+        raise PluginError(
+            f"algorithm.advantage returned shape {found.shape} with {int(np.sum(~numbers))} values "
+            f"that are not finite in float32{wanted}"
+        )
+    unscored = found[np.isnan(rewards_P_G)]
+    if unscored.any():
+        raise PluginError(
+            f"algorithm.advantage returned {unscored[unscored != 0][0]:g} for a completion without "
+            f"a reward, which would be learned from{wanted}"
         )
     return found

@@ -11,7 +11,7 @@ from grpo.advantage import ADVANTAGES
 from grpo.data.source import TaskOrder
 from grpo.errors import PluginError, RewardError, WeightsError
 from grpo.gathering import Wanted
-from grpo.loop import Parts, train
+from grpo.loop import Parts, checked, train
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
 from grpo.schedule import Rollouts
@@ -158,6 +158,27 @@ def test_the_reward_std_is_the_batchs_as_in_trl():
 def test_an_advantage_plug_in_that_returns_nonsense_is_named(broken):
     with pytest.raises(PluginError, match=r"algorithm\.advantage returned shape"):
         list(train(parts(advantage=broken), start=0, max_steps=1))
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (lambda r: [[0.5], [1.0, 2.0]], "returned list, which is no array of numbers"),
+        (lambda r: None, "returned NoneType, which is no array of numbers"),
+        (lambda r: r.astype(complex), "returned ndarray, which is no array of numbers"),
+        (lambda r: np.full_like(r, 1e300), "10 values that are not finite in float32"),
+    ],
+)
+def test_an_advantage_that_is_no_number_or_none_of_float32_is_named(broken, says):
+    with pytest.raises(PluginError, match=says):
+        list(train(parts(advantage=broken, mask_truncated=False), start=0, max_steps=1))
+
+
+def test_an_advantage_for_a_completion_without_a_reward_would_be_learned_from():
+    rewards = np.array([[1.0, np.nan, 0.0]])
+    np.testing.assert_array_equal(checked(np.array([[1, 0, -1]]), rewards), [[1, 0, -1]])
+    with pytest.raises(PluginError, match=r"returned -0\.5 for a completion without a reward"):
+        checked(np.array([[1.0, -0.5, 0.0]]), rewards)
 
 
 class Graded:

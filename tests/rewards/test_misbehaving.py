@@ -201,6 +201,10 @@ async def cancels(**_):
     raise asyncio.CancelledError
 
 
+def finds_nothing(**_):
+    return [next(iter(()))]
+
+
 def calls_on(**_):
     return int("x")
 
@@ -216,6 +220,7 @@ def calls_on(**_):
         (interrupts_later, rf"raised KeyboardInterrupt at .*{HERE}"),
         (closes, rf"raised GeneratorExit at .*{HERE}"),
         (cancels, r"raised CancelledError"),
+        (finds_nothing, rf"raised StopIteration at .*{HERE}"),
         (calls_on, rf"raised ValueError: invalid literal.* at .*{HERE}"),
     ],
 )

@@ -8,11 +8,17 @@ back is the program's fault: it raises here, in the test that asked.
 from __future__ import annotations
 
 import builtins
+import contextlib
+import datetime
 import importlib
 import operator
 import socket
 import types
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from functools import cache
 from typing import Any, NoReturn, cast
 
 from grpo.rewards import wire
@@ -209,13 +215,27 @@ def _library_name(value: Any) -> dict[str, str] | None:
     return {"module": module, "name": name} if found is value else None
 
 
+@cache
+def _plain_members() -> frozenset[str]:
+    """The names of all members of plain data. Those of LeetCode's nodes hold plain data only."""
+    kinds: list[Any] = [str, bytes, bytearray, int, float, complex, list, tuple, range, dict]
+    kinds += [set, frozenset, deque, Counter, OrderedDict, Decimal, Fraction, type({}.keys())]
+    kinds += [datetime.datetime, datetime.time, datetime.timedelta]
+    with contextlib.suppress(ImportError):
+        import numpy
+
+        kinds.append(numpy.ndarray)
+    return frozenset(name for kind in kinds for name in dir(kind))
+
+
 class Remote:
     """Something in the program's process. Anything can be called, and iterated if it can be there.
 
-    What a function returned has to be plain data: it has no truth value, equals nothing, compares
-    with nothing and has no members: all of these raise. An object `made` by calling a class in the
-    tests is under test itself: its members and operators are the program's, but it compares only
-    with other objects of the program's, never with plain data.
+    What a function returned has to be plain data where the tests use it as such: it has no truth
+    value, equals nothing, compares with nothing and has no member that plain data has: all of these
+    raise. A member that no plain data has (`.root`, `.area()`) is the program's own. An object
+    `made` by calling a class in the tests is under test itself: its members and operators are the
+    program's, but it compares only with other objects of the program's, never with plain data.
     """
 
     __slots__ = ("__asker", "__made", "__target")
@@ -232,7 +252,7 @@ class Remote:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if not self.__made and type(self.__target[0]) is int:
+        if not self.__made and type(self.__target[0]) is int and name in _plain_members():
             self.__refuse()
         request = {"do": "get", "target": self.__target, "name": name}
         return self.__asker.ask(request, wire.Shared())

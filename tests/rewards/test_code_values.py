@@ -106,6 +106,30 @@ def test_objects_of_a_class_that_the_tests_make(code, test):
     assert functional(code, wrong, f"v = V(0)\nassert {test}") == 0.0
 
 
+TREE = (
+    "class Leaf:\n    def __init__(self, x): self.x, self.next_one = x, None\n"
+    "    def grown(self): return Leaf(self.x + 1)\n"
+    "class Tree:\n    def __init__(self): self.root = Leaf(3)\n    def leaf(self): return self.root\n"
+    "    @classmethod\n    def made(cls): return cls()\n"
+    "import enum\nclass Color(enum.Enum):\n    RED = 3\n"
+)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "t.root.x == 3", "t.leaf().x == 3", "t.leaf().grown().x == 4", "Tree.made().root.x == 3",
+        "t.root.next_one is None", "Color.RED.value == 3", "Color(3).name == 'RED'",
+    ],
+)  # fmt: skip
+def test_objects_that_an_object_leads_to(code, test):
+    defines = ["class Tree", "class Color"]
+    tests = {"asserts": [f"t, c = Tree(), Color\nassert {test}"], "defines": defines}
+    assert judged(code, TREE, tests).value == 1.0
+    wrong = TREE.replace("3", "5").replace("None", "5").replace("RED", "BLUE")
+    assert judged(code, wrong, tests).value == 0.0
+
+
 EQUAL = (
     "class Equal:\n    __eq__ = __lt__ = __contains__ = lambda s, o: True\n    __len__ = lambda s: 3\n"
     "    __sub__ = __rsub__ = lambda s, o: 0\n    __hash__ = lambda s: 3\n    __abs__ = lambda s: 0\n"
@@ -117,11 +141,12 @@ EQUAL = (
     [
         "C().m() == 3", "3 == C().m()", "C().m() in [3]", "abs(C().m() - 3) < 1e-6",
         "len(C().m()) == 3", "3 in C().m()", "C().m() < 4", "C().m", "C().m().real == 3",
+        "C().m().startswith('a')", "C().m().issubset([3])", "C().m().all()",
         "C() == 3", "C() in [3]", "{3: 1}[C()] == 1",
     ],
 )  # fmt: skip
 def test_an_object_that_is_always_equal_passes_for_no_value(code, test):
-    program = f"{EQUAL}class C(Equal):\n    def m(self): return Equal()"
+    program = f"{EQUAL}    startswith = issubset = all = lambda s, *o: True\nclass C(Equal):\n    def m(self): return Equal()"
     assert functional(code, program, f"c = C()\nassert {test}\nassert c.m() == 3") == 0.0
 
 

@@ -174,7 +174,7 @@ class Program:
         shared = wire.Shared()
         arguments: Any = None
         root: Any = request["target"][0] if "target" in request else None
-        if request["do"] in ("next", "iter", "await") and root in self.origins:
+        if request["do"] in ("next", "iter", "await", "self") and root in self.origins:
             origin, count = self.origins[root]
             shared = origin.first(count)
         try:
@@ -195,7 +195,10 @@ class Program:
                 return {"callable": True}
             if changed := wire.pack_changes(before, opaque, shared):
                 answer["changed"] = changed
-            answer["returned"] = wire.pack(result, opaque, shared)
+            kept = request.get("keep") and _stays(result)
+            answer["returned"] = (
+                {"o": opaque(result)} if kept else wire.pack(result, opaque, shared)
+            )
         except BaseException as error:
             if request["do"] == "next" and isinstance(error, StopIteration):
                 return {"stopped": True}
@@ -219,6 +222,8 @@ class Program:
                 return next(self.find(request["target"]))
             case "iter":
                 return iter(self.find(request["target"]))
+            case "self":
+                return self.find(request["target"])
             case "await":
                 import asyncio
 
@@ -255,6 +260,17 @@ class Program:
         number = self.numbers[id(value)]
         self.origins.setdefault(number, (shared, count))
         return [number, "coroutine" if isinstance(value, types.CoroutineType) else ""]
+
+
+def _stays(value: Any) -> bool:
+    """Whether what a class made stays here although it is plain data: a container with members.
+
+    LeetCode's nodes and what is made from a number or text cross as what they are.
+    """
+    kind = cast("type[Any]", type(value))
+    if kind.__module__ != "candidate" or kind.__name__ in ("ListNode", "TreeNode"):
+        return False
+    return not isinstance(value, int | float | complex | str | bytes)
 
 
 def _base_of(value: Any) -> str | None:

@@ -1,8 +1,8 @@
 """The tests' view of the program: stubs that send requests to its process and get plain data back.
 
-Requests are {"do": "call" | "get" | "apply" | "next" | "iter" | "await" | "kinds", …}. An answer
-is {"returned", "changed"}, {"raised", "changed"}, {"callable"} or {"stopped"}. Whatever else comes
-back is the program's fault: it raises here, in the test that asked.
+Requests are {"do": "call" | "get" | "apply" | "next" | "iter" | "await" | "self" | "kinds", …}. An
+answer is {"returned", "changed"}, {"raised", "changed"}, {"callable"} or {"stopped"}. Whatever else
+comes back is the program's fault: it raises here, in the test that asked.
 """
 
 from __future__ import annotations
@@ -219,7 +219,16 @@ def _library_name(value: Any) -> dict[str, str] | None:
 def _plain_members() -> frozenset[str]:
     """The names of all members of plain data. Those of LeetCode's nodes hold plain data only."""
     kinds: list[Any] = [str, bytes, bytearray, int, float, complex, list, tuple, range, dict]
-    kinds += [set, frozenset, deque, Counter, OrderedDict, Decimal, Fraction, type({}.keys())]
+    kinds += [
+        set,
+        frozenset,
+        deque,
+        Counter,
+        OrderedDict,
+        Decimal,
+        Fraction,
+        type(dict[str, int]().keys()),
+    ]
     kinds += [datetime.datetime, datetime.time, datetime.timedelta]
     with contextlib.suppress(ImportError):
         import numpy
@@ -235,7 +244,8 @@ class Remote:
     value, equals nothing, compares with nothing and has no member that plain data has: all of these
     raise. A member that no plain data has (`.root`, `.area()`) is the program's own. An object
     `made` by calling a class in the tests is under test itself: its members and operators are the
-    program's, but it compares only with other objects of the program's, never with plain data.
+    program's, but it compares only with other objects of the program's; with plain data only as the
+    plain data that it is, where it is a container with members of its own.
     """
 
     __slots__ = ("__asker", "__made", "__target")
@@ -265,7 +275,7 @@ class Remote:
         packed = self.__asker.packed((args, kwargs), shared)
         root, *path = self.__target
         made = isinstance(root, str) and not path and root in self.__asker.classes
-        request = {"do": "call", "target": self.__target, "arguments": packed}
+        request = {"do": "call", "target": self.__target, "arguments": packed, "keep": made}
         return self.__asker.ask(request, shared, len(shared.objects), made)
 
     def __iter__(self) -> Any:
@@ -298,7 +308,9 @@ class Remote:
         if other is None and self.__made and name in ("eq", "ne"):
             return name == "ne"
         if not isinstance(other, Remote):
-            self.__refuse()
+            # it may be plain data too: a named tuple, a list with methods of its own
+            value = self.__asker.go_on("self", self.__target) if self.__made else self
+            return OPERATIONS[name](value, other) if value is not self else self.__refuse()
         by: Remote = self if self.__made else other
         return by.__exactly(bool, name, self, other)
 

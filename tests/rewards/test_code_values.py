@@ -130,6 +130,34 @@ def test_objects_that_an_object_leads_to(code, test):
     assert judged(code, wrong, tests).value == 0.0
 
 
+MADE = (
+    "from collections import OrderedDict, namedtuple\nfrom typing import NamedTuple\n"
+    "class P(NamedTuple):\n    x: int\n    y: int = 2\n    def sum(self): return self.x + self.y\n"
+    "class Lru(OrderedDict):\n    def put(self, k, v): self[k] = v\n"
+    "class Stack(list):\n    def push(self, x): self.append(x)\n"
+)
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "p.x == 1 and p.sum() == 3", "p == (1, 2) and p != (1, 3) and (1, 2) == p",
+        "p[0] == 1 and list(p) == [1, 2] and p in [(1, 2)] and {(1, 2): 3}[p] == 3",
+        "a.put(1, 5) is None and a[1] == 5 and a == {1: 5}",
+        "(lambda x: Stack([x, x]) == [x, x] and s.push(x) is None and [x] == s)([1])",
+        "s.push(7) is None and s.pop() == 7 and s == [] and len(s) == 0",
+    ],
+)  # fmt: skip
+def test_containers_with_members_of_their_own(code, test):
+    tests = {
+        "asserts": [f"p, a, s = P(1), Lru(), Stack()\nassert {test}"],
+        "defines": ["class P", "class Lru", "class Stack"],
+    }
+    assert judged(code, MADE, tests).value == 1.0
+    wrong = MADE.replace("y: int = 2", "y: int = 4").replace("= v", "= k").replace("(x)", "(0)")
+    assert judged(code, wrong.replace("x: int", "y_: int"), tests).value == 0.0
+
+
 EQUAL = (
     "class Equal:\n    __eq__ = __lt__ = __contains__ = lambda s, o: True\n    __len__ = lambda s: 3\n"
     "    __sub__ = __rsub__ = lambda s, o: 0\n    __hash__ = lambda s: 3\n    __abs__ = lambda s: 0\n"
@@ -142,12 +170,12 @@ EQUAL = (
         "C().m() == 3", "3 == C().m()", "C().m() in [3]", "abs(C().m() - 3) < 1e-6",
         "len(C().m()) == 3", "3 in C().m()", "C().m() < 4", "C().m", "C().m().real == 3",
         "C().m().startswith('a')", "C().m().issubset([3])", "C().m().all()",
-        "C() == 3", "C() in [3]", "{3: 1}[C()] == 1",
+        "C() == 3", "C() in [3]", "{3: 1}[C()] == 1", "D() == 3", "3 == D()", "D() > 4", "abs(D() - 3) < 1e-6",
     ],
 )  # fmt: skip
 def test_an_object_that_is_always_equal_passes_for_no_value(code, test):
-    program = f"{EQUAL}    startswith = issubset = all = lambda s, *o: True\nclass C(Equal):\n    def m(self): return Equal()"
-    assert functional(code, program, f"c = C()\nassert {test}\nassert c.m() == 3") == 0.0
+    program = f"{EQUAL}    startswith = issubset = all = lambda s, *o: True\nclass C(Equal):\n    def m(self): return Equal()\nclass D(Equal, int): pass"
+    assert functional(code, program, f"c, d = C(), D()\nc.m()\nassert {test}") == 0.0
 
 
 def test_a_coroutine_is_awaited_where_it_was_made(code):

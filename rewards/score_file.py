@@ -20,6 +20,7 @@ from grpo.errors import DataError
 from grpo.foreign import guarded
 from grpo.rewards import deadline
 from grpo.rewards.calling import as_scores, finished, invoke, named
+from grpo.rewards.graded import GradedReward
 from grpo.rewards.verifier import VerifierReward, make_task, missing_columns, text_of
 from grpo.types import Score, Task
 
@@ -57,7 +58,7 @@ def score_file(
             Path(path).open(encoding="utf-8-sig", newline="\n") as lines,
             ThreadPoolExecutor(workers) as threads,
         ):
-            rows = _rows(lines, path, name, getattr(scorer, "needs", ()))
+            rows = _rows(lines, path, name, scorer)
             waiting: deque[Future[list[Score]]] = deque()
             try:
                 while chunk := list(islice(rows, CHUNK)):
@@ -82,7 +83,9 @@ def score_file(
             close()
 
 
-def _rows(lines: Any, path: str | Path, name: str, needs: tuple[str, ...]) -> Iterator[Any]:
+def _rows(lines: Any, path: str | Path, name: str, scorer: Any) -> Iterator[Any]:
+    needs: tuple[str, ...] = getattr(scorer, "needs", ())
+    needs_ids = _needs_ids(scorer)
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -105,7 +108,22 @@ def _rows(lines: Any, path: str | Path, name: str, needs: tuple[str, ...]) -> It
                 f"{path}, line {number}: reward {name!r} needs column {missing[0]!r}; the row has "
                 f"{', '.join(sorted(k for k, v in record.items() if not is_missing(v)))}"
             )
+        if needs_ids and record.get("completion_ids") is None:  # none of them is a length of 0
+            raise DataError(
+                f"{path}, line {number}: reward {name!r} takes completion_ids and the row has "
+                "none; add the column, or give the parameter the default None"
+            )
         yield record
+
+
+def _needs_ids(scorer: Any) -> bool:
+    """Whether a reward cannot be called without `completion_ids`."""
+    try:
+        parameters = inspect.signature(scorer).parameters
+    except (TypeError, ValueError):  # a class with `verify` alone, or one written in C
+        return False
+    ids = parameters.get("completion_ids")
+    return ids is not None and ids.default is inspect.Parameter.empty
 
 
 def _task(record: dict[str, Any], columns: dict[str, Any]) -> Task:
@@ -115,14 +133,15 @@ def _task(record: dict[str, Any], columns: dict[str, Any]) -> Task:
 def _score_rows(
     name: str, scorer: Any, records: list[dict[str, Any]], timeout: float
 ) -> list[Score]:
-    if isinstance(scorer, VerifierReward):
+    if isinstance(scorer, VerifierReward) and not isinstance(scorer, GradedReward):
         return deadline.within(name, timeout, lambda: _verified(name, scorer, records))
     scores: list[Score] = []
     for record in records:
         keywords: dict[str, Any] = {key: [value] for key, value in _columns(record).items()}
         keywords["prompts"] = [record.get("prompt") or ""]
         keywords["completions"] = [record["completion"]]
-        keywords["completion_ids"] = [record.get("completion_ids") or []]
+        if record.get("completion_ids") is not None:
+            keywords["completion_ids"] = [record["completion_ids"]]
 
         def call(keywords: dict[str, Any] = keywords) -> list[Score]:
             return finished(name, invoke(name, scorer, keywords), 1)

@@ -11,6 +11,7 @@ from grpo.errors import DataError, RewardError
 from grpo.rewards import RewardSet, score_file
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.format import Format
+from grpo.rewards.length import SoftOverlong
 from grpo.types import Completion, Prompt, Segment, Task, Version
 
 
@@ -161,6 +162,30 @@ def test_score_file_streams_in_order(tmp_path):
         return [len(c) for c in completions]
 
     assert next(score_file(length, path, 1))["value"] == len("<answer>0</answer>")
+
+
+def test_score_file_counts_the_tokens_that_a_row_brings(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"completion": "a a a"}\n{"completion": "a", "completion_ids": [7, 8]}\n')
+    overlong = SoftOverlong(max_length=4, cache=4)
+    found = [(r["value"], r["detail"]) for r in score_file(overlong, path, 1)]
+    assert found == [(-0.75, "3 words"), (-0.5, "2 tokens")]
+
+
+def test_score_file_makes_no_length_of_0_of_ids_that_are_not_there(tmp_path):
+    def length(completions, completion_ids, **_):
+        return [float(len(ids)) for ids in completion_ids]
+
+    def guess(completions, completion_ids=None, **_):
+        return [float(len(c)) if completion_ids is None else 0.0 for c in completions]
+
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"completion": "aaa", "completion_ids": []}\n')
+    assert [r["value"] for r in score_file(length, path, 1)] == [0.0]
+    path.write_text('{"completion": "aaa"}\n')
+    assert [r["value"] for r in score_file(guess, path, 1)] == [3.0]
+    with pytest.raises(DataError, match="line 1: reward 'length' takes completion_ids"):
+        list(score_file(length, path, 1))
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from grpo.rewards.remote import (
     OPERATIONS,
     PASSED_ON,
     Asker,
+    TestsError,
     describe,
 )
 from grpo.rewards.rewrites import counted_asserts, expected_first
@@ -331,6 +332,10 @@ class Tests:
         _execute(_PRELUDE, self.namespace)
         setup = read_text(self.given["setup"], "<setup>")
         texts = [read_text(part, "<tests>") for part in self.given["parts"]]
+        if any(_watches_output(text.source) for text in (setup, *texts)):
+            raise TestsError(
+                "the tests look at what the program prints, which stays in its process"
+            )
         self.names = names_under_test(
             setup=setup,
             parts=texts,
@@ -428,6 +433,10 @@ class Tests:
                 self.asker.broken = self.asker.broken or reason
             return reason
         return ""
+
+
+def _watches_output(source: str) -> bool:
+    return ("redirect_stdout" in source or "sys.stdout" in source) and ".getvalue()" in source
 
 
 def _assert(truth: Any) -> None:

@@ -223,3 +223,14 @@ def test_a_hang_costs_the_asserts_after_it_and_no_more():
         assert judged(reward, "def f(x): return x + 1", check).value == pytest.approx(4 / 5)
     finally:
         reward.close()
+
+
+def test_tests_of_what_is_printed_are_refused_by_row(code):
+    test = (
+        "import io, contextlib\nseen = io.StringIO()\nwith contextlib.redirect_stdout(seen):\n"
+        "    f()\nassert seen.getvalue() == 'a\\n'"
+    )
+    for program in ("def f(): print('a')", "def f(): print('b')"):
+        score = judged(code, program, {"asserts": [test]})
+        assert (score.value, score.status) == (None, "unparseable_gold")
+        assert "prints" in score.detail

@@ -28,13 +28,14 @@ RESERVED = ("add_generation_prompt", "continue_final_message", "conversation", "
 _OF_TRANSFORMERS = ("chat_template", "documents", TOOLS)
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _MARK = "\u2063grpo\u2063"  # appended to a message to see whether its text is shown
-_EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*\Z")
+_SURE = 24  # characters of a text that stands in a prompt by no chance
+_THOUGHT = re.compile(r"<think>((?:(?!<think>).)*)</think>\s*\Z", re.DOTALL)
 
 
 class ChatTemplate:
     """The chat template of `tokenizer`, with variables `kwargs` and `date` for today's.
 
-    Raises RecipeError where it has none, or does not use a variable.
+    Raises RecipeError where it has none, or does not use a variable or the date.
     """
 
     def __init__(
@@ -54,6 +55,12 @@ class ChatTemplate:
         problem = _misnamed(self.kwargs, source)
         if problem:
             raise RecipeError(f"data.template_args.chat_template_kwargs: {problem}")
+        if date is not None and not asks_for_date(f"{tokenizer.chat_template} {source}"):
+            raise RecipeError(
+                "data.template_args.date: the model's chat template does not write today's date, "
+                "so it would do nothing; leave it out, or, where the template has a variable for "
+                "it, name that in data.template_args.chat_template_kwargs"
+            )
         if asks_for_date(source) and date is None and "date_string" not in self.kwargs:
             logger.warning(
                 "the model's chat template writes today's date; so that prompts are the same on "
@@ -152,7 +159,9 @@ class ChatTemplate:
     ) -> None:
         for place, message in enumerate(messages):
             said = message.get("content")
-            if not isinstance(said, str) or not said.strip() or said.strip() in text:
+            if not isinstance(said, str) or not said.strip():
+                continue
+            if len(said.strip()) >= _SURE and said.strip() in text:
                 continue
             changed = list(messages)
             changed[place] = {**message, "content": said + _MARK}
@@ -195,11 +204,15 @@ def template_columns(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row_kwargs(where: str, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of a row: its `chat_template_kwargs`, and its `tools` among them."""
+    """Variables of a row: its `chat_template_kwargs`, and its `tools` among them.
+
+    Tables write None where other rows have a variable, so None is none.
+    """
     own = columns.get(KWARGS) or {}
     if not isinstance(own, Mapping):
         raise DataError(f"{where}: column {KWARGS!r} holds variables by name, not {own!r:.60}")
-    found = {str(key): value for key, value in cast("Mapping[Any, Any]", own).items()}
+    given = cast("Mapping[Any, Any]", own).items()
+    found = {str(key): value for key, value in given if value is not None}
     tools = columns.get(TOOLS)
     if isinstance(tools, str) and tools.strip():
         try:
@@ -270,10 +283,10 @@ def _continued(where: str, text: str, said: str) -> tuple[str, str]:
             f"({said!r:.60}), so it cannot be continued; put it into data.template_args.prefill"
         )
     before = text[: len(text) - len(written)]
-    thought = _EMPTY_THOUGHT.search(before)
+    thought = _THOUGHT.search(before)  # the row's reasoning_content, or the template's own
     if thought is None:
         return text, written
-    if "<think>" in written:  # a template that closes an empty thought before every answer
+    if "<think>" in written and not thought[1].strip():  # one closed before every answer
         before = before[: thought.start()]
         return before + written, written
     return text, thought[0] + written

@@ -84,7 +84,8 @@ def _tasks(source: TaskSource) -> Iterator[Task]:
 
 def _kind(task: Task) -> object:
     own = task.columns.get(KWARGS)
-    asked = (bool(task.columns.get(TOOLS)), frozenset(own) if isinstance(own, dict) else own)
+    own = {k for k, v in own.items() if v is not None} if isinstance(own, dict) else repr(own)
+    asked = (bool(task.columns.get(TOOLS)), frozenset(own))
     if isinstance(task.prompt, str):
         return asked
     messages = [(m.get("role"), frozenset(k for k, v in m.items() if v)) for m in task.prompt]

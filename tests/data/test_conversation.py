@@ -85,6 +85,13 @@ def test_a_rows_own_variables_win_over_the_recipes() -> None:
     assert shown(both, "hi") == "[user]hi[end]\n[assistant]"
     text = shown(both, "hi", chat_template_kwargs={"enable_thinking": False})
     assert text == "[user]hi[end]\n[assistant]<think>\n\n</think>\n\n"
+    # Tables fill in null where other rows have a variable: it is none, and not a false one.
+    assert shown(both, "hi", chat_template_kwargs={"enable_thinking": None}) == (
+        "[user]hi[end]\n[assistant]"
+    )
+    assert (
+        shown(made(PLAIN), "hi", chat_template_kwargs={"x": None}) == "[user]hi[end]\n[assistant]"
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,6 +104,7 @@ def test_a_rows_own_variables_win_over_the_recipes() -> None:
         ("hi", {"chat_template_kwargs": {"enable_thinking": False}}, "variable 'enable_thinking'"),
         ("hi", {"chat_template_kwargs": {"tokenize": True}}, "'tokenize' is not a variable"),
         ("hi", {"chat_template_kwargs": "x"}, "holds variables by name"),
+        ("hi", {"chat_template_kwargs": ["x"]}, "holds variables by name"),
         ([USER, call({})], {}, "ends with tool calls"),
         ([USER, {"role": "assistant", "content": " "}], {}, "ends with an empty message"),
     ],
@@ -115,6 +123,8 @@ def test_a_message_whose_text_is_left_out_is_refused() -> None:
         shown(made(template, system_prompt="Be kind."), "hi")
     with pytest.raises(DataError, match="the tool message"):
         shown(made(template), [USER, {"role": "tool", "content": "rain"}])
+    with pytest.raises(DataError, match="the human message"):  # a text that stands elsewhere, too
+        shown(made(template), [{"role": "human", "content": "as"}, {**USER, "content": "fast"}])
     # A thought of an earlier turn is taken out on purpose, and the turn is still there.
     earlier = {"role": "assistant", "content": "<think>so</think>yes"}
     assert shown(made(template), [USER, earlier, USER]).split("\n")[1] == "[assistant]yes"
@@ -135,6 +145,12 @@ EMPTY_THOUGHT = PLAIN.replace(
     "[{{ m['role'] }}]{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}",
 )
 
+THOUGHT = PLAIN.replace(
+    "[{{ m['role'] }}]",
+    "[{{ m['role'] }}]{% if m['reasoning_content'] %}<think>\n{{ m['reasoning_content'] }}\n"
+    "</think>\n{% endif %}",
+)
+
 
 @pytest.mark.parametrize(
     ("template", "said", "end", "prefill"),
@@ -149,12 +165,19 @@ EMPTY_THOUGHT = PLAIN.replace(
             "[assistant]<think>\n\n</think>\n\nIt is",
             "<think>\n\n</think>\n\nIt is",
         ),
+        (
+            THOUGHT,
+            "It is",
+            "[assistant]<think>\nso\n</think>\nIt is",
+            "<think>\nso\n</think>\nIt is",
+        ),
     ],
 )
 def test_a_final_message_of_the_assistant_is_continued(
     template: str, said: str, end: str, prefill: str
 ) -> None:
-    prompt = [USER, {"role": "assistant", "content": said}]
+    final = {"role": "assistant", "content": said}
+    prompt = [USER, final | ({"reasoning_content": "so"} if template == THOUGHT else {})]
     found = made(template, prefill="Well, ").render(Task(uid="u", prompt=prompt))
     assert found is not None
     assert (found.text, found.prefill) == (f"[user]weather?[end]\n{end}", prefill)
@@ -193,6 +216,8 @@ def test_todays_date_is_one_date(caplog: pytest.LogCaptureFixture) -> None:
     assert "all say 2024-07-26: set data.template_args.date" in caplog.text
     for date in ("2031-01-02", datetime.date(2031, 1, 2)):
         assert shown(made(dated, date=date), "hi").startswith("02 Jan 2031|2031'01[")
+    with pytest.raises(RecipeError, match="date: the model's chat template does not write today's"):
+        made(PLAIN + "{% set x = date_string %}", date="2031-01-02")
     with pytest.raises(RecipeError, match="'tomorrow' is not a date"):
         made(dated, date="tomorrow")
     with pytest.raises(RecipeError, match="in a format that it computes"):

@@ -155,6 +155,11 @@ CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name":
             {},
             "does not show the tools",
         ),
+        (
+            [{"prompt": "2", "answer": "2", "chat_template_kwargs": ["x"]}],
+            {},
+            "holds variables by name",
+        ),
     ],
 )
 def test_a_plan_says_what_training_would_refuse(

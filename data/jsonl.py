@@ -90,7 +90,7 @@ def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:  # also a number of thousands of digits
             raise DataError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(row, dict):
@@ -101,6 +101,20 @@ def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
     if not rows:
         raise DataError(f"data file {path} is empty")
     return rows
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of `pairs`, of which plain readers silently keep the last of a key.
+
+    Raises ValueError for a key with several values.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        key = next(key for key in keys if keys.count(key) > 1)
+        values = " and ".join(f"{value!r:.40}" for k, value in pairs if k == key)
+        raise ValueError(f"the key {key!r} stands there more than once, with {values}")
+    return found
 
 
 def make_tasks(

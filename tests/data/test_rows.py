@@ -114,6 +114,10 @@ def test_message_prompts_and_named_columns(tmp_path):
             '{"prompt": "a", "answer": " "}',
             ":1: the answer must be text or a number, not ' '; give the row an answer",
         ),
+        (
+            '{"prompt": "a", "answer": 1, "answer": 2}',
+            "the key 'answer' stands there more than once, with 1 and 2",
+        ),
         ('{"prompt": "a", "answer": true}', "not True; as text it would be 'True'"),
         ('{"prompt": "a", "answer": ' + "9" * 5000 + "}", ":1 is not JSON: Exceeds the limit"),
     ],

@@ -17,19 +17,22 @@ FIRST = "accuracy"  # the name that a verifier's figures need not repeat
 def sentence(found: Evaluation) -> str:
     """One line: each verifier's greedy accuracy and pass@1, or each reward's mean, and length.
 
+    A figure of some of the sampled completions says of how many.
     With a verifier the other rewards are left to the table and to summary.json.
     """
     parts: list[str] = []
     for name in shown(found):
         of = found["rewards"][name]
         title = "" if _alone(found, name) else f"{name}: "
+        some = "" if _whole(found, name) else f", {scored(found, name)} scored"
         if "pass1" in of:
             greedy = number(of["greedy"])
-            parts.append(f"{title}greedy {greedy}  pass@1 {interval(of, 'pass1')}")
+            parts.append(f"{title}greedy {greedy}  pass@1 {interval(of, 'pass1')}{some}")
         elif of["mean"] is None:
             parts.append(f"{title}{UNSCORED}")
         else:
-            parts.append(f"{title}mean {interval(of, 'mean')}  greedy {number(of['greedy'])}")
+            mean, greedy = interval(of, "mean"), number(of["greedy"])
+            parts.append(f"{title}mean {mean}{some}  greedy {greedy}")
     return f"{'; '.join(parts)}  mean length {found['mean_length']:.1f} tokens"
 
 
@@ -58,6 +61,8 @@ def rows(before: Evaluation, after: Evaluation) -> list[tuple[str, str, str]]:
         for at, said in (("greedy", heading[0]), (key, heading[1])):
             found.append((f"{title}{said}", number(of[0][at]), number(of[1][at])))
         found.append((f"{title}95% interval", bounds(of[0], key), bounds(of[1], key)))
+        if not all(_whole(e, name) for e in pair):
+            found.append((f"{title}scored completions", scored(before, name), scored(after, name)))
     lengths = [f"{e['mean_length']:.1f}" for e in pair]
     return [*found, ("mean length (tokens)", lengths[0], lengths[1])]
 
@@ -80,6 +85,11 @@ def decides(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
     return {name: lowest if one[key] is None else one[key] for name, one in evaluations.items()}
 
 
+def scored(found: Evaluation, name: str) -> str:
+    """How many of the sampled completions a reward's figures are of: "5 of 8"."""
+    return f"{found['scored'][name]} of {found['samples']}"
+
+
 def number(value: float | None) -> str:
     """A figure with three digits after the point, or that there is none."""
     return UNSCORED if value is None else f"{value:.3f}"
@@ -94,6 +104,11 @@ def bounds(found: Mapping[str, Any], key: str) -> str:
 def interval(found: Mapping[str, Any], key: str) -> str:
     """A figure with its interval."""
     return UNSCORED if found[key] is None else f"{number(found[key])} {bounds(found, key)}"
+
+
+def _whole(found: Evaluation, name: str) -> bool:
+    """Whether a reward's figures are of every sampled completion."""
+    return found["scored"][name] == found["samples"]
 
 
 def _alone(found: Evaluation, name: str) -> bool:

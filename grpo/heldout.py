@@ -168,7 +168,7 @@ def figures(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) ->
     stand at the top level (greedy, pass1, pass_at_k, …). Where no reward does, there are none of
     these, and the headline is the first reward that scored anything. rewards: of each one, mean
     and greedy with their intervals, and where it says right or wrong pass1 (None: nothing was
-    scored). mean_reward: of the weighted sum.
+    scored). scored: how many samples each one gave a number. mean_reward: of the weighted sum.
 
     Beside them, of the sampled completions: clipped_ratio (cut by the length limit), length_right
     and length_wrong (mean tokens; None where there are none), statuses (verdict -> count), unusable
@@ -192,7 +192,7 @@ def figures(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) ->
             answers=votes,
             seed=seed,
         )
-    values = _by_task(sampled, places, lambda line: line["parts"][name])
+    scored = {n: len(sampled) - values(lines, n).count(None) for n in names}
     rewards = {n: _of_reward(lines, places, clusters, n, seed) for n in names}
     totals = _by_task(sampled, places, lambda line: line.get("value"))
     total = evaluate.summarize_mean(scores=totals, clusters=clusters, seed=seed)
@@ -203,12 +203,13 @@ def figures(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) ->
         "tasks": len(places),
         "clusters": len(set(clusters)),
         "samples": len(sampled),
-        "unscored": sum(value is None for row in values for value in row),
+        "unscored": len(sampled) - scored[name],
         "mean_length": float(np.mean([line["tokens"] for line in sampled])),
         **first,
         "mean_reward": total["mean"],
         "mean_reward_ci": total["mean_ci"],
         "rewards": rewards,
+        "scored": scored,
         "clipped_ratio": float(np.mean([line["finish"] != "stop" for line in sampled])),
         "length_right": float(np.mean(lengths[1.0])) if lengths[1.0] else None,
         "length_wrong": float(np.mean(lengths[0.0])) if lengths[0.0] else None,

@@ -331,6 +331,27 @@ def test_what_was_not_scored_is_no_number(tmp_path):
         heldout.checked(found)
 
 
+def digits(completions: list[str], **_: Any) -> list[float | None]:
+    """None of completions without an 8 or a 9."""
+    return [1.0 if "8" in text or "9" in text else None for text in completions]
+
+
+def test_a_figure_of_some_completions_says_of_how_many(tmp_path):
+    every, some = (
+        asked(RewardSet([("r", reward, 1.0)]), tmp_path / "r.jsonl") for reward in (exact, digits)
+    )
+    assert (every["scored"], some["scored"]) == ({"r": 8}, {"r": 4})
+    assert "scored" not in figures.sentence(every)
+    assert figures.sentence(some).startswith("r: mean 1.000 [1.000, 1.000], 4 of 8 scored  greedy ")
+    assert ("r: scored completions", "8 of 8", "4 of 8") in figures.rows(every, some)
+    assert len(figures.rows(every, every)) == len(figures.rows(every, some)) - 1
+    right = asked(rewards_of("accuracy"), tmp_path / "a.jsonl", golds=("4", " "))
+    assert figures.sentence(right) == (
+        "greedy 1.000  pass@1 0.500 [0.500, 0.500], 4 of 8 scored  mean length "
+        f"{right['mean_length']:.1f} tokens"
+    )
+
+
 def test_verdicts_of_earlier_versions_are_in_the_values(tmp_path):
     asked(rewards_of("accuracy", "format"), tmp_path / "e.jsonl")
     lines = heldout.read_lines(tmp_path / "e.jsonl")

@@ -105,7 +105,8 @@ def one_run(kind: str, folder: Path, seed: int, threads: int) -> dict[str, str]:
     done = subprocess.run(
         command,
         cwd=ROOT,
-        env=os.environ | environment,
+        # threads that wait for one another without spinning: three runs at once end some day
+        env=os.environ | {"OMP_WAIT_POLICY": "PASSIVE"} | environment,
         capture_output=True,
         text=True,
         check=False,

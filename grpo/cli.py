@@ -76,20 +76,26 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def _add_overrides(verb: argparse.ArgumentParser) -> None:
+    """Without a default of its own, argparse says that the settings are required."""
+    name = "section.key=value"
+    verb.add_argument("overrides", metavar=name, nargs="*", default=[], help=OVERRIDES)
+
+
 def _add_recipe(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", metavar="RECIPE", help=RECIPE)
-    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
+    _add_overrides(verb)
 
 
 def _add_train(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
-    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
+    _add_overrides(verb)
     verb.add_argument("--resume", metavar="RUN", help="folder of the run to continue")
 
 
 def _add_eval(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL|RUN", help="model folder, hub id, or a run's folder")
-    verb.add_argument("overrides", metavar="section.key=value", nargs="*", help=OVERRIDES)
+    _add_overrides(verb)
     verb.add_argument("--recipe", help=f"{RECIPE}; a run brings its own")
     _add_task_options(verb)
 
@@ -405,14 +411,20 @@ def _folder(path: str, name: str) -> str:
 
 
 def _count(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError as error:  # argparse would name this function
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from error
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not at least 1")
     return number
 
 
 def _seconds(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds") from error
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return number

@@ -114,13 +114,14 @@ def evaluate_tasks(model: str, asked: Asked, console: Console | None = None) -> 
     leaks = None if asked.against is None else training_rows(asked.against)
     paths = [model] if asked.baseline is None else [model, asked.baseline]
     names = _names(paths)
-    out = Path(asked.out or Path("runs") / f"eval-{names[0]}")
+    places = [model_path(path) for path in paths]
+    jobs = [_jobs(place, tasks, sources, asked, live) for place in places]  # both can be asked
+    out = _made(Path(asked.out or Path("runs") / f"eval-{names[0]}"))
     figures: dict[str, Any] = {}
     lines: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = {}
-    for name, path in zip(names, paths, strict=True):
-        place, found = model_path(path), {}
-        jobs = _jobs(place, tasks, sources, asked, live)
-        for job, answers in _ask(place, jobs, asked, out / name, name, live):
+    for name, place, its in zip(names, places, jobs, strict=True):
+        found: dict[str, Any] = {}
+        for job, answers in _ask(place, its, asked, out / name, name, live):
             titles = [spec.title for spec in job.task.rewards]
             figure = heldout.summarize(answers, titles, asked.seed)
             if leaks is not None:
@@ -139,7 +140,6 @@ def evaluate_tasks(model: str, asked: Asked, console: Console | None = None) -> 
         "differences": _differences(lines, asked.seed),
         "settings": {k: v for k, v in vars(asked).items() if v is not None},
     }
-    out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", json.loads(json.dumps(results, default=str)))
     for name in names:
         exported = lm_eval_results(results, name, tasks)
@@ -147,6 +147,18 @@ def evaluate_tasks(model: str, asked: Asked, console: Console | None = None) -> 
     print_results(results, console)
     console.print(f"every completion and figure: {out}", markup=False, soft_wrap=True)
     return results
+
+
+def _made(folder: Path) -> Path:
+    """The folder, made if it is missing. Raises RunError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"the folder {str(folder)!r} for completions cannot be made: {error.strerror}; "
+            "name another with --out"
+        ) from error
+    return folder
 
 
 def model_path(model: str) -> str:

@@ -161,6 +161,9 @@ def test_the_same_command_gives_the_same_figures_and_a_table(
         (["--tasks", "parity", "--top-p", "2"], ["--top-p 2"]),
         (["--tasks", "parity", "--engine", "tocrh"], ["unknown engine 'tocrh'", "'torch'"]),
         (["--tasks", "parity", "run.seed=1"], ["'run.seed=1'", "not both"]),
+        (["--tasks", "parity", "--out", "ROWS"], ["mine.jsonl' for completions", "--out"]),
+        (["--tasks", "parity", "--out", "ROWS/x"], ["mine.jsonl/x' for completions", "--out"]),
+        (["--tasks", "parity", "--baseline", "EMPTY"], ["empty.jsonl' could not be loaded"]),
         ([], ["--tasks NAME", "--recipe RECIPE"]),
     ],
 )

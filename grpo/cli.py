@@ -293,7 +293,9 @@ def _eval_tasks(arguments: argparse.Namespace) -> int:
 def _score(arguments: argparse.Namespace) -> int:
     from grpo.rewards.score_file import score_file
 
-    if not Path(arguments.file).exists() or Path(arguments.file).is_dir():  # a pipe will do
+    if Path(arguments.file).is_dir():
+        raise RecipeError(f"{arguments.file!r} is a folder; name a JSON-lines file to score.")
+    if not Path(arguments.file).exists():  # a pipe will do
         raise RecipeError(f"there is no file {arguments.file!r} to score.")
     from grpo.config import parse_args
 

@@ -104,6 +104,8 @@ def find(recipe: str | Path) -> Path:
     if str(recipe) in names:
         return names[str(recipe)]
     if path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        if path.is_dir():
+            raise RecipeError(f"{str(recipe)!r} is a folder, not the file of a recipe.")
         close = difflib.get_close_matches(path.stem, names, n=1)
         hint = f" A recipe named {close[0]!r} is shipped." if close else ""
         raise RecipeError(f"there is no recipe file {str(recipe)!r}.{hint}")

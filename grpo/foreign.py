@@ -70,6 +70,8 @@ def place_of(error: BaseException) -> str:
 
     Where the plug-in is an installed package, its outermost line.
     """
+    if isinstance(error, SyntaxError) and os.path.isabs(error.filename or ""):
+        return f" at {error.filename}:{error.lineno}"  # no frame is of a file that cannot be read
     found = traceback.walk_tb(error.__traceback__)
     return _place([(frame.f_code.co_filename, line) for frame, line in found])
 
@@ -85,7 +87,8 @@ def said(error: BaseException) -> str:
     if isinstance(error, SystemExit):
         code = "" if error.code is None else repr(error.code)
         return f"called sys.exit({code}){place_of(error)}, and only you may end a run"
-    words = f": {error}" if str(error) else ""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)  # the place follows
+    words = f": {text}" if text else ""
     return f"raised {type(error).__name__}{words}{place_of(error)}"
 
 

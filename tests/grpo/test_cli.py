@@ -83,6 +83,8 @@ def test_help_is_fast_and_names_every_verb() -> None:
         (["score", "accuracy", "ROWS", "--workers", "0"], ["--workers"]),
         (["score", "accuracy", "ROWS", "--workers", "two"], ["'two' is not a whole number"]),
         (["score", "accuracy", "ROWS", "--timeout", "1m"], ["'1m' is not a number of seconds"]),
+        (["score", "accuracy", "FOLDER"], ["is a folder"]),
+        (["train", "FOLDER"], ["is a folder"]),
         (["eval"], ["required: MODEL|RUN (see"]),
         (["plan"], ["required: RECIPE (see"]),
         (["eval", "/no/such/model"], ["/no/such/model", "--recipe"]),
@@ -100,7 +102,7 @@ def test_bad_input_is_one_sentence_and_exit_2(
     rows: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    named = {"RECIPE": str(recipe), "ROWS": str(rows)}
+    named = {"RECIPE": str(recipe), "ROWS": str(rows), "FOLDER": str(rows.parent)}
     try:
         code = cli.main([named.get(word, word) for word in words])
     except SystemExit as stop:  # argparse leaves this way

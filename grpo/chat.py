@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from grpo.errors import DataError, RecipeError
+from grpo import pretrained
+from grpo.errors import DataError
+from grpo.model_files import models_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,25 +76,17 @@ def questions(console: Console) -> Iterator[str]:
 
 def load(path: str) -> Speaker:
     """Model and tokenizer of a folder or hub id, or of a run's folder (its final model)."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    folder = Path(path).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        folder = next(iter(models_in(folder)), folder)
+    source = str(folder) if folder.is_dir() else path
+    pretrained.check_model(source, "MODEL")  # before its weights are read
+
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = Path(path)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        found = [
-            f.parent for f in sorted(folder.rglob("config.json"), key=lambda f: f.stat().st_mtime)
-        ]
-        if not found:
-            raise RecipeError(f"{path!r} holds no model: there is no config.json in it.")
-        folder = found[-1]
-    source = str(folder) if folder.is_dir() else path
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModelForCausalLM.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RecipeError(f"{path!r} could not be loaded as a model: {reason}") from error
+    tokenizer = pretrained.tokenizer(source, "MODEL")
+    model = pretrained.load_model(source, setting="MODEL")
     return Speaker(name=path, model=model.eval(), tokenizer=tokenizer)
 
 

@@ -18,9 +18,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformers import AutoConfig, AutoTokenizer
 
-from grpo import heldout, plugins
+from grpo import heldout, plugins, pretrained
 from grpo.data.jsonl import read_jsonl
 from grpo.data.prompts import TEMPLATES, PromptTemplate
 from grpo.decontaminate import Evaluation, prompt_text
@@ -35,7 +34,7 @@ from grpo.schema import Recipe, RLStage, Rollout
 from grpo.schema.recipe import LEAVES
 from grpo.stages.endings import sampling_of, vocab_size
 from grpo.stages.remote_rewards import reward_set
-from grpo.stages.wiring import build_heldout, build_rl_sampler, pretrained
+from grpo.stages.wiring import build_heldout, build_rl_sampler
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, Task, TaskSource
 
 NGRAM = 10  # words in a row shared with a training row that count as contamination (R1: 10)
@@ -242,19 +241,6 @@ def _open(name: str, task: EvalTask, asked: Asked) -> TaskSource:
         raise DataError(f"{error}. From a file: --data {name}=FILE.jsonl") from error
 
 
-def _tokenizer(path: str) -> Any:
-    folder = Path(path)
-    try:
-        return pretrained(AutoTokenizer, path)
-    except RecipeError:
-        if not folder.is_dir() or any(folder.glob("*token*")):
-            raise
-        raise RecipeError(
-            f"the model folder {path!r} holds no tokenizer; save it there with "
-            "tokenizer.save_pretrained"
-        ) from None
-
-
 def _jobs(
     path: str,
     tasks: Mapping[str, EvalTask],
@@ -263,8 +249,12 @@ def _jobs(
     console: Console,
 ) -> list[Job]:
     """Every task through every template, as prompts of this model. Raises RecipeError."""
-    tokenizer = _tokenizer(path)
-    room = getattr(pretrained(AutoConfig, path), "max_position_embeddings", None)
+    if asked.engine == "endpoint":
+        tokenizer = pretrained.tokenizer(path, "MODEL")
+    else:
+        pretrained.check_model(path, "MODEL")
+        tokenizer = pretrained.tokenizer(path, "MODEL")
+    room = pretrained.positions(path, "MODEL")
     usual = "chat" if getattr(tokenizer, "chat_template", None) else "r1_zero"
     if asked.engine == "endpoint":
         usual = "raw"  # the server puts its own chat template around the question

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo import plugins
+from grpo.chat_templates import template_text
 from grpo.errors import PluginError, RecipeError, unknown_name
 from grpo.schema import (
     LOSS_TYPES,
@@ -70,6 +71,10 @@ def locate(stage: AnyStage, folder: Path | None, many: bool) -> Any:
                 loss_type=_plugin("objective", f"{field}.loss_type", loss, folder),
                 advantage=_plugin("advantage", f"{field}.advantage", advantage, folder),
             )
+    if given := getattr(getattr(stage, "data", None), "chat_template", ""):
+        data, field = found["data"], f"{where}data.chat_template"
+        text = template_text(given, _file(given, folder) if "{" not in given else None, field)
+        found["data"] = _copy(data, chat_template=text)  # so that a resumed run has the same
     if isinstance(found.get("data"), SFTData):
         mix = found["data"].mix
         mix = {_path(f"{where}data.mix", path, folder): share for path, share in mix.items()}

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from grpo import pretrained
 from grpo.schema import (
     AnyStage,
     DistillStage,
@@ -269,9 +269,9 @@ def model_size(model: Model, earlier: dict[str, dict[str, int]]) -> dict[str, in
     if not (Path(path) / "config.json").is_file():
         return None
     import torch  # lazy: a plan without a local model needs no torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config: Any = AutoConfig.from_pretrained(path)
+    config = pretrained.own_config(path)
     with torch.device("meta"):
         policy = AutoModelForCausalLM.from_config(config)
     heads = config.num_attention_heads

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from grpo.adapter import add_adapter, merged
 from grpo.forward import disable_dropout
 from grpo.layers import fuse_layers
+from grpo.pretrained import load_model
 from grpo.quantize import quantize_base
 from grpo.ranks import whole
 
@@ -39,14 +40,11 @@ def load_policy(
     model: str | PreTrainedModel, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """A causal LM without dropout from a Hugging Face folder or id, or the one given, as it is."""
-    if not isinstance(model, nn.Module):
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    disable_dropout(model)
-    fuse_layers(model)
-    _add_up_embedding(model)
-    return model.eval()
+    loaded: PreTrainedModel = model if isinstance(model, nn.Module) else load_model(model, dtype)
+    disable_dropout(loaded)
+    fuse_layers(loaded)
+    _add_up_embedding(loaded)
+    return loaded.eval()
 
 
 def _add_up_embedding(model: PreTrainedModel) -> None:

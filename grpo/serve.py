@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.errors import EngineError, RecipeError, RunError
+from grpo.pretrained import check_model
 
 START_SECONDS = 1800.0  # large models take long to read
 _STOP_SECONDS = 15.0
@@ -134,13 +135,7 @@ def _check(server: Server) -> None:
             "grpo serve needs vLLM, which is not installed: pip install 'grpo-toolkit[vllm]' on a "
             "GPU machine, make test-vllm or docs/vllm.md on a CPU"
         )
-    path = Path(server.model)
-    if path.is_dir() and not (path / "config.json").is_file():
-        raise RecipeError(
-            f"MODEL = {server.model!r} has no config.json; of a run, serve its model/ folder"
-        )
-    if not path.exists() and (path.is_absolute() or server.model.count("/") > 1):
-        raise RecipeError(f"MODEL: there is no folder {server.model!r}")
+    check_model(server.model, "MODEL")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -9,19 +9,29 @@ harmlessness by all of the response, thought included: `part`.
 
 from __future__ import annotations
 
-import importlib
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from grpo import pretrained
 from grpo.dates import dated
-from grpo.errors import PluginError, unknown_name
+from grpo.errors import PluginError, RecipeError, unknown_name
 from grpo.rewards.extract import last_answer_block, split_thought
 from grpo.rewards.verifier import text_of
 from grpo.types import Message, Score
 
 PARTS = ("all", "answer")
+_SETTING = "reward_model: path"
+
+
+@contextmanager
+def _as_plugin_error() -> Iterator[None]:
+    try:
+        yield
+    except RecipeError as error:
+        raise PluginError(str(error)) from error
 
 
 def answer_part(completion: str) -> str:
@@ -68,21 +78,17 @@ class RewardModel:
         self.part = part
         self._loaded: tuple[Any, Any] | None = None
         self._lock = threading.Lock()
+        with _as_plugin_error():
+            pretrained.check_model(path, _SETTING, pretrained.CLASSIFIER)
 
     def _load(self) -> tuple[Any, Any]:
-        transformers: Any = importlib.import_module("transformers")  # slow: only when it is used
         with self._lock:
             if self._loaded is None:
-                try:
-                    tokenizer = transformers.AutoTokenizer.from_pretrained(self.path)
-                    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                        self.path
+                with _as_plugin_error():
+                    tokenizer = pretrained.tokenizer(self.path, _SETTING)
+                    model = pretrained.load_model(
+                        self.path, setting=_SETTING, kind=pretrained.CLASSIFIER
                     )
-                except (OSError, ValueError) as error:
-                    reason = str(error).strip().splitlines()[0]
-                    raise PluginError(
-                        f"reward_model: {self.path!r} cannot be loaded: {reason}"
-                    ) from error
                 tokenizer.truncation_side = "left"
                 if tokenizer.pad_token is None:
                     tokenizer.pad_token = tokenizer.eos_token

@@ -71,8 +71,7 @@ def make_server(
 
     Texts are made from the ids that come, by the tokenizer of `spec.model`, as in every engine.
     """
-    from transformers import AutoTokenizer
-
+    from grpo import pretrained
     from grpo.rollout.server import ServerEngine
 
     return ServerEngine(
@@ -83,7 +82,7 @@ def make_server(
         wait=wait,
         concurrency=concurrency,
         api_key_env=api_key_env,
-        tokenizer=AutoTokenizer.from_pretrained(spec.model),
+        tokenizer=pretrained.tokenizer(spec.model),
     )
 
 
@@ -106,11 +105,10 @@ def make_endpoint(
     data.template=raw, since the server has a template of its own), or, with chat=false, to go on
     with. For sampling alone: it takes no weights.
     """
-    from transformers import AutoTokenizer
-
+    from grpo import pretrained
     from grpo.rollout.endpoint import EndpointEngine, Said
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(spec.model)
+    tokenizer = pretrained.tokenizer(spec.model)
 
     def say(request: Request) -> Said:
         ids = request.ids[request.ids[0] == tokenizer.bos_token_id :]  # the server adds its own

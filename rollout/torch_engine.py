@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grpo import pretrained
 from grpo.adapter import add_adapter
 from grpo.canary import canary_logprob
 from grpo.errors import EngineError, WeightsError
@@ -88,13 +89,12 @@ class TorchEngine:
         Raises EngineError where the model's positions are fewer than the longest request needs.
         """
         from accelerate import PartialState
-        from transformers import AutoModelForCausalLM, AutoTokenizer
 
         dtype = getattr(torch, spec.dtype)
         if spec.threads:
             torch.set_num_threads(spec.threads)
-        model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(spec.model)
+        model = pretrained.load_model(spec.model, dtype)
+        tokenizer = pretrained.tokenizer(spec.model)
         if spec.quantization == "nf4":
             round_base(model)
         nn.Module.to(model, PartialState().device)  # where accelerate puts the learner

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from grpo import pretrained
 from grpo.errors import EngineError
 from grpo.rollout import vllm_compat, vllm_lora
 from grpo.rollout.vllm_speculation import Speculation
@@ -18,8 +19,7 @@ def fixed(spec: EngineSpec, length: int, speculation: Speculation | None) -> dic
             "own, and would sample another policy; use rollout.engine=torch"
         )
     arguments: dict[str, Any] = {
-        "model": spec.model,
-        "tokenizer": spec.model,
+        **_model(spec.model),
         "dtype": spec.dtype,
         "seed": spec.seed,
         "max_model_len": length,
@@ -36,6 +36,15 @@ def fixed(spec: EngineSpec, length: int, speculation: Speculation | None) -> dic
     if speculation is not None:
         arguments["speculative_config"] = speculation.config()
     return arguments
+
+
+def _model(path: str) -> dict[str, Any]:
+    """Where vLLM finds model and tokenizer, without asking the hub what was asked before."""
+    where = pretrained.place_of(path)
+    found = {"model": where.path, "tokenizer": where.path}
+    if where.revision is None:
+        return found
+    return {**found, "revision": where.revision, "tokenizer_revision": where.revision}
 
 
 def step_size(tokens: int, length: int, rows: int) -> dict[str, Any]:

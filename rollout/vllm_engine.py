@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from grpo import pretrained
 from grpo.canary import canary_ids
 from grpo.errors import EngineError, WeightsError
 from grpo.rollout import vllm_arguments, vllm_compat, vllm_lora, vllm_weights
@@ -96,15 +97,13 @@ class VllmEngine:
         speculative_model: str = "",
     ) -> VllmEngine:
         """The engine of `spec`. Raises EngineError with vLLM's reason where it does not start."""
-        from transformers import AutoConfig, AutoTokenizer
-
         started = time.monotonic()
         print("vLLM starts; this takes 10 to 50 s", file=sys.stderr, flush=True)
         vllm_compat.import_vllm()
         cpu = vllm_compat.is_cpu()
         if spec.threads and cpu:
             torch.set_num_threads(spec.threads)
-        config = AutoConfig.from_pretrained(spec.model)
+        config = pretrained.config(spec.model)
         positions = getattr(config, "max_position_embeddings", None) or spec.max_length
         # Room for the canary and one token after it.
         length = min(max(max_model_len or spec.max_length, 17), positions)
@@ -131,7 +130,7 @@ class VllmEngine:
         print(f"vLLM is up after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         return cls(
             llm,
-            AutoTokenizer.from_pretrained(spec.model),
+            pretrained.tokenizer(spec.model),
             spec=spec,
             max_length=length,
             rows=max_num_seqs,

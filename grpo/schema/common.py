@@ -43,6 +43,18 @@ def _lengths(value: object) -> int | dict[int, int]:
 Lengths = Annotated[int | dict[int, int], BeforeValidator(_lengths)]
 
 
+CHAT_TEMPLATE = "chat template, as text or path, in place of the tokenizer's; saved with the model"
+
+
+def check_chat_template(template: str, chat_template: str) -> None:
+    """Refuse a chat template that nothing would be written with. Raises ValueError."""
+    if chat_template and template != "chat":
+        raise ValueError(
+            f"data.chat_template needs data.template = 'chat', not {template!r}, which writes "
+            "prompts without it"
+        )
+
+
 class Section(BaseModel):
     """Frozen settings; an unknown key is an error, never a setting that silently does nothing."""
 
@@ -118,8 +130,14 @@ class Data(Section):
         {},
         "system_prompt, prefill (say '<think>\\n'), chat_template_kwargs and date of the template",
     )
+    chat_template: str = F("", CHAT_TEMPLATE)
     max_prompt_length: Count = F(512, "prompt tokens")
     overlong: Literal["drop", "truncate", "error"] = F("drop", "what happens to longer prompts")
+
+    @model_validator(mode="after")
+    def _shows_its_template(self) -> Data:
+        check_chat_template(self.template, self.chat_template)
+        return self
 
 
 class Rollout(Section):

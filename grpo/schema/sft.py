@@ -6,7 +6,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from grpo.schema.common import Count, F, Index, Model, Name, Positive, Section, Share
+from grpo.schema.common import (
+    CHAT_TEMPLATE,
+    Count,
+    F,
+    Index,
+    Model,
+    Name,
+    Positive,
+    Section,
+    Share,
+    check_chat_template,
+)
 
 
 class SFTData(Section):
@@ -17,9 +28,15 @@ class SFTData(Section):
     template_args: dict[str, Any] = F(
         {}, "system_prompt, prefill, chat_template_kwargs and date, as in an rl stage"
     )
+    chat_template: str = F("", CHAT_TEMPLATE)
     mix: dict[str, Annotated[float, Field(gt=0, lt=1)]] = F(
         {}, "other rows (paths as above) and the share of the training rows they make up"
     )
+
+    @model_validator(mode="after")
+    def _shows_its_template(self) -> SFTData:
+        check_chat_template(self.template, self.chat_template)
+        return self
 
 
 class SFTLearner(Section):

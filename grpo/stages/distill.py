@@ -22,9 +22,8 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo import plugins
+from grpo import plugins, pretrained
 from grpo.data import SOURCES
 from grpo.data.conversation import template_columns
 from grpo.data.prompts import PromptTemplate, template_args
@@ -46,7 +45,7 @@ from grpo.types import EngineSpec, Prompt, Request, Task
 
 def run(stage: DistillStage, recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
     """Leave `folder/data` and `folder/model`; its summary. Continues where it was cut."""
-    tokenizer = load_tokenizer(stage.model.path)
+    tokenizer = load_tokenizer(stage.model.path, stage.data.chat_template)
     if stage.method == "logits":
         same_tokens(stage.teacher.path, tokenizer, stage.model.path)
     build = partial(_served if stage.teacher.is_endpoint else _local, stage, recipe)
@@ -115,9 +114,10 @@ def shuffled(rows: Sequence[TextRow], seed: int) -> list[TextRow]:
 def _local(stage: DistillStage, recipe: Recipe) -> Sampler:
     """The teacher in an engine of this toolkit. Raises RecipeError."""
     model = Model(path=stage.teacher.path, dtype=stage.model.dtype)
+    data = stage.data.model_copy(update={"chat_template": ""})  # the teacher has its own
     try:
         return build_sampler(
-            model=model, data=stage.data, rollout=stage.rollout, recipe=recipe, num_heldout=0
+            model=model, data=data, rollout=stage.rollout, recipe=recipe, num_heldout=0
         )
     except RecipeError as error:
         raise RecipeError(str(error).replace("model.path = ", "teacher.path = ", 1)) from error
@@ -125,7 +125,8 @@ def _local(stage: DistillStage, recipe: Recipe) -> Sampler:
 
 def _served(stage: DistillStage, recipe: Recipe) -> Sampler:
     """The teacher behind OpenAI's API. The student's tokenizer measures and writes the prompts."""
-    rollout, tokenizer = stage.rollout, load_tokenizer(stage.model.path)
+    rollout = stage.rollout
+    tokenizer = load_tokenizer(stage.model.path, stage.data.chat_template)
     template = ServedTemplate(stage.data, tokenizer)
     settings = {**rollout.engine_args, "url": stage.teacher.path, "say": template.say}
     settings |= {"model": stage.teacher.model, "api_key_env": stage.teacher.api_key_env}
@@ -212,10 +213,7 @@ def _check_servable(task: Task) -> None:
 
 def same_tokens(teacher: str, tokenizer: Any, student: str) -> None:
     """Refuse a teacher whose token ids mean something else than the student's."""
-    try:
-        found: Any = AutoTokenizer.from_pretrained(teacher)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"teacher.path = {teacher!r} has no tokenizer: {error}") from error
+    found = pretrained.tokenizer(teacher, "teacher.path")
     if found.get_vocab() != tokenizer.get_vocab():
         raise RecipeError(
             f"method = 'logits' compares distributions token by token, and teacher.path = "
@@ -227,8 +225,8 @@ def same_tokens(teacher: str, tokenizer: Any, student: str) -> None:
 def _trainer(stage: DistillStage) -> Callable[..., StageTrainer]:
     if stage.method == "sequence":
         return StageTrainer
-    teacher: Any = AutoModelForCausalLM.from_pretrained(
-        stage.teacher.path, dtype=DTYPES[stage.model.dtype]
+    teacher = pretrained.load_model(
+        stage.teacher.path, DTYPES[stage.model.dtype], setting="teacher.path"
     )
     return partial(LogitsTrainer, teacher=teacher.eval().to(join().device))
 

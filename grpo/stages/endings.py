@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections.abc import Collection
 from typing import Any
 
-from transformers import AutoConfig, GenerationConfig
-
+from grpo import pretrained
+from grpo.chat_templates import turn_end
 from grpo.errors import RecipeError
 from grpo.schema import Rollout
 from grpo.types import Sampling
@@ -104,6 +105,29 @@ def check_trained_eos(tokenizer: Any, model_path: str) -> None:
         )
 
 
+def warn_of_turn_end(tokenizer: Any, eos_ids: Collection[int], stop: Collection[str] = ()) -> None:
+    """Warn where the chat template ends a turn with something that ends no completion."""
+    end = turn_end(tokenizer)
+    ids = tokenizer.encode(end, add_special_tokens=False) if end else []
+    if not ids or not set(eos_ids).isdisjoint(ids) or any(word in end for word in stop):
+        return
+    word, what = end, "is text to the tokenizer"
+    if len(end) > 24:
+        word = end[:24] + "…"
+    first = str(tokenizer.convert_ids_to_tokens(ids[0]))
+    if end.startswith(first) and special_id(tokenizer, first) is not None:
+        word, what = first, "is no eos token of the model"
+    eos = " or ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in sorted(eos_ids))
+    logger.warning(
+        "the chat template ends a turn with %r, which %s: completions end with %s only, and go on "
+        "after %r; name it in rollout.stop, or make it the eos_token of the tokenizer",
+        word,
+        what,
+        eos,
+        word,
+    )
+
+
 def special_id(tokenizer: Any, word: str) -> int | None:
     """The id of the special token that is written `word`; None where there is none."""
     added = getattr(tokenizer, "added_tokens_decoder", {})
@@ -116,22 +140,11 @@ def special_id(tokenizer: Any, word: str) -> int | None:
 
 def vocab_size(model_path: str) -> int:
     """Tokens that the model has embeddings for. Raises RecipeError where there is no such model."""
-    return int(getattr(_config(model_path), "vocab_size", None) or sys.maxsize)
+    return int(getattr(pretrained.text_config(model_path), "vocab_size", None) or sys.maxsize)
 
 
 def _declared(model_path: str) -> set[int]:
-    try:
-        declared: Any = GenerationConfig.from_pretrained(model_path).eos_token_id
-    except OSError:  # not every model has such a file; transformers then goes by the config
-        declared = getattr(_config(model_path), "eos_token_id", None)
+    # Not every model has a generation config; transformers then goes by the config.
+    found = pretrained.generation_config(model_path) or pretrained.text_config(model_path)
+    declared: Any = getattr(found, "eos_token_id", None)
     return set(declared if isinstance(declared, list) else [declared]) - {None}
-
-
-def _config(model_path: str) -> Any:
-    try:
-        return AutoConfig.from_pretrained(model_path).get_text_config()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise RecipeError(
-            f"model.path = {model_path!r} could not be loaded as a folder or from the hub: {reason}"
-        ) from error

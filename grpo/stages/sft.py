@@ -22,14 +22,9 @@ import transformers
 from accelerate.state import AcceleratorState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-    PrinterCallback,
-)
+from transformers import PreTrainedTokenizerFast, PrinterCallback
 
-from grpo import checkpoint
+from grpo import checkpoint, pretrained
 from grpo.adapter import adapter_parameters, adapter_settings, write_adapter
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.errors import RecipeError
@@ -56,7 +51,7 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
 
     The model is left in `folder/model`. Raises KeyboardInterrupt after saving when interrupted.
     """
-    tokenizer = load_tokenizer(stage.model.path)
+    tokenizer = load_tokenizer(stage.model.path, stage.data.chat_template)
     template = PromptTemplate(
         stage.data.template,
         tokenizer,
@@ -85,18 +80,20 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
     return {**summary, "dropped_rows": dropped, "mixed_rows": counts}
 
 
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a model. Raises RecipeError, also where it has no eos that can be taught."""
-    tokenizer = _loaded(AutoTokenizer, path, "model.path")
+def load_tokenizer(path: str, chat_template: str = "") -> Any:
+    """The tokenizer of a model that was looked at, with this chat template if it is given.
+
+    Raises RecipeError, also where it has no eos that can be taught.
+    """
+    pretrained.check_model(path)
+    tokenizer = pretrained.tokenizer(path, chat_template=chat_template)
     check_trained_eos(tokenizer, path)
     return tokenizer
 
 
 def longest_row(path: str, learner: SFTLearner) -> int:
     """Tokens a row may have: learner.max_length, or the model's positions if they are fewer."""
-    config = _loaded(transformers.AutoConfig, path, "model.path")
-    positions = getattr(config, "max_position_embeddings", None)
-    return min(learner.max_length, positions or learner.max_length)
+    return min(learner.max_length, pretrained.positions(path) or learner.max_length)
 
 
 def fine_tune(
@@ -196,7 +193,7 @@ def _device(title: str, model: Model) -> torch.device:
 def _policy(model: Model) -> Any:
     """The model in float32; under an adapter, the frozen base in the compute type."""
     dtype = DTYPES[model.dtype] if model.lora_rank else torch.float32
-    policy = _loaded(AutoModelForCausalLM, model.path, "model.path", dtype=dtype)
+    policy = pretrained.load_model(model.path, dtype)
     disable_dropout(policy)  # as in reinforcement learning; it also makes a resumed run exact
     return policy
 
@@ -222,13 +219,14 @@ def _references(
     console: Console,
 ) -> dict[str, list[list[float]]]:
     """The column of reference losses. Raises RecipeError for a reference of other tokens."""
-    if _loaded(AutoTokenizer, path, "slm.reference").get_vocab() != tokenizer.get_vocab():
+    pretrained.check_model(path, "slm.reference")
+    if pretrained.tokenizer(path, "slm.reference").get_vocab() != tokenizer.get_vocab():
         raise RecipeError(
             f"slm.reference = {path!r} has other tokens than model.path = {model.path!r}, so their "
             "losses cannot be compared; train the reference from a model with the same tokenizer"
         )
     dtype = DTYPES[model.dtype]
-    reference = _loaded(AutoModelForCausalLM, path, "slm.reference", dtype=dtype).eval()
+    reference = pretrained.load_model(path, dtype, setting="slm.reference").eval()
     reference.to(join().device)
     with _bar("reference losses", console) as progress:
         losses = reference_losses(reference, rows, folder, progress)
@@ -254,17 +252,6 @@ def _save(policy: Any, declared: Any, model: Model, tokenizer: Any, folder: Path
         tokenizer.save_pretrained(aside)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
-
-
-def _loaded(kind: Any, path: str, setting: str, **options: Any) -> Any:
-    """`kind.from_pretrained`, with a sentence where there is no such model. Raises RecipeError."""
-    try:
-        return kind.from_pretrained(path, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RecipeError(
-            f"{setting} = {path!r} could not be loaded as a folder or from the hub: {reason}"
-        ) from error
 
 
 @contextmanager

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from transformers import AutoTokenizer
-
-from grpo import plugins
+from grpo import plugins, pretrained
 from grpo.data import SOURCES
 from grpo.data.conversation import KWARGS, TOOLS
 from grpo.data.jsonl import Rows
@@ -32,7 +29,7 @@ def check_text(stage: AnyStage) -> None:
     folder = Path(stage.model.path).expanduser()
     if not all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json")):
         return
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(folder))
+    tokenizer = pretrained.tokenizer(str(folder), chat_template=stage.data.chat_template)
     size = vocab_size(str(folder))
     data = stage.data
     if isinstance(stage, SFTStage | DistillStage):

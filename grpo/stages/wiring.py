@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer
 
-from grpo import heldout, plugins
+from grpo import heldout, plugins, pretrained
 from grpo.advantage import ADVANTAGES
 from grpo.curriculum import CURRICULA, Curriculum
 from grpo.data import SOURCES
@@ -38,7 +37,7 @@ from grpo.schema import (
     Run,
     Schedule,
 )
-from grpo.stages.endings import sampling_of, vocab_size
+from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
 from grpo.stages.text import check_rows
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
@@ -63,7 +62,8 @@ def build_sampler(
 
     `num_heldout`: how many held-out tasks to turn into prompts (0: none are asked for).
     """
-    tokenizer = pretrained(AutoTokenizer, model.path)
+    pretrained.check_model(model.path)
+    tokenizer = pretrained.tokenizer(model.path, chat_template=data.chat_template)
     source = plugins.load("source", data.source, SOURCES, data.args)
     template = PromptTemplate(
         data.template,
@@ -77,11 +77,14 @@ def build_sampler(
     prompts = heldout.prepare(source, template, num_heldout) if num_heldout else []
     longest = max((len(prompt.ids) for prompt in prompts), default=1)
     _check_room(model.path, rollout.longest_completion, longest)
+    sampling = sampling_of(rollout, tokenizer, model.path)
+    if template.chat is not None:
+        warn_of_turn_end(tokenizer, sampling.eos_ids, sampling.stop)
     return Sampler(
         tokenizer=tokenizer,
         source=source,
         template=template,
-        sampling=sampling_of(rollout, tokenizer, model.path),
+        sampling=sampling,
         prompts=prompts,
         engine=build_engine(model, data, rollout, recipe),
     )
@@ -261,21 +264,9 @@ def _second(specs: Sequence[RewardSpec], judges: Sequence[str]) -> Verifier | No
     return Accuracy(extraction="lenient") if first in ("accuracy", "math") else None
 
 
-def pretrained(kind: Any, model_path: str, **options: Any) -> Any:
-    """`kind.from_pretrained`, with a sentence where there is no such model. Raises RecipeError."""
-    try:
-        return kind.from_pretrained(model_path, **options)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RecipeError(
-            f"model.path = {model_path!r} could not be loaded as a folder or from the hub: {reason}"
-        ) from error
-
-
 def _check_room(model_path: str, length: int, longest: int) -> None:
     """Refuse completions that the model has no positions for after a prompt of `longest`."""
-    config = pretrained(AutoConfig, model_path)
-    room = getattr(config, "max_position_embeddings", None)
+    room = pretrained.positions(model_path)
     if room is not None and longest + length > room:
         raise RecipeError(
             f"rollout.max_completion_length = {length} does not fit: the model has {room} "

@@ -28,7 +28,7 @@ from grpo.eval_report import lm_eval_results, print_results
 from grpo.eval_tasks import EvalTask, find_task, open_task
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.extract import final_answer
-from grpo.rollout import ENGINES
+from grpo.rollout import ENGINES, LOADING
 from grpo.run import prepare_process, recipe_of, stage_folder, write_json
 from grpo.schema import Recipe, RLStage, Rollout
 from grpo.schema.recipe import LEAVES
@@ -249,11 +249,8 @@ def _jobs(
     console: Console,
 ) -> list[Job]:
     """Every task through every template, as prompts of this model. Raises RecipeError."""
-    if asked.engine == "endpoint":
-        tokenizer = pretrained.tokenizer(path, "MODEL")
-    else:
-        pretrained.check_model(path, "MODEL")
-        tokenizer = pretrained.tokenizer(path, "MODEL")
+    pretrained.check_model(path, "MODEL", weights=asked.engine in LOADING)
+    tokenizer = pretrained.tokenizer(path, "MODEL")
     room = pretrained.positions(path, "MODEL")
     usual = "chat" if getattr(tokenizer, "chat_template", None) else "r1_zero"
     if asked.engine == "endpoint":

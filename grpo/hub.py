@@ -43,7 +43,7 @@ def find_repo(name: str, kind: Kind, revision: str | None = None) -> Repo:
     """The repository `name`, by one question of at most `SECONDS` seconds a process.
 
     Without an answer, what is in the local cache. Raises LookupError, with a clause that says what
-    was looked for and what the hub answered ("there is no … , the hub has none of this name").
+    goes on from "there is no such folder, ": what the cache holds, and what the hub answered.
     """
     key = (name, kind, revision)
     if key in _refused:
@@ -97,7 +97,7 @@ def _find(name: str, kind: Kind, revision: str | None) -> Repo:
         reason = f"the hub at {host} could not be reached ({said})"
     cached = _cached(name, kind, revision)
     if cached is None:
-        raise LookupError(f"there is no copy of that name in the local cache, and {reason}")
+        raise LookupError(f"no copy of that name in the local cache, and {reason}")
     logger.warning("%s: %s, so the copy in the local cache is used", name, reason)
     return Repo(path=cached, unreachable=reason)
 

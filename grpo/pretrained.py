@@ -129,22 +129,25 @@ def load_model(
     return model
 
 
-def check_model(path: str, setting: str = "model.path", kind: str = CAUSAL) -> None:
+def check_model(
+    path: str, setting: str = "model.path", kind: str = CAUSAL, *, weights: bool = True
+) -> None:
     """What can be known of a model without its weights in memory. Raises RecipeError.
 
     Its files are whole, its tensors are those of the architecture (the library's own loading, with
     all its conversions of names, on a device that holds no data), and the tokenizer writes in
     tokens that it has. What is right is not looked at again while its files are the same.
+    weights: whether they are needed; an engine elsewhere has its own.
     """
     where = place_of(path, setting)
-    key = (*_identity(where), kind)
+    key = (*_identity(where), kind, weights)
     if key in _checked:
         return
     found = config(path, setting)
     if kind == CAUSAL:
         _check_text_model(found, f"{setting} = {path!r}")
     folder = Path(where.path)
-    if folder.is_dir():  # a model of the hub is checked when it is loaded
+    if weights and folder.is_dir():  # one of the hub is checked when it is loaded
         check_files(folder, f"{setting} = {path!r}")
         _made(path, setting, kind, device_map="meta")
     _check_vocabulary(tokenizer(path, setting), text_config(path, setting), f"{setting} = {path!r}")

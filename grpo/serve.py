@@ -135,7 +135,6 @@ def _check(server: Server) -> None:
             "grpo serve needs vLLM, which is not installed: pip install 'grpo-toolkit[vllm]' on a "
             "GPU machine, make test-vllm or docs/vllm.md on a CPU"
         )
-    check_model(server.model, "MODEL")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -145,6 +144,7 @@ def _check(server: Server) -> None:
                 f"--port {server.port} on {server.host} cannot be used ({error.strerror}); another "
                 "server may have it: choose another --port"
             ) from error
+    check_model(server.model, "MODEL")
 
 
 @contextmanager

@@ -137,3 +137,5 @@ ENGINES: dict[str, Callable[..., Any]] = {
     "server": make_server,
     "endpoint": make_endpoint,
 }
+# Those of them that read the weights of the model's folder themselves.
+LOADING = ("torch", "vllm")

@@ -23,7 +23,7 @@ from grpo.parity import Gate, Limits
 from grpo.ranks import join
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
-from grpo.rollout import ENGINES
+from grpo.rollout import ENGINES, LOADING
 from grpo.rollout.ray_pool import ray_pool
 from grpo.schedule import Rollouts
 from grpo.schema import (
@@ -62,7 +62,7 @@ def build_sampler(
 
     `num_heldout`: how many held-out tasks to turn into prompts (0: none are asked for).
     """
-    pretrained.check_model(model.path)
+    pretrained.check_model(model.path, weights=rollout.engine in LOADING)
     tokenizer = pretrained.tokenizer(model.path, chat_template=data.chat_template)
     source = plugins.load("source", data.source, SOURCES, data.args)
     template = PromptTemplate(

@@ -238,7 +238,7 @@ def test_chat_answers_each_line_of_a_pipe_with_both_models(
     chat.chat([str(tmp_path / "a"), str(tmp_path / "b")], console=console)
     text = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     assert text.count("╭") == 4  # two questions, two panels each
-    with pytest.raises(RecipeError, match="could not be loaded"):
+    with pytest.raises(RecipeError, match="there is no such folder"):
         chat.load(str(tmp_path / "none"))
 
 

@@ -163,7 +163,7 @@ def test_the_same_command_gives_the_same_figures_and_a_table(
         (["--tasks", "parity", "run.seed=1"], ["'run.seed=1'", "not both"]),
         (["--tasks", "parity", "--out", "ROWS"], ["mine.jsonl' for completions", "--out"]),
         (["--tasks", "parity", "--out", "ROWS/x"], ["mine.jsonl/x' for completions", "--out"]),
-        (["--tasks", "parity", "--baseline", "EMPTY"], ["empty.jsonl' could not be loaded"]),
+        (["--tasks", "parity", "--baseline", "EMPTY"], ["empty.jsonl' is a file"]),
         ([], ["--tasks NAME", "--recipe RECIPE"]),
     ],
 )

@@ -36,9 +36,9 @@ def test_a_port_in_use_is_a_sentence(installed: None, tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there(installed: None, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"no config\.json"):
+    with pytest.raises(RecipeError, match="is an empty folder"):
         serve.serve(serve.Server(model=str(tmp_path)))
-    with pytest.raises(RecipeError, match="there is no folder"):
+    with pytest.raises(RecipeError, match="there is no such folder"):
         serve.serve(serve.Server(model=str(tmp_path / "nowhere")))
 
 

@@ -227,7 +227,7 @@ def test_a_reference_of_other_tokens_is_refused(
     other = save_tiny_base(tmp_path / "other", letters=LETTERS + "xyz")
     with pytest.raises(RecipeError, match=r"slm\.reference = .* has other tokens than"):
         tuned(policy, rows, SLM(select="excess", reference=other), tmp_path / "run")
-    with pytest.raises(RecipeError, match=r"slm\.reference = '\./no/where' could not be loaded"):
+    with pytest.raises(RecipeError, match=r"slm\.reference = '\./no/where': there is no such"):
         tuned(policy, rows, SLM(select="excess", reference="./no/where"), tmp_path / "run2")
 
 

@@ -82,14 +82,14 @@ def _find(name: str, kind: Kind, revision: str | None) -> Repo:
                 f"and the {what} of this name on the hub is gated: accept its terms at "
                 f"{constants.ENDPOINT}/{name} and log in with `hf auth login`"
             )
-        if isinstance(answer, RepositoryNotFoundError):
+        status = getattr(getattr(answer, "response", None), "status_code", None)
+        if isinstance(answer, RevisionNotFoundError):
+            raise LookupError(f"and the {what} of this name on the hub has no revision {revision}")
+        if isinstance(answer, RepositoryNotFoundError) or status in (401, 404):
             raise LookupError(
                 f"and the hub has no {what} of this name (or a private one: log in with "
                 "`hf auth login`)"
             )
-        if isinstance(answer, RevisionNotFoundError):
-            raise LookupError(f"and the {what} of this name on the hub has no revision {revision}")
-        status = getattr(getattr(answer, "response", None), "status_code", None)
         if isinstance(answer, HfHubHTTPError) and status is not None and status < 500:
             raise LookupError(f"and the hub refuses the request with status {status}")
         host = constants.ENDPOINT.partition("://")[2] or constants.ENDPOINT

@@ -33,6 +33,7 @@ _HARMLESS = re.compile(r"(^|\.)(k|v|q|kv|prob)_scale$")
 
 _configs: dict[tuple[object, ...], Any] = {}
 _checked: set[tuple[object, ...]] = set()
+_told: set[str] = set()
 
 
 def place_of(path: str, setting: str = "model.path") -> Repo:
@@ -67,7 +68,7 @@ def config(path: str, setting: str = "model.path") -> Any:
 
 def text_config(path: str, setting: str = "model.path") -> Any:
     """The part of the configuration that describes the language model."""
-    return config(path, setting).get_text_config()
+    return _text_part(config(path, setting), f"{setting} = {path!r}")
 
 
 def positions(path: str, setting: str = "model.path") -> int | None:
@@ -254,7 +255,7 @@ def _check_text_model(found: Any, said: str) -> None:
     """Refuse what is no language model that goes on from text. Raises RecipeError."""
     from transformers import AutoModelForCausalLM
 
-    text = found.get_text_config()
+    text = _text_part(found, said)
     known = AutoModelForCausalLM._model_mapping
     made: Any
     try:
@@ -263,13 +264,12 @@ def _check_text_model(found: Any, said: str) -> None:
         made = None
     takes = getattr(made, "config_class", None)
     many = text is not found
-    if made is not None and (not many or takes is None or isinstance(text, takes)):
-        if made.__name__.endswith("ForConditionalGeneration"):
-            many = True
-        else:
-            return
+    # Of several parts the text alone is made, and has to be a model by itself when it is saved.
+    alone = not many or (type(text) in known and (takes is None or isinstance(text, takes)))
+    if made is not None and not made.__name__.endswith("ForConditionalGeneration") and alone:
+        return
     kind = f"{said} is a {found.model_type} model"
-    if many:
+    if many or made is not None:
         instead = "name a checkpoint of a text model"
         if type(text) in known:
             instead += f", say one of its family with model_type = {text.model_type!r}"
@@ -280,6 +280,16 @@ def _check_text_model(found: Any, said: str) -> None:
         f"{kind} ({', '.join(found.architectures or ()) or 'no architecture named'}), which "
         "transformers has no causal language model of: name one that goes on from a text"
     )
+
+
+def _text_part(found: Any, said: str) -> Any:
+    try:
+        return found.get_text_config()
+    except ValueError as error:  # several of them: speech, music
+        raise RecipeError(
+            f"{said} is a {found.model_type} model, which reads more than text, and only text "
+            "models are trained here: name a checkpoint of a text model"
+        ) from error
 
 
 def _check_tensors(model: Any, report: dict[str, Any], said: str) -> None:
@@ -311,7 +321,8 @@ def _check_tensors(model: Any, report: dict[str, Any], said: str) -> None:
             f"and would compute without: {_named(wrong)}; use the configuration that the weights "
             "were saved with"
         )
-    if unused:
+    if unused and said not in _told:
+        _told.add(said)  # once, for engine and learner
         logger.warning(
             "%s: %s of the checkpoint %s no part of %s and are left out: %s",
             said,
@@ -372,13 +383,13 @@ def _check_finite(model: Any, said: str) -> None:
 
 
 def _is_finite(tensor: Any) -> bool:
-    """By the least and the greatest value, which NaN spreads to: one pass, no second tensor."""
+    """By the sum, which NaN and infinity spread to: as fast as memory is read."""
     import torch
 
-    if tensor.dtype.itemsize < 2:  # eight bits have no order of their own in torch
-        tensor = tensor.float()
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    if bool(tensor.sum(dtype=torch.float32).isfinite()):
+        return True
+    # The sum itself may be too large; numbers of eight bits cannot be asked.
+    return bool((tensor if tensor.dtype.itemsize > 1 else tensor.float()).isfinite().all())
 
 
 def _check_vocabulary(tokens: Any, found: Any, said: str) -> None:

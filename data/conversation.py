@@ -44,7 +44,7 @@ class ChatTemplate:
         if not getattr(tokenizer, "chat_template", None):
             raise RecipeError(
                 "data.template is 'chat', but this model's tokenizer has no chat template; "
-                "use 'r1_zero' or 'raw'"
+                "give it one by data.chat_template (text or file), or use 'r1_zero' or 'raw'"
             )
         self.tokenizer = tokenizer
         self.kwargs = dict(kwargs or {})

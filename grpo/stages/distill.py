@@ -34,7 +34,7 @@ from grpo.learner import DTYPES
 from grpo.ranks import join
 from grpo.rollout.endpoint import EndpointEngine, Said
 from grpo.schema import Data, DistillStage, Model, Recipe
-from grpo.stages.endings import sampling_of, vocab_size
+from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.reject import leave_rows
 from grpo.stages.rows import TextRow, encode_sets, read_rows
 from grpo.stages.sft import fine_tune, load_tokenizer, longest_row
@@ -61,6 +61,8 @@ def run(stage: DistillStage, recipe: Recipe, folder: Path, console: Console) -> 
         vocab_size=vocab_size(stage.model.path),
         **template_args(stage.data.template_args),
     )
+    if template.chat is not None:
+        warn_of_turn_end(tokenizer, (tokenizer.eos_token_id,), taught=True)
     most = longest_row(stage.model.path, stage.learner)
     found, overlong = encode_sets({"verified": rows}, template, most, console)
     learned = fine_tune(

@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 # A tag that rewards look for, as in <answer>…</answer>: it stays in the text that it ends.
 _CLOSING_TAG = re.compile(r"</[^<>/|]+>")
 
+_SHOWN = 24  # characters of what a template writes after an answer
+
 
 def sampling_of(
     rollout: Rollout, tokenizer: Any, model_path: str, *, text_only: bool = False
@@ -105,26 +107,31 @@ def check_trained_eos(tokenizer: Any, model_path: str) -> None:
         )
 
 
-def warn_of_turn_end(tokenizer: Any, eos_ids: Collection[int], stop: Collection[str] = ()) -> None:
-    """Warn where the chat template ends a turn with something that ends no completion."""
+def warn_of_turn_end(
+    tokenizer: Any, eos_ids: Collection[int], stop: Collection[str] = (), *, taught: bool = False
+) -> None:
+    """Warn where the chat template ends a turn with something that ends no completion.
+
+    taught: whether completions are rows that are taught, each with an eos after it.
+    """
     end = turn_end(tokenizer)
     ids = tokenizer.encode(end, add_special_tokens=False) if end else []
     if not ids or not set(eos_ids).isdisjoint(ids) or any(word in end for word in stop):
         return
-    word, what = end, "is text to the tokenizer"
-    if len(end) > 24:
-        word = end[:24] + "…"
     first = str(tokenizer.convert_ids_to_tokens(ids[0]))
-    if end.startswith(first) and special_id(tokenizer, first) is not None:
-        word, what = first, "is no eos token of the model"
+    special = end.startswith(first) and special_id(tokenizer, first) is not None
+    word = first if special else end[:_SHOWN]
     eos = " or ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in sorted(eos_ids))
+    what = "is no eos of the model" if special else "is plain text to the tokenizer, and no eos"
+    then = f"completions end with {eos} only and go on after it; name it in rollout.stop"
+    if taught:
+        then = f"rows are taught to end with {eos}"
     logger.warning(
-        "the chat template ends a turn with %r, which %s: completions end with %s only, and go on "
-        "after %r; name it in rollout.stop, or make it the eos_token of the tokenizer",
+        "the chat template ends a turn with %r, which %s: %s, or make it the eos_token of the "
+        "tokenizer",
         word,
         what,
-        eos,
-        word,
+        then,
     )
 
 

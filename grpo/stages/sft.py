@@ -35,7 +35,7 @@ from grpo.log import RunLog
 from grpo.policy import full_state, write_model
 from grpo.ranks import join
 from grpo.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
-from grpo.stages.endings import check_trained_eos, vocab_size
+from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
 from grpo.stages.pretrain import save_tokenizer
 from grpo.stages.rl import interruptible
 from grpo.stages.rows import TokenRow, encode_sets, mix, read_rows
@@ -58,6 +58,8 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
         vocab_size=vocab_size(stage.model.path),
         **template_args(stage.data.template_args),
     )
+    if template.chat is not None:
+        warn_of_turn_end(tokenizer, (tokenizer.eos_token_id,), taught=True)
     most = longest_row(stage.model.path, stage.learner)
     sets = {_MAIN: read_rows(stage.data.path)}
     sets |= {path: read_rows(path) for path in stage.data.mix}

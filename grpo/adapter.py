@@ -1,4 +1,4 @@
-"""LoRA: a pair of small trained matrices beside every linear layer (Hu et al. 2021, 2106.09685).
+"""LoRA: a pair of small trained matrices beside linear layers (Hu et al. 2021, 2106.09685).
 
     y = W x + (lora_alpha / r) * B A x        W frozen; A [r, in] random, B [out, r] zero at first
 
@@ -6,33 +6,89 @@ Learner and engines put the same adapter on the same base, so only A and B trave
 under the names of peft's own files. The base is never merged in place: every update would round it
 once more, and the reference of a KL term is the base itself.
 
-Left out: adapters on embeddings and on the head (peft's "all-linear" has neither), and on experts
-that a model keeps as one three-dimensional tensor.
+The adapter is on the layers that compute W x + b and nothing else: queries, keys, values, output,
+dense and shared perceptrons. peft's own "all-linear" goes by names, and in a mixture of experts
+takes routers and experts along. Left out, so that what is merged is what is trained:
+
+  embeddings and the head
+  routers, and the gates of shared experts: of which expert a token gets, not of what it computes
+  experts that a model keeps as one tensor of three dimensions
+  what a state-space mixer reads inside a fused kernel, past the layer: all but its `in_proj`
+  weights that several layers share: one merged weight cannot be what each of them computes
+  the towers of a multimodal model: there is nothing but text to train them on
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import importlib
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grpo.errors import RecipeError
+from grpo.errors import LearnerError, RecipeError
 from grpo.quantize import PackedLinear
 
 if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
     from torch import Tensor, nn
+    from transformers import PreTrainedModel
 
 NAME = "default"  # peft's name for the only adapter; not part of the names in its files
 PREFIX = "base_model.model."
+ROUTERS = {"gate", "router", "shared_expert_gate"}  # the modules' names, in every family
+# peft takes these for experts of checkpoints from before transformers 5, in any part of the model
+OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
+LINEAR = ("Linear", "PackedLinear", "Conv1D", "FalconLinear")  # classes of W x + b; subclasses vary
+
+
+def adapted_layers(model: nn.Module) -> list[str]:
+    """Names of the layers that an adapter goes on, by the model's own names; also on `meta`.
+
+    Raises RecipeError where there is none.
+    """
+    named: Any = model
+    head = named.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    text = _text_part(model)
+    found = [
+        f"{owner}.{leaf}".removeprefix(".")
+        for owner, parent in model.named_modules()
+        for leaf, child in parent.named_children()
+        if type(child).__name__ in LINEAR
+        and child is not head
+        and f"{owner}.".startswith(text)
+        and not ROUTERS & {*owner.split("."), leaf}
+        and not (leaf != "in_proj" and hasattr(parent, "A_log") and hasattr(parent, "D"))
+        and uses[id(child.weight)] == 1
+    ]
+    if not found:
+        raise RecipeError(
+            f"model.lora_rank: {type(model).__name__} has no plain linear layer for an adapter to "
+            "go on; set model.lora_rank=0 to train its weights"
+        )
+    return found
+
+
+def _text_part(model: nn.Module) -> str:
+    """The prefix of the names of a multimodal model's language model; "" where it is one itself."""
+    named: Any = model
+    config = getattr(model, "config", None)
+    if not hasattr(config, "get_text_config") or named.config.get_text_config() is config:
+        return ""
+    decoder = named.get_decoder()
+    return next(f"{name}." for name, module in model.named_modules() if module is decoder)
 
 
 def adapter_settings(rank: int) -> dict[str, Any]:
-    """The adapter of rank `rank`, as arguments of `peft.LoraConfig`."""
+    """The adapter of rank `rank`, as arguments of `peft.LoraConfig`, but for the layers' names."""
     return {
         "r": rank,
         "lora_alpha": 2 * rank,
-        "target_modules": "all-linear",
         "lora_dropout": 0.0,  # with dropout the learner scores a policy that never sampled
         "bias": "none",
     }
@@ -42,18 +98,63 @@ def add_adapter(model: nn.Module, rank: int) -> None:
     """Put a fresh adapter on `model` in place and freeze the rest; at first it changes nothing.
 
     The adapter has the type of the layer it is beside, but float32 where that is a half type. A is
-    drawn from torch's generator. Raises RecipeError where peft is not installed.
+    drawn from torch's generator. Raises RecipeError where peft is not installed, or the model has
+    no layer for it.
     """
+    from_peft = _peft(rank)
+    with _names_as_they_are(model):
+        from_peft.inject_adapter_in_model(_new(model, rank), model, adapter_name=NAME)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype.itemsize < 4:
+            parameter.data = parameter.data.float()
+
+
+def peft_model(model: PreTrainedModel, rank: int) -> PeftModel:
+    """The same as `add_adapter`, in the wrapper that trainers of others know.
+
+    Raises RecipeError, also where peft could not load the adapter again.
+    """
+    with _names_as_they_are(model):
+        wrapped = _peft(rank).get_peft_model(model, _new(model, rank))
+    check_peft(model, rank)
+    return wrapped
+
+
+def _peft(rank: int) -> Any:
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        return importlib.import_module("peft")
     except ImportError as error:
         raise RecipeError(
             f"model.lora_rank = {rank} needs peft: pip install 'grpo-toolkit[lora]'"
         ) from error
-    inject_adapter_in_model(LoraConfig(**adapter_settings(rank)), model, adapter_name=NAME)
-    for parameter in model.parameters():
-        if parameter.requires_grad and parameter.dtype.itemsize < 4:
-            parameter.data = parameter.data.float()
+
+
+def _new(model: nn.Module, rank: int) -> LoraConfig:
+    layers = adapted_layers(model)
+    return _peft(rank).LoraConfig(
+        **adapter_settings(rank),
+        task_type="CAUSAL_LM",
+        target_modules=layers,
+        fan_in_fan_out=any(type(model.get_submodule(n)).__name__ == "Conv1D" for n in layers),
+    )
+
+
+@contextmanager
+def _names_as_they_are(model: nn.Module) -> Iterator[None]:
+    """Within it peft puts layers where their names say.
+
+    For some types of model it reads `gate_proj` and `down_proj` as those of the experts that
+    checkpoints from before transformers 5 have.
+    """
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "model_type"):
+        yield
+        return
+    config.model_type = "any"  # in front of the class's own
+    try:
+        yield
+    finally:
+        del config.model_type
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -88,10 +189,15 @@ def merged(
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """Names of the plain model, and what makes each tensor with the adapter in it.
 
-    Nothing in `model` changes, and one tensor exists at a time. The sum is made in the adapter's
-    type, and all floating-point tensors come in it. `whole` makes a full tensor of a shard.
+    Nothing in `model` changes, and one tensor exists at a time. The sum is made in float64 and
+    rounded once, to the adapter's type, in which all floating-point tensors come. `whole` makes a
+    full tensor of a shard. Raises LearnerError, after the last tensor, where a part of the adapter
+    is in none of them.
     """
+    import torch
+
     layers = _layers(model)
+    left = set(layers)
     dtype = next(iter(adapter_parameters(model).values())).dtype
 
     def made(tensor: Tensor, layer: Any) -> Tensor:
@@ -102,8 +208,9 @@ def merged(
         if layer is None:
             return found
         down, up = whole(layer.lora_A[NAME].weight), whole(layer.lora_B[NAME].weight)
-        delta = (up @ down).detach() * layer.scaling[NAME]
-        return found + (delta.T if layer.fan_in_fan_out else delta)
+        wide = torch.float32 if found.device.type == "mps" else torch.float64  # which has no wider
+        delta = (up.to(wide) @ down.to(wide)).detach() * layer.scaling[NAME]
+        return (found.to(wide) + (delta.T if layer.fan_in_fan_out else delta)).to(dtype)
 
     for name, tensor in model.state_dict(keep_vars=True).items():
         if ".lora_A." in name or ".lora_B." in name:
@@ -111,27 +218,129 @@ def merged(
         owner, _, leaf = name.partition(".base_layer.")
         if leaf == "scales":  # of a packed weight
             continue
-        layer = layers[owner] if leaf == "weight" and owner else None
-        # A layer inside another that peft wraps as well has the word twice in its name.
-        yield name.replace(".base_layer", ""), lambda t=tensor, on=layer: made(t, on)
+        layer = layers[owner] if leaf == "weight" else None
+        left.discard(owner if layer else "")
+        yield name.replace(".base_layer.", "."), lambda t=tensor, on=layer: made(t, on)
+    if left:
+        raise LearnerError(
+            f"the adapter of {min(left)!r} is on no weight that it can be merged into; set "
+            "model.lora_rank=0 to train the weights themselves"
+        )
 
 
-def write_adapter(tensors: dict[str, Tensor], rank: int, base: str | None, folder: Path) -> None:
-    """The adapter as `PeftModel.from_pretrained` loads it; `base`: folder or id it belongs to."""
-    from peft import LoraConfig
+def skeleton(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same class and configuration, whose weights are zeros that take no memory."""
+    import torch
+
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        plain = type(model)(copy.deepcopy(model.config))
+    for module in plain.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+            setattr(module, name, torch.nn.Parameter(zeros, requires_grad=False))
+    return plain
+
+
+def file_settings(model: PreTrainedModel, rank: int) -> dict[str, Any]:
+    """The adapter on `model` as arguments of `peft.LoraConfig` that put it on any copy of the base.
+
+    Tried on a skeleton. Raises RecipeError where peft would put it elsewhere.
+    """
+    layers = sorted(_layers(model))
+    short = _short_names(layers, skeleton(model))
+    settings = adapter_settings(rank) | {
+        "fan_in_fan_out": any(layer.fan_in_fan_out for layer in _layers(model).values()),
+        "task_type": "CAUSAL_LM",
+        "inference_mode": True,
+    }
+    # A layer of such a name is found by the name of its weight, which nothing is read into.
+    taken = {name for name in short if name.rpartition(".")[2] in OF_EXPERTS}
+    for weights in (set[str](), taken):
+        tried = settings | {"target_modules": sorted(short - weights)}
+        if weights:
+            tried["target_parameters"] = sorted(f"{name}.weight" for name in weights)
+        placed, problem = _placed(skeleton(model), tried)
+        if placed == layers:
+            return tried
+    odd = sorted(set(placed) ^ set(layers))[:3]
+    raise RecipeError(
+        f"model.lora_rank = {rank}: this version of peft cannot load an adapter of "
+        f"{type(model).__name__} ({problem or 'it would be on other layers: ' + ', '.join(odd)}); "
+        "set model.lora_rank=0 to train the weights themselves"
+    )
+
+
+def check_peft(model: PreTrainedModel, rank: int) -> None:
+    """Raise RecipeError unless peft would load the adapter on `model` from files as it is."""
+    with tempfile.TemporaryDirectory(prefix="grpo-adapter-") as folder:
+        tensors = {n: p.detach().cpu() for n, p in adapter_parameters(model).items()}
+        if name := _write(model, tensors, rank, None, Path(folder)):
+            raise RecipeError(
+                f"model.lora_rank = {rank}: an adapter of {type(model).__name__} would not survive "
+                f"being saved, since peft reads {name!r} under another name; set model.lora_rank=0 "
+                "to train the weights themselves"
+            )
+
+
+def write_adapter(
+    model: PreTrainedModel, tensors: dict[str, Tensor], rank: int, base: str | None, folder: Path
+) -> None:
+    """The adapter as `PeftModel.from_pretrained` loads it; `base`: folder or id it belongs to.
+
+    What peft reads from the files is compared with `tensors`. Raises LearnerError.
+    """
+    if name := _write(model, tensors, rank, base, folder):
+        raise LearnerError(
+            f"the adapter in {folder} is not the one that was trained: peft reads another {name!r}"
+        )
+
+
+def _write(
+    model: PreTrainedModel, tensors: dict[str, Tensor], rank: int, base: str | None, folder: Path
+) -> str:
+    """The first tensor that peft does not read as it was written; "" where it reads all."""
+    import torch
     from safetensors.torch import save_file
 
+    peft = _peft(rank)
     folder.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, folder / "adapter_model.safetensors")
-    settings = adapter_settings(rank) | {
-        "base_model_name_or_path": base,
-        "task_type": "CAUSAL_LM",
-        "inference_mode": True,
-        # the layers by name: what "all-linear" means depends on the class that wraps the model
-        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
-    }
-    LoraConfig(**settings).save_pretrained(str(folder))
+    config = peft.LoraConfig(**file_settings(model, rank))
+    config.base_model_name_or_path = base
+    config.save_pretrained(str(folder))
+    plain = skeleton(model)
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")  # what peft and transformers say to one another
+        peft.PeftModel.from_pretrained(plain, str(folder), torch_device="cpu")
+    read = adapter_parameters(plain)
+    names = sorted(tensors.keys() | read.keys())
+    return next((n for n in names if not _equal(tensors.get(n), read.get(n))), "")
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and a.equal(b.to(a.dtype))
+
+
+def _short_names(layers: Iterable[str], plain: nn.Module) -> set[str]:
+    """The layers by the last word of their names, or in full where others have that word too."""
+    layers = set(layers)
+    others = {n.rpartition(".")[2] for n, _ in plain.named_modules() if n not in layers}
+    return {n if (leaf := n.rpartition(".")[2]) in others else leaf for n in layers}
+
+
+def _placed(plain: PreTrainedModel, settings: dict[str, Any]) -> tuple[list[str], str]:
+    """Names of the layers of `plain` that peft puts an adapter of `settings` on, and its error."""
+    import torch
+
+    peft = _peft(settings["r"])
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")
+            peft.inject_adapter_in_model(peft.LoraConfig(**settings), plain)
+    except (ValueError, TypeError) as error:  # also of a peft without target_parameters
+        return [], " ".join(str(error).split())[:200]
+    return sorted(_layers(plain)), ""
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 CANARY_LENGTH = 16
 
@@ -20,12 +20,11 @@ def canary_ids(vocab_size: int) -> list[int]:
     return [(2654435761 * (i + 1) >> 7) % vocab_size for i in range(CANARY_LENGTH)]
 
 
-def canary_logprob(model: nn.Module) -> float:
-    """Sum of log p(token | earlier tokens) over the canary tokens, natural log.
+def canary_logits(model: nn.Module) -> Tensor:
+    """Logits [CANARY_LENGTH, V] of the canary tokens, float32.
 
-    The forward pass runs in the model's own dtype (nothing is copied or cast), the log-softmax in
-    float32. Compare with a tolerance: about 1e-3 between float32 models, 0.5 between bfloat16 ones.
-    Dropout is off while it runs.
+    The forward pass runs in the model's own dtype: nothing is copied or cast. Dropout is off while
+    it runs.
     """
     import torch
 
@@ -36,9 +35,21 @@ def canary_logprob(model: nn.Module) -> float:
         model.eval()
     try:
         with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+            return model(input_ids=ids, use_cache=False).logits[0].float()
     finally:
         if training:  # both walk through all modules, which takes as long as a tiny model's layers
             model.train()
-    logp = torch.log_softmax(logits, dim=-1).gather(1, ids[0, 1:, None])
+
+
+def canary_logprob(model: nn.Module) -> float:
+    """Sum of log p(token | earlier tokens) over the canary tokens, natural log.
+
+    The log-softmax is in float32. Compare with a tolerance: about 1e-3 between float32 models, 0.5
+    between bfloat16 ones.
+    """
+    import torch
+
+    logits = canary_logits(model)[:-1]
+    ids = torch.tensor(canary_ids(model.config.vocab_size), device=logits.device)  # type: ignore[union-attr]
+    logp = torch.log_softmax(logits, dim=-1).gather(1, ids[1:, None])
     return float(logp.double().sum())

@@ -26,7 +26,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -34,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo import learner_state, ranks
-from grpo.adapter import adapter_parameters, base_alone, write_adapter
+from grpo.adapter import adapter_parameters, base_alone
 from grpo.batch import (
     EMPTY_ROW,
     MicroBatch,
@@ -42,7 +41,7 @@ from grpo.batch import (
     micro_batches,
     split_minibatches,
 )
-from grpo.canary import canary_logprob
+from grpo.canary import canary_logits, canary_logprob
 from grpo.casts import casts_kept
 from grpo.entropy import bonus_weights, top_entropy
 from grpo.errors import LearnerError
@@ -55,12 +54,11 @@ from grpo.policy import (
     Policy,
     blocks,
     checkpoint_activations,
-    full_state,
     load_policy,
     load_with_adapter,
     parameter_groups,
-    write_model,
 )
+from grpo.saved import save_policy
 from grpo.token_losses import Clip, LossInputs, sampling_weights
 from grpo.types import Metrics, Row, Sampling, Version
 from grpo.weights import content_hash
@@ -459,22 +457,13 @@ class TorchLearner:
     def save_model(self, path: str) -> None:
         """The model alone (float32), as `AutoModelForCausalLM.from_pretrained` loads it.
 
-        An adapter is merged into what is written, and lies beside it under `adapter/`.
+        An adapter is merged into what is written, and lies beside it under `adapter/`. What is read
+        back is compared with the policy (`grpo/saved.py`). Raises LearnerError.
         """
-        first = self.rank == 0
-        state: dict[str, Tensor] = {}
-        for name, make in full_state(self.model, bool(self.lora_rank)):
-            tensor = make()  # on all ranks, kept on one
-            if first:
-                state[name] = tensor.cpu()
-        adapter = learner_state.whole_weights(self.trained if self.lora_rank else {})
-
-        def write() -> None:
-            write_model(self.model, state, path, has_adapter=bool(adapter))
-            if adapter:
-                write_adapter(adapter, self.lora_rank, self.base, Path(path) / "adapter")
-
-        self.ranks.on_first(write)
+        with torch.no_grad():  # in the weights' own types
+            logits = self.policy(canary_logits)
+        self.ranks.release(self.policy)
+        save_policy(self.model, path, self.ranks, logits, lora_rank=self.lora_rank, base=self.base)
 
     def save(self, path: str) -> None:
         """Model in Hugging Face layout (float32), optimizer, step counts and RNG, under `path`.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from grpo.adapter import add_adapter, merged
+from grpo.adapter import add_adapter, check_peft, merged
 from grpo.forward import disable_dropout
 from grpo.layers import fuse_layers
 from grpo.pretrained import load_model
@@ -68,13 +67,15 @@ def load_with_adapter(
 ) -> PreTrainedModel:
     """The same with a fresh LoRA adapter; the frozen base needs no more than the compute type.
 
-    `quantization`: nf4 keeps the base in four bits (QLoRA).
+    `quantization`: nf4 keeps the base in four bits (QLoRA). Raises RecipeError for a model whose
+    adapter could not be loaded again.
     """
     base = load_policy(model, compute_dtype)
     if quantization == "nf4":
         quantize_base(base)
     torch.manual_seed(seed)  # the same adapter on every rank
     add_adapter(base, rank)
+    check_peft(base, rank)
     return base
 
 
@@ -113,17 +114,3 @@ def full_state(
         if id(tensor) not in seen:  # tied weights come once
             yield name, lambda t=tensor: whole(t).detach()
         seen.add(id(tensor))
-
-
-def write_model(
-    model: PreTrainedModel, state: dict[str, Tensor], path: str, has_adapter: bool
-) -> None:
-    """The model in Hugging Face layout with the tensors of `state` instead of its own."""
-    plain: Any = model
-    if has_adapter:  # its names and the base's type must not reach the files
-        dtype = next(t.dtype for t in state.values() if t.is_floating_point())
-        with torch.device("meta"):
-            plain = type(model)(copy.deepcopy(model.config))
-        plain.to(dtype=dtype)
-        plain.generation_config = model.generation_config
-    plain.save_pretrained(path, state_dict=state)

@@ -107,7 +107,9 @@ class Model(Section):
 
     path: str = F(..., "local folder, Hugging Face hub id, or stage:NAME of an earlier stage")
     dtype: Dtype = F("float32", "compute type; master weights are always float32")
-    lora_rank: Index = F(0, "rank of a LoRA adapter on every linear layer; 0: train all weights")
+    lora_rank: Index = F(
+        0, "rank of a LoRA adapter on the linear layers, but routers; 0: train all weights"
+    )
     quantization: Literal["none", "nf4"] = F("none", "of the base under an adapter (nf4: QLoRA)")
 
     @model_validator(mode="after")

@@ -25,15 +25,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
 from grpo import checkpoint, pretrained
-from grpo.adapter import adapter_parameters, adapter_settings, write_adapter
+from grpo.adapter import peft_model
+from grpo.canary import canary_logits
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.errors import RecipeError
 from grpo.forward import disable_dropout
 from grpo.learner import DTYPES
 from grpo.lines import from_lines
 from grpo.log import RunLog
-from grpo.policy import full_state, write_model
-from grpo.ranks import join
+from grpo.ranks import Ranks, join
+from grpo.saved import save_policy
 from grpo.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
 from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
 from grpo.stages.pretrain import save_tokenizer
@@ -120,7 +121,7 @@ def fine_tune(
     or the machine cannot follow, LearnerError for a loss that is not finite, KeyboardInterrupt
     after saving when interrupted.
     """
-    device = _device(title, model)
+    ranks = _alone(title, model)
     shutil.rmtree(folder / ASIDE, ignore_errors=True)
     found = checkpoint.latest(folder)
     state: dict[str, Any] = found[1] if found else {"step": 0, "metrics_bytes": 0}
@@ -146,11 +147,10 @@ def fine_tune(
             policy = _policy(model)
             declared = copy.deepcopy((policy.config, policy.generation_config))
             made = trainer(
-                model=policy,
-                args=settings(data, learner, run, folder / ASIDE, model.dtype, device),
+                model=peft_model(policy, model.lora_rank) if model.lora_rank else policy,
+                args=settings(data, learner, run, folder / ASIDE, model.dtype, ranks.device),
                 train_dataset=data.data,
                 processing_class=copy.deepcopy(tokenizer),  # it may be given a pad token
-                peft_config=_adapter(model.lora_rank),
                 callbacks=[journal],
             )
             made.remove_callback(PrinterCallback)
@@ -159,7 +159,7 @@ def fine_tune(
             made.train(resume_from_checkpoint=str(found[0]) if found else None)
             if journal.stopped:
                 raise KeyboardInterrupt(f"interrupted; saved at step {made.state.global_step}")
-            _save(policy, declared, model, tokenizer, folder / "model")
+            _save(policy, declared, model, tokenizer, folder / "model", ranks)
     return _summary(len(rows), made, journal.seconds, folder)
 
 
@@ -179,8 +179,8 @@ def _summary(rows: int, made: StageTrainer, seconds: float, folder: Path) -> dic
     }
 
 
-def _device(title: str, model: Model) -> torch.device:
-    """Where the stage computes. Raises RecipeError."""
+def _alone(title: str, model: Model) -> Ranks:
+    """The one process the stage computes in. Raises RecipeError."""
     ranks = join()
     if ranks.count > 1:
         raise RecipeError(
@@ -189,7 +189,7 @@ def _device(title: str, model: Model) -> torch.device:
         )
     if model.dtype == "float16" and ranks.device.type == "cpu":
         raise RecipeError("model.dtype = float16 needs an accelerator; on a CPU use float32")
-    return ranks.device
+    return ranks
 
 
 def _policy(model: Model) -> Any:
@@ -198,18 +198,6 @@ def _policy(model: Model) -> Any:
     policy = pretrained.load_model(model.path, dtype)
     disable_dropout(policy)  # as in reinforcement learning; it also makes a resumed run exact
     return policy
-
-
-def _adapter(rank: int) -> Any:
-    if not rank:
-        return None
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise RecipeError(
-            f"model.lora_rank = {rank} needs peft: pip install 'grpo-toolkit[lora]'"
-        ) from error
-    return LoraConfig(task_type="CAUSAL_LM", **adapter_settings(rank))
 
 
 def _references(
@@ -235,19 +223,24 @@ def _references(
     return columns(rows, losses)
 
 
-def _save(policy: Any, declared: Any, model: Model, tokenizer: Any, folder: Path) -> None:
+def _save(
+    policy: Any, declared: Any, model: Model, tokenizer: Any, folder: Path, ranks: Ranks
+) -> None:
     """The model as the rl stage leaves one: an adapter merged, and beside it under `adapter/`.
 
     declared: its configurations as they were read; the trainer aligns them with the tokenizer.
     """
     policy.config, policy.generation_config = declared
-    state = {name: make().cpu() for name, make in full_state(policy, bool(model.lora_rank))}
     aside = folder.with_suffix(".tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    write_model(policy, state, str(aside), has_adapter=bool(model.lora_rank))
-    if model.lora_rank:
-        adapter = {n: p.detach().cpu() for n, p in adapter_parameters(policy).items()}
-        write_adapter(adapter, model.lora_rank, model.path, aside / "adapter")
+    save_policy(
+        policy,
+        str(aside),
+        ranks,
+        canary_logits(policy),
+        lora_rank=model.lora_rank,
+        base=model.path,
+    )
     if type(tokenizer) is PreTrainedTokenizerFast:  # of a pretrain stage
         save_tokenizer(tokenizer, str(aside))
     else:

@@ -159,6 +159,9 @@ def fine_tune(
             made.train(resume_from_checkpoint=str(found[0]) if found else None)
             if journal.stopped:
                 raise KeyboardInterrupt(f"interrupted; saved at step {made.state.global_step}")
+            made.accelerator.unwrap_model(
+                policy, keep_fp32_wrapper=False
+            )  # its own precision again
             _save(policy, declared, model, tokenizer, folder / "model", ranks)
     return _summary(len(rows), made, journal.seconds, folder)
 

@@ -25,7 +25,7 @@ import importlib
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 NAME = "default"  # peft's name for the only adapter; not part of the names in its files
 PREFIX = "base_model.model."
+WEIGHTS = "adapter_model.safetensors"
 ROUTERS = {"gate", "router", "shared_expert_gate"}  # the modules' names, in every family
 # peft takes these for experts of checkpoints from before transformers 5, in any part of the model
 OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
@@ -241,45 +242,35 @@ def skeleton(model: PreTrainedModel) -> PreTrainedModel:
     return plain
 
 
-def file_settings(model: PreTrainedModel, rank: int) -> dict[str, Any]:
-    """The adapter on `model` as arguments of `peft.LoraConfig` that put it on any copy of the base.
-
-    Tried on a skeleton. Raises RecipeError where peft would put it elsewhere.
-    """
-    layers = sorted(_layers(model))
-    short = _short_names(layers, skeleton(model))
-    settings = adapter_settings(rank) | {
-        "fan_in_fan_out": any(layer.fan_in_fan_out for layer in _layers(model).values()),
-        "task_type": "CAUSAL_LM",
-        "inference_mode": True,
-    }
-    # A layer of such a name is found by the name of its weight, which nothing is read into.
-    taken = {name for name in short if name.rpartition(".")[2] in OF_EXPERTS}
-    for weights in (set[str](), taken):
-        tried = settings | {"target_modules": sorted(short - weights)}
-        if weights:
-            tried["target_parameters"] = sorted(f"{name}.weight" for name in weights)
-        placed, problem = _placed(skeleton(model), tried)
-        if placed == layers:
-            return tried
-    odd = sorted(set(placed) ^ set(layers))[:3]
-    raise RecipeError(
-        f"model.lora_rank = {rank}: this version of peft cannot load an adapter of "
-        f"{type(model).__name__} ({problem or 'it would be on other layers: ' + ', '.join(odd)}); "
-        "set model.lora_rank=0 to train the weights themselves"
-    )
-
-
 def check_peft(model: PreTrainedModel, rank: int) -> None:
-    """Raise RecipeError unless peft would load the adapter on `model` from files as it is."""
-    with tempfile.TemporaryDirectory(prefix="grpo-adapter-") as folder:
-        tensors = {n: p.detach().cpu() for n, p in adapter_parameters(model).items()}
-        if name := _write(model, tensors, rank, None, Path(folder)):
-            raise RecipeError(
-                f"model.lora_rank = {rank}: an adapter of {type(model).__name__} would not survive "
-                f"being saved, since peft reads {name!r} under another name; set model.lora_rank=0 "
-                "to train the weights themselves"
-            )
+    """Find settings with which peft loads the adapter on `model` from files; they stay with it.
+
+    Tried on a skeleton. Raises RecipeError where there are none.
+    """
+    tensors = {name: p.detach().cpu() for name, p in adapter_parameters(model).items()}
+    short = _short_names(sorted(_layers(model)), model)
+    taken = {name for name in short if name.rpartition(".")[2] in OF_EXPERTS}
+    problem = ""
+    # A layer of such a name is found by the name of its weight, which nothing else is read into.
+    for by_weight in (set[str](), taken):
+        settings = adapter_settings(rank) | {
+            "fan_in_fan_out": any(layer.fan_in_fan_out for layer in _layers(model).values()),
+            "task_type": "CAUSAL_LM",
+            "inference_mode": True,
+            "target_modules": sorted(short - by_weight),
+        }
+        if by_weight:
+            settings["target_parameters"] = sorted(f"{name}.weight" for name in by_weight)
+        found = _trial(model, tensors, settings)
+        if not found:
+            named: Any = model
+            named.adapter_files = settings
+            return
+        problem = problem or found
+    raise RecipeError(
+        f"model.lora_rank = {rank}: peft could not load an adapter of {type(model).__name__} again "
+        f"({problem}); set model.lora_rank=0 to train the weights themselves"
+    )
 
 
 def write_adapter(
@@ -287,60 +278,74 @@ def write_adapter(
 ) -> None:
     """The adapter as `PeftModel.from_pretrained` loads it; `base`: folder or id it belongs to.
 
-    What peft reads from the files is compared with `tensors`. Raises LearnerError.
+    Raises RecipeError as `check_peft`, LearnerError where the file does not hold `tensors`.
     """
-    if name := _write(model, tensors, rank, base, folder):
-        raise LearnerError(
-            f"the adapter in {folder} is not the one that was trained: peft reads another {name!r}"
-        )
+    from safetensors.torch import load_file
+
+    if not hasattr(model, "adapter_files"):
+        check_peft(model, rank)
+    named: Any = model
+    _write(tensors, named.adapter_files, base, folder)
+    read = load_file(folder / WEIGHTS)
+    if wrong := _unlike(tensors, read):
+        raise LearnerError(f"{folder / WEIGHTS} holds another {wrong!r} than was trained")
 
 
 def _write(
-    model: PreTrainedModel, tensors: dict[str, Tensor], rank: int, base: str | None, folder: Path
-) -> str:
-    """The first tensor that peft does not read as it was written; "" where it reads all."""
-    import torch
+    tensors: dict[str, Tensor], settings: dict[str, Any], base: str | None, folder: Path
+) -> None:
     from safetensors.torch import save_file
 
-    peft = _peft(rank)
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / "adapter_model.safetensors")
-    config = peft.LoraConfig(**file_settings(model, rank))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    config = _peft(settings["r"]).LoraConfig(**settings)
     config.base_model_name_or_path = base
     config.save_pretrained(str(folder))
-    plain = skeleton(model)
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # what peft and transformers say to one another
-        peft.PeftModel.from_pretrained(plain, str(folder), torch_device="cpu")
-    read = adapter_parameters(plain)
-    names = sorted(tensors.keys() | read.keys())
-    return next((n for n in names if not _equal(tensors.get(n), read.get(n))), "")
 
 
-def _equal(a: Tensor | None, b: Tensor | None) -> bool:
-    return a is not None and b is not None and a.equal(b.to(a.dtype))
-
-
-def _short_names(layers: Iterable[str], plain: nn.Module) -> set[str]:
-    """The layers by the last word of their names, or in full where others have that word too."""
-    layers = set(layers)
-    others = {n.rpartition(".")[2] for n, _ in plain.named_modules() if n not in layers}
-    return {n if (leaf := n.rpartition(".")[2]) in others else leaf for n in layers}
-
-
-def _placed(plain: PreTrainedModel, settings: dict[str, Any]) -> tuple[list[str], str]:
-    """Names of the layers of `plain` that peft puts an adapter of `settings` on, and its error."""
+def _trial(model: PreTrainedModel, tensors: dict[str, Tensor], settings: dict[str, Any]) -> str:
+    """What peft makes of the adapter's files otherwise than meant; "" where it does as meant."""
     import torch
 
+    plain = skeleton(model)
     peft = _peft(settings["r"])
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")
-            peft.inject_adapter_in_model(peft.LoraConfig(**settings), plain)
-    except (ValueError, TypeError) as error:  # also of a peft without target_parameters
-        return [], " ".join(str(error).split())[:200]
-    return sorted(_layers(plain)), ""
+    with (
+        tempfile.TemporaryDirectory(prefix="grpo-adapter-") as folder,
+        warnings.catch_warnings(),
+        torch.random.fork_rng(devices=[]),
+    ):
+        warnings.simplefilter("ignore")  # what peft and transformers say to one another
+        try:
+            _write(tensors, settings, None, Path(folder))
+            peft.PeftModel.from_pretrained(plain, folder, torch_device="cpu")
+        except (ValueError, TypeError, KeyError, RuntimeError) as error:
+            return " ".join(str(error).split())[:200]
+    read = adapter_parameters(plain)
+    if extra := sorted(read.keys() - tensors.keys()):
+        return f"it would put one on {extra[0]!r} as well"
+    wrong = _unlike(tensors, read)
+    return wrong and f"it takes {wrong!r} for another name"
+
+
+def _unlike(tensors: dict[str, Tensor], read: Mapping[str, Tensor]) -> str:
+    """The first name under which `read` has not what `tensors` has; "" if there is none."""
+    for name, tensor in tensors.items():
+        found = read.get(name)
+        if found is None or not tensor.equal(found.to(tensor.dtype)):
+            return name
+    return ""
+
+
+def _short_names(layers: Iterable[str], model: nn.Module) -> set[str]:
+    """The layers by the last word of their names, or in full where others have that word too."""
+    layers = set(layers)
+    inner = tuple(f"{name}." for name in layers)
+    others = {
+        name.rpartition(".")[2]
+        for name, _ in model.named_modules()
+        if name not in layers and not name.startswith(inner)
+    }
+    return {n if (leaf := n.rpartition(".")[2]) in others else leaf for n in layers}
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:

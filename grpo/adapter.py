@@ -198,12 +198,12 @@ def merged(
     import torch
 
     layers = _layers(model)
+    packed = {name: m for name, m in model.named_modules() if isinstance(m, PackedLinear)}
     left = set(layers)
     dtype = next(iter(adapter_parameters(model).values())).dtype
 
-    def made(tensor: Tensor, layer: Any) -> Tensor:
-        base = getattr(layer, "base_layer", None)
-        found = base.values() if isinstance(base, PackedLinear) else whole(tensor).detach()
+    def made(tensor: Tensor, layer: Any, base: PackedLinear | None) -> Tensor:
+        found = whole(tensor).detach() if base is None else base.values()
         if found.is_floating_point():
             found = found.to(dtype)
         if layer is None:
@@ -216,12 +216,15 @@ def merged(
     for name, tensor in model.state_dict(keep_vars=True).items():
         if ".lora_A." in name or ".lora_B." in name:
             continue
-        owner, _, leaf = name.partition(".base_layer.")
-        if leaf == "scales":  # of a packed weight
+        place, _, leaf = name.rpartition(".")
+        if place in packed and leaf == "scales":
             continue
-        layer = layers[owner] if leaf == "weight" else None
+        is_weight = leaf == "weight"
+        base = packed.get(place) if is_weight else None
+        owner = place.removesuffix(".base_layer")
+        layer = layers[owner] if is_weight and owner != place else None
         left.discard(owner if layer else "")
-        yield name.replace(".base_layer.", "."), lambda t=tensor, on=layer: made(t, on)
+        yield name.replace(".base_layer.", "."), lambda t=tensor, on=layer, b=base: made(t, on, b)
     if left:
         raise LearnerError(
             f"the adapter of {min(left)!r} is on no weight that it can be merged into; set "

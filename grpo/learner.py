@@ -481,8 +481,12 @@ class TorchLearner:
 
     def load(self, path: str) -> None:
         """The state `save` wrote; training goes on bit for bit. Raises RunError."""
-        files = "adapter/adapter_model.safetensors" if self.lora_rank else "model*.safetensors"
         self.steps, self.updates = learner_state.load(
-            path, files, self.trained, self.refreshed, self.optimizer, self.scaler
+            path,
+            self.trained,
+            self.refreshed,
+            self.optimizer,
+            self.scaler,
+            has_adapter=bool(self.lora_rank),
         )
         self._version = None

@@ -17,8 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from grpo.adapter import WEIGHTS as ADAPTER
 from grpo.errors import RunError
 from grpo.ranks import laid_out_as, whole
+from grpo.saved import load_saved
 
 
 def moments(trained: Mapping[str, nn.Parameter], optimizer: Optimizer) -> dict[str, Tensor]:
@@ -67,23 +69,25 @@ def save(
 
 def load(
     path: str,
-    files: str,
     trained: Mapping[str, nn.Parameter],
     reference: Mapping[str, nn.Parameter],
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
+    *,
+    has_adapter: bool,
 ) -> tuple[int, int]:
     """Put weights, moments, reference, scaler and generators back; returns (steps, updates).
 
-    `files`: the weights' files as a pattern inside `path`. Raises RunError when the folder is not a
-    learner's, or is that of another model. Every rank reads the whole files and keeps its part.
+    Raises RunError when the folder is not a learner's, or is that of another model. Every rank
+    reads the whole files and keeps its part.
     """
     folder = Path(path)
     try:
         state = json.loads((folder / "learner.json").read_text(encoding="utf-8"))
-        weights: dict[str, Tensor] = {}
-        for file in sorted(folder.glob(files)):
-            weights |= load_file(file)
+        if has_adapter:
+            weights = load_file(folder / "adapter" / ADAPTER)
+        else:  # by the model's own names, which need not be those in the files
+            weights = load_saved(path, "auto").state_dict()
         tensors = load_file(folder / "optimizer.safetensors")
         generators = load_file(folder / "rng.safetensors")
         kept = load_file(folder / "reference.safetensors") if reference else {}

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from grpo.adapter import adapter_parameters, write_adapter
 from grpo.canary import canary_logits
-from grpo.errors import LearnerError
+from grpo.errors import LearnerError, RunError
 from grpo.policy import full_state
 from grpo.ranks import Ranks, whole
 
@@ -51,7 +51,7 @@ def save_policy(
 
     An adapter is merged into what is written, and lies beside it under `adapter/`; `base` is the
     folder or id it belongs to. logits: the policy's, of the canary tokens. Collective. Raises
-    LearnerError where what is read back is not the policy.
+    LearnerError or RunError where what is read back is not the policy.
     """
     adapter = {
         name: whole(p).detach().cpu().contiguous()  # on all ranks
@@ -93,7 +93,7 @@ def write_model(
 def check_saved(
     model: PreTrainedModel, path: str, ranks: Ranks, logits: Tensor, *, lora_rank: int = 0
 ) -> None:
-    """Compare the model in `path` with `model`. Collective. Raises LearnerError."""
+    """Compare the model in `path` with `model`. Collective. Raises LearnerError, RunError."""
     read: list[PreTrainedModel] = []  # on the first rank
     ranks.on_first(lambda: read.append(load_saved(path)))
     loaded = read[0].state_dict() if read else {}
@@ -114,26 +114,26 @@ def check_saved(
     ranks.on_first(verdict)
 
 
-def load_saved(path: str) -> PreTrainedModel:
-    """The model in `path` in float32 on the CPU, every tensor of it from the files.
+def load_saved(path: str, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
+    """The model in `path` on the CPU, every tensor of it from the files.
 
-    Raises LearnerError.
+    dtype: "auto" for that of the files. Raises RunError.
     """
     from transformers import AutoModelForCausalLM
 
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             found: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, output_loading_info=True
+                path, dtype=dtype, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise LearnerError(f"the model saved in {path} cannot be loaded again: {reason}") from error
+        raise RunError(f"the model saved in {path} cannot be loaded: {reason}") from error
     model, report = found
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if report.get(kind):
             names = ", ".join(sorted(map(str, report[kind]))[:3])
-            raise LearnerError(
+            raise RunError(
                 f"the model saved in {path} does not load whole: {len(report[kind])} "
                 f"{kind.replace('_', ' ')}, among them {names}"
             )

@@ -1,0 +1,102 @@
+"""A saved model that is not the policy is found at the save, and its tensor or part is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from grpo import adapter, policy, saved
+from grpo.errors import LearnerError, RunError
+from grpo.learner import TorchLearner
+from grpo.schema import Algorithm
+from grpo.schema import Learner as Config
+
+from .rows import tiny_model
+
+DOWN = "model.layers.1.mlp.down_proj.weight"
+
+
+def make(tmp_path, rank=0):
+    tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "base")
+    learner = TorchLearner(
+        str(tmp_path / "base"), algorithm=Algorithm(), config=Config(), lora_rank=rank
+    )
+    with torch.no_grad():
+        for parameter in learner.trained.values():
+            parameter.add_(torch.randn_like(parameter) * 0.01)
+    return learner
+
+
+def spoiled(monkeypatch, spoil):
+    """From now on `spoil` changes what was written before it is read again."""
+    write = saved.write_model
+
+    def both(model, state, path, has_adapter):
+        write(model, state, path, has_adapter)
+        spoil(Path(path))
+
+    monkeypatch.setattr(saved, "write_model", both)
+
+
+def change_weights(change):
+    def spoil(folder):
+        file = folder / "model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    return spoil
+
+
+def test_another_value(tmp_path, monkeypatch):
+    learner = make(tmp_path)
+    spoiled(monkeypatch, change_weights(lambda t: t[DOWN][0].mul_(1.0001)))
+    with pytest.raises(LearnerError, match=f"{DOWN} differs by"):
+        learner.save_model(str(tmp_path / "out"))
+
+
+def test_a_tensor_that_is_missing(tmp_path, monkeypatch):
+    learner = make(tmp_path)
+    spoiled(monkeypatch, change_weights(lambda t: t.pop(DOWN)))
+    with pytest.raises(RunError, match=f"missing keys, among them {DOWN}"):
+        learner.save_model(str(tmp_path / "out"))
+
+
+def test_what_is_in_no_tensor(tmp_path, monkeypatch):
+    def spoil(folder):
+        config = json.loads((folder / "config.json").read_text())
+        config["rope_parameters"]["rope_theta"] = 7.0
+        (folder / "config.json").write_text(json.dumps(config))
+
+    learner = make(tmp_path)
+    spoiled(monkeypatch, spoil)
+    with pytest.raises(LearnerError, match="logits of a fixed text differ by"):
+        learner.save_model(str(tmp_path / "out"))
+
+
+def test_a_merge_that_loses_a_layer(tmp_path, monkeypatch):
+    def without(model, whole):
+        for name, make_it in adapter.merged(model, whole):
+            tensor = model.get_parameter(DOWN.replace(".weight", ".base_layer.weight"))
+            yield name, (lambda t=tensor: t.detach()) if name == DOWN else make_it
+
+    learner = make(tmp_path, rank=4)
+    with torch.no_grad():
+        for parameter in learner.trained.values():
+            parameter.add_(torch.randn_like(parameter))
+    monkeypatch.setattr(policy, "merged", without)
+    with pytest.raises(LearnerError, match="is not the policy: its logits"):
+        learner.save_model(str(tmp_path / "out"))
+
+
+def test_an_adapter_on_what_is_not_merged(tmp_path):
+    learner = make(tmp_path, rank=4)
+    layer = learner.model.model.layers[0].self_attn.q_proj
+    layer.base_layer.register_parameter("other", layer.base_layer.weight)
+    layer.base_layer.weight = None
+    with pytest.raises(LearnerError, match=r"0\.self_attn\.q_proj' is on no weight"):
+        dict(adapter.merged(learner.model, lambda t: t))

@@ -1,8 +1,12 @@
 """Checkpoints that exist whole or not at all, and the way back from one.
 
-A checkpoint is written into a folder aside, every file is fsynced, the folder is renamed, and only
-then does a line in `checkpoints.jsonl` say that it exists. A kill at any moment leaves the previous
-one valid; what a run wrote after its last checkpoint is moved aside on resume, never mixed in.
+A checkpoint is written into a folder aside, every file is hashed and fsynced, the folder is
+renamed, and only then does a line in `checkpoints.jsonl` say that it exists. A kill at any moment
+leaves the previous one valid; what a run wrote after its last checkpoint is moved aside on resume,
+never mixed in.
+
+Its state also knows the files beside it by hash (`beside`): a run goes on from the newest
+checkpoint of which every byte is what was written, and of which all that belongs to it is.
 """
 
 from __future__ import annotations
@@ -13,13 +17,38 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo import manifest
 from grpo.errors import RunError
 from grpo.lines import split_lines
+from grpo.manifest import Damage, Known
 
 INDEX = "checkpoints.jsonl"
+FOLDER = "checkpoints"
+STATE = "state.json"
+LOG = "metrics.jsonl"  # grows; a checkpoint belongs to its first bytes
+RECORDS = ("ledger", "eval")  # folders that training does not read
+BEST = "best"  # folder of the best models so far; at the end one of them becomes the model
+MODEL = "model"
+NAMED = 3  # damaged checkpoints in one sentence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A whole checkpoint.
+
+    beside: what belongs to it elsewhere in the run's folder. lost: names of that which are not what
+    they were, and which the caller can make again. notes: what a user should know.
+    """
+
+    folder: Path
+    state: dict[str, Any]
+    beside: Known
+    lost: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def save(
@@ -28,31 +57,67 @@ def save(
     write: Callable[[Path], None],
     state: dict[str, Any],
     keep: int | None = None,
+    beside: Known | None = None,
 ) -> Path:
     """Make `checkpoints/step_NNNNNN` from what `write(folder)` puts there, with `state` beside it.
 
-    `keep`: how many of the newest checkpoints stay on disk (None: all).
+    `keep`: how many of the newest checkpoints stay on disk (None: all). `beside`: what belongs to
+    it elsewhere in the run's folder, of `metrics.jsonl` the bytes so far.
     """
-    folder = run / "checkpoints" / f"step_{step:06d}"
+    folder = _folder(run, step)
     aside = folder.with_suffix(".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    with disk_errors():
-        write(aside)
-    (aside / "state.json").write_text(json.dumps(state, sort_keys=True))
-    for path in [*aside.rglob("*"), aside]:
-        _fsync(path)
-    if folder.exists():
-        shutil.rmtree(folder)
+
+    def fill(place: Path) -> None:
+        write(place)
+        told = {**state, "beside": beside or {}}
+        (place / STATE).write_text(json.dumps(told, sort_keys=True))
+
+    make_folder(aside, fill, sealed=folder.name)
+    remove(folder)
     os.rename(aside, folder)
-    _fsync(folder.parent)
+    manifest.sync(folder.parent)
     with open(run / INDEX, "a", encoding="utf-8") as index:
-        index.write(json.dumps({"step": step, "path": f"checkpoints/{folder.name}"}) + "\n")
+        index.write(json.dumps({"step": step, "path": f"{FOLDER}/{folder.name}"}) + "\n")
         index.flush()
         os.fsync(index.fileno())
     if keep is not None:
-        _prune(run, keep)
+        for later in [s for s in steps(run) if s > step]:  # damaged: a run goes on from the newest
+            remove(_folder(run, later))
+        for old in beyond(run, keep, newest=step):
+            remove(old)
     return folder
+
+
+def make_folder(aside: Path, write: Callable[[Path], None], sealed: str = "") -> None:
+    """A new folder `aside` of what `write` puts there: durable, with the modes of the umask.
+
+    sealed: the name that its manifest gets; no manifest without one.
+    """
+    remove(aside)
+    aside.mkdir(parents=True)
+    with disk_errors():
+        write(aside)
+    if sealed:
+        manifest.seal(aside, name=sealed)
+        return
+    manifest.give_mode(aside)
+    for path in [*aside.rglob("*"), aside]:
+        manifest.sync(path)
+
+
+def replace(aside: Path, folder: Path) -> None:
+    """Put the finished folder `aside` in the place of `folder`."""
+    remove(folder)
+    os.rename(aside, folder)
+    manifest.sync(folder.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -67,13 +132,68 @@ def disk_errors() -> Iterator[None]:
         raise
 
 
-def latest(run: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, with its state; None if there is none."""
-    for step in reversed(_indexed(run)):
-        folder = run / "checkpoints" / f"step_{step:06d}"
-        if (folder / "state.json").is_file():
-            return folder, json.loads((folder / "state.json").read_text())
+def latest(
+    run: Path, say: Callable[[str], None] = lambda _: None, again: tuple[str, ...] = ()
+) -> Found | None:
+    """The newest checkpoint that is whole, with its state; None where none was ever made.
+
+    Every newer one is named to `say` with what is wrong. again: how names of files beside it begin
+    that the caller can make again, so that a checkpoint can do without them. Raises RunError where
+    there are checkpoints and none is whole.
+    """
+    wrong: list[str] = []
+    for step in reversed(steps(run)):
+        folder = _folder(run, step)
+        try:
+            found = _checked(run, folder, again)
+        except Damage as damage:
+            wrong.append(f"{FOLDER}/{folder.name}: {damage}")
+            continue
+        for line in wrong:
+            say(f"not used: {line}")
+        if wrong:
+            say(f"going on from {FOLDER}/{folder.name}, the newest checkpoint that is whole")
+        for line in found.notes:
+            say(line)
+        return found
+    if wrong:
+        more = f"; and {len(wrong) - NAMED} older ones" if len(wrong) > NAMED else ""
+        raise RunError(
+            f"{run} has no checkpoint to go on from ({'; '.join(wrong[:NAMED])}{more}): put back "
+            f"from a copy what is named here, or delete {FOLDER}/ and {INDEX} to train from the "
+            "start"
+        )
     return None
+
+
+def _checked(run: Path, folder: Path, again: tuple[str, ...]) -> Found:
+    """A checkpoint of which everything is as it was written. Raises Damage."""
+    if not folder.is_dir():
+        raise Damage("it is gone")
+    sealed = manifest.read_sealed(folder / manifest.NAME, folder)
+    manifest.check(folder, {STATE: sealed["files"][STATE]})
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    beside: Known = state.pop("beside")
+    lost, notes, wanted = [], [], dict(beside)
+    for name in [name for name in beside if name.startswith(again or ("\0",))]:
+        try:
+            manifest.check(run, {name: wanted.pop(name)})
+        except Damage as damage:
+            lost.append(name)
+            notes.append(f"{damage}; it is made again")
+    for record in RECORDS:
+        gone = [name for name in wanted if name.startswith(f"{record}/")]
+        if gone and not (run / record).exists():
+            notes.append(f"{record}/ was removed: going on without what it had of the steps so far")
+            for name in gone:
+                del wanted[name], beside[name]
+    for name in [name for name in wanted if name.startswith(f"{BEST}/")]:
+        _, model, file = name.split("/", 2)
+        if not (run / BEST / model).exists():
+            wanted[f"{MODEL}/{file}"] = wanted.pop(name)
+    manifest.check(run, wanted, growing=LOG)
+    manifest.check_sealed(folder, name=folder.name)
+    return Found(folder=folder, state=state, beside=beside, lost=tuple(lost), notes=tuple(notes))
 
 
 def rewind(path: Path, size: int) -> int:
@@ -97,27 +217,43 @@ def rewind(path: Path, size: int) -> int:
     return len(tail)
 
 
-def _indexed(run: Path) -> list[int]:
-    steps: list[int] = []
-    if not (run / INDEX).exists():
-        return steps
-    for line in split_lines((run / INDEX).read_text(encoding="utf-8")):
+def steps(run: Path) -> list[int]:
+    """Steps of the checkpoints that are there, and of the newest one that was made."""
+    there = {int(p.name[5:]) for p in (run / FOLDER).glob("step_*") if p.name[5:].isdigit()}
+    return sorted(there | set(_indexed(run)[-1:]))
+
+
+def beyond(run: Path, keep: int, newest: int) -> list[Path]:
+    """All but the `keep` newest checkpoints up to step `newest`."""
+    there = [step for step in steps(run) if step <= newest and _folder(run, step).exists()]
+    return [_folder(run, step) for step in there[: max(0, len(there) - keep)]]
+
+
+def models(run: Path) -> set[str]:
+    """Names of the best models that the checkpoints go back to."""
+    found: set[str] = set()
+    for step in steps(run):
         try:
-            steps.append(int(json.loads(line)["step"]))
-        except (ValueError, KeyError):  # the last line of a run killed while writing it
-            continue
-    return sorted(set(steps))
+            state = json.loads((_folder(run, step) / STATE).read_text(encoding="utf-8"))
+            names = [name.split("/") for name in state["beside"]]
+            found |= {name[1] for name in names if name[0] == BEST}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            continue  # damaged: nothing goes back to it
+    return found
 
 
-def _prune(run: Path, keep: int) -> None:
-    on_disk = [s for s in _indexed(run) if (run / "checkpoints" / f"step_{s:06d}").exists()]
-    for step in on_disk[: max(0, len(on_disk) - keep)]:
-        shutil.rmtree(run / "checkpoints" / f"step_{step:06d}")
+def _folder(run: Path, step: int) -> Path:
+    return run / FOLDER / f"step_{step:06d}"
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _indexed(run: Path) -> list[int]:
+    """Steps in the order in which they were saved."""
+    found: list[int] = []
+    if not (run / INDEX).is_file():
+        return found
+    for line in split_lines((run / INDEX).read_text(encoding="utf-8", errors="replace")):
+        try:
+            found.append(int(json.loads(line)["step"]))
+        except (ValueError, LookupError, TypeError, RecursionError):
+            continue  # the last line of a run killed while writing it, or damaged
+    return found

@@ -52,7 +52,8 @@ def read(folder: Path, step: int) -> Iterator[dict[str, Any]]:
 
 def set_aside(folder: Path, after_step: int) -> int:
     """Move shards later than `after_step` to `replaced/`; returns how many there were."""
-    later = [p for p in folder.glob("step_*.jsonl.gz") if int(p.name[5:11]) > after_step]
+    shards = [p for p in folder.glob("step_*.jsonl.gz") if p.name[5:11].isdigit()]
+    later = [p for p in shards if int(p.name[5:11]) > after_step]
     for path in later:
         (folder / "replaced").mkdir(exist_ok=True)
         os.replace(path, folder / "replaced" / path.name)

@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from torch.utils import deterministic
 
-from grpo import provenance
+from grpo import finished, litter, provenance
 from grpo.config import from_dict, resolved
 from grpo.errors import GrpoError, PluginError, RecipeError, RunError
 from grpo.foreign import said
@@ -87,18 +87,18 @@ def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]
     if ranks.rank:
         console = Console(quiet=True)
     summaries: dict[str, dict[str, Any]] = {}
+    ranks.on_first(lambda: litter.tidy(folder, console))
     for stage in recipe.stages:
         place = stage_folder(recipe, folder, stage.name)
-        place.mkdir(exist_ok=True)
-        done = place / "summary.json"
-        before = ranks.on_first(lambda at=done: at.read_text() if at.is_file() else None)
+        before, damage = ranks.on_first(lambda at=place: finished.look(at, console))
         if before is not None:
-            summaries[stage.name] = json.loads(before)
+            summaries[stage.name] = before
             console.print(f"stage {stage.name}: done before", markup=False)
             continue
         try:
             # Paths are found anew: the run may have been moved.
-            summary = _run_stage(located(stage, recipe, folder), recipe, place, console, ranks)
+            with finished.again(place, damage):
+                summary = _run_stage(located(stage, recipe, folder), recipe, place, console, ranks)
         except SystemExit as exit:  # a script that trains would end well
             raise PluginError(f"stage {stage.name}: code of a plug-in {said(exit)}") from exit
         except (KeyboardInterrupt, OSError):  # OSError: a full disk, say
@@ -107,7 +107,7 @@ def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]
         made_of = {} if ranks.rank else _origin(stage, recipe, folder)
         head = {"recipe": recipe.name, "seed": recipe.run.seed, "stage": stage.name}
         summaries[stage.name] = {**head, **summary, "origin": made_of}
-        ranks.on_first(lambda at=done, data=summaries[stage.name]: write_json(at, data))
+        ranks.on_first(lambda at=place, done=summaries[stage.name]: finished.leave(at, done))
     last = summaries[recipe.stages[-1].name]
     if len(recipe.stages) > 1:
         ranks.on_first(lambda: write_json(folder / "summary.json", last))

@@ -2,8 +2,8 @@
 
     eval/<model>.jsonl: one greedy answer and num_samples completions a task, each with its scores
 
-One model after the other: an engine is closed before the next one loads. A model whose file is
-complete is not asked again when a run is resumed.
+One model after the other: an engine is closed before the next one loads. A model whose file is what
+it answered is not asked again when a run is resumed.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from grpo import figures, heldout
+from grpo import figures, heldout, manifest
+from grpo.manifest import Damage
+from grpo.provenance import content_hash
 from grpo.rewards.compose import RewardSet
 from grpo.schema import EvalStage, Model, Recipe, Rollout
 from grpo.stages.remote_rewards import reward_set
 from grpo.stages.wiring import build_sampler
 
+ASKED = "asked.json"  # beside the answers: hashes of them and of the models
 DIFFERENCE = "difference"  # heading of what a model is better by than the baseline
 
 
@@ -32,6 +35,7 @@ def run(stage: EvalStage, recipe: Recipe, folder: Path, console: Console) -> dic
     names = model_names(stage.models)
     titles = [spec.title for spec in stage.rewards]
     lines: dict[str, list[dict[str, Any]]] = {}
+    asked = _asked(folder, console)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -45,7 +49,7 @@ def run(stage: EvalStage, recipe: Recipe, folder: Path, console: Console) -> dic
         for number, (name, path) in enumerate(zip(names, stage.models, strict=True), 1):
             out = folder / "eval" / f"{name}.jsonl"
             label = f"{name} ({number} of {len(names)})"
-            if _complete(out, path):
+            if _complete(asked, out, path):
                 progress.console.print(f"{stage.name}: {label}: done before", markup=False)
             else:
                 bar = progress.add_task(label, total=None)
@@ -58,6 +62,8 @@ def run(stage: EvalStage, recipe: Recipe, folder: Path, console: Console) -> dic
                     lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),
                 )
                 progress.remove_task(bar)
+                asked |= {name: _answers(out, path)}
+                manifest.write_sealed(out.parent / ASKED, asked)
             lines[name] = heldout.read_lines(out)
             said = figures.sentence(heldout.summarize(lines[name], titles, recipe.run.seed))
             progress.console.print(f"{stage.name}: {label}: {said}", markup=False)
@@ -82,10 +88,33 @@ def model_names(paths: Sequence[str]) -> list[str]:
     return names
 
 
-def _complete(out: Path, model: str) -> bool:
-    """Whether `out` was written (it appears whole or not at all), and after `model` was."""
-    weights = [file.stat().st_mtime for file in Path(model).glob("*.safetensors")]
-    return out.is_file() and out.stat().st_mtime >= max(weights, default=0.0)
+def _asked(folder: Path, console: Console) -> dict[str, Any]:
+    """What is known of the models that were asked; nothing where that is damaged."""
+    if not (folder / "eval").is_dir():
+        return {}
+    try:
+        return manifest.read_sealed(folder / "eval" / ASKED, folder)
+    except Damage as damage:
+        said = f"{damage}; every model is asked again"
+        console.print(said, markup=False, soft_wrap=True)
+        return {}
+
+
+def _answers(out: Path, model: str) -> dict[str, Any]:
+    """Hashes of a file of answers and of the model that gave them (None: a name on the hub)."""
+    return {"answers": manifest.known(out.parent, [out]), "model": content_hash(model)}
+
+
+def _complete(asked: dict[str, Any], out: Path, model: str) -> bool:
+    """Whether `out` is what this model answered."""
+    known = asked.get(out.stem)
+    if known is None or known["model"] != content_hash(model):
+        return False
+    try:
+        manifest.check(out.parent, known["answers"])
+    except Damage:
+        return False
+    return True
 
 
 def _ask(

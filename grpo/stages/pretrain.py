@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
-from grpo import plugins
+from grpo import checkpoint, plugins
 from grpo.data import SOURCES
 from grpo.data.source import DemonstrationSource, TaskOrder, stable_hash
 from grpo.errors import DataError, RecipeError
@@ -223,8 +223,14 @@ def pretrain(
         if progress is not None:
             progress(step + 1, {"loss": losses[-1], "learning_rate": rate})
     model.eval()
-    model.save_pretrained(out_dir)
-    save_tokenizer(tokenizer, out_dir)
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        save_tokenizer(tokenizer, str(folder))
+
+    out = Path(out_dir)
+    checkpoint.make_folder(out.with_name(f"{out.name}.tmp"), write)
+    checkpoint.replace(out.with_name(f"{out.name}.tmp"), out)
     return {
         "loss": sum(losses[-10:]) / len(losses[-10:]),
         "tokens": float(tokens),

@@ -17,19 +17,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from grpo import provenance
+from grpo import checkpoint, manifest, provenance
 from grpo.data.conversation import template_columns
 from grpo.data.mixture import task_sampling
 from grpo.data.source import TaskOrder, stable_hash
 from grpo.decontaminate import Evaluation, load_evaluation, normalized, prompt_text
 from grpo.errors import DataError, RunError
-from grpo.lines import split_lines
+from grpo.lines import from_lines
 from grpo.log import RunLog
+from grpo.manifest import Damage
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.language import LanguageConsistency
 from grpo.rollout.collect import collect
@@ -37,7 +39,7 @@ from grpo.schema import DistillStage, Recipe, RejectStage
 from grpo.screen import REASONS, Sample, Sampled, row, screen
 from grpo.stages.card import card
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
-from grpo.stages.shards import read_lines, sync, write_folder, write_lines
+from grpo.stages.shards import MADE_OF, Job, read_lines, write_lines
 from grpo.stages.wiring import Sampler, build_sampler
 from grpo.types import Completion, Metrics, Prompt, Request, Score
 
@@ -82,17 +84,19 @@ def leave_rows(
     nothing is kept, and RunError for shards of another model or other tasks.
     """
     data = folder / "data"
-    if not data.is_dir():
+    say = partial(console.print, markup=False, soft_wrap=True)
+    if not Job.of(work).complete(data, say):
         if stage.filter.language:
             LanguageConsistency(stage.filter.language)  # refuses an unknown code at the start
         work.mkdir(exist_ok=True)
         _sample_and_screen(stage, recipe, folder, console, build, model, work)
     counts = json.loads((data / "counts.json").read_text())
+    lines = from_lines((work / checkpoint.LOG).read_text(encoding="utf-8"))
     dropped = ", ".join(f"{name} {n}" for name, n in counts["dropped"].items())
     kept = f"kept {counts['rows']} of {counts['completions']} completions"
     return {
         "result": f"{kept} ({dropped})" if dropped else kept,
-        "seconds": round(sum(line["seconds"] for line in _log_lines(work)), 1),
+        "seconds": round(sum(line["seconds"] for line in lines), 1),
         "data": str(data),
         **counts,
     }
@@ -116,9 +120,9 @@ def _sample_and_screen(
         made_of = _made_of(stage, model, drawn, seed, folder.parent, work / "shards")
         size = stage.rollout.prompts_per_step
         total = -(-len(drawn.prompts) // size)
-        shards = [work / "shards" / f"{number:05d}.jsonl" for number in range(total)]
-        done = next((n for n, path in enumerate(shards) if not path.is_file()), total)
-        _rewind_log(work, done)
+        job = Job.of(work)
+        done = job.whole(partial(console.print, markup=False, soft_wrap=True))
+        job.rewind(done)
         if done:
             console.print(f"{stage.name}: {done} of {total} shards done before", markup=False)
         with RunLog(
@@ -138,8 +142,9 @@ def _sample_and_screen(
                 metrics["seconds"] = time.perf_counter() - began
                 metrics["tokens_per_second"] = metrics.pop("tokens") / metrics["seconds"]
                 log.step(number + 1, metrics | rewards.take_metrics(), _shown(groups, recipe))
-                write_lines(shards[number], (asdict(group) for group in groups))
-    _leave(stage, folder, shards, drawn, evaluation, made_of)
+                job.add((asdict(group) for group in groups), log.path, log.position())
+    _leave(stage, folder, [job.path(n) for n in range(total)], drawn, evaluation, made_of)
+    job.left(folder / "data")
 
 
 def _rewards(stage: AnySampling, recipe: Recipe) -> RewardSet:
@@ -333,7 +338,9 @@ def _leave(
         page = card(stage.name, made_of, counts, settings)
         (aside / "README.md").write_text(page, encoding="utf-8")
 
-    write_folder(folder / "data", write)
+    aside = folder / "data.tmp"
+    checkpoint.make_folder(aside, write)
+    checkpoint.replace(aside, folder / "data")
 
 
 def _made_of(
@@ -349,9 +356,15 @@ def _made_of(
         "per_task": stage.rollout.num_generations,
         "per_shard": stage.rollout.prompts_per_step,
     }
-    path = shards / "made_of.json"
-    if path.is_file():
-        before = json.loads(path.read_text())
+    path = shards / MADE_OF
+    if path.exists() or any(shards.glob("*.jsonl")):
+        try:
+            before = manifest.read_sealed(path, shards)
+        except Damage as damage:
+            raise RunError(
+                f"{shards}: {damage}, and it says what the shards were sampled from; put it back "
+                "from a copy, or delete the folder to sample anew"
+            ) from damage
         for name, value in made_of.items():
             if before[name] != value:
                 raise RunError(
@@ -360,27 +373,9 @@ def _made_of(
                 )
         return made_of
     shards.mkdir(exist_ok=True)
-    sync(shards.parent)
-    write_lines(path, [made_of])
+    manifest.sync(shards.parent)
+    manifest.write_sealed(path, made_of)
     return made_of
-
-
-def _rewind_log(folder: Path, done: int) -> None:
-    """Drop the metrics of shards that were not finished."""
-    path = folder / "metrics.jsonl"
-    if path.is_file():
-        lines = _log_lines(folder)
-        write_lines(path, (line for line in lines if line["step"] <= done))
-
-
-def _log_lines(folder: Path) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    for text in split_lines((folder / "metrics.jsonl").read_text(encoding="utf-8")):
-        try:
-            lines.append(json.loads(text))
-        except ValueError:  # the last line of a stage killed while it was written
-            continue
-    return lines
 
 
 def _shown(groups: Sequence[Sampled], recipe: Recipe) -> list[str]:

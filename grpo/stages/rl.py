@@ -6,7 +6,8 @@ With `eval.keep_best` every evaluated model that beats those before it is kept i
 checkpoint no longer needs it, and the best is what the stage leaves.
 
 Everything is a function of the recipe and of `checkpoints/`: what a run wrote after its last
-checkpoint is moved aside on resume and computed again, to the same bits.
+checkpoint is moved aside on resume and computed again, to the same bits. A checkpoint knows by hash
+what it needs beside it; the evaluation of the first model can be made again.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from __future__ import annotations
 import gc
 import gzip
 import json
-import os
-import shutil
 import signal
 import tempfile
 import time
@@ -26,16 +25,18 @@ from typing import Any
 
 from rich.console import Console
 
-from grpo import checkpoint, figures, heldout, ledger, plugins
-from grpo.errors import RunError
+from grpo import checkpoint, figures, heldout, ledger, litter, manifest, plugins
+from grpo.checkpoint import BEST, Found
 from grpo.evaluate import paired_difference
 from grpo.log import RunLog
 from grpo.loop import Parts, Step, train
+from grpo.manifest import Known
 from grpo.ranks import Ranks
 from grpo.schema import Recipe, RLStage, Run
 from grpo.stages.wiring import Sampler, build_heldout, build_parts, build_rl_sampler
 
-BEST = "best"  # folder of the best models so far, one per evaluation
+BEFORE = "before"  # the evaluation of the model that training starts from
+AGAIN = (f"eval/{BEFORE}.", f"{BEST}/{BEFORE}/")  # what can be made again from that model
 ROLLOUTS = "rollouts.json.gz"  # batches of a checkpoint that were sampled ahead of their step
 
 
@@ -78,8 +79,9 @@ def _run(
     ranks: Ranks,
 ) -> dict[str, Any]:
     callbacks = [plugins.load("callback", c.name, {}, c.args) for c in stage.callbacks]
-    start, state = restore(folder, parts, ranks)
-    parts.rollouts.deliver(parts.learner, start)
+    found = ranks.on_first(lambda: go_back(folder, settings, console))
+    start, state = (found.state["step"], found.state) if found else (0, {})
+    beside = found.beside if found else {}  # what was written so far, for the next checkpoint
     evaluations = state.get("evaluations", {})
     log = RunLog(
         # what other ranks log is the same; it goes nowhere
@@ -98,27 +100,33 @@ def _run(
                 parts.rollouts.engine, folder / "eval" / f"{name}.jsonl", progress
             )
 
-    def forget(keep: str | None) -> None:
-        for model in (folder / BEST).glob("*") if ranks.rank == 0 else ():
-            if model.name != keep:
-                shutil.rmtree(model)
+    def wrote(*files: Path) -> None:
+        beside.update(manifest.known(folder, files) if ranks.rank == 0 else {})
+
+    def forget() -> None:
+        if ranks.rank == 0:
+            forget_models(folder, best(evaluations) if stage.eval.keep_best else "", beside)
 
     def measure(name: str) -> None:
         found = ranks.on_first(lambda: evaluate(name))
         # Before anything is trained a reward that scores nothing is an error; later it is a figure.
-        evaluations[name] = heldout.checked(found) if name == "before" else found
+        evaluations[name] = heldout.checked(found) if name == BEFORE else found
+        wrote(folder / "eval" / f"{name}.jsonl")
         log.say(f"{name}: {figures.sentence(found)}")
         if stage.eval.keep_best and best(evaluations) == name != "after":
-            if ranks.rank == 0:  # a run that was killed in the meantime measures it again
-                shutil.rmtree(folder / BEST / name, ignore_errors=True)
             _save_model(folder / BEST / name, parts, sampler)
+            wrote(*(path for path in (folder / BEST / name).rglob("*") if path.is_file()))
             if not settings.save_steps:
-                forget(keep=name)
+                forget()
 
     seconds = float(state.get("seconds", 0.0))
     with log, interruptible(log) as stop:
-        if "before" not in evaluations:
-            measure("before")
+        if BEFORE not in evaluations or (found and found.lost):
+            parts.rollouts.deliver(parts.learner, 0)
+            measure(BEFORE)
+        if found:
+            restore(found, parts)
+            parts.rollouts.deliver(parts.learner, start)
         began = time.perf_counter() - seconds
         paused = 0.0  # evaluations are not training time
         step, warned = start, False
@@ -126,7 +134,7 @@ def _run(
             step = result.step
             last = step == stage.learner.max_steps
             if ranks.rank == 0:
-                ledger.append(folder / "ledger", step, result.groups, result.advantages_P_G)
+                wrote(ledger.append(folder / "ledger", step, result.groups, result.advantages_P_G))
                 for spec, callback in zip(stage.callbacks, callbacks, strict=True):
                     _call(spec.name, callback, result)
             log.step(step, result.metrics, _samples(result, settings.num_samples_logged))
@@ -141,8 +149,9 @@ def _run(
             due = settings.save_steps and step % settings.save_steps == 0
             stopping = any(ranks.gather([stop()]))  # a signal reaches the ranks at different steps
             if due or last or stopping:
-                _save(folder, step, parts, sampler, log, settings, evaluations, seconds)
-                forget(keep=best(evaluations))  # no checkpoint goes back to the others
+                state = {"step": step, "evaluations": evaluations, "seconds": seconds}
+                _save(folder, state, parts, sampler, log, settings, beside)
+                forget()
             if stopping and not last:
                 raise KeyboardInterrupt(f"interrupted; saved at step {step}")
         measure("after")
@@ -152,11 +161,8 @@ def _run(
             log.say(f"kept: {choice['result']}")
     if kept == "after":
         _save_model(folder / "model", parts, sampler)
-    elif ranks.rank == 0 and (folder / BEST / kept).exists():
-        _move_model(folder / BEST / kept, folder / "model")
-    elif ranks.rank == 0 and not (folder / "model").exists():  # else moved before a kill
-        raise RunError(f"{folder / BEST / kept}, the best model of this run, is gone; train anew")
-    forget(keep=None)
+    elif ranks.rank == 0 and (folder / BEST / kept).exists():  # else moved before a kill
+        checkpoint.replace(folder / BEST / kept, folder / "model")
     return ranks.on_first(
         lambda: _summary(folder, evaluations, seconds, step, settings.seed) | choice
     )
@@ -181,74 +187,90 @@ def best(evaluations: dict[str, Any]) -> str:
     return max(found, key=lambda name: found[name])
 
 
-def restore(folder: Path, parts: Parts, ranks: Ranks) -> tuple[int, dict[str, Any]]:
-    """Put the newest checkpoint's state into `parts`; (steps done, state), (0, {}) without one."""
+def go_back(folder: Path, settings: Run, console: Console) -> Found | None:
+    """The checkpoint to go on from, with what was written after it moved aside.
 
-    def go_back() -> tuple[Path, dict[str, Any]] | None:
-        found = checkpoint.latest(folder)
-        state = found[1] if found else {"step": 0, "metrics_bytes": 0}
-        ledger.set_aside(folder / "ledger", after_step=state["step"])
-        checkpoint.rewind(folder / "metrics.jsonl", state["metrics_bytes"])
-        return found
+    Raises RunError where there are checkpoints and none is whole.
+    """
 
-    found = ranks.on_first(go_back)
-    if found is None:
-        return 0, {}
-    state = found[1]
-    parts.learner.load(str(found[0]))
-    parts.rollouts.wanted.tasks.position = state["position"]
-    with gzip.open(found[0] / ROLLOUTS, "rt", encoding="utf-8") as ahead:
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    found = checkpoint.latest(folder, say, AGAIN)
+    step, size = (found.state["step"], found.beside[checkpoint.LOG][0]) if found else (0, 0)
+    ledger.set_aside(folder / "ledger", after_step=step)
+    checkpoint.rewind(folder / checkpoint.LOG, size)
+    removed: list[Path] = []
+    if found and settings.save_total_limit:
+        removed += checkpoint.beyond(folder, settings.save_total_limit, newest=step)
+    kept = checkpoint.models(folder)
+    removed += [model for model in (folder / BEST).glob("*") if model.name not in kept]
+    litter.clear(folder, console, removed)
+    return found
+
+
+def restore(found: Found, parts: Parts) -> None:
+    """Put a checkpoint's state into `parts`."""
+    parts.learner.load(str(found.folder))
+    parts.rollouts.wanted.tasks.position = found.state["position"]
+    with gzip.open(found.folder / ROLLOUTS, "rt", encoding="utf-8") as ahead:
         parts.rollouts.restore(json.load(ahead))
-    return state["step"], state
+
+
+def forget_models(folder: Path, keep: str, beside: Known) -> None:
+    """Remove the best models that are none any more, but those that a checkpoint goes back to."""
+    for name in [name for name in beside if name.startswith(f"{BEST}/")]:
+        if name.split("/")[1] != keep:
+            del beside[name]
+    needed = {keep, *checkpoint.models(folder)}
+    for model in (folder / BEST).glob("*"):
+        if model.name not in needed:
+            checkpoint.remove(model)
 
 
 def _save(
     folder: Path,
-    step: int,
+    state: dict[str, Any],
     parts: Parts,
     sampler: Sampler,
     log: RunLog,
     settings: Run,
-    evaluations: dict[str, Any],
-    seconds: float,
+    beside: Known,
 ) -> None:
     with parts.rollouts.quiet():
         ahead = json.dumps(parts.rollouts.state()).encode()
         position = parts.rollouts.wanted.tasks.position
-    state = {
-        "step": step,
-        "position": position,
-        "metrics_bytes": log.position(),
-        "evaluations": evaluations,
-        "seconds": seconds,
-    }
 
     def write(aside: Path) -> None:
         parts.learner.save(str(aside))
         sampler.tokenizer.save_pretrained(aside)
         (aside / ROLLOUTS).write_bytes(gzip.compress(ahead, compresslevel=3, mtime=0))
 
-    if parts.learner.rank == 0:
-        checkpoint.save(folder, step, write, state, keep=settings.save_total_limit or None)
-    else:
+    if parts.learner.rank:
         parts.learner.save(str(folder))  # gives its part to the first rank, which writes
+        return
+    checkpoint.save(
+        folder,
+        state["step"],
+        write,
+        {**state, "position": position},
+        keep=settings.save_total_limit or None,
+        beside={**beside, checkpoint.LOG: manifest.start_of(log.path, log.position())},
+    )
 
 
 def _save_model(folder: Path, parts: Parts, sampler: Sampler) -> None:
     aside = folder.with_suffix(".tmp")
-    with checkpoint.disk_errors():
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        parts.learner.save_model(str(aside))
-        if parts.learner.rank:
-            return
-        sampler.tokenizer.save_pretrained(aside)
-        _move_model(aside, folder)
 
+    def write(place: Path) -> None:
+        parts.learner.save_model(str(place))
+        sampler.tokenizer.save_pretrained(place)
 
-def _move_model(model: Path, folder: Path) -> None:
-    if folder.exists():
-        os.rename(folder, folder.with_suffix(f".{int(time.time())}"))
-    os.rename(model, folder)
+    if parts.learner.rank:
+        parts.learner.save_model(str(aside))  # gives its part to the first rank, which writes
+        return
+    checkpoint.make_folder(aside, write)
+    checkpoint.replace(aside, folder)
 
 
 def _summary(

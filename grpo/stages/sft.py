@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
-from grpo import checkpoint, pretrained
+from grpo import checkpoint, litter, pretrained
 from grpo.adapter import peft_model
 from grpo.canary import canary_logits
 from grpo.data.prompts import PromptTemplate, template_args
@@ -122,10 +121,8 @@ def fine_tune(
     after saving when interrupted.
     """
     ranks = _alone(title, model)
-    shutil.rmtree(folder / ASIDE, ignore_errors=True)
-    found = checkpoint.latest(folder)
-    state: dict[str, Any] = found[1] if found else {"step": 0, "metrics_bytes": 0}
-    checkpoint.rewind(folder / "metrics.jsonl", state["metrics_bytes"])
+    found = _go_back(folder, run, console)
+    state: dict[str, Any] = found.state if found else {"step": 0}
     with _quiet(), _own_precision():
         extra: dict[str, list[list[float]]] = {}
         if slm is not None and slm.select != "off":
@@ -156,7 +153,7 @@ def fine_tune(
             made.remove_callback(PrinterCallback)
             made.tokens_trained = state.get("tokens_trained", 0)
             journal.trainer = made
-            made.train(resume_from_checkpoint=str(found[0]) if found else None)
+            made.train(resume_from_checkpoint=str(found.folder) if found else None)
             if journal.stopped:
                 raise KeyboardInterrupt(f"interrupted; saved at step {made.state.global_step}")
             made.accelerator.unwrap_model(
@@ -164,6 +161,17 @@ def fine_tune(
             )  # its own precision again
             _save(policy, declared, model, tokenizer, folder / "model", ranks)
     return _summary(len(rows), made, journal.seconds, folder)
+
+
+def _go_back(folder: Path, run: Run, console: Console) -> checkpoint.Found | None:
+    """The checkpoint to go on from, the metrics cut back to it. Raises RunError."""
+    checkpoint.remove(folder / ASIDE)
+    found = checkpoint.latest(folder, partial(console.print, markup=False, soft_wrap=True))
+    checkpoint.rewind(folder / checkpoint.LOG, found.beside[checkpoint.LOG][0] if found else 0)
+    if found and run.save_total_limit:
+        old = checkpoint.beyond(folder, run.save_total_limit, newest=found.state["step"])
+        litter.clear(folder, console, old)
+    return found
 
 
 def _summary(rows: int, made: StageTrainer, seconds: float, folder: Path) -> dict[str, Any]:
@@ -235,21 +243,23 @@ def _save(
     """
     policy.config, policy.generation_config = declared
     aside = folder.with_suffix(".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    save_policy(
-        policy,
-        str(aside),
-        ranks,
-        canary_logits(policy),
-        lora_rank=model.lora_rank,
-        base=model.path,
-    )
-    if type(tokenizer) is PreTrainedTokenizerFast:  # of a pretrain stage
-        save_tokenizer(tokenizer, str(aside))
-    else:
-        tokenizer.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+
+    def write(place: Path) -> None:
+        save_policy(
+            policy,
+            str(place),
+            ranks,
+            canary_logits(policy),
+            lora_rank=model.lora_rank,
+            base=model.path,
+        )
+        if type(tokenizer) is PreTrainedTokenizerFast:  # of a pretrain stage
+            save_tokenizer(tokenizer, str(place))
+        else:
+            tokenizer.save_pretrained(place)
+
+    checkpoint.make_folder(aside, write)
+    checkpoint.replace(aside, folder)
 
 
 @contextmanager

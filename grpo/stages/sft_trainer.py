@@ -23,7 +23,7 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from grpo import checkpoint
+from grpo import checkpoint, manifest
 from grpo.errors import LearnerError
 from grpo.log import RunLog
 from grpo.schema import Run, SFTLearner
@@ -191,9 +191,9 @@ class Journal(TrainerCallback):
 
         facts = {
             "step": state.global_step,
-            "metrics_bytes": self.log.position(),
             "tokens_trained": self.trainer.tokens_trained,
             "seconds": self.seconds,
         }
         keep = self.run.save_total_limit or None
-        checkpoint.save(self.folder, state.global_step, write, facts, keep=keep)
+        beside = {checkpoint.LOG: manifest.start_of(self.log.path, self.log.position())}
+        checkpoint.save(self.folder, state.global_step, write, facts, keep=keep, beside=beside)

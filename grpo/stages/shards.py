@@ -1,19 +1,103 @@
 """JSONL shards that exist whole or not at all: what a long sampling job has finished.
 
 A shard is written aside, fsynced and renamed, so a kill at any moment loses the shard under way
-and nothing else.
+and nothing else. `progress.json` knows every shard by hash, and the metrics up to it: a job goes on
+after the last shard in a row that is what was written.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from grpo import checkpoint, manifest
+from grpo.errors import RunError
 from grpo.lines import to_line
+from grpo.manifest import Damage, Known
+
+PROGRESS = "progress.json"
+MADE_OF = "made_of.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """The shards of a sampling job in `work/shards`, and what was made of them.
+
+    shards: hash of each, in order. logs: of the metrics up to each. data: of the rows made of all.
+    """
+
+    work: Path
+    shards: list[list[Any]] = field(default_factory=list[list[Any]])
+    logs: list[list[Any]] = field(default_factory=list[list[Any]])
+    data: Known = field(default_factory=Known)
+
+    @classmethod
+    def of(cls, work: Path) -> Job:
+        """The job in a folder, as far as it came. Raises RunError where nobody can know that."""
+        if not (work / PROGRESS).exists() and not any((work / "shards").glob("*.jsonl")):
+            return cls(work=work)
+        try:
+            return cls(work=work, **manifest.read_sealed(work / PROGRESS, work))
+        except Damage as damage:
+            raise RunError(
+                f"{work}: {damage}, and it says which shards are whole; put it back from a copy, "
+                f"or delete {work / 'shards'} and {PROGRESS} to sample anew"
+            ) from damage
+
+    def path(self, number: int) -> Path:
+        """Where shard `number` (from 0) is."""
+        return self.work / "shards" / f"{number:05d}.jsonl"
+
+    def whole(self, say: Callable[[str], None] = lambda _: None) -> int:
+        """How many shards in a row, and the metrics up to them, are what was written."""
+        for number, (shard, log) in enumerate(zip(self.shards, self.logs, strict=True)):
+            try:
+                name = self.path(number).relative_to(self.work).as_posix()
+                manifest.check(self.work, {name: shard})
+                manifest.check(self.work, {checkpoint.LOG: log}, growing=checkpoint.LOG)
+            except Damage as damage:
+                say(f"{damage}; sampling again from shard {number:05d} on")
+                return number
+        return len(self.shards)
+
+    def rewind(self, done: int) -> None:
+        """Forget all but the first `done` shards, and what the metrics say of the others."""
+        del self.shards[done:], self.logs[done:]
+        self.data.clear()
+        checkpoint.rewind(self.work / checkpoint.LOG, self.logs[-1][0] if done else 0)
+        self._write()
+
+    def add(self, lines: Iterable[Any], log: Path, size: int) -> None:
+        """Write the next shard; the metrics have `size` bytes with its own."""
+        path = self.path(len(self.shards))
+        write_lines(path, lines)
+        self.shards.append(manifest.start_of(path, path.stat().st_size))
+        self.logs.append(manifest.start_of(log, size))
+        self._write()
+
+    def left(self, data: Path) -> None:
+        """The folder `data` was made of the shards."""
+        self.data.update(manifest.known(data, (p for p in data.rglob("*") if p.is_file())))
+        self._write()
+
+    def complete(self, data: Path, say: Callable[[str], None]) -> bool:
+        """Whether the folder `data`, and everything it was made of, is there and whole."""
+        if not (data.is_dir() and self.data and self.whole() == len(self.shards)):
+            return False
+        try:
+            manifest.check(data, self.data)
+        except Damage as damage:
+            say(f"{data.name}/{damage}; making {data.name}/ again")
+            return False
+        return True
+
+    def _write(self) -> None:
+        told = {"shards": self.shards, "logs": self.logs, "data": self.data}
+        manifest.write_sealed(self.work / PROGRESS, told)
 
 
 def write_lines(path: Path, lines: Iterable[Any]) -> None:
@@ -25,7 +109,7 @@ def write_lines(path: Path, lines: Iterable[Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
-    sync(path.parent)
+    manifest.sync(path.parent)
 
 
 def read_lines(path: Path) -> Iterator[Any]:
@@ -33,24 +117,3 @@ def read_lines(path: Path) -> Iterator[Any]:
     with open(path, encoding="utf-8", newline="\n") as file:
         for line in file:
             yield json.loads(line)
-
-
-def write_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Make `folder` of what `write(aside)` puts into an empty one, whole or not at all."""
-    aside = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    write(aside)
-    for path in [*aside.rglob("*"), aside]:
-        sync(path)
-    os.rename(aside, folder)
-    sync(folder.parent)
-
-
-def sync(path: Path) -> None:
-    """Make a file or folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from torch import Tensor
 
 from grpo.batch import micro_batches
@@ -80,7 +80,8 @@ def reference_losses(
     if found is None:
         found = _computed(reference, rows, progress)
         aside = file.with_suffix(".tmp")
-        save_file({"losses": found}, aside, metadata={"key": key})
+        with open(aside, "wb") as stream:  # the umask decides who may read it
+            stream.write(save({"losses": found}, metadata=_metadata(key, found)))
         aside.rename(file)
     borders = np.cumsum([len(row.ids) for row in rows])[:-1]
     return np.split(found, borders)
@@ -204,7 +205,14 @@ def _key(reference: PreTrainedModel, rows: Sequence[TokenRow]) -> str:
 
 
 def _cached(file: Path, key: str) -> np.ndarray | None:
-    if not file.is_file():
+    """What was computed before; None where that is something else, or not what was written."""
+    try:
+        with safe_open(str(file), framework="np") as stored:
+            found, said = stored.get_tensor("losses"), stored.metadata()
+    except (OSError, SafetensorError):
         return None
-    with safe_open(str(file), framework="np") as stored:
-        return stored.get_tensor("losses") if stored.metadata()["key"] == key else None
+    return found if said == _metadata(key, found) else None
+
+
+def _metadata(key: str, losses: np.ndarray) -> dict[str, str]:
+    return {"key": key, "sha256": hashlib.sha256(losses.tobytes()).hexdigest()}

@@ -19,9 +19,9 @@ def test_the_newest_whole_checkpoint_wins(tmp_path: Path) -> None:
     assert checkpoint.latest(tmp_path) is None
     checkpoint.save(tmp_path, 1, write("one"), {"step": 1})
     checkpoint.save(tmp_path, 2, write("two"), {"step": 2})
-    folder, state = checkpoint.latest(tmp_path) or pytest.fail("no checkpoint")
-    assert (folder / "model.txt").read_text() == "two"
-    assert state == {"step": 2}
+    found = checkpoint.latest(tmp_path) or pytest.fail("no checkpoint")
+    assert (found.folder / "model.txt").read_text() == "two"
+    assert found.state == {"step": 2}
 
 
 def test_a_save_that_fails_leaves_the_previous_one(tmp_path: Path) -> None:
@@ -35,7 +35,7 @@ def test_a_save_that_fails_leaves_the_previous_one(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, 2, broken, {"step": 2})
     found = checkpoint.latest(tmp_path)
     assert found is not None
-    assert found[1] == {"step": 1}
+    assert found.state == {"step": 1}
 
 
 def test_an_index_line_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_an_index_line_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
         index.write('{"step": 2, "pa')
     found = checkpoint.latest(tmp_path)
     assert found is not None
-    assert found[1] == {"step": 1}
+    assert found.state == {"step": 1}
 
 
 def test_old_checkpoints_are_pruned_and_the_newest_kept(tmp_path: Path) -> None:

@@ -170,8 +170,8 @@ def _checked(run: Path, folder: Path, again: tuple[str, ...]) -> Found:
     """A checkpoint of which everything is as it was written. Raises Damage."""
     if not folder.is_dir():
         raise Damage("it is gone")
-    sealed = manifest.read_sealed(folder / manifest.NAME, folder)
-    manifest.check(folder, {STATE: sealed["files"][STATE]})
+    files = manifest.sealed_files(folder, name=folder.name)
+    manifest.check(folder, {STATE: files[STATE]})
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     beside: Known = state.pop("beside")
     lost, notes, wanted = [], [], dict(beside)

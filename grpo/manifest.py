@@ -76,15 +76,21 @@ def check_sealed(folder: Path, **facts: Any) -> None:
 
     Files that were not there count too, hidden ones apart: libraries load what they find by name.
     """
+    files = sealed_files(folder, **facts)
+    check(folder, files)
+    others = {name for name in _names(folder) if not name.split("/")[-1].startswith(".")}
+    others -= {NAME, *files}
+    if others:
+        raise Damage(f"{min(others)} was put there by something else")
+
+
+def sealed_files(folder: Path, **facts: Any) -> Known:
+    """What the manifest of a folder says of its files, if it is of this one. Raises Damage."""
     said = read_sealed(folder / NAME, folder)
     for name, value in facts.items():
         if said.get(name) != value:
-            raise Damage(f"{NAME} is of {said.get(name)!r}, another folder")
-    check(folder, said["files"])
-    others = {name for name in _names(folder) if not name.split("/")[-1].startswith(".")}
-    others -= {NAME, *said["files"]}
-    if others:
-        raise Damage(f"{min(others)} was put there by something else")
+            raise Damage(f"{NAME} is that of {said.get(name)}")
+    return said["files"]
 
 
 def seal(folder: Path, **facts: Any) -> None:

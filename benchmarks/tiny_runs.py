@@ -258,7 +258,8 @@ def facts(run: Path) -> dict[str, str]:
             content = "\n".join(map(_steady, lines)).encode()
         elif path.name == "summary.json":
             known = json.loads(path.read_text())
-            content = json.dumps([known.get(key) for key in FIGURES]).encode()
+            figures = [known.get(key) for key in FIGURES]
+            content = json.dumps(figures, sort_keys=True).encode()
         elif parts[-2:-1] in (["model"], ["data"], ["eval"], ["ledger"], ["shards"]):
             content = path.read_bytes()
         else:

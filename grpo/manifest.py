@@ -124,7 +124,7 @@ def give_mode(folder: Path) -> None:
 def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
     """A durable JSON object that says itself whether it is whole."""
     plain = json.loads(json.dumps(data))  # as it will be read, keys included
-    write_text(path, json.dumps({**plain, "seal": _seal(plain)}, sort_keys=True))
+    write_text(path, json.dumps({**plain, "seal": _seal(path, plain)}, sort_keys=True))
 
 
 def read_sealed(path: Path, root: Path) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def read_sealed(path: Path, root: Path) -> dict[str, Any]:
         raise Damage(f"{name} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError, AttributeError, TypeError, LookupError) as error:
         raise Damage(f"{name} is not the JSON that was written") from error
-    if _seal(data) != sealed:
+    if _seal(path, data) != sealed:
         raise Damage(f"{name} has other content than was written")
     return data
 
@@ -181,8 +181,9 @@ def _names(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
 
 
-def _seal(data: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+def _seal(path: Path, data: Mapping[str, Any]) -> str:
+    """Hash of a JSON object and of the name of its file: one is not taken for another."""
+    return hashlib.sha256(f"{path.name}\0{json.dumps(data, sort_keys=True)}".encode()).hexdigest()
 
 
 def _hashes(files: list[tuple[Path, int]]) -> list[str]:

@@ -33,7 +33,7 @@ def hub(
     if heldout_split is not None:
         rows = load_rows(path, name, heldout_split, revision)
         heldout = make_tasks("hub", f"{path}[{heldout_split}]", rows, to_task)
-    return Rows("hub", train, heldout, heldout_fraction)
+    return Rows("hub", train, heldout, heldout_fraction, answer)
 
 
 def published(

@@ -17,12 +17,17 @@ from grpo.data.source import Split, check_fraction, check_index, is_heldout, sta
 from grpo.errors import DataError
 from grpo.types import Message, Task
 
+ANSWER = "answer"  # the column that gold answers are in if a recipe names no other
 # (place, row) -> prompt, answer and the other columns
 ToTask = Callable[[str, Row], tuple[str | list[Message], str | None, dict[str, Any]]]
 
 
 class Rows:
-    """A TaskSource over tasks in memory. `removed` train rows had a held-out prompt."""
+    """A TaskSource over tasks in memory. `removed` train rows had a held-out prompt.
+
+    `answer`: the column that gold answers are in, where a reward that needs one has to find it in
+    every row; None where rows may do without, or each was read already.
+    """
 
     def __init__(
         self,
@@ -30,8 +35,10 @@ class Rows:
         train: Sequence[Task],
         heldout: Sequence[Task] | None,
         heldout_fraction: float,
+        answer: str | None = None,
     ) -> None:
         self.removed = 0
+        self.answer = answer
         if heldout is None:
             check_fraction(f"{name}: heldout_fraction", heldout_fraction)
             held = [is_heldout(task.cluster, heldout_fraction) for task in train]
@@ -64,7 +71,8 @@ def jsonl(
 ) -> Rows:
     """Tasks of a JSONL file; `prompt` and `answer` name columns, all others go to the rewards.
 
-    Prompts are strings or message lists. `answer` null means that the rows have no gold answer.
+    Prompts are strings or message lists. The column "answer" may be left out where no reward needs
+    it; one of another name may not, and null means that rows have no gold answer.
     Raises DataError for a missing or empty file, bad JSON (with its line) and missing columns.
     """
     to_task = column_mapper(prompt, answer)
@@ -72,7 +80,7 @@ def jsonl(
     heldout = None
     if heldout_path is not None:
         heldout = make_tasks("jsonl", heldout_path, read_jsonl(heldout_path), to_task)
-    return Rows("jsonl", train, heldout, heldout_fraction)
+    return Rows("jsonl", train, heldout, heldout_fraction, answer)
 
 
 def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
@@ -95,12 +103,17 @@ def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
             raise DataError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(
-                f"{path}:{number} must be a JSON object with columns, not a {type(row).__name__}"
+                f"{path}:{number} must be a JSON object with columns, not {_shown(row)}"
             )
         rows.append((f"{path}:{number}", row))
     if not rows:
         raise DataError(f"data file {path} is empty")
     return rows
+
+
+def _shown(value: Any) -> str:
+    """A JSON value that is no object, as a reader knows it."""
+    return "a list" if isinstance(value, list) else f"{json.dumps(value)[:40]}"
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -138,6 +151,7 @@ def make_tasks(
                 answer=answer,
                 columns=columns,
                 cluster=cluster,
+                place=place,
             )
         )
     if not tasks:
@@ -146,11 +160,16 @@ def make_tasks(
 
 
 def column_mapper(prompt: str, answer: str | None) -> ToTask:
-    """A `to_task` for `make_tasks` that takes two columns and forwards the rest."""
+    """A `to_task` for `make_tasks` that takes two columns and forwards the rest.
+
+    Where `answer` is the usual name, rows without it have none: a reward that needs it says so
+    (`grpo.needed`), and any other does not care.
+    """
 
     def to_task(place: str, row: Row) -> tuple[str | list[Message], str | None, dict[str, Any]]:
         text = checked_prompt(place, prompt, column(place, row, prompt))
-        gold = None if answer is None else answer_text(place, column(place, row, answer))
+        without = answer is None or (answer == ANSWER and answer not in row)
+        gold = None if without else answer_text(place, column(place, row, str(answer)))
         others = {key: value for key, value in row.items() if key not in (prompt, answer)}
         return text, gold, others
 

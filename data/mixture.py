@@ -19,13 +19,13 @@ from math import gcd, lcm
 from random import Random
 from typing import Any
 
+from grpo.data.prompts import SAMPLING_COLUMN
 from grpo.data.source import DemonstrationSource, Split, check_index, permuted
 from grpo.errors import DataError, unknown_name
 from grpo.plugins import builtins, load
 from grpo.types import Sampling, Task, TaskSource
 
-# The column by which a task says how it is sampled, and what it may say there.
-SAMPLING_COLUMN = "rollout"
+# What a task may say in SAMPLING_COLUMN of how it is sampled.
 SAMPLING_KEYS = ("temperature", "max_completion_length")
 KEYS = ("name", "source", "args", "weight", *SAMPLING_KEYS)
 BLOCK = 1000  # places in a block where the weights are no ratio of smaller numbers

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 TEMPLATES = ("r1_zero", "chat", "raw")
 TEMPLATE_ARGS = ("system_prompt", "prefill", "chat_template_kwargs", "date")
 OVERLONG = ("drop", "truncate", "error")
+# The column by which a task says how it is sampled (`grpo.data.mixture`).
+SAMPLING_COLUMN = "rollout"
 
 # Table 1 of the DeepSeek-R1 paper (arXiv 2501.12948); `system_prompt` replaces it.
 R1_ZERO_PREAMBLE = (
@@ -49,7 +51,9 @@ class PromptTemplate:
     """Renders tasks; `counts` says how many prompts were rendered, dropped and truncated.
 
     `date` (YYYY-MM-DD) stands for today's in chat templates that write it; `vocab_size` is the
-    number of tokens that the model has embeddings for.
+    number of tokens that the model has embeddings for. A prompt is too long beyond
+    `max_prompt_length` tokens, or where the model's `positions` leave no room behind it for a
+    `completion` of so many tokens (of as many as the task asks for, where those are fewer).
     Raises RecipeError for a combination that cannot work (no chat template, a system prompt with
     `raw`), DataError for a task that cannot be rendered or, with overlong="error", is too long.
     """
@@ -66,6 +70,8 @@ class PromptTemplate:
         vocab_size: int | None = None,
         max_prompt_length: int | None = None,
         overlong: Literal["drop", "truncate", "error"] = "drop",
+        positions: int | None = None,
+        completion: int = 0,
     ) -> None:
         if template not in TEMPLATES:
             raise RecipeError(unknown_name("data.template", template, TEMPLATES))
@@ -91,6 +97,8 @@ class PromptTemplate:
         self.vocab_size = vocab_size
         self.max_prompt_length = max_prompt_length
         self.overlong = overlong
+        self.positions = positions
+        self.completion = completion
         self.counts = {"rendered": 0, "dropped": 0, "truncated": 0}
 
     def render(self, task: Task) -> Prompt | None:
@@ -101,30 +109,48 @@ class PromptTemplate:
         which nothing works.
         """
         text, prefill = self._written(task)
-        ids = self._ids(text)
+        ids = self._ids(text, task.where)
         if not ids:
-            raise DataError(f"task {task.uid}: the prompt is empty")
-        self.check_ids(f"task {task.uid}", "prompt", ids)
-        limit = self.max_prompt_length
+            raise DataError(f"{task.where}: the prompt is empty")
+        self.check_ids(task.where, "prompt", ids)
+        limit, why = self.limit(task)
         if limit is not None and len(ids) > limit:
             if self.overlong == "drop":
                 self.counts["dropped"] += 1
                 return None
             if self.overlong == "error":
                 raise DataError(
-                    f"task {task.uid}: the prompt has {len(ids)} tokens, more than "
-                    f"data.max_prompt_length={limit}; raise the limit, or set data.overlong to "
-                    "'drop' or 'truncate'"
+                    f"{task.where}: the prompt has {len(ids)} tokens, more than {why}; shorten "
+                    "it, or set data.overlong to 'drop' or 'truncate'"
                 )
             self.counts["truncated"] += 1
-            ids, text = self._truncated(ids, limit, prefill)
+            ids, text = self._truncated(ids, limit, prefill, why)
         self.counts["rendered"] += 1
         return Prompt(task=task, text=text, ids=tuple(ids), prefill=prefill)
+
+    def text_bytes(self, task: Task) -> int:
+        """The bytes of a prompt's whole text (UTF-8), of which no tokenizer makes more tokens."""
+        return len(self._written(task)[0].encode(errors="replace"))
+
+    def limit(self, task: Task | None = None) -> tuple[int | None, str]:
+        """The most tokens that a prompt (of `task`) may have, None for any number, and why."""
+        limit = self.max_prompt_length
+        if self.positions is not None:
+            own = task.columns.get(SAMPLING_COLUMN) if task else None
+            asked = own.get("max_completion_length") if isinstance(own, Mapping) else None
+            length = min(self.completion, asked) if isinstance(asked, int) else self.completion
+            room = self.positions - length
+            if limit is None or room < limit:
+                return room, (
+                    f"the {room} that {length} tokens of a completion leave of the model's "
+                    f"{self.positions} positions"
+                )
+        return limit, f"data.max_prompt_length={limit}"
 
     def _written(self, task: Task) -> tuple[str, str]:
         """The whole text, and what of it is the answer's beginning."""
         if self.chat is not None:
-            where, messages = f"task {task.uid}", self._messages(task)
+            where, messages = task.where, self._messages(task)
             text, final = self.chat.render(where, messages, task.columns)
             if final:  # a row's own beginning says more about the row than the recipe can
                 return text, final
@@ -136,7 +162,9 @@ class PromptTemplate:
             return text, prefill
         return text + self.prefill, prefill + self.prefill
 
-    def _truncated(self, ids: list[int], limit: int, prefill: str) -> tuple[list[int], str]:
+    def _truncated(
+        self, ids: list[int], limit: int, prefill: str, why: str
+    ) -> tuple[list[int], str]:
         """The last of `ids`, `limit` in all, as ids and text."""
         bos = ids[:1] if ids[0] == getattr(self.tokenizer, "bos_token_id", None) else []
         kept = bos + ids[len(ids) - limit + len(bos) :]
@@ -146,7 +174,7 @@ class PromptTemplate:
             ending = self.chat.ending()
         if not text.endswith(ending):
             what = f"the prefill {prefill!r}" if prefill else f"the assistant's turn {ending!r}"
-            raise DataError(f"data.max_prompt_length={limit} leaves no room for {what}")
+            raise DataError(f"a prompt cut to {why} has no room for {what}")
         return kept, text
 
     def check_ids(self, where: str, what: str, ids: Sequence[int]) -> None:
@@ -185,18 +213,18 @@ class PromptTemplate:
         if len(task.prompt) == 1 and task.prompt[0].get("role") == "user":
             return str(task.prompt[0]["content"])
         raise DataError(
-            f"task {task.uid}: the prompt is a conversation, which data.template "
+            f"{task.where}: the prompt is a conversation, which data.template "
             f"{self.template!r} cannot show; use 'chat'"
         )
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids(self, text: str, where: str) -> list[int]:
         # A chat template writes its own special tokens; elsewhere the tokenizer adds its <bos>.
         try:
             ids = self.tokenizer.encode(text, add_special_tokens=self.template != "chat")
         except Exception as error:  # the tokenizers library raises plain Exception
             raise DataError(
-                f"the model's tokenizer cannot write the prompt {text[-60:]!r}: {error}; a model "
-                "made by a pretrain stage knows the characters of its own tasks only"
+                f"{where}: the model's tokenizer cannot write the prompt {text[-60:]!r}: {error}; "
+                "a model made by a pretrain stage knows the characters of its own tasks only"
             ) from error
         if self.template != "chat":
             # Some tokenizers also close what they encode, and a prompt must stay open.

@@ -231,6 +231,9 @@ def _train(arguments: argparse.Namespace) -> int:
     from grpo import config
 
     recipe = config.load(arguments.recipe, arguments.overrides)
+    from grpo import preflight
+
+    preflight.known(recipe, hub=False)
     from grpo.ray_learners import train  # imports torch: only once the recipe is known to be good
 
     train(recipe)

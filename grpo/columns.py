@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from numbers import Real
 from typing import Any
@@ -17,11 +17,16 @@ Row = Mapping[str, Any]
 def column(place: str, row: Row, name: str) -> Any:
     """`row[name]`, or a DataError that names the columns there are and the closest ones."""
     if name not in row:
-        close = difflib.get_close_matches(name, list(row), n=2, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        have = ", ".join(sorted(row)) or "none"
-        raise DataError(f"{place} has no column {name!r}.{hint} Columns: {have}.")
+        raise DataError(f"{place} has no column {name!r}.{near(name, row)}")
     return row[name]
+
+
+def near(name: str, columns: Iterable[str]) -> str:
+    """The columns there are, after the closest ones to `name`: " Did you mean …? Columns: …."."""
+    have = sorted(columns)
+    close = difflib.get_close_matches(name, have, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"{hint} Columns: {', '.join(have) or 'none'}."
 
 
 def message_text(message: Mapping[str, Any]) -> str:

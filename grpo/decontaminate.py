@@ -111,6 +111,12 @@ def _own(grams: Sequence[str], shared: set[str], n: int) -> Iterator[str]:
             yield gram
 
 
+def check_evaluation(names: Sequence[str], data: Data) -> None:
+    """Refuse, by its first task, what `load_evaluation` would refuse. Raises DataError."""
+    for name in names:
+        next(_rows(name, data), None)
+
+
 def load_evaluation(names: Sequence[str], n: int, data: Data) -> Evaluation:
     """The evaluation sets called `names`: JSONL files, or sources whose held-out split is meant.
 

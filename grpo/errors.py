@@ -18,7 +18,8 @@ bug and keeps its traceback.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class GrpoError(Exception):
@@ -59,6 +60,17 @@ class LearnerError(GrpoError, RuntimeError):
 
 class RunError(GrpoError, RuntimeError):
     """A run directory that cannot be written, read or resumed."""
+
+
+@contextmanager
+def at(setting: str) -> Iterator[None]:
+    """Errors of ours that are raised inside begin with the setting, unless they name it already."""
+    try:
+        yield
+    except GrpoError as error:
+        if str(error).startswith(setting):
+            raise
+        raise type(error)(f"{setting}: {error}") from error
 
 
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:

@@ -139,7 +139,10 @@ def prepare(source: TaskSource, template: PromptTemplate, num_tasks: int) -> lis
         seen.add(task.uid)
         index, barren = index + 1, barren + 1 if prompt is None else 0
     if not prompts:
-        raise DataError("every held-out prompt is longer than data.max_prompt_length; raise it")
+        raise DataError(
+            f"every held-out prompt is longer than {template.limit()[1]}: raise the limit, or "
+            "shorten completions or prompts"
+        )
     return prompts
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from grpo import pretrained
+from grpo import preflight, pretrained
 from grpo.schema import (
     AnyStage,
     DistillStage,
@@ -32,8 +32,13 @@ MB = 2**20
 
 
 def print_plan(recipe: Recipe, console: Console | None = None) -> None:
-    """Print one table per stage."""
+    """Print one table per stage, after a look at all of them for what training would refuse.
+
+    What this machine lacks, a package or room on the disk, is refused after the tables, which are
+    of use elsewhere. Raises GrpoError.
+    """
     console = console or Console()
+    found = preflight.check(recipe)
     console.print(f"[bold]{recipe.name}[/bold] -> {recipe.run_dir}", highlight=False)
     threads = recipe.run.threads or os.cpu_count() or 1
     sizes: dict[str, dict[str, int]] = {}
@@ -44,29 +49,22 @@ def print_plan(recipe: Recipe, console: Console | None = None) -> None:
             sizes[stage.name] = pretrain_size(stage)
             rows = pretrain_rows(stage, sizes[stage.name])
         elif not isinstance(stage, RLStage):
-            rows = stage_rows(stage)
+            rows = stage_rows(stage, found.heldout.get(stage.name))
             if isinstance(stage, SFTStage | DistillStage):
                 size = model_size(stage.model, sizes)
                 sizes |= {stage.name: size} if size is not None else {}
         else:
             size = model_size(stage.model, sizes)
-            rows = rl_rows(stage, recipe.run.save_steps, size)
+            rows = rl_rows(stage, recipe.run.save_steps, size, found.heldout.get(stage.name))
             if size is not None:
                 sizes[stage.name] = size
-        check_local_text(stage)
         for unit, count, how in rows:
             table.add_row(unit, count, how)
         table.add_row("CPU threads", f"{threads}", thread_shares(stage, threads))
         console.print(table)
-
-
-def check_local_text(stage: AnyStage) -> None:
-    """What tokenizer, templates and rows have against the stage, where they are on this machine."""
-    path = getattr(getattr(stage, "model", None), "path", "")
-    if (Path(path).expanduser() / "config.json").is_file():
-        from grpo.stages.text import check_text  # lazy: a plan without a local model needs no torch
-
-        check_text(stage)
+    for note in found.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    preflight.check_machine(recipe)
 
 
 def thread_shares(stage: AnyStage, threads: int) -> str:
@@ -84,13 +82,16 @@ def thread_shares(stage: AnyStage, threads: int) -> str:
 
 
 def stage_rows(
-    stage: SFTStage | RejectStage | DistillStage | EvalStage,
+    stage: SFTStage | RejectStage | DistillStage | EvalStage, heldout: int | None = None
 ) -> list[tuple[str, str, str]]:
-    """What a stage without reinforcement learning does: completions sampled, steps taken."""
+    """What a stage without reinforcement learning does: completions sampled, steps taken.
+
+    heldout: the held-out tasks that there are; None: not known.
+    """
     if isinstance(stage, EvalStage):
-        tasks, models = stage.num_tasks, len(stage.models)
-        total = tasks * stage.num_samples * models
-        how = f"{models} models x {tasks} tasks x {stage.num_samples} samples, and greedy once"
+        tasks, models = heldout or stage.num_tasks, len(stage.models)
+        total = tasks * (1 + stage.num_samples) * models
+        how = f"{models} models x {tasks} tasks x (1 greedy + {stage.num_samples} samples)"
         return [("completions", f"{total:,}", how)]
     rows: list[tuple[str, str, str]] = []
     if isinstance(stage, RejectStage | DistillStage):
@@ -135,9 +136,12 @@ def schedule_rows(stage: RLStage) -> list[tuple[str, str, str]]:
 
 
 def rl_rows(
-    stage: RLStage, save_steps: int, size: dict[str, int] | None
+    stage: RLStage, save_steps: int, size: dict[str, int] | None, heldout_tasks: int | None = None
 ) -> list[tuple[str, str, str]]:
-    """(unit, count, how it comes about) of an RL stage; `size` as from `model_size`."""
+    """(unit, count, how it comes about) of an RL stage; `size` as from `model_size`.
+
+    heldout_tasks: how many there are; None: as many as are asked for.
+    """
     rollout, learner, algorithm, heldout = stage.rollout, stage.learner, stage.algorithm, stage.eval
     P, G = rollout.prompts_per_step, rollout.num_generations
     length, prompt = rollout.longest_completion, stage.data.max_prompt_length
@@ -147,8 +151,10 @@ def rl_rows(
     )
     updates = algorithm.num_iterations * algorithm.num_minibatches
     saves = ceil(learner.max_steps / save_steps) if save_steps else 1  # the last step is one
+    often = f"every {save_steps} steps, and " if save_steps else ""
     between = (learner.max_steps - 1) // heldout.steps if heldout.steps else 0
-    answers = heldout.num_tasks * (1 + heldout.num_samples)
+    tasks = heldout_tasks or heldout.num_tasks
+    answers = tasks * (1 + heldout.num_samples)
     rows = [
         ("steps", f"{learner.max_steps:,}", "learner.max_steps"),
         ("prompts per step", f"{P:,}", "rollout.prompts_per_step"),
@@ -166,16 +172,12 @@ def rl_rows(
             f"{algorithm.num_iterations} passes x {algorithm.num_minibatches} minibatches",
         ),
         ("optimizer steps", f"<= {updates * learner.max_steps:,}", "fewer where every row is dead"),
-        (
-            "checkpoints",
-            f"{saves:,}",
-            f"every {save_steps or learner.max_steps} steps, and after the last",
-        ),
+        ("checkpoints", f"{saves:,}", f"{often}after the last step"),
         ("evaluations", f"{2 + between:,}", "before, after and every eval.steps"),
         (
             "completions per evaluation",
             f"{answers:,}",
-            f"{heldout.num_tasks} tasks x (1 greedy + {heldout.num_samples} samples)",
+            f"{tasks} tasks x (1 greedy + {heldout.num_samples} samples)",
         ),
     ]
     return rows + schedule_rows(stage) + curriculum_rows(stage) + memory_rows(stage, size)

@@ -74,7 +74,7 @@ def find(kind: str, spec: str, builtins: Mapping[str, Callable[..., Any]]) -> Ca
             raise PluginError(f"{kind} {spec!r}: " + unknown_name("attribute", attr, names))
         found = getattr(found, part)
     if not callable(found):
-        raise PluginError(f"{kind} {spec!r} is a {type(found).__name__}, not something to call.")
+        raise PluginError(f"{kind} {spec!r} is {found!r:.60}, not something to call.")
     return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -21,7 +22,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from torch.utils import deterministic
 
-from grpo import finished, litter, provenance
+from grpo import finished, litter, preflight, provenance
 from grpo.config import from_dict, resolved
 from grpo.errors import GrpoError, PluginError, RecipeError, RunError
 from grpo.foreign import said
@@ -86,6 +87,7 @@ def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]
     ranks = _join(recipe)
     if ranks.rank:
         console = Console(quiet=True)
+    ranks.on_first(lambda: preflight.start(recipe, folder, partial(console.print, markup=False)))
     summaries: dict[str, dict[str, Any]] = {}
     ranks.on_first(lambda: litter.tidy(folder, console))
     for stage in recipe.stages:

@@ -54,6 +54,12 @@ class Task:
     answer: str | None = None
     columns: Mapping[str, Any] = field(default_factory=dict[str, Any])  # forwarded to rewards
     cluster: str = ""  # tasks that share a cluster are not independent (bootstrap); "" = uid
+    place: str = ""  # where it was read, say "rows.jsonl:3", for messages; "" = uid
+
+    @property
+    def where(self) -> str:
+        """What a message calls the task."""
+        return self.place or f"task {self.uid}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

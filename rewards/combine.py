@@ -15,7 +15,7 @@ from grpo.plugins import builtins, load
 from grpo.rewards.calling import invoke
 from grpo.rewards.verdicts import judges, verdict
 from grpo.rewards.verifier import text_of
-from grpo.types import Score
+from grpo.types import Score, Task
 
 UNUSABLE = ("unparseable_gold", "grader_error")
 
@@ -50,6 +50,10 @@ class Gate:
         self.reward = load("reward", reward, builtins("reward"), dict(reward_args or {}))
         self.verifier = load("reward", verifier, builtins("reward"), dict(verifier_args or {}))
         self.threshold = threshold
+
+    def inner(self, _task: Task) -> list[tuple[str, Any]]:
+        """The rewards that a task's columns go to, by name."""
+        return list(zip(self.names, (self.reward, self.verifier), strict=True))
 
     def scores(self, **keywords: Any) -> list[Score]:
         """One `Score` per completion, by TRL's calling convention."""
@@ -95,6 +99,10 @@ class GroupNormalized:
             )
             for entry in rewards
         ]
+
+    def inner(self, _task: Task) -> list[tuple[str, Any]]:
+        """The rewards that a task's columns go to, by name."""
+        return [(name, reward) for name, reward, _ in self.rewards]
 
     @property
     def judges(self) -> bool:

@@ -40,6 +40,10 @@ class CosineLength(GradedReward):
         self.correct = (float(correct[0]), float(correct[1]))
         self.wrong = (float(wrong[0]), float(wrong[1]))
 
+    def inner(self, _task: Task) -> list[tuple[str, Any]]:
+        """The verifier, to which a task's columns go."""
+        return [(self.verifier.name, self.verifier)]
+
     def applies(self, task: Task) -> bool:
         """Whether the verifier applies."""
         return self.verifier.applies(task)

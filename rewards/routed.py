@@ -26,7 +26,7 @@ from grpo.plugins import builtins, load
 from grpo.rewards.combine import called, close_all
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.verifier import NOT_COLUMNS, text_of
-from grpo.types import Score
+from grpo.types import Score, Task
 
 KEYS = ("name", "args", "weight", "label", "from_step")
 
@@ -56,6 +56,12 @@ class Routed:
         if default is not None and default not in self.routes:
             raise PluginError(f"routed: default: {unknown_name('route', default, self.routes)}")
         self.default = default
+
+    def inner(self, task: Task) -> list[tuple[str, Any]]:
+        """The rewards of a task's route, by name. Raises RewardError where it has none."""
+        value = task.columns.get(self.column)
+        route = self._route_named(None if value is None else str(value), task.where)
+        return [(f"{route}.{label}", one) for label, one, _ in self.routes[route].rewards.rewards]
 
     @property
     def judges(self) -> bool:
@@ -98,13 +104,16 @@ class Routed:
 
     def _route_of(self, row: int, keywords: Mapping[str, Any]) -> str:
         values = keywords.get(self.column)
-        value = str(values[row]) if values is not None else None
-        if value in self.routes:
-            return value
-        if self.default is not None:
-            return self.default
         prompt = (keywords.get("prompts") or [""] * (row + 1))[row]
         which = f"completion {row} of prompt {text_of(prompt)[:60]!r}"
+        return self._route_named(str(values[row]) if values is not None else None, which)
+
+    def _route_named(self, value: str | None, which: str) -> str:
+        """The route of a value of the column (None: there is no such column)."""
+        if value in self.routes:
+            return str(value)
+        if self.default is not None:
+            return self.default
         if value is None:
             raise RewardError(f"{which}: the task has no column {self.column!r} to choose a route")
         said = f"{which}: column {self.column!r}: {unknown_name('route', value, self.routes)}"

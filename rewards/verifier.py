@@ -73,7 +73,8 @@ class VerifierReward:
 
     `needs` names the columns without which the reward has nothing to check; each entry is a name
     or alternatives joined by "|". Rows that lack one are "not_applicable" in training (a mixture
-    may hold other tasks) and an error in `grpo score`.
+    may hold other tasks) and an error in `grpo score`; data in which every row does is refused
+    before a run starts (`grpo.needed`). A reward made of others says by `inner(task)` which.
     """
 
     name: ClassVar[str] = "verifier"

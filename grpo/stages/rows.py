@@ -90,6 +90,18 @@ def encode(
     return found, len(rows) - len(found)
 
 
+def check_encodable(
+    some: Sequence[TextRow], rows: Sequence[TextRow], template: PromptTemplate, max_length: int
+) -> None:
+    """Refuse what `encode` would, by `some` of the rows and by the shortest text of all."""
+    for row in some:
+        _encode(row, template)
+    shortest = min(rows, key=lambda row: len(str(row.prompt)) + len(row.completion))
+    encoded = _encode(shortest, template)
+    if encoded is not None and len(encoded) > max_length:
+        encode(rows, template, max_length)  # is none of them short enough?
+
+
 def encode_sets(
     sets: Mapping[str, Sequence[TextRow]],
     template: PromptTemplate,
@@ -190,7 +202,8 @@ def _text_row(place: str, row: Row) -> TextRow:
 
 
 def _encode(row: TextRow, template: PromptTemplate) -> TokenRow | None:
-    prompt = template.render(Task(uid=row.place, prompt=row.prompt, columns=row.columns))
+    task = Task(uid=row.place, prompt=row.prompt, columns=row.columns, place=row.place)
+    prompt = template.render(task)
     if prompt is None:
         return None
     tokenizer = template.tokenizer

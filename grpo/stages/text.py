@@ -2,73 +2,185 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from grpo import plugins, pretrained
+from grpo import heldout, plugins, pretrained
 from grpo.data import SOURCES
 from grpo.data.conversation import KWARGS, TOOLS
 from grpo.data.jsonl import Rows
 from grpo.data.mixture import Mixture
 from grpo.data.prompts import PromptTemplate, template_args
-from grpo.schema import AnyStage, DistillStage, RejectStage, RLStage, SFTStage
+from grpo.errors import RecipeError
+from grpo.schema import AnyStage, Data, DistillStage, EvalStage, RejectStage, RLStage, SFTStage
 from grpo.stages.endings import check_trained_eos, sampling_of, vocab_size
-from grpo.types import Task, TaskSource
+from grpo.stages.lengths import overlong, said
+from grpo.stages.rows import TextRow, check_encodable
+from grpo.types import Message, Task, TaskSource
 
 MOST_SHAPES = 256
+MOST_CHARACTERS = 8192
 
 
-def check_text(stage: AnyStage) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What a look at a stage found: sentences to say, and how many held-out tasks will be asked."""
+
+    notes: tuple[str, ...] = ()
+    heldout: int | None = None  # None: none are, or they are not here
+
+
+def check_text(
+    stage: AnyStage,
+    source: TaskSource | None = None,
+    rows: Mapping[str, Sequence[TextRow]] | None = None,
+) -> Looked:
     """Refuse, without weights, what the stage would refuse before its first step.
 
-    That needs the tokenizer on this machine; rows are looked at where `data.args.path` names a
-    file. Raises RecipeError or DataError.
+    That needs the tokenizer on this machine. source: the stage's tasks; without them, those of a
+    file that `data.args.path` names. rows: of an sft stage, by their paths. Raises RecipeError or
+    DataError.
     """
+    if isinstance(stage, EvalStage):
+        return _check_eval(stage, source)
     if not isinstance(stage, RLStage | RejectStage | DistillStage | SFTStage):
-        return
-    folder = Path(stage.model.path).expanduser()
-    if not all((folder / name).is_file() for name in ("config.json", "tokenizer_config.json")):
-        return
-    tokenizer = pretrained.tokenizer(str(folder), chat_template=stage.data.chat_template)
-    size = vocab_size(str(folder))
-    data = stage.data
+        return Looked()
+    if not has_tokenizer(stage.model.path):
+        return Looked()
+    path = _folder(stage.model.path)
+    tokenizer = pretrained.tokenizer(path, chat_template=stage.data.chat_template)
     if isinstance(stage, SFTStage | DistillStage):
-        check_trained_eos(tokenizer, str(folder))
-    args = template_args(data.template_args)
+        check_trained_eos(tokenizer, path)
     if isinstance(stage, SFTStage):
-        PromptTemplate(data.template, tokenizer, vocab_size=size, **args)
-        return
-    if isinstance(stage, DistillStage) and stage.teacher.is_endpoint:
-        return  # the teacher's own template, and its own ends
-    sampling_of(stage.rollout, tokenizer, str(folder))
-    template = PromptTemplate(
-        stage.data.template,
+        _check_supervised(stage, tokenizer, path, rows or {})
+        return Looked()
+    if isinstance(stage, DistillStage):
+        if stage.teacher.is_endpoint:
+            return _check_served(stage, source, tokenizer)
+        if not has_tokenizer(stage.teacher.path):
+            return Looked()
+        path = _folder(stage.teacher.path)
+        tokenizer = pretrained.tokenizer(path, "teacher.path")  # with the template it has
+    sampling_of(stage.rollout, tokenizer, path)
+    template = template_of(stage.data, tokenizer, path, stage.rollout.longest_completion)
+    source = source or _of_file(stage.data)
+    if source is None:
+        return Looked()
+    check_rows(source, template)
+    count = overlong(source, template)
+    asked = stage.eval.num_tasks if isinstance(stage, RLStage) else 0
+    prompts = heldout.prepare(source, template, asked) if asked else []
+    return Looked(notes=said(count, template), heldout=len(prompts) or None)
+
+
+def template_of(
+    data: Data,
+    tokenizer: Any,
+    path: str,
+    completion: int,
+    setting: str = "rollout.max_completion_length",
+) -> PromptTemplate:
+    """The prompts of a stage for the model `path`, with room behind them for a completion.
+
+    completion: the greatest length that `setting` asks for. Raises RecipeError where the model has
+    no positions for a prompt beside it.
+    """
+    room = pretrained.positions(path)
+    if room is not None and completion >= room:
+        raise RecipeError(
+            f"{setting} = {completion} leaves no room for a prompt: the model has {room} "
+            f"positions; valid: 1 to {room - 1}, less the tokens of the prompts"
+        )
+    return PromptTemplate(
+        data.template,
         tokenizer,
-        max_prompt_length=stage.data.max_prompt_length,
-        overlong=stage.data.overlong,
-        vocab_size=size,
-        **args,
+        max_prompt_length=data.max_prompt_length,
+        overlong=data.overlong,
+        vocab_size=vocab_size(path),
+        positions=room,
+        completion=completion,
+        **template_args(data.template_args),
     )
-    path = stage.data.args.get("path")
-    if isinstance(path, str) and Path(path).expanduser().is_file():
-        source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
-        check_rows(source, template)
 
 
 def check_rows(source: TaskSource, template: PromptTemplate) -> None:
     """Render a row of every kind that the source's files hold. Raises DataError.
 
     Rows are of one kind where their messages have the same roles and keys, and they themselves the
-    same columns for the chat template. Sources that make up their tasks have one kind.
+    same columns for the chat template. Sources that make up their tasks have one kind. A row with a
+    character that none before it had is rendered too: not every tokenizer can write all of them.
     """
     counts = dict(template.counts)
-    seen: set[object] = set()
-    for task in _tasks(source):
-        kind = _kind(task)
-        if kind not in seen and len(seen) < MOST_SHAPES:
-            seen.add(kind)
-            template.render(task)
+    for task in _kinds(_tasks(source)):
+        template.render(task)
     template.counts.update(counts)
+
+
+def has_tokenizer(path: str) -> bool:
+    """Whether the folder `path` has what a tokenizer and a configuration are read from."""
+    folder = Path(path).expanduser()
+    return bool(path) and all(
+        (folder / name).is_file() for name in ("config.json", "tokenizer_config.json")
+    )
+
+
+def _folder(path: str) -> str:
+    return str(Path(path).expanduser())
+
+
+def _check_eval(stage: EvalStage, source: TaskSource | None) -> Looked:
+    found = Looked()
+    for path in map(_folder, filter(has_tokenizer, stage.models)):
+        tokenizer = pretrained.tokenizer(path, "models", stage.data.chat_template)
+        setting, length = "max_completion_length", stage.max_completion_length
+        template = template_of(stage.data, tokenizer, path, length, setting)
+        if source is not None:
+            prompts = heldout.prepare(source, template, stage.num_tasks)
+            found = replace(found, heldout=len(prompts))
+    return found
+
+
+def _check_served(stage: DistillStage, source: TaskSource | None, tokenizer: Any) -> Looked:
+    """Prompts for a server, which has a template and ends of its own."""
+    from grpo.stages.distill import ServedTemplate  # with trl: seconds
+
+    template = ServedTemplate(stage.data, tokenizer)
+    if source is None:
+        return Looked()
+    check_rows(source, template)
+    return Looked(notes=said(overlong(source, template), template))
+
+
+def _check_supervised(
+    stage: SFTStage, tokenizer: Any, path: str, rows: Mapping[str, Sequence[TextRow]]
+) -> None:
+    """Template and rows of an sft stage."""
+    template = PromptTemplate(
+        stage.data.template,
+        tokenizer,
+        vocab_size=vocab_size(path),
+        **template_args(stage.data.template_args),
+    )
+    most = min(stage.learner.max_length, pretrained.positions(path) or stage.learner.max_length)
+    for each in rows.values():
+        tasks = [Task(uid=str(n), prompt=_whole(row)) for n, row in enumerate(each)]
+        check_encodable([each[int(task.uid)] for task in _kinds(tasks)], each, template, most)
+
+
+def _whole(row: TextRow) -> str | list[Message]:
+    """All that is written of a row, as a prompt."""
+    if isinstance(row.prompt, str):
+        return row.prompt + row.completion
+    return [*row.prompt, {"role": "assistant", "content": row.completion}]
+
+
+def _of_file(data: Data) -> TaskSource | None:
+    path = data.args.get("path")
+    if isinstance(path, str) and Path(path).expanduser().is_file():
+        return plugins.load("source", data.source, SOURCES, data.args)
+    return None
 
 
 def _tasks(source: TaskSource) -> Iterator[Task]:
@@ -77,6 +189,26 @@ def _tasks(source: TaskSource) -> Iterator[Task]:
     elif isinstance(source, Mixture):
         for part in source.parts:
             yield from _tasks(part.source)
+
+
+def _kinds(tasks: Iterable[Task]) -> Iterator[Task]:
+    """The first task of every kind, and of every character."""
+    seen: set[object] = set()
+    characters: set[str] = set()
+    for task in tasks:
+        kind = _kind(task)
+        new = kind not in seen and len(seen) < MOST_SHAPES
+        written = _written(task)
+        if new or (len(characters) < MOST_CHARACTERS and not written <= characters):
+            seen.add(kind)
+            characters |= written
+            yield task
+
+
+def _written(task: Task) -> set[str]:
+    if isinstance(task.prompt, str):
+        return set(task.prompt)
+    return {c for message in task.prompt for c in str(message.get("content") or "")}
 
 
 def _kind(task: Task) -> object:

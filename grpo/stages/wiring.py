@@ -12,9 +12,8 @@ from grpo import heldout, plugins, pretrained
 from grpo.advantage import ADVANTAGES
 from grpo.curriculum import CURRICULA, Curriculum
 from grpo.data import SOURCES
-from grpo.data.prompts import PromptTemplate, template_args
+from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder, stable_hash
-from grpo.errors import RecipeError
 from grpo.gathering import Wanted
 from grpo.learner import TorchLearner
 from grpo.loop import Parts
@@ -39,7 +38,7 @@ from grpo.schema import (
 )
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
-from grpo.stages.text import check_rows
+from grpo.stages.text import check_rows, template_of
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
 
 
@@ -65,18 +64,9 @@ def build_sampler(
     pretrained.check_model(model.path, weights=rollout.engine in LOADING)
     tokenizer = pretrained.tokenizer(model.path, chat_template=data.chat_template)
     source = plugins.load("source", data.source, SOURCES, data.args)
-    template = PromptTemplate(
-        data.template,
-        tokenizer,
-        max_prompt_length=data.max_prompt_length,
-        overlong=data.overlong,
-        vocab_size=vocab_size(model.path),
-        **template_args(data.template_args),
-    )
+    template = template_of(data, tokenizer, model.path, rollout.longest_completion)
     check_rows(source, template)
     prompts = heldout.prepare(source, template, num_heldout) if num_heldout else []
-    longest = max((len(prompt.ids) for prompt in prompts), default=1)
-    _check_room(model.path, rollout.longest_completion, longest)
     sampling = sampling_of(rollout, tokenizer, model.path)
     if template.chat is not None:
         warn_of_turn_end(tokenizer, sampling.eos_ids, sampling.stop)
@@ -118,10 +108,11 @@ def build_heldout(
 
 def build_engine(model: Model, data: Data, rollout: Rollout, recipe: Recipe) -> Engine:
     """The engine of a stage: in this process, or a pool of Ray actors."""
+    length = data.max_prompt_length + rollout.longest_completion
     spec = EngineSpec(
         model=model.path,
         dtype=rollout.dtype or model.dtype,
-        max_length=data.max_prompt_length + rollout.longest_completion,
+        max_length=min(length, pretrained.positions(model.path) or length),
         seed=recipe.run.seed,
         threads=recipe.run.threads,
         lora_rank=model.lora_rank,
@@ -262,13 +253,3 @@ def _second(specs: Sequence[RewardSpec], judges: Sequence[str]) -> Verifier | No
     """
     first = next((spec.name for spec in specs if spec.title in judges[:1]), None)
     return Accuracy(extraction="lenient") if first in ("accuracy", "math") else None
-
-
-def _check_room(model_path: str, length: int, longest: int) -> None:
-    """Refuse completions that the model has no positions for after a prompt of `longest`."""
-    room = pretrained.positions(model_path)
-    if room is not None and longest + length > room:
-        raise RecipeError(
-            f"rollout.max_completion_length = {length} does not fit: the model has {room} "
-            f"positions, and held-out prompts take up to {longest}; valid: 1 to {room - longest}"
-        )

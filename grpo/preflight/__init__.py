@@ -1,0 +1,67 @@
+"""Everything that can be known of a recipe, found out for all stages before the first one starts.
+
+    paths -> plug-ins -> tasks and their columns -> rows      `known`, without torch
+    models -> tokenizers, templates, lengths of prompts       `check`: that, and these
+    packages, room on the disk                                `machine.check_machine`
+
+`grpo plan` asks the same as `grpo train`; it only leaves alone what is on the Hugging Face hub. A
+stage that starts from `stage:NAME` is looked at through what that stage will leave (`texts`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from grpo.preflight.found import Found, prefix, said, stage_folder
+from grpo.preflight.machine import check_machine
+from grpo.preflight.paths import check_paths
+from grpo.preflight.plugs import Pieces, check_plugins
+from grpo.preflight.rows import check_rows
+from grpo.schema import Recipe
+
+__all__ = ["Found", "check", "check_machine", "known", "start"]
+
+
+def start(recipe: Recipe, folder: Path, say: Callable[[str], Any]) -> None:
+    """Look at what is still to be done of the run in `folder`, and `say` each note.
+
+    Raises GrpoError for what a stage would refuse when its turn comes.
+    """
+    ends = {s.name: stage_folder(recipe, folder, s) / "summary.json" for s in recipe.stages}
+    done = [name for name, summary in ends.items() if summary.is_file()]
+    if len(done) == len(ends):
+        return
+    check_machine(recipe, folder, done)
+    for note in check(recipe, folder, done, hub=True).notes:
+        say(note)
+
+
+def check(
+    recipe: Recipe, folder: Path | None = None, done: Collection[str] = (), *, hub: bool = False
+) -> Found:
+    """Refuse what any stage would refuse later, but for what this machine lacks.
+
+    folder: of a run that was begun; done: stages of it that are finished. hub: whether data sets
+    and models may be asked for on the hub. Raises GrpoError, naming the setting as a person would
+    write it, and for rows file and line.
+    """
+    pieces = known(recipe, done, hub=hub)
+    from grpo.preflight.texts import check_texts  # torch: only once the rest is known to be good
+
+    return check_texts(recipe, folder, done, pieces, hub)
+
+
+def known(recipe: Recipe, done: Collection[str] = (), *, hub: bool = False) -> Mapping[str, Pieces]:
+    """The part of `check` that needs no torch; stage -> the tasks and rows that were read."""
+    stages = [stage for stage in recipe.stages if stage.name not in done]
+    for look in (check_paths, check_plugins):
+        for stage in stages:
+            with said(recipe, stage):
+                look(stage, prefix(recipe, stage))
+    found: dict[str, Pieces] = {}
+    for stage in stages:
+        with said(recipe, stage):
+            found[stage.name] = check_rows(stage, prefix(recipe, stage), hub)
+    return found

@@ -1,0 +1,114 @@
+"""Data of a stage: tasks with the columns that rewards need, rows of supervised stages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from grpo import plugins
+from grpo.data import SOURCES
+from grpo.data.source import DemonstrationSource, Split
+from grpo.decontaminate import check_evaluation
+from grpo.errors import DataError, at
+from grpo.needed import check_columns, size_of, task_at
+from grpo.preflight.paths import HUB, PUBLISHED, is_rows_file
+from grpo.preflight.plugs import Pieces, all_rewards
+from grpo.schema import REFERENCE, AnyStage, PretrainStage, SFTStage
+from grpo.stages.rows import read_rows
+from grpo.types import TaskSource
+
+
+def check_rows(stage: AnyStage, where: str, hub: bool) -> Pieces:
+    """Read the data of a stage, and refuse what it would refuse when its turn comes.
+
+    What is on the hub is read with `hub` only. Raises DataError, RecipeError and PluginError.
+    """
+    if isinstance(stage, SFTStage):
+        return Pieces(rows=dict(_supervised(stage, where, hub)))
+    source = open_source(stage.data.source, stage.data.args, where, hub)
+    if source is None:
+        return Pieces()
+    if isinstance(stage, PretrainStage):
+        _check_demonstrations(source, where)
+        return Pieces(source=source)
+    rewards = all_rewards(stage, where)
+    for split, named in rewards.items():
+        check_columns(source, cast(Split, split), named, where)
+    for split in rewards:
+        with at(f"{where}data"):
+            _check_size(source, cast(Split, split))
+    names = getattr(getattr(stage, "filter", None), "decontaminate", ())
+    with at(f"{where}filter.decontaminate"):
+        here = [n for n in names if hub or not needs_hub(n, _args_of(n, stage))]
+        check_evaluation(here, cast(Any, stage).data)
+    return Pieces(source=source)
+
+
+def open_source(source: str, args: Mapping[str, Any], where: str, hub: bool) -> TaskSource | None:
+    """The tasks of a stage; None where they are on the hub and that is not asked.
+
+    Of a mixture those parts that can be read.
+    """
+    if needs_hub(source, args) and not hub:
+        parts = args.get("parts", ()) if source == "mixture" else ()
+        here = [part for part in parts if not _part_needs_hub(part)]
+        if not here:
+            return None
+        args = {**args, "parts": here}
+    with at(f"{where}data"):
+        return plugins.load("source", source, SOURCES, args)
+
+
+def needs_hub(source: str, args: Mapping[str, Any]) -> bool:
+    """Whether a built-in source reads from the hub."""
+    if source == "mixture":
+        return any(map(_part_needs_hub, args.get("parts", ())))
+    path = args.get("path")
+    if source == HUB:
+        return not (isinstance(path, str) and Path(path).expanduser().exists())
+    return source in PUBLISHED and path is None
+
+
+def _part_needs_hub(part: Any) -> bool:
+    if not isinstance(part, Mapping) or not isinstance(part.get("source"), str):
+        return False  # the mixture says what is wrong with it
+    return needs_hub(part["source"], part.get("args") or {})
+
+
+def _args_of(name: str, stage: AnyStage) -> Mapping[str, Any]:
+    data = cast(Any, stage).data
+    return data.args if name == data.source else {}
+
+
+def _supervised(stage: SFTStage, where: str, hub: bool) -> Iterator[tuple[str, Any]]:
+    """(setting, rows) of the tables that are there already."""
+    named = [("data.path", stage.data.path), *(("data.mix", path) for path in stage.data.mix)]
+    for setting, path in named:
+        if path.startswith(REFERENCE) or not (hub or is_rows_file(path)):
+            continue
+        with at(f"{where}{setting}"):
+            found = read_rows(path)
+        yield path, found
+
+
+def _check_size(source: TaskSource, split: Split) -> None:
+    if size_of(source, split) != 0:
+        return
+    if split == "train":
+        raise DataError("there are no tasks to train on, all are held out")
+    raise DataError(
+        "the data source has no held-out tasks to evaluate on; with few rows, raise "
+        "heldout_fraction in data.args, or name a held-out file or split there"
+    )
+
+
+def _check_demonstrations(source: TaskSource, where: str) -> None:
+    with at(f"{where}data"):
+        if not isinstance(source, DemonstrationSource):
+            raise DataError(
+                f"{type(source).__name__} cannot be pretrained on: it has no alphabet() and "
+                "demonstration(task, rng)"
+            )
+        _check_size(source, "train")
+        task_at(source, "train", 0)

@@ -1,0 +1,159 @@
+"""The part of the look at a recipe that needs torch: models, tokenizers, templates, lengths.
+
+A stage that starts from `stage:NAME` is looked at with the folder that has what NAME will leave but
+for its weights: where NAME itself starts from, or for a pretrain stage a folder made here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoTokenizer
+
+from grpo.data.source import DemonstrationSource
+from grpo.errors import RecipeError
+from grpo.preflight.found import Found, prefix, said, stage_folder
+from grpo.preflight.plugs import Pieces
+from grpo.schema import (
+    REFERENCE,
+    AnyStage,
+    DistillStage,
+    EvalStage,
+    PretrainStage,
+    Recipe,
+    RLStage,
+    SFTStage,
+)
+from grpo.stages.text import check_text, has_tokenizer
+
+
+def check_texts(
+    recipe: Recipe,
+    folder: Path | None,
+    done: Collection[str],
+    pieces: Mapping[str, Pieces],
+    hub: bool,
+) -> Found:
+    """As `grpo.preflight.check`, after what `known` found. Raises RecipeError and DataError."""
+    notes: list[str] = []
+    heldout: dict[str, int] = {}
+    left: dict[str, str] = {}  # stage -> a folder with tokenizer and configuration of its model
+    with tempfile.TemporaryDirectory(prefix="grpo-preflight-") as aside:
+        for stage in recipe.stages:
+            if stage.name not in done:
+                here = with_models(stage, left)
+                with said(recipe, stage):
+                    _models(here, prefix(recipe, stage), hub)
+                    _check_device(here)
+                    _check_tokens(here)
+                    part = pieces[stage.name]
+                    found = check_text(here, part.source, part.rows)
+                where = f"stage {stage.name}: " if len(recipe.stages) > 1 else ""
+                notes += [f"{where}{note}" for note in found.notes]
+                heldout |= {stage.name: found.heldout} if found.heldout else {}
+            with said(recipe, stage):
+                left[stage.name] = _left(
+                    stage, recipe, folder, left, pieces.get(stage.name), Path(aside)
+                )
+    return Found(notes=tuple(notes), heldout=heldout)
+
+
+def _models(stage: AnyStage, where: str, hub: bool) -> None:
+    """What a stage's models say without their weights."""
+
+
+def with_models(stage: AnyStage, left: Mapping[str, str]) -> AnyStage:
+    """`stage` with the folders of `left` in place of the models that earlier stages leave."""
+
+    def place(path: str) -> str:
+        return left[path.removeprefix(REFERENCE)] if path.startswith(REFERENCE) else path
+
+    found: dict[str, Any] = {}
+    for section, name in (("model", "path"), ("teacher", "path"), ("slm", "reference")):
+        part: Any = getattr(stage, section, None)
+        path = getattr(part, name, "")
+        if path:
+            found[section] = part.model_copy(update={name: place(path)})
+    if isinstance(stage, EvalStage):
+        found["models"] = tuple(map(place, stage.models))
+    return cast(AnyStage, stage.model_copy(update=found))
+
+
+def _left(
+    stage: AnyStage,
+    recipe: Recipe,
+    folder: Path | None,
+    left: Mapping[str, str],
+    part: Pieces | None,
+    aside: Path,
+) -> str:
+    """The folder that stands for the model of a stage; "" where it leaves none that is known."""
+    if folder is not None:
+        own = stage_folder(recipe, folder, stage) / "model"
+        if has_tokenizer(str(own)):
+            return str(own)
+    if isinstance(stage, PretrainStage):
+        return _pretrained(stage, part, aside / stage.name)
+    if isinstance(stage, RLStage | SFTStage | DistillStage):
+        return cast(Any, with_models(stage, left)).model.path
+    return ""
+
+
+def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path) -> str:
+    """Tokenizer and configuration of the model that a pretrain stage will leave."""
+    from grpo.stages.pretrain import WordSource, build_model, build_tokenizer, save_tokenizer
+
+    source = part.source if part else None
+    if not isinstance(source, DemonstrationSource):
+        return ""
+    model = stage.model
+    words = source.words() if isinstance(source, WordSource) else ()
+    tokenizer = build_tokenizer(source.alphabet(), words)
+    with torch.device("meta"):  # no weights
+        made = build_model(
+            tokenizer,
+            hidden_size=model.hidden_size,
+            num_layers=model.num_layers,
+            num_heads=model.num_heads,
+            num_kv_heads=model.num_kv_heads,
+            intermediate_size=model.intermediate_size,
+            architecture=model.architecture,
+            max_position=model.max_position,
+            seed=0,
+        )
+    folder.mkdir(parents=True)
+    made.config.save_pretrained(folder)
+    made.generation_config.save_pretrained(folder)
+    save_tokenizer(tokenizer, str(folder))
+    return str(folder)
+
+
+def _check_device(stage: AnyStage) -> None:
+    if not isinstance(stage, SFTStage | DistillStage) or torch.accelerator.is_available():
+        return
+    if stage.model.dtype == "float16":
+        raise RecipeError("model.dtype = float16 needs an accelerator; on a CPU use float32")
+
+
+def _check_tokens(stage: AnyStage) -> None:
+    """Refuse a teacher or reference of other tokens, whose numbers would not compare."""
+    if isinstance(stage, DistillStage) and stage.method == "logits":
+        pair = (stage.teacher.path, stage.model.path)
+        if all(map(has_tokenizer, pair)):
+            from grpo.stages.distill import same_tokens  # with trl: seconds
+
+            same_tokens(pair[0], AutoTokenizer.from_pretrained(pair[1]), pair[1])
+    if isinstance(stage, SFTStage) and stage.slm.reference:
+        pair = (stage.slm.reference, stage.model.path)
+        if all(map(has_tokenizer, pair)):
+            first, second = (AutoTokenizer.from_pretrained(p).get_vocab() for p in pair)
+            if first != second:
+                raise RecipeError(
+                    f"slm.reference = {pair[0]!r} has other tokens than model.path = {pair[1]!r}, "
+                    "so their losses cannot be compared; train the reference from a model with the "
+                    "same tokenizer"
+                )

@@ -1,0 +1,88 @@
+"""How many training prompts are too long, counted before the first of them is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from grpo.data.conversation import KWARGS, TOOLS
+from grpo.data.prompts import PromptTemplate
+from grpo.errors import DataError
+from grpo.needed import leaves
+from grpo.types import Task, TaskSource
+
+MOST = 20_000  # prompts put into tokens, the longest first
+SPECIAL = 8  # tokens that no byte of a prompt's text stands for, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlong:
+    """Training prompts: how many there are or were made up, looked at, and found too long."""
+
+    tasks: int
+    looked: int
+    found: int
+    every: bool  # whether these are all there are
+
+
+def overlong(source: TaskSource, template: PromptTemplate) -> Overlong:
+    """Count them. Raises DataError where all are, or, with overlong="error", for the first.
+
+    A text has no more tokens than bytes, so that of most tables no row, or only the longest rows,
+    have to be put into tokens. `template.counts` is left as it was.
+    """
+    tasks = looked = found = 0
+    every = True
+    counts = dict(template.counts)
+    for leaf in leaves(source, "train"):
+        every &= leaf.every
+        tasks += len(leaf.tasks)
+        for task in _candidates(leaf.tasks, template):
+            if looked == MOST:
+                break
+            looked += 1
+            before = template.counts["truncated"]
+            found += template.render(task) is None or template.counts["truncated"] > before
+    template.counts.update(counts)
+    if tasks and found == tasks and template.overlong == "drop":
+        raise DataError(
+            f"every training prompt is longer than {template.limit()[1]}: raise the limit, or "
+            "shorten completions or prompts"
+        )
+    return Overlong(tasks=tasks, looked=looked, found=found, every=every)
+
+
+def said(count: Overlong, template: PromptTemplate) -> tuple[str, ...]:
+    """The sentence that says so, where any are too long."""
+    if not count.found:
+        return ()
+    done = {"drop": "left out", "truncate": "cut to their last tokens"}[template.overlong]
+    of = f"{count.tasks:,} training prompts" if count.every else f"{count.tasks:,} that were drawn"
+    atleast = "at least " if count.looked == MOST else ""
+    verb = "is" if count.found == 1 else "are"
+    return (f"{atleast}{count.found:,} of {of} {verb} longer than {template.limit()[1]}: {done}",)
+
+
+def _candidates(tasks: Sequence[Task], template: PromptTemplate) -> Iterator[Task]:
+    """Tasks that may be too long, the longest text first; then those of which a text is no measure.
+
+    What a template writes around a plain prompt is as long for one as for another.
+    """
+    plain = [task for task in tasks if isinstance(task.prompt, str) and not _own(task)]
+    plain.sort(key=lambda task: -len(str(task.prompt).encode(errors="replace")))
+    around: int | None = None
+    for task in plain:
+        limit, _ = template.limit(task)
+        if limit is None:
+            return
+        size = len(str(task.prompt).encode(errors="replace"))
+        if around is None:
+            around = template.text_bytes(task) - size + SPECIAL
+        if size + around <= limit:
+            break
+        yield task
+    yield from (task for task in tasks if not isinstance(task.prompt, str) or _own(task))
+
+
+def _own(task: Task) -> bool:
+    return bool(task.columns.get(KWARGS) or task.columns.get(TOOLS))

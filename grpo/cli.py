@@ -233,7 +233,8 @@ def _train(arguments: argparse.Namespace) -> int:
     recipe = config.load(arguments.recipe, arguments.overrides)
     from grpo import preflight
 
-    preflight.known(recipe, hub=False)
+    preflight.known(recipe)
+    preflight.check_machine(recipe)
     from grpo.ray_learners import train  # imports torch: only once the recipe is known to be good
 
     train(recipe)

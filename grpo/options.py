@@ -75,16 +75,16 @@ def check_form(verb: str, form: str, arguments: Namespace) -> None:
     ignored = [name for name in given(arguments) if name not in (*honored, "verb")]
     if not ignored:
         return
-    named = [
-        f"{_flag(name)} (say {SETTINGS[name]})"
-        if "overrides" in honored and name in SETTINGS
-        else _flag(name)
-        for name in ignored
-    ]
+    said = f"`{form}` does not take {', '.join(map(_flag, ignored))}"
+    settings = [SETTINGS[name] for name in ignored if name in SETTINGS]
+    others = [_flag(name) for name in ignored if name not in SETTINGS]
+    if "overrides" in honored and settings:
+        left = f", and leave {', '.join(others)} out" if others else ""
+        raise RecipeError(f"{said}: write {' '.join(settings)} instead{left}.")
     homes = [f for f, options in FORMS[verb].items() if ignored[0] in options]
-    where = f"; it belongs to `{homes[0]}`" if homes and len(ignored) == 1 else ""
-    them = "it" if len(named) == 1 else "them"
-    raise RecipeError(f"`{form}` does not take {', '.join(named)}; leave {them} out{where}.")
+    if homes and len(ignored) == 1:
+        raise RecipeError(f"{said}, which belongs to `{homes[0]}`.")
+    raise RecipeError(f"{said}; leave {'it' if len(ignored) == 1 else 'them'} out.")
 
 
 def check_evaluated(

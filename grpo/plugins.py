@@ -74,7 +74,8 @@ def find(kind: str, spec: str, builtins: Mapping[str, Callable[..., Any]]) -> Ca
             raise PluginError(f"{kind} {spec!r}: " + unknown_name("attribute", attr, names))
         found = getattr(found, part)
     if not callable(found):
-        raise PluginError(f"{kind} {spec!r} is {found!r:.60}, not something to call.")
+        what = f"{type(found).__name__} {found!r:.60}"
+        raise PluginError(f"{kind} {spec!r} leads to {what}, not to something to call.")
     return found
 
 

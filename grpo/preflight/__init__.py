@@ -33,8 +33,11 @@ def start(recipe: Recipe, folder: Path, say: Callable[[str], Any]) -> None:
     done = [name for name, summary in ends.items() if summary.is_file()]
     if len(done) == len(ends):
         return
+    pieces = known(recipe, done, hub=True)
     check_machine(recipe, folder, done)
-    for note in check(recipe, folder, done, hub=True).notes:
+    from grpo.preflight.texts import check_texts
+
+    for note in check_texts(recipe, folder, done, pieces).notes:
         say(note)
 
 
@@ -50,7 +53,7 @@ def check(
     pieces = known(recipe, done, hub=hub)
     from grpo.preflight.texts import check_texts  # torch: only once the rest is known to be good
 
-    return check_texts(recipe, folder, done, pieces, hub)
+    return check_texts(recipe, folder, done, pieces)
 
 
 def known(recipe: Recipe, done: Collection[str] = (), *, hub: bool = False) -> Mapping[str, Pieces]:

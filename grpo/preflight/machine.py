@@ -6,11 +6,11 @@ one that sleeps now may be up when its stage comes, and the other way around.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +39,7 @@ EXTRAS = {  # package -> what to install
     "math_verify": "'math-verify[antlr4_13_2]'",
     "reasoning_gym": "'reasoning-gym>=0.1.25,<0.2'",
 }
+LAUNCHED = "WORLD_SIZE"  # set where the process is one of several ranks
 INSTEAD = {"tensorboard": "tensorboardX"}  # does as well
 OF_REWARDS = {"math": ("math_verify", "sympy"), "reward_model": ("transformers",)}
 OF_SOURCES = {"reasoning_gym": "reasoning_gym", "hub": "datasets"}
@@ -52,6 +53,13 @@ def check_machine(recipe: Recipe, folder: Path | None = None, done: Collection[s
     """
     stages = [stage for stage in recipe.stages if stage.name not in done]
     many = len(recipe.stages) > 1
+    ranks = max(recipe.ray.learners, int(os.environ.get(LAUNCHED, "1")))
+    for stage in stages if ranks > 1 else ():
+        if isinstance(stage, SFTStage | DistillStage):
+            raise RecipeError(
+                f"stage {stage.name!r} fine-tunes in one process, and {ranks} were launched: "
+                "run it with `grpo train`, without accelerate launch or ray.learners"
+            )
     for setting, package in _packages(recipe, stages, many):
         names = (package, *([INSTEAD[package]] if package in INSTEAD else []))
         if not any(map(_is_there, names)):
@@ -64,7 +72,7 @@ def check_machine(recipe: Recipe, folder: Path | None = None, done: Collection[s
 
 def _is_there(package: str) -> bool:
     try:
-        return find_spec(package) is not None
+        return importlib.util.find_spec(package) is not None
     except (ImportError, ValueError):  # a module put into sys.modules by hand has no spec
         return False
 

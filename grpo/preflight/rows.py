@@ -14,7 +14,8 @@ from grpo.errors import DataError, at
 from grpo.needed import check_columns, size_of, task_at
 from grpo.preflight.paths import HUB, PUBLISHED, is_rows_file
 from grpo.preflight.plugs import Pieces, all_rewards
-from grpo.schema import REFERENCE, AnyStage, PretrainStage, SFTStage
+from grpo.rewards.language import LanguageConsistency
+from grpo.schema import REFERENCE, AnyStage, DistillStage, PretrainStage, RejectStage, SFTStage
 from grpo.stages.rows import read_rows
 from grpo.types import TaskSource
 
@@ -38,11 +39,20 @@ def check_rows(stage: AnyStage, where: str, hub: bool) -> Pieces:
     for split in rewards:
         with at(f"{where}data"):
             _check_size(source, cast(Split, split))
-    names = getattr(getattr(stage, "filter", None), "decontaminate", ())
-    with at(f"{where}filter.decontaminate"):
-        here = [n for n in names if hub or not needs_hub(n, _args_of(n, stage))]
-        check_evaluation(here, cast(Any, stage).data)
+    if isinstance(stage, RejectStage | DistillStage):
+        _check_filter(stage, where, hub)
     return Pieces(source=source)
+
+
+def _check_filter(stage: RejectStage | DistillStage, where: str, hub: bool) -> None:
+    """Language and evaluation sets of a stage that keeps some of its completions."""
+    if stage.filter.language:
+        with at(f"{where}filter.language = {stage.filter.language!r}"):
+            LanguageConsistency(stage.filter.language)
+    names = stage.filter.decontaminate
+    with at(f"{where}filter.decontaminate"):
+        args = {name: stage.data.args if name == stage.data.source else {} for name in names}
+        check_evaluation([n for n in names if hub or not needs_hub(n, args[n])], stage.data)
 
 
 def open_source(source: str, args: Mapping[str, Any], where: str, hub: bool) -> TaskSource | None:
@@ -74,11 +84,6 @@ def _part_needs_hub(part: Any) -> bool:
     if not isinstance(part, Mapping) or not isinstance(part.get("source"), str):
         return False  # the mixture says what is wrong with it
     return needs_hub(part["source"], part.get("args") or {})
-
-
-def _args_of(name: str, stage: AnyStage) -> Mapping[str, Any]:
-    data = cast(Any, stage).data
-    return data.args if name == data.source else {}
 
 
 def _supervised(stage: SFTStage, where: str, hub: bool) -> Iterator[tuple[str, Any]]:

@@ -36,7 +36,6 @@ def check_texts(
     folder: Path | None,
     done: Collection[str],
     pieces: Mapping[str, Pieces],
-    hub: bool,
 ) -> Found:
     """As `grpo.preflight.check`, after what `known` found. Raises RecipeError and DataError."""
     notes: list[str] = []
@@ -47,7 +46,7 @@ def check_texts(
             if stage.name not in done:
                 here = with_models(stage, left)
                 with said(recipe, stage):
-                    _models(here, prefix(recipe, stage), hub)
+                    _models(here, prefix(recipe, stage))
                     _check_device(here)
                     _check_tokens(here)
                     part = pieces[stage.name]
@@ -62,7 +61,7 @@ def check_texts(
     return Found(notes=tuple(notes), heldout=heldout)
 
 
-def _models(stage: AnyStage, where: str, hub: bool) -> None:
+def _models(stage: AnyStage, where: str) -> None:
     """What a stage's models say without their weights."""
 
 

@@ -97,7 +97,6 @@ def test_message_prompts_and_named_columns(tmp_path):
             '{"promt": "a", "answer": "b"}',
             ":1 has no column 'prompt'. Did you mean 'promt'? Columns: answer, promt.",
         ),
-        ('{"prompt": "a"}', "has no column 'answer'. Columns: prompt."),
         ('{"prompt": " ", "answer": "b"}', "column 'prompt' must be non-empty text"),
         ('{"prompt": [{"role": "user"}], "answer": "b"}', "list of messages"),
         ('{"prompt": "a", "answer": [1]}', "the answer must be text or a number, not [1]"),

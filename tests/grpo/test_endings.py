@@ -121,16 +121,18 @@ CHATML = (
 def recipe(model: Path, rows: list[dict[str, Any]], **rollout: Any) -> Any:
     file = model.parent / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    heldout = model.parent / "heldout.jsonl"
+    heldout.write_text('{"prompt": "9-9?", "answer": "0"}\n')
     return from_dict(
         {
             "name": "t",
             "model": {"path": str(model)},
             "data": {
                 "source": "jsonl",
-                "args": {"path": str(file), "heldout_fraction": 0.0},
+                "args": {"path": str(file), "heldout_path": str(heldout)},
                 "template": "chat",
             },
-            "rollout": rollout,
+            "rollout": {"max_completion_length": 8, **rollout},
             "rewards": [{"name": "accuracy"}],
         }
     )

@@ -179,10 +179,13 @@ def test_a_refusal_says_what_does_the_same(
     words = ["eval", "RUN", "--baseline", "B", "--out", "D", "--limit", "20", "--k", "4"]
     code, said = run(words, tmp_path, capsys)
     assert (code, calls) == (2, [])
-    for part in ("eval.num_tasks=N", "eval.num_samples=N", "--baseline, --out", "leave them out"):
-        assert part in said
+    # one thing to do for each of them, and no second one
+    assert (
+        "write eval.num_samples=N eval.num_tasks=N instead, and leave --baseline, --out out."
+        in said
+    )
     code, said = run(["eval", "RUN", "--baseline", "B"], tmp_path, capsys)
-    assert "leave it out; it belongs to `grpo eval MODEL --tasks" in said
+    assert "does not take --baseline, which belongs to `grpo eval MODEL --tasks NAME,…`." in said
 
 
 @pytest.mark.parametrize(

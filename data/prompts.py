@@ -128,6 +128,10 @@ class PromptTemplate:
         self.counts["rendered"] += 1
         return Prompt(task=task, text=text, ids=tuple(ids), prefill=prefill)
 
+    def length(self, task: Task) -> int:
+        """The tokens of a prompt, however many they are."""
+        return len(self._ids(self._written(task)[0], task.where))
+
     def text_bytes(self, task: Task) -> int:
         """The bytes of a prompt's whole text (UTF-8), of which no tokenizer makes more tokens."""
         return len(self._written(task)[0].encode(errors="replace"))
@@ -142,8 +146,8 @@ class PromptTemplate:
             room = self.positions - length
             if limit is None or room < limit:
                 return room, (
-                    f"the {room} that {length} tokens of a completion leave of the model's "
-                    f"{self.positions} positions"
+                    f"the {room} tokens that max_completion_length = {length} leaves of the "
+                    f"model's {self.positions} positions"
                 )
         return limit, f"data.max_prompt_length={limit}"
 

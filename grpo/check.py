@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from grpo import plugins
-from grpo.data import SOURCES
 from grpo.errors import RecipeError
+from grpo.preflight import check_tasks
 from grpo.rewards import REWARDS
 from grpo.rewards.check import Checked, Fault, check
 from grpo.rewards.known import misjudged
@@ -29,7 +29,7 @@ def check_recipe(recipe: Recipe, limit: int, console: Console | None = None) -> 
     for stage in recipe.stages:
         if not isinstance(stage, RLStage):
             continue
-        source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
+        source = check_tasks(recipe, stage)
         loaded = [
             (spec.name, plugins.load("reward", spec.name, REWARDS, spec.args))
             for spec in stage.rewards

@@ -26,6 +26,9 @@ from grpo.decontaminate import Evaluation, prompt_text
 from grpo.errors import DataError, RecipeError, RunError, unknown_name
 from grpo.eval_report import lm_eval_results, print_results
 from grpo.eval_tasks import EvalTask, find_task, open_task
+from grpo.needed import check_columns
+from grpo.preflight import check_tasks
+from grpo.preflight.plugs import rewards as named
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.extract import final_answer
 from grpo.rollout import ENGINES, LOADING
@@ -234,7 +237,9 @@ def _check(asked: Asked, tasks: Mapping[str, EvalTask]) -> None:
 
 def _open(name: str, task: EvalTask, asked: Asked) -> TaskSource:
     try:
-        return open_task(task)
+        source = open_task(task)
+        check_columns(source, "heldout", named(task.rewards, "rewards"), f"task {name}")
+        return source
     except DataError as error:
         if name in asked.data or task.file_args is None:
             raise
@@ -398,6 +403,7 @@ def evaluate_model(
     prepare_process(recipe.run.threads)
     stage = stages[-1]
     stage = stage.model_copy(update={"model": stage.model.model_copy(update={"path": path})})
+    check_tasks(recipe, stage, ("heldout",))
     sampler = build_rl_sampler(stage, recipe)
     judge = build_heldout(sampler, stage.rewards, stage.eval, recipe.run.seed)
     out = home / "eval" / "model.jsonl"

@@ -141,7 +141,7 @@ def prepare(source: TaskSource, template: PromptTemplate, num_tasks: int) -> lis
     if not prompts:
         raise DataError(
             f"every held-out prompt is longer than {template.limit()[1]}: raise the limit, or "
-            "shorten completions or prompts"
+            "shorten them"
         )
     return prompts
 

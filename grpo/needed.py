@@ -17,7 +17,7 @@ from grpo.columns import near
 from grpo.data.jsonl import ANSWER, Rows
 from grpo.data.mixture import Mixture
 from grpo.data.source import Split
-from grpo.errors import DataError, GrpoError, PluginError, RewardError
+from grpo.errors import DataError, GrpoError, PluginError, RewardError, at
 from grpo.foreign import guarded, said
 from grpo.rewards.verifier import VerifierReward, missing_columns
 from grpo.types import Task, TaskSource
@@ -50,12 +50,20 @@ class Leaf:
     answer: str | None  # as in `Rows`
 
 
-def check_columns(source: TaskSource, split: Split, rewards: Sequence[Named], where: str) -> None:
+def check_columns(
+    source: TaskSource, split: Split, rewards: Sequence[Named], data: str, answer: str = ""
+) -> None:
     """Refuse tasks that lack what `rewards` need, with the row, the column and the reward.
 
-    Tables are looked at row by row, of other sources SAMPLED tasks are. `where` stands before the
-    names of the settings in messages: "" or "STAGE.". Raises DataError, PluginError, RewardError.
+    Tables are looked at row by row, of other sources SAMPLED tasks are. data: what messages call
+    the tasks; answer: the setting that names the column of gold answers, "" where there is none.
+    Raises DataError, PluginError and RewardError.
     """
+    with at(data):
+        _check_columns(source, split, rewards, answer)
+
+
+def _check_columns(source: TaskSource, split: Split, rewards: Sequence[Named], answer: str) -> None:
     first: Task | None = None
     unmet: dict[str, tuple[Task, Need]] = {}  # reward -> the first task it does not apply to
     applied: set[str] = set()
@@ -76,7 +84,7 @@ def check_columns(source: TaskSource, split: Split, rewards: Sequence[Named], wh
         any_applied = False
         for task in leaf.tasks:
             first = first or task
-            ways = _ways(needs(task), task, leaf, where)
+            ways = _ways(needs(task), task, leaf, answer)
             lacking = {name: need for name, need in ways.items() if need is not None}
             any_applied |= len(lacking) < len(ways)
             applied |= set(ways) - set(lacking)
@@ -85,24 +93,24 @@ def check_columns(source: TaskSource, split: Split, rewards: Sequence[Named], wh
             if ways and len(lacking) == len(ways):
                 bare = bare or (task, next(iter(lacking.values())))
         if bare and any_applied:  # forgotten in some rows of a table
-            raise _lacks(*bare, where)
+            raise _lacks(*bare)
     never = {name: found for name, found in unmet.items() if name not in applied}
     if never and (complete or not applied):
-        raise _lacks(*next(iter(never.values())), where, never=True)
+        raise _lacks(*next(iter(never.values())), never=True)
 
 
-def _ways(needs: Iterable[Need], task: Task, leaf: Leaf, where: str) -> dict[str, Need | None]:
+def _ways(needs: Iterable[Need], task: Task, leaf: Leaf, answer: str) -> dict[str, Need | None]:
     """For each verifier that is asked about a task, the first thing it lacks (None: it applies)."""
     have = columns_of(task)
     found: dict[str, Need | None] = {}
     for need in needs:
         if need.must:
             if need.column not in have:
-                raise _lacks(task, need, where, leaf)
+                raise _lacks(task, need, answer if leaf.answer else "")
             continue
         lacks = bool(missing_columns([need.column], task))
         if lacks and leaf.answer and ANSWER in need.column.split("|"):
-            raise _lacks(task, need, where, leaf)
+            raise _lacks(task, need, answer if leaf.answer else "")
         found[need.reward] = found.get(need.reward) or (need if lacks else None)
     return found
 
@@ -228,22 +236,20 @@ def _guard(source: TaskSource) -> Any:
     return guarded(name, fail)
 
 
-def _lacks(
-    task: Task, need: Need, where: str, leaf: Leaf | None = None, never: bool = False
-) -> GrpoError:
-    """The sentence of a task that lacks what a reward needs."""
+def _lacks(task: Task, need: Need, answer: str = "", never: bool = False) -> GrpoError:
+    """The sentence of a task that lacks what a reward needs; `answer` as in `check_columns`."""
     names = need.column.split("|")
     if need.must and need.column in OWN:
         return RewardError(
             f"{need.reward} has a parameter {need.column!r}, and rewards are called with "
             f"{need.column + 's'!r}, a list"
         )
-    said = f"{where}data: {task.where} has no column {' or '.join(map(repr, names))}"
+    said = f"{task.where} has no column {' or '.join(map(repr, names))}"
     said += f", which {need.reward} needs"
     if never:
         said += ", and nor has any other task that was looked at"
-    if leaf is not None and leaf.answer and ANSWER in names:
-        said += f"; if another holds it, name that in {where}data.args.answer"
+    if answer and ANSWER in names:
+        said += f"; if another holds it, name that in {answer}"
     elif need.must:
         said += "; give every row one, or the parameter a default"
     return DataError(f"{said}.{near(names[0], [*columns_of(task), 'prompt'])}")

@@ -10,7 +10,7 @@ stage that starts from `stage:NAME` is looked at through what that stage will le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from grpo.preflight.machine import check_machine
 from grpo.preflight.paths import check_paths
 from grpo.preflight.plugs import Pieces, check_plugins
 from grpo.preflight.rows import check_rows
-from grpo.schema import Recipe
+from grpo.schema import AnyStage, Recipe
+from grpo.types import TaskSource
 
-__all__ = ["Found", "check", "check_machine", "known", "start"]
+__all__ = ["Found", "check", "check_machine", "check_tasks", "known", "start"]
 
 
 def start(recipe: Recipe, folder: Path, say: Callable[[str], Any]) -> None:
@@ -59,12 +60,33 @@ def check(
 def known(recipe: Recipe, done: Collection[str] = (), *, hub: bool = False) -> Mapping[str, Pieces]:
     """The part of `check` that needs no torch; stage -> the tasks and rows that were read."""
     stages = [stage for stage in recipe.stages if stage.name not in done]
+    return dict(_look(recipe, stages, hub))
+
+
+def check_tasks(
+    recipe: Recipe, stage: AnyStage, splits: Collection[str] = ("train", "heldout")
+) -> TaskSource:
+    """The tasks of a stage that samples, after the look at it that needs no torch.
+
+    Of one that is asked for what some `splits` alone give. Raises GrpoError.
+    """
+    ((_, pieces),) = _look(recipe, [stage], hub=True, splits=splits)
+    assert pieces.source is not None  # the hub was asked
+    return pieces.source
+
+
+def _look(
+    recipe: Recipe,
+    stages: Sequence[AnyStage],
+    hub: bool,
+    splits: Collection[str] = ("train", "heldout"),
+) -> Iterator[tuple[str, Pieces]]:
+    """Each stage by name, and what was read of it; none before all have passed what is quick."""
     for look in (check_paths, check_plugins):
         for stage in stages:
             with said(recipe, stage):
                 look(stage, prefix(recipe, stage))
-    found: dict[str, Pieces] = {}
     for stage in stages:
         with said(recipe, stage):
-            found[stage.name] = check_rows(stage, prefix(recipe, stage), hub)
-    return found
+            found = check_rows(stage, prefix(recipe, stage), hub, splits)
+        yield stage.name, found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +20,13 @@ from grpo.stages.rows import read_rows
 from grpo.types import TaskSource
 
 
-def check_rows(stage: AnyStage, where: str, hub: bool) -> Pieces:
+def check_rows(
+    stage: AnyStage, where: str, hub: bool, splits: Collection[str] = ("train", "heldout")
+) -> Pieces:
     """Read the data of a stage, and refuse what it would refuse when its turn comes.
 
-    What is on the hub is read with `hub` only. Raises DataError, RecipeError and PluginError.
+    What is on the hub is read with `hub` only; tasks are those of `splits`. Raises DataError,
+    RecipeError and PluginError.
     """
     if isinstance(stage, SFTStage):
         return Pieces(rows=dict(_supervised(stage, where, hub)))
@@ -33,9 +36,10 @@ def check_rows(stage: AnyStage, where: str, hub: bool) -> Pieces:
     if isinstance(stage, PretrainStage):
         _check_demonstrations(source, where)
         return Pieces(source=source)
-    rewards = all_rewards(stage, where)
+    rewards = {k: named for k, named in all_rewards(stage, where).items() if k in splits}
     for split, named in rewards.items():
-        check_columns(source, cast(Split, split), named, where)
+        answer = f"{where}data.args.answer"
+        check_columns(source, cast(Split, split), named, f"{where}data", answer)
     for split in rewards:
         with at(f"{where}data"):
             _check_size(source, cast(Split, split))

@@ -7,11 +7,12 @@ for its weights: where NAME itself starts from, or for a pretrain stage a folder
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from transformers import AutoTokenizer
 
 from grpo.data.source import DemonstrationSource
@@ -47,6 +48,7 @@ def check_texts(
                 here = with_models(stage, left)
                 with said(recipe, stage):
                     _models(here, prefix(recipe, stage))
+                    here = with_models(here, left, _cached)
                     _check_device(here)
                     _check_tokens(here)
                     part = pieces[stage.name]
@@ -65,11 +67,27 @@ def _models(stage: AnyStage, where: str) -> None:
     """What a stage's models say without their weights."""
 
 
-def with_models(stage: AnyStage, left: Mapping[str, str]) -> AnyStage:
-    """`stage` with the folders of `left` in place of the models that earlier stages leave."""
+def _cached(path: str) -> str:
+    """The folder of a model of the hub that was downloaded before; any other path as it is."""
+    if not path or Path(path).expanduser().exists() or path.count("/") > 1:
+        return path
+    try:
+        file = try_to_load_from_cache(path, "config.json")
+    except ValueError:  # no name that a model could have
+        return path
+    return str(Path(file).parent) if isinstance(file, str) else path
+
+
+def with_models(
+    stage: AnyStage, left: Mapping[str, str], known: Callable[[str], str] = str
+) -> AnyStage:
+    """`stage` with the folders of `left` in place of the models that earlier stages leave.
+
+    `known` gives what stands for any other path.
+    """
 
     def place(path: str) -> str:
-        return left[path.removeprefix(REFERENCE)] if path.startswith(REFERENCE) else path
+        return left[path.removeprefix(REFERENCE)] if path.startswith(REFERENCE) else known(path)
 
     found: dict[str, Any] = {}
     for section, name in (("model", "path"), ("teacher", "path"), ("slm", "reference")):
@@ -98,7 +116,7 @@ def _left(
     if isinstance(stage, PretrainStage):
         return _pretrained(stage, part, aside / stage.name)
     if isinstance(stage, RLStage | SFTStage | DistillStage):
-        return cast(Any, with_models(stage, left)).model.path
+        return cast(Any, with_models(stage, left, _cached)).model.path
     return ""
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from grpo.data.conversation import KWARGS, TOOLS
 from grpo.data.prompts import PromptTemplate
-from grpo.errors import DataError
+from grpo.errors import DataError, GrpoError, RecipeError
 from grpo.needed import leaves
 from grpo.types import Task, TaskSource
 
@@ -34,8 +34,10 @@ def overlong(source: TaskSource, template: PromptTemplate) -> Overlong:
     tasks = looked = found = 0
     every = True
     counts = dict(template.counts)
+    shortest: Task | None = None
     for leaf in leaves(source, "train"):
         every &= leaf.every
+        shortest = min([*leaf.tasks, *([shortest] if shortest else [])], key=_size, default=None)
         tasks += len(leaf.tasks)
         for task in _candidates(leaf.tasks, template):
             if looked == MOST:
@@ -45,10 +47,7 @@ def overlong(source: TaskSource, template: PromptTemplate) -> Overlong:
             found += template.render(task) is None or template.counts["truncated"] > before
     template.counts.update(counts)
     if tasks and found == tasks and template.overlong == "drop":
-        raise DataError(
-            f"every training prompt is longer than {template.limit()[1]}: raise the limit, or "
-            "shorten completions or prompts"
-        )
+        raise _none_fits(shortest, template)
     return Overlong(tasks=tasks, looked=looked, found=found, every=every)
 
 
@@ -69,19 +68,41 @@ def _candidates(tasks: Sequence[Task], template: PromptTemplate) -> Iterator[Tas
     What a template writes around a plain prompt is as long for one as for another.
     """
     plain = [task for task in tasks if isinstance(task.prompt, str) and not _own(task)]
-    plain.sort(key=lambda task: -len(str(task.prompt).encode(errors="replace")))
+    plain.sort(key=_size, reverse=True)
     around: int | None = None
     for task in plain:
         limit, _ = template.limit(task)
         if limit is None:
             return
-        size = len(str(task.prompt).encode(errors="replace"))
+        size = _size(task)
         if around is None:
             around = template.text_bytes(task) - size + SPECIAL
         if size + around <= limit:
             break
         yield task
     yield from (task for task in tasks if not isinstance(task.prompt, str) or _own(task))
+
+
+def _size(task: Task) -> int:
+    """Bytes of what is asked; of messages, with all that they hold."""
+    return len(str(task.prompt).encode(errors="replace"))
+
+
+def _none_fits(shortest: Task | None, template: PromptTemplate) -> GrpoError:
+    limit, why = template.limit(shortest)
+    length = template.length(shortest) if shortest else 0
+    if template.positions is not None and limit != template.max_prompt_length:
+        room = template.positions - length
+        if room > 0:
+            return RecipeError(
+                f"no training prompt has room beside max_completion_length = "
+                f"{template.positions - (limit or 0)} in the model's {template.positions} "
+                f"positions, the shortest takes {length}; valid: 1 to {room}"
+            )
+    return DataError(
+        f"every training prompt is longer than {why}, the shortest has {length} tokens: raise the "
+        "limit, or shorten them"
+    )
 
 
 def _own(task: Task) -> bool:

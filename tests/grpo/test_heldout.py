@@ -26,6 +26,9 @@ class Template:
     def render(self, task):
         return Prompt(task=task, text="?", ids=(1,)) if self.fits else None
 
+    def limit(self):
+        return 4, "data.max_prompt_length=4"
+
 
 def test_an_endless_source_gives_each_task_once():
     prompts = heldout.prepare(Endless(), Template(True), 5)

@@ -233,8 +233,7 @@ def _train(arguments: argparse.Namespace) -> int:
     recipe = config.load(arguments.recipe, arguments.overrides)
     from grpo import preflight
 
-    preflight.known(recipe)
-    preflight.check_machine(recipe)
+    preflight.first(recipe)
     from grpo.ray_learners import train  # imports torch: only once the recipe is known to be good
 
     train(recipe)

@@ -120,12 +120,28 @@ def _path(field: str, path: str, folder: Path | None) -> str:
 def _rewards(
     specs: Sequence[RewardSpec], where: str, folder: Path | None
 ) -> tuple[RewardSpec, ...]:
-    return tuple(
-        spec.model_copy(
-            update={"name": _plugin("reward", f"{where}.{i}", spec.name, folder, spec.args)}
-        )
-        for i, spec in enumerate(specs)
-    )
+    found: list[RewardSpec] = []
+    for i, spec in enumerate(specs):
+        name = _plugin("reward", f"{where}.{i}", spec.name, folder, spec.args)
+        args = _reward_args(f"{where}.{i}.args", _data_args(spec.args, folder), folder)
+        found.append(_copy(spec, name=name, args=spec.args if plugins.is_address(name) else args))
+    return tuple(found)
+
+
+def _reward_args(where: str, args: Any, folder: Path | None) -> Any:
+    """Arguments of `gate`, `gdpo`, `routed` and the like, with files of rewards made absolute."""
+    if isinstance(args, list | tuple):
+        return [_reward_args(f"{where}.{i}", value, folder) for i, value in enumerate(args)]
+    if not isinstance(args, Mapping):
+        return args
+    found: Tree = {}
+    for key, value in args.items():
+        file = isinstance(value, str) and key in ("name", "reward", "verifier") and ":" in value
+        if file:
+            found[key] = _plugin("reward", f"{where}.{key}", value, folder)
+        else:
+            found[key] = _reward_args(f"{where}.{key}", value, folder)
+    return found
 
 
 def _plugin(

@@ -22,7 +22,18 @@ from grpo.preflight.rows import check_rows
 from grpo.schema import AnyStage, Recipe
 from grpo.types import TaskSource
 
-__all__ = ["Found", "check", "check_machine", "check_tasks", "known", "start"]
+__all__ = ["Found", "check", "check_machine", "check_tasks", "first", "known", "start"]
+
+
+# The recipe that `first` looked at, and what was read of it, until `start` goes on from there.
+_first: list[tuple[Recipe, Mapping[str, Pieces]]] = []
+
+
+def first(recipe: Recipe) -> None:
+    """What can be known of a new run without torch; `start` does not do it again. GrpoError."""
+    pieces = known(recipe, hub=True)
+    check_machine(recipe)
+    _first[:] = [(recipe, pieces)]
 
 
 def start(recipe: Recipe, folder: Path, say: Callable[[str], Any]) -> None:
@@ -34,7 +45,9 @@ def start(recipe: Recipe, folder: Path, say: Callable[[str], Any]) -> None:
     done = [name for name, summary in ends.items() if summary.is_file()]
     if len(done) == len(ends):
         return
-    pieces = known(recipe, done, hub=True)
+    before = [pieces for one, pieces in _first if one is recipe and not done]
+    _first.clear()
+    pieces = before[0] if before else known(recipe, done, hub=True)
     check_machine(recipe, folder, done)
     from grpo.preflight.texts import check_texts
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from grpo.errors import RecipeError
-from grpo.schema import REFERENCE, AnyStage, SFTStage
+from grpo.schema import REFERENCE, AnyStage, RewardSpec, RLStage, SFTStage
 
 HUB = "hub"  # the source whose `path` is a data set of the hub
 # Sources that read a data set of the hub, and with `path` a file instead.
@@ -29,12 +29,9 @@ def check_paths(stage: AnyStage, where: str) -> None:
             _check_rows(f"{where}data.mix", path)
         return
     _check_source(f"{where}data.args", stage.data.source, stage.data.args)
-    for field in ("rewards", "eval.rewards", "curriculum", "callbacks"):
-        section: Any = stage
-        for part in field.split("."):
-            section = getattr(section, part, ())
-        for index, spec in enumerate(section):
-            for name, path in _named(spec.args):
+    for field, specs in (("rewards", _rewards(stage)), ("eval.rewards", _eval_rewards(stage))):
+        for index, spec in enumerate(specs):
+            for name, path in _reward_models(spec.name, spec.args):
                 if is_local(path) and not Path(path).expanduser().exists():
                     raise _missing(f"{where}{field}.{index}.args.{name}", path)
     for path in getattr(getattr(stage, "filter", None), "decontaminate", ()):
@@ -52,6 +49,31 @@ def models(stage: AnyStage) -> Iterator[tuple[str, str]]:
     for index, path in enumerate(getattr(stage, "models", ())):
         if not path.startswith(REFERENCE):
             yield f"models.{index}", path
+
+
+def _rewards(stage: AnyStage) -> Sequence[RewardSpec]:
+    return getattr(stage, "rewards", ())
+
+
+def _eval_rewards(stage: AnyStage) -> Sequence[RewardSpec]:
+    return stage.eval.rewards if isinstance(stage, RLStage) else ()
+
+
+def _reward_models(name: str, args: Any, place: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted argument, path) of a reward model, also of one inside `gate`, `gdpo` or `routed`."""
+    if name == "reward_model":
+        if isinstance(args, Mapping) and isinstance(args.get("path"), str):
+            yield f"{place}path", args["path"]
+        return
+    for key, value in args.items() if isinstance(args, Mapping) else ():
+        if isinstance(args.get("name"), str) and key == "args":
+            yield from _reward_models(args["name"], value, f"{place}args.")
+        elif key.endswith("_args") and isinstance(args.get(key.removesuffix("_args")), str):
+            yield from _reward_models(args[key.removesuffix("_args")], value, f"{place}{key}.")
+        else:
+            yield from _reward_models("", value, f"{place}{key}.")
+    for index, value in enumerate(args if isinstance(args, list | tuple) else ()):
+        yield from _reward_models("", value, f"{place}{index}.")
 
 
 def is_local(path: str) -> bool:
@@ -79,26 +101,16 @@ def _check_source(setting: str, source: str, args: Mapping[str, Any]) -> None:
                 inner = part.get("args") or {}
                 _check_source(f"{setting}.parts.{index}.args", part["source"], inner)
         return
-    for name, path in _named(args):
-        file = source in FILES
-        if (file or is_local(path)) and not Path(path).expanduser().exists():
+    # What a plug-in calls a path may be where it writes to.
+    for name in ("path", "heldout_path") if source in (*FILES, HUB) else ():
+        path = args.get(name)
+        if not isinstance(path, str):
+            continue
+        place = Path(path).expanduser()
+        if (source in FILES or is_local(path)) and not place.exists():
             raise _missing(f"{setting}.{name}", path)
-        if file and not Path(path).expanduser().is_file():
+        if source in FILES and not place.is_file():
             raise RecipeError(f"{setting}.{name} = {path!r}: it is a folder, and a file is read.")
-
-
-def _named(args: Any) -> Iterator[tuple[str, str]]:
-    """(dotted name, value) of every argument that names a file by house style: path, *_path."""
-    if not isinstance(args, Mapping):
-        return
-    for name, value in args.items():
-        if isinstance(value, str) and (name == "path" or name.endswith("_path")):
-            yield name, value
-        elif isinstance(value, list | tuple):
-            for index, one in enumerate(value):
-                yield from ((f"{name}.{index}.{k}", path) for k, path in _named(one))
-        else:
-            yield from ((f"{name}.{k}", path) for k, path in _named(value))
 
 
 def _missing(setting: str, path: str) -> RecipeError:

@@ -46,9 +46,7 @@ def test_a_prompt_has_as_many_tokens_as_a_completion_leaves() -> None:
     cut = template(overlong="truncate").render(asked("abcdefghab"))
     assert cut is not None
     assert cut.text == "cdefghab"
-    with pytest.raises(
-        DataError, match=r"^rows\.jsonl:7: the prompt has 9 tokens, more"
-    ):
+    with pytest.raises(DataError, match=r"^rows\.jsonl:7: the prompt has 9 tokens, more"):
         template(overlong="error").render(asked("abcdefgha"))
 
 

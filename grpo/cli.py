@@ -91,6 +91,12 @@ def _add_train(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("recipe", metavar="RECIPE", nargs="?", help=RECIPE)
     _add_overrides(verb)
     verb.add_argument("--resume", metavar="RUN", help="folder of the run to continue")
+    verb.add_argument(
+        "--accept-changes",
+        action="store_true",
+        default=None,
+        help="with --resume: go on although rows, plug-ins, models, ranks or device have changed",
+    )
 
 
 def _add_eval(verb: argparse.ArgumentParser) -> None:
@@ -224,8 +230,9 @@ def _train(arguments: argparse.Namespace) -> int:
         folder = _folder(arguments.resume, "--resume")
         from grpo.ray_learners import resume
 
-        resume(folder)
+        resume(folder, accept_changes=bool(arguments.accept_changes))
         return 0
+    check_form("train", "grpo train RECIPE", arguments)
     if arguments.recipe is None:
         raise RecipeError("train needs a RECIPE, or --resume RUN.")
     from grpo import config
@@ -251,7 +258,9 @@ def _eval(arguments: argparse.Namespace) -> int:
         recipe = config.load(arguments.recipe, arguments.overrides)
     elif run.is_file():
         check_form("eval", "grpo eval RUN", arguments)
-        recipe = config.from_dict(json.loads(run.read_text()), arguments.overrides)
+        from grpo.record import read_json
+
+        recipe = config.from_dict(read_json(run), arguments.overrides)
     else:
         raise RecipeError(
             f"{arguments.model!r} is not the folder of a run, so eval needs --tasks NAME,… or "

@@ -318,6 +318,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return from_lines(path.read_text(encoding="utf-8"))
 
 
+def shared(
+    lines: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The lines of completions that two evaluations both asked for, in the order of the first."""
+    theirs = {(line["mode"], line["task"], line["sample"]): line for line in others}
+    pairs = [(line, theirs.get((line["mode"], line["task"], line["sample"]))) for line in lines]
+    both = [(mine, other) for mine, other in pairs if other is not None]
+    return [mine for mine, _ in both], [other for _, other in both]
+
+
 def _may_judge(lines: Sequence[dict[str, Any]], name: str, names: Sequence[str]) -> bool:
     """Whether a reward is a verifier; lines without verdicts do not say, and meant the first."""
     return any(name in line["right"] if "right" in line else name == names[0] for line in lines)

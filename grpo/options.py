@@ -18,7 +18,7 @@ TASKS = (
 )
 # verb -> form, as a person would type it -> what it honors
 FORMS: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "train": {"grpo train RECIPE": RECIPE, "grpo train --resume RUN": ("resume",)},
+    "train": {"grpo train RECIPE": RECIPE, "grpo train --resume RUN": ("resume", "accept_changes")},
     "eval": {
         "grpo eval MODEL --tasks NAME,…": TASKS,
         "grpo eval MODEL --recipe RECIPE": ("model", *RECIPE),

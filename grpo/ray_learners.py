@@ -31,10 +31,12 @@ def train(recipe: Recipe) -> dict[str, Any]:
     return _run_ranks(recipe) if _wanted(recipe) else train_recipe(recipe)
 
 
-def resume(path: str | Path) -> dict[str, Any]:
-    """Continue the run in folder `path` as it was begun."""
+def resume(path: str | Path, *, accept_changes: bool = False) -> dict[str, Any]:
+    """Continue the run in folder `path` as it was begun; see `resume_run`."""
     recipe = recipe_of(path)
-    return _run_ranks(recipe, str(path)) if _wanted(recipe) else resume_run(path)
+    if _wanted(recipe):
+        return _run_ranks(recipe, str(path), accept_changes)
+    return resume_run(path, accept_changes=accept_changes)
 
 
 def _wanted(recipe: Recipe) -> bool:
@@ -53,16 +55,22 @@ class _Rank:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def run(self, environment: Mapping[str, str], settings: dict[str, Any], path: str) -> Any:
+    def run(
+        self,
+        environment: Mapping[str, str],
+        settings: dict[str, Any],
+        path: str,
+        accept_changes: bool,
+    ) -> Any:
         """The recipe (or with `path` the rest of that run) as one rank; the last summary."""
         os.environ |= environment
         console = Console(stderr=True, highlight=False, quiet=environment["RANK"] != "0")
         if path:
-            return resume_run(path, console)
+            return resume_run(path, console, accept_changes=accept_changes)
         return train_recipe(from_dict(settings), console)
 
 
-def _run_ranks(recipe: Recipe, path: str = "") -> dict[str, Any]:
+def _run_ranks(recipe: Recipe, path: str = "", accept_changes: bool = False) -> dict[str, Any]:
     """Start the ranks and wait for all; a run in folder `path` is continued.
 
     Raises RecipeError where the cluster has no room, RunError where a rank died, and whatever of
@@ -104,7 +112,7 @@ def _run_ranks(recipe: Recipe, path: str = "") -> dict[str, Any]:
         shared = recipe.run.model_copy(update={"threads": threads})
         settings = recipe.model_copy(update={"run": shared}).model_dump(mode="json")
         futures = [
-            actor.run.remote(_environment(index, count, host, port), settings, path)
+            actor.run.remote(_environment(index, count, host, port), settings, path, accept_changes)
             for index, actor in enumerate(actors)
         ]
         return _await(ray, futures)

@@ -10,96 +10,173 @@ last stage is the run's.
 from __future__ import annotations
 
 import json
-import os
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-import transformers
 from pydantic import BaseModel
 from rich.console import Console
-from torch.utils import deterministic
 
-from grpo import finished, litter, preflight, provenance
+from grpo import finished, litter, preflight, process, provenance, record
+from grpo.claim import claimed
 from grpo.config import from_dict, resolved
 from grpo.errors import GrpoError, PluginError, RecipeError, RunError
 from grpo.foreign import said
-from grpo.memory import keep_freed_memory
+from grpo.kernels import native
+from grpo.process import prepare_process
 from grpo.ranks import Ranks, join
+from grpo.record import write_json
 from grpo.schema import REFERENCE, AnyStage, Recipe, RLStage, artefact, references
+from grpo.stages import inputs
 from grpo.summary import print_stages, print_summary
+
+SETTINGS = "resolved.json"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run directory and who works in it."""
+
+    recipe: Recipe
+    folder: Path
+    console: Console
+    ranks: Ranks
+    accept: bool = False  # changes of what it was started with
+
+    def place(self, stage: AnyStage) -> Path:
+        """The folder of a stage."""
+        return stage_folder(self.recipe, self.folder, stage.name)
+
+    def say(self, *lines: str) -> None:
+        """What is not empty, a line each, once for all ranks."""
+        for line in lines if self.ranks.rank == 0 else ():
+            if line:
+                self.console.print(line, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _claimed(run: _Run) -> Iterator[None]:
+    """Within it no other process trains in the folder; of several ranks the first holds it."""
+    with ExitStack() as held:
+        run.say(run.ranks.on_first(lambda: held.enter_context(claimed(run.folder))))
+        yield
 
 
 def train_recipe(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
     """Run every stage of `recipe` in a new run directory; the summary of the last one.
 
-    Raises RunError if the directory holds another run already.
+    Raises RunError if the directory holds another run already, or one is being started there.
     """
     folder = Path(recipe.run_dir).expanduser().resolve()
-    ranks = _join(recipe)
-    ranks.on_first(lambda: _found(recipe, folder))
-    try:
-        return run_stages(recipe, folder, console or Console(stderr=True, highlight=False))
-    except GrpoError:
-        logs = folder.rglob("metrics.jsonl")
-        if ranks.rank == 0 and not any(log.stat().st_size for log in logs):
-            # nothing was done yet, so the corrected command may use the folder
-            (folder / "resolved.json").unlink()
-        raise
+    ranks = _join(recipe, recipe.run.threads)
+    run = _Run(recipe, folder, console or _console(), ranks)
+    with _claimed(run):
+        ranks.on_first(lambda: _found(run))
+        try:
+            return _run_stages(run)
+        except GrpoError:
+            logs = folder.rglob("metrics.jsonl")
+            if ranks.rank == 0 and not any(log.stat().st_size for log in logs):
+                # nothing was done yet, so the corrected command may use the folder
+                (folder / SETTINGS).unlink()
+            raise
 
 
-def _found(recipe: Recipe, folder: Path) -> None:
+def _found(run: _Run) -> None:
     """The run directory with what it says about itself. Raises RunError."""
-    if (folder / "resolved.json").exists():
+    folder = run.folder
+    if (folder / SETTINGS).exists():
         raise RunError(
             f"run.dir = {str(folder)!r} already holds a run; continue it with "
             f"`grpo train --resume {folder}`, or choose another run.dir"
         )
+    settings = resolved(run.recipe)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "resolved.json").write_text(json.dumps(resolved(recipe), indent=1) + "\n")
-        (folder / "provenance.json").write_text(
-            json.dumps(provenance.provenance(), indent=1) + "\n"
-        )
+        record.write(folder, {**process.described(run.ranks), "settings": settings})
+        record.write_json(folder / SETTINGS, settings)
     except OSError as error:
         raise RunError(f"run.dir = {str(folder)!r} cannot be written: {error}") from error
 
 
-def resume_run(path: str | Path, console: Console | None = None) -> dict[str, Any]:
-    """Continue the run in `path` from its newest checkpoint; the summary of its last stage."""
+def resume_run(
+    path: str | Path, console: Console | None = None, *, accept_changes: bool = False
+) -> dict[str, Any]:
+    """Continue the run in `path` from its newest checkpoint; the summary of its last stage.
+
+    It goes on as it was started: with its settings, its number of threads, its kernels. Raises
+    RunError where something else has changed, unless its rows, files, ranks or device have and
+    `accept_changes` is set; then what was sampled ahead is sampled anew.
+    """
     folder = Path(path).expanduser().resolve()
+    started = record.read(folder)
+    record.check_settings(started, record.read_json(folder / SETTINGS), folder)
     recipe = recipe_of(folder)
-    return run_stages(recipe, folder, console or Console(stderr=True, highlight=False))
+    before = started.get("process", {})
+    ranks = _join(recipe, before.get("threads", recipe.run.threads))
+    run = _Run(recipe, folder, console or _console(), ranks, accept_changes)
+    on = before.get("kernels") if not accept_changes else None
+    with _claimed(run), process.kernels(native.is_on() if on is None else on) as switched:
+        run.say(switched, *process.thread_lines(before.get("threads", 1)))
+        ranks.on_first(lambda: _continued(run))
+        return _run_stages(run)
+
+
+def _continued(run: _Run) -> None:
+    """Compare this process with the one the run was started in. Raises RunError."""
+    started, now = record.read(run.folder), process.described(run.ranks)
+    settings = record.read_json(run.folder / SETTINGS)
+    lines = record.check_settings(started, settings, run.folder)
+    if "settings" not in started:
+        started["settings"] = settings
+        lines.append(
+            "this run was started by a version that did not record its data and files, so nothing "
+            "says whether they have changed; from here on it does"
+        )
+    changes = record.check_process(started, now)
+    if changes and not run.accept:
+        raise RunError(
+            f"run {str(run.folder)!r} was started otherwise: {', '.join(changes)}; resume it so, "
+            f"or with {record.ACCEPT} as it is now, from here on with other last bits"
+        )
+    lines += [*changes, *record.check_versions(started, now)]
+    run.say(*lines)
+    record.note(started, lines)
+    record.write(run.folder, started | {name: now[name] for name in record.CURRENT})
 
 
 def recipe_of(path: str | Path) -> Recipe:
     """The recipe of the run in a folder. Raises RunError."""
-    file = Path(path).expanduser() / "resolved.json"
+    file = Path(path).expanduser() / SETTINGS
     if not file.is_file():
         raise RunError(f"{str(path)!r} is not a run: there is no resolved.json in it")
-    return from_dict(json.loads(file.read_text()))
+    return from_dict(record.read_json(file))
 
 
-def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
+def _run_stages(run: _Run) -> dict[str, Any]:
     """The stages that have no summary yet, in order."""
-    ranks = _join(recipe)
-    if ranks.rank:
-        console = Console(quiet=True)
-    ranks.on_first(lambda: preflight.start(recipe, folder, partial(console.print, markup=False)))
+    recipe, folder, ranks, console = run.recipe, run.folder, run.ranks, run.console
+    ranks.on_first(lambda: preflight.start(recipe, folder, run.say))
     summaries: dict[str, dict[str, Any]] = {}
+    damages: dict[str, str] = {}
     ranks.on_first(lambda: litter.tidy(folder, console))
     for stage in recipe.stages:
-        place = stage_folder(recipe, folder, stage.name)
-        before, damage = ranks.on_first(lambda at=place: finished.look(at, console))
+        place = run.place(stage)
+        before, damages[stage.name] = ranks.on_first(lambda at=place: finished.look(at, console))
         if before is not None:
             summaries[stage.name] = before
             console.print(f"stage {stage.name}: done before", markup=False)
-            continue
+    left = [stage for stage in recipe.stages if stage.name not in summaries]
+    ranks.on_first(lambda: _compare(run, left))
+    for stage in left:
+        place = run.place(stage)
+        if stage is not left[0]:  # hours may have passed
+            ranks.on_first(lambda one=stage: _compare(run, [one]))
         try:
             # Paths are found anew: the run may have been moved.
-            with finished.again(place, damage):
+            with finished.again(place, damages[stage.name]):
                 summary = _run_stage(located(stage, recipe, folder), recipe, place, console, ranks)
         except SystemExit as exit:  # a script that trains would end well
             raise PluginError(f"stage {stage.name}: code of a plug-in {said(exit)}") from exit
@@ -116,6 +193,35 @@ def run_stages(recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]
         print_stages({stage.name: stage.kind for stage in recipe.stages}, summaries, console)
     print_summary(last, folder, console)
     return last
+
+
+def _compare(run: _Run, stages: Sequence[AnyStage]) -> None:
+    """Compare the inputs of stages with what they were when the run first met them.
+
+    What it had not met is recorded. Raises RunError where they have changed and may not have.
+    """
+    started = record.read(run.folder)
+    begun = json.dumps(started)
+    for stage in stages:
+        here = located(stage, run.recipe, run.folder)
+        files, rows = inputs.files_of(here), {}
+        if stage is stages[0] or not inputs.is_within(here, run.folder):
+            rows = inputs.rows_of(here)
+        changes = record.check_inputs(run.folder, started, stage.name, files, rows)
+        if changes and not run.accept:
+            raise RunError(
+                f"stage {stage.name}: what the run was started with has changed: "
+                f"{'; '.join(changes)}. Put it back, or go on with `grpo train --resume "
+                f"{run.folder} {record.ACCEPT}`, which samples anew what was sampled ahead"
+            )
+        if changes:
+            changes = [f"stage {stage.name}: {change}" for change in changes]
+            run.say(*(f"accepted: {change}" for change in changes))
+            inputs.sample_anew(here, run.place(stage))
+            record.accept(started, stage.name, changes)
+        record.keep_inputs(run.folder, started, stage.name, files, rows)
+    if json.dumps(started) != begun:
+        record.write(run.folder, started)
 
 
 def _run_stage(
@@ -177,9 +283,13 @@ def stage_folder(recipe: Recipe, folder: Path, name: str) -> Path:
     return folder if len(recipe.stages) == 1 else folder / name
 
 
-def _join(recipe: Recipe) -> Ranks:
+def _console() -> Console:
+    return Console(stderr=True, highlight=False)
+
+
+def _join(recipe: Recipe, threads: int) -> Ranks:
     """The learner's ranks, before anything loads a model. Raises RecipeError."""
-    prepare_process(recipe.run.threads)
+    prepare_process(threads)
     ranks = join()
     if recipe.ray.learners not in (1, ranks.count):
         raise RecipeError(
@@ -207,25 +317,3 @@ def _join(recipe: Recipe) -> Ranks:
                 "of them join: `ray start --head`, then ray.address=auto"
             )
     return ranks
-
-
-def prepare_process(threads: int) -> None:
-    """Process-wide settings: thread count (0: all), sums in one order, no bars of libraries.
-
-    On a CPU every operation is one whose threads add up in a fixed order, also in the code of a
-    model (experts read a token more than once, and the gradients of these reads are added up).
-    """
-    torch.set_num_threads(threads or os.cpu_count() or 1)
-    if not torch.cuda.is_available():
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        # a pass over memory that nobody reads
-        deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
-    keep_freed_memory()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write atomically."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(aside, path)

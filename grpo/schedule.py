@@ -176,10 +176,19 @@ class Rollouts:
             "curriculum": self.wanted.curriculum.state() if self.wanted.curriculum else None,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, before the first `deliver`."""
+    def restore(self, state: dict[str, Any], keep_batches: bool = True) -> None:
+        """Go on where `state` was taken, before the first `deliver`.
+
+        keep_batches: whether what was sampled ahead still counts; if not, its tasks are drawn anew.
+        """
         self._next = state["next"]
-        self._ready = {b["step"]: from_json(b, self.wanted) for b in state["ready"]}
+        ready = state["ready"]
+        if ready and not keep_batches:
+            self._next = min(batch["step"] for batch in ready)
+            drawn = [group["position"] for batch in ready for group in batch["groups"]]
+            self.wanted.tasks.position = min(drawn, default=self.wanted.tasks.position)
+            ready = []
+        self._ready = {b["step"]: from_json(b, self.wanted) for b in ready}
         self._known = {Version(step=s, hash=h): step for s, h, step in state["known"]}
         if self.wanted.curriculum is not None and state.get("curriculum") is not None:
             self.wanted.curriculum.restore(state["curriculum"])

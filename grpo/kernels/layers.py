@@ -180,10 +180,14 @@ def weight_gradient(
     return sums
 
 
-@functools.cache
 def _tiles() -> ctypes.CDLL | None:
     found = library(SOURCE.with_name("weight_gradient.cpp"))
-    return found if found is not None and found.has_tiles() else None
+    return found if found is not None and _has_tiles(found) else None
+
+
+@functools.cache
+def _has_tiles(kernels: ctypes.CDLL) -> bool:
+    return bool(kernels.has_tiles())
 
 
 def _wide(values: Tensor) -> Tensor:

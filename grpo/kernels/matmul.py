@@ -23,10 +23,14 @@ _PLAIN, _SUM, _GATED = range(3)
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 
 
-@functools.cache
 def _compiled() -> ctypes.CDLL | None:
     found = library(Path(__file__).with_name("matmul.cpp"))
-    if found is None or not found.has_tiles():
+    return None if found is None else _usable(found)
+
+
+@functools.cache
+def _usable(found: ctypes.CDLL) -> ctypes.CDLL | None:
+    if not found.has_tiles():
         return None
     found.lay_weight.argtypes = [_P, _P, _N, _N, _N]
     found.multiply.argtypes = [*[_P] * 5, ctypes.c_float, _P, *[_N] * 5]

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 # which would also assume that there is no infinity and no NaN.
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
 HEADERS = Path(__file__).parent
+SWITCH = "GRPO_NATIVE"  # variable of the environment; 0: no kernels
 WIDE = ("-mprefer-vector-width=512",)  # compilers shy away from these registers
 
 
@@ -35,10 +36,10 @@ def library(source: Path, *defines: str) -> ctypes.CDLL | None:
 
     `defines` are macros, "NAME=value".
     """
-    if os.environ.get("GRPO_NATIVE", "1") == "0":
+    if os.environ.get(SWITCH, "1") == "0":
         return None
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if sys.platform != "linux" or compiler is None:
+    compiler = _compiler()
+    if compiler is None:
         logger.info("%s is not compiled: no C++ compiler; torch is used", source.name)
         return None
     try:
@@ -47,6 +48,38 @@ def library(source: Path, *defines: str) -> ctypes.CDLL | None:
         said = getattr(error, "stderr", None) or str(error)
         logger.warning("%s cannot be compiled, torch is used instead: %s", source.name, said)
         return None
+
+
+def is_on() -> bool:
+    """Whether kernels are compiled: nobody has switched them off, and there is a compiler."""
+    return os.environ.get(SWITCH, "1") != "0" and can_compile()
+
+
+def can_compile() -> bool:
+    """Whether this machine has what compiling needs."""
+    return _compiler() is not None
+
+
+def compiler() -> str:
+    """The compiler's name and version, by its own words; "" where there is none."""
+    found = _compiler()
+    try:
+        said = subprocess.run([found or "", "--version"], capture_output=True, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said.decode(errors="replace").partition("\n")[0]
+
+
+def switch(value: str | None) -> None:
+    """Set the switch (None: unset it) for what is loaded from here on."""
+    os.environ.pop(SWITCH, None)
+    if value is not None:
+        os.environ[SWITCH] = value
+    library.cache_clear()
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "c++")) if sys.platform == "linux" else None
 
 
 def _compiled(source: Path, compiler: str, defines: tuple[str, ...]) -> Path:

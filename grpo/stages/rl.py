@@ -25,7 +25,7 @@ from typing import Any
 
 from rich.console import Console
 
-from grpo import checkpoint, figures, heldout, ledger, litter, manifest, plugins
+from grpo import checkpoint, figures, heldout, ledger, litter, manifest, plugins, record
 from grpo.checkpoint import BEST, Found
 from grpo.evaluate import paired_difference
 from grpo.log import RunLog
@@ -79,6 +79,7 @@ def _run(
     ranks: Ranks,
 ) -> dict[str, Any]:
     callbacks = [plugins.load("callback", c.name, {}, c.args) for c in stage.callbacks]
+    accepted = record.accepted(folder, stage.name)
     found = ranks.on_first(lambda: go_back(folder, settings, console))
     start, state = (found.state["step"], found.state) if found else (0, {})
     beside = found.beside if found else {}  # what was written so far, for the next checkpoint
@@ -125,7 +126,7 @@ def _run(
             parts.rollouts.deliver(parts.learner, 0)
             measure(BEFORE)
         if found:
-            restore(found, parts)
+            restore(found, parts, accepted)
             parts.rollouts.deliver(parts.learner, start)
         began = time.perf_counter() - seconds
         paused = 0.0  # evaluations are not training time
@@ -150,7 +151,7 @@ def _run(
             stopping = any(ranks.gather([stop()]))  # a signal reaches the ranks at different steps
             if due or last or stopping:
                 state = {"step": step, "evaluations": evaluations, "seconds": seconds}
-                _save(folder, state, parts, sampler, log, settings, beside)
+                _save(folder, state | {"accepted": accepted}, parts, sampler, log, settings, beside)
                 forget()
             if stopping and not last:
                 raise KeyboardInterrupt(f"interrupted; saved at step {step}")
@@ -209,12 +210,17 @@ def go_back(folder: Path, settings: Run, console: Console) -> Found | None:
     return found
 
 
-def restore(found: Found, parts: Parts) -> None:
-    """Put a checkpoint's state into `parts`."""
+def restore(found: Found, parts: Parts, accepted: int) -> None:
+    """Put a checkpoint's state into `parts`.
+
+    accepted: how often changes of the stage's inputs were. Batches of a checkpoint from before the
+    last one are sampled anew.
+    """
     parts.learner.load(str(found.folder))
     parts.rollouts.wanted.tasks.position = found.state["position"]
     with gzip.open(found.folder / ROLLOUTS, "rt", encoding="utf-8") as ahead:
-        parts.rollouts.restore(json.load(ahead))
+        is_same = found.state["accepted"] == accepted
+        parts.rollouts.restore(json.load(ahead), keep_batches=is_same)
 
 
 def forget_models(folder: Path, keep: str, beside: Known) -> None:
@@ -295,6 +301,7 @@ def _summary(
 def _gain(folder: Path, name: str, seed: int) -> dict[str, Any]:
     """What reward `name` rose by, sample by sample: {of, pass1 or mean, ci}, None if unscored."""
     old, new = (heldout.read_lines(folder / f"{when}.jsonl") for when in ("before", "after"))
+    old, new = heldout.shared(old, new)
     both = [*old, *new]
     of = heldout.value_of(both, name)
     before, after = ([of(x) for x in lines if x["mode"] == "sample"] for lines in (old, new))

@@ -42,6 +42,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "kv_cache_gib": (["--kv-cache-gib", "1.25"], 1.25),
     "vllm": (["--vllm=--tensor-parallel-size=2"], ("--tensor-parallel-size=2",)),
     "resume": (["--resume", "RUN"], None),
+    "accept_changes": (["--accept-changes"], True),
     "timeout": (["--timeout", "47"], 47.0),
 }
 NEEDED = {  # what a form cannot do without

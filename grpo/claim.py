@@ -1,0 +1,180 @@
+"""One process at a time trains in a run's folder.
+
+The lock is the kernel's (flock on `run.lock`), so it ends with the process that holds it, however
+that ends: there is no stale one to remove. It belongs to an open file, which programs that are
+started do not inherit (close-on-exec) and which forked children close first thing, so no child
+keeps it. It holds between containers of one machine, and between machines on file systems that
+share their locks (NFS, Lustre with `flock`). Where a file system has none, the owner that the file
+names is looked up among the processes of this machine.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from grpo.errors import RunError
+
+NAME = "run.lock"
+PATIENCE = 2.0  # seconds for a process that was killed to be gone: its memory is given back first
+_RETRY = 0.05
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_held: set[int] = set()  # descriptors of this process
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[str]:
+    """Within it, `folder` (made if missing) is this process's to train in.
+
+    Yields a sentence to say of an owner on another machine that ended without a word, or "".
+    Raises RunError, naming the owner, where the run is being trained.
+    """
+    path = folder / NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(path, folder)
+    except OSError as error:
+        raise RunError(f"run.dir = {str(folder)!r} cannot be written: {error}") from error
+    _held.add(descriptor)
+    try:
+        left = _owner(descriptor)
+        _write(descriptor)
+        yield _elsewhere(folder, left)
+    finally:
+        _release(path, descriptor)
+
+
+def _locked(path: Path, folder: Path) -> int:
+    """A descriptor of the file at `path`, locked. Raises RunError where another one is."""
+    patience = time.monotonic() + PATIENCE
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            taken = _take(descriptor)
+            if taken and _is_at(descriptor, path):
+                return descriptor
+            owner = _owner(descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        if taken:  # its owner has removed the file meanwhile
+            continue
+        if time.monotonic() > patience:
+            raise RunError(
+                f"run {str(folder)!r} is being trained {_by(owner)}; wait until that has ended, or "
+                "stop it first (`grpo show` looks at a run meanwhile)"
+            )
+        time.sleep(_RETRY)
+
+
+def _take(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return not _runs(_owner(descriptor))
+    return True
+
+
+def _release(path: Path, descriptor: int) -> None:
+    """Remove the file and let go. In a forked child there is nothing to let go."""
+    if descriptor not in _held:
+        return
+    _held.discard(descriptor)
+    try:
+        # before the lock ends, so that nobody else's file is removed
+        if _is_at(descriptor, path):
+            path.unlink(missing_ok=True)
+    except OSError:  # the owner's name stays behind, which holds nobody up
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is the one that the path leads to."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(descriptor))
+
+
+def _write(descriptor: int) -> None:
+    now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+    owner |= {"boot": _boot(), "started": _started(os.getpid())}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+
+
+def _owner(descriptor: int) -> dict[str, Any]:
+    """What the file says of its owner; {} where it says nothing that can be read."""
+    try:
+        found = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _by(owner: dict[str, Any]) -> str:
+    if not owner:
+        return "by another process"
+    return f"by process {owner.get('pid')} on {owner.get('host')} since {owner.get('since')}"
+
+
+def _elsewhere(folder: Path, owner: dict[str, Any]) -> str:
+    """What to say where the last owner was on another machine, whose locks may not be seen here."""
+    if not owner or owner.get("host") == socket.gethostname():
+        return ""
+    return (
+        f"run {str(folder)!r} was being trained {_by(owner)} and did not end in order; if that "
+        "process still runs, stop one of the two"
+    )
+
+
+def _runs(owner: dict[str, Any]) -> bool:
+    """Whether the owner is a process of this machine that is still there, and no later one."""
+    pid, started = owner.get("pid"), owner.get("started")
+    if owner.get("boot") != _boot() or not isinstance(pid, int) or pid == os.getpid():
+        return False
+    return started is not None and _started(pid) == started
+
+
+def _boot() -> str:
+    """What tells this machine, since it was started, from others; the host's name elsewhere."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
+
+
+def _started(pid: int) -> int | None:
+    """When a process was started, in ticks since the machine was; None where nobody can say."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return int(text.rpartition(")")[2].split()[19])  # field 22 of proc(5); a name may hold spaces
+
+
+def _forget() -> None:
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -21,7 +21,8 @@ from grpo.curriculum import Curriculum, Outcome, group_pass_rate
 from grpo.data.mixture import task_sampling
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder, stable_hash
-from grpo.errors import DataError, EngineError
+from grpo.errors import DataError, EngineError, RunError
+from grpo.identity import row_digest
 from grpo.rollout.answers import check_answer
 from grpo.types import (
     Completion,
@@ -312,6 +313,7 @@ def to_json(batch: Batch) -> dict[str, Any]:
         "groups": [
             {
                 "position": position,
+                "prompt": _digest(group.prompt),
                 "completions": [_completion_json(r.completion) for r in group.rollouts],
                 "scores": [
                     [
@@ -327,6 +329,12 @@ def to_json(batch: Batch) -> dict[str, Any]:
             for position, group in zip(batch.positions, batch.groups, strict=True)
         ],
     }
+
+
+def _digest(prompt: Prompt) -> str:
+    """Of a task and the tokens it became."""
+    task = prompt.task
+    return row_digest(task.uid, task.prompt, task.answer, dict(task.columns), prompt.ids).hex()
 
 
 def _completion_json(completion: Completion) -> dict[str, Any]:
@@ -349,6 +357,12 @@ def from_json(saved: dict[str, Any], wanted: Wanted) -> Batch:
         prompt = wanted.template.render(task)
         if prompt is None:
             raise DataError(f"task {task.uid} of a saved batch no longer fits its template")
+        if entry.get("prompt", _digest(prompt)) != _digest(prompt):
+            raise RunError(
+                f"the data gives other tasks than those whose completions are saved for step "
+                f"{saved['step']} (now {task.uid} there): its source, the chat template or the "
+                "tokenizer is not what it was; put it back, or start a new run from the checkpoint"
+            )
         pairs = zip(entry["completions"], entry["scores"], strict=True)
         rollouts = tuple(
             Rollout(

@@ -28,6 +28,7 @@ from grpo.provenance import text_hash
 
 FILE = "provenance.json"
 ROWS = "rows"  # folder of the hashes of single rows, by which a change is described
+RESTORE = "restore it from a copy, or start a new run from a checkpoint (model.path=FOLDER)"
 ACCEPT = "--accept-changes"
 # settings that a run may be given anew in its resolved.json: they change no number
 FREE = (
@@ -53,8 +54,7 @@ def read(folder: Path) -> Tree:
     if kept != _hash(data):
         raise RunError(
             f"{path} is damaged: it is not what this run has written, so nothing says what the run "
-            "was started with; restore it from a copy, or start a new run from a checkpoint "
-            "(model.path=FOLDER)"
+            f"was started with; {RESTORE}"
         )
     return data
 
@@ -64,20 +64,19 @@ def write(folder: Path, data: Mapping[str, Any]) -> None:
     write_json(folder / FILE, {**data, "sha256": _hash(data)})
 
 
-def read_json(path: Path) -> Tree:
-    """The object in a file of a run. Raises RunError naming the file where there is none."""
-    restore = "restore it from a copy, or start a new run from a checkpoint (model.path=FOLDER)"
+def read_json(path: Path, advice: str = RESTORE) -> Tree:
+    """The object in a file of a run. Raises RunError, with the advice, where there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError(f"{path} is missing; {restore}") from error
+        raise RunError(f"{path} is missing; {advice}") from error
     except OSError as error:
-        raise RunError(f"{path} cannot be read: {error.strerror}; {restore}") from error
+        raise RunError(f"{path} cannot be read: {error.strerror}; {advice}") from error
     except (ValueError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: it is not JSON ({error}); {restore}") from error
+        raise RunError(f"{path} is damaged: it is not JSON ({error}); {advice}") from error
     if not isinstance(found, dict):
         kind = type(found).__name__
-        raise RunError(f"{path} is damaged: it holds a {kind}, not an object; {restore}")
+        raise RunError(f"{path} is damaged: it holds a {kind}, not an object; {advice}")
     return cast(Tree, found)
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from grpo.errors import RunError
 from grpo.lines import split_lines
 from grpo.log import BARS
+from grpo.record import read_json
 from grpo.summary import print_models, print_stages
 
 FIRST = (
@@ -39,14 +40,14 @@ def print_run(folder: Path, console: Console | None = None) -> None:
         hint = f" Runs inside it: {inside}." if inside else ""
         raise RunError(f"{str(folder)!r} holds no run: there is no resolved.json in it.{hint}")
     console.print(f"[bold]{folder}[/bold]", highlight=False)
-    stages = json.loads(started.read_text())["stages"] if started.is_file() else []
+    stages = _stages(started) if started.is_file() else []
     if len(stages) > 1:
         kinds = {stage["name"]: stage["kind"] for stage in stages}
         done = {name: folder / name / "summary.json" for name in kinds}
-        found = {name: json.loads(at.read_text()) for name, at in done.items() if at.is_file()}
+        found = {name: read_json(at) for name, at in done.items() if at.is_file()}
         print_stages(kinds, found, console)
     if summary.is_file():
-        _print_summary(json.loads(summary.read_text(encoding="utf-8")), console)
+        _print_summary(read_json(summary), console)
     else:
         console.print(f"not finished; continue with: grpo train --resume {folder}")
     for file in files:
@@ -54,6 +55,14 @@ def print_run(folder: Path, console: Console | None = None) -> None:
         if steps:
             title = str(file.parent.relative_to(folder)).replace(".", "metrics", 1)
             console.print(metrics_table(steps, f"{title}: {len(steps)} steps"))
+
+
+def _stages(resolved: Path) -> list[dict[str, Any]]:
+    """The stages of a run, by its resolved.json. Raises RunError."""
+    stages = read_json(resolved).get("stages")
+    if not isinstance(stages, list) or not all(isinstance(s, dict) for s in stages):
+        raise RunError(f"{resolved} is damaged: it has no list of stages")
+    return stages
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -27,8 +27,9 @@ from grpo.stages.rows import read_rows
 from grpo.types import TaskSource
 
 MOST = 200_000  # rows of a table that are hashed
-MADE = 10_000  # of a user's source, which may work for each of its tasks
-ENDLESS = 500  # of a source without end, or of one that makes its tasks up
+MADE = 10_000  # of a source of a user's own, which may work for each of its tasks
+ENDLESS = 500  # of a source of theirs without end
+MADE_UP = 64  # of one of ours that makes its tasks up from its arguments alone
 SHOWN = 60  # characters of a row in a message
 NAMES: dict[Split, str] = {"train": "training rows", "heldout": "held-out rows"}
 HUB = ("model", "teacher", "slm", "models")  # sections whose texts may be names on the hub
@@ -116,9 +117,10 @@ def _task_rows(
 
 def _places(source: TaskSource, spec: str, size: int | None) -> Sequence[int]:
     """Which tasks are hashed: all of a table, or as many as that are evenly between its ends."""
+    theirs = plugins.is_address(spec)
+    most = MADE if theirs else MADE_UP
     if size is None:
-        return range(ENDLESS)
-    most = MADE if plugins.is_address(spec) else ENDLESS
+        return range(ENDLESS if theirs else MADE_UP)
     if isinstance(source, TableRows):
         most = MOST
     return range(size) if size <= most else [i * size // most for i in range(most)]

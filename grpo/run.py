@@ -158,7 +158,6 @@ def recipe_of(path: str | Path) -> Recipe:
 def _run_stages(run: _Run) -> dict[str, Any]:
     """The stages that have no summary yet, in order."""
     recipe, folder, ranks, console = run.recipe, run.folder, run.ranks, run.console
-    ranks.on_first(lambda: preflight.start(recipe, folder, run.say))
     summaries: dict[str, dict[str, Any]] = {}
     damages: dict[str, str] = {}
     ranks.on_first(lambda: litter.tidy(folder, console))
@@ -169,6 +168,7 @@ def _run_stages(run: _Run) -> dict[str, Any]:
             summaries[stage.name] = before
             console.print(f"stage {stage.name}: done before", markup=False)
     left = [stage for stage in recipe.stages if stage.name not in summaries]
+    ranks.on_first(lambda: preflight.start(recipe, folder, tuple(summaries), run.say))
     ranks.on_first(lambda: _compare(run, left))
     for stage in left:
         place = run.place(stage)

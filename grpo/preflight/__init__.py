@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo.preflight.found import Found, prefix, said, stage_folder
+from grpo.preflight.found import Found, prefix, said
 from grpo.preflight.machine import check_machine
 from grpo.preflight.paths import check_paths
 from grpo.preflight.plugs import Pieces, check_plugins
@@ -36,22 +36,16 @@ def first(recipe: Recipe) -> None:
     _first[:] = [(recipe, pieces)]
 
 
-def start(recipe: Recipe, folder: Path, say: Callable[[str], Any]) -> None:
+def start(recipe: Recipe, folder: Path, done: Collection[str], say: Callable[[str], Any]) -> None:
     """Look at what is still to be done of the run in `folder`, and `say` each note.
 
-    Raises GrpoError for what a stage would refuse when its turn comes.
+    done: the stages that are finished. Raises GrpoError for what a stage would refuse when its turn
+    comes.
     """
-    ends = {s.name: stage_folder(recipe, folder, s) / "summary.json" for s in recipe.stages}
-    done = [name for name, summary in ends.items() if summary.is_file()]
-    if len(done) == len(ends):
+    if len(done) == len(recipe.stages):
         return
-    before = [pieces for one, pieces in _first if one is recipe and not done]
-    _first.clear()
-    pieces = before[0] if before else known(recipe, done, hub=True)
     check_machine(recipe, folder, done)
-    from grpo.preflight.texts import check_texts
-
-    for note in check_texts(recipe, folder, done, pieces).notes:
+    for note in check(recipe, folder, done, hub=True).notes:
         say(note)
 
 

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 import grpo.run
-from grpo import config, plan
+from grpo import config, finished, plan
 from grpo.errors import GrpoError
 
 QUIET = Console(quiet=True)
@@ -455,7 +455,7 @@ def test_a_run_that_goes_on_looks_at_what_is_still_to_come(folder: Path) -> None
     with pytest.raises(Started):
         grpo.run.train_recipe(made, QUIET)
     run = folder / "run"
-    (run / "a" / "summary.json").write_text("{}")
+    finished.leave(run / "a", {})
     write(folder / "s.jsonl", ["no row"])  # of the stage that is done
     with pytest.raises(Started, match="b"):
         grpo.run.resume_run(run, QUIET)

@@ -90,10 +90,11 @@ class RewardModel:
                         self.path, setting=_SETTING, kind=pretrained.CLASSIFIER
                     )
                 tokenizer.truncation_side = "left"
-                if tokenizer.pad_token is None:
+                size = model.get_input_embeddings().num_embeddings
+                if tokenizer.pad_token is None or tokenizer.pad_token_id >= size:
                     tokenizer.pad_token = tokenizer.eos_token
-                if model.config.pad_token_id is None:
-                    model.config.pad_token_id = tokenizer.pad_token_id
+                # The logit is that of the last token before the padding.
+                model.config.pad_token_id = tokenizer.pad_token_id
                 self._loaded = tokenizer, model.to(self.device).eval()
             return self._loaded
 

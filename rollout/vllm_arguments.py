@@ -57,8 +57,10 @@ def step_size(tokens: int, length: int, rows: int) -> dict[str, Any]:
 
 
 def speculation_of(tokens: int, model: str) -> Speculation | None:
-    """Drafts of `tokens` tokens a step; 0: none. Raises EngineError."""
+    """Drafts of `tokens` tokens a step; 0: none. Raises EngineError; RecipeError for no model."""
     if tokens:
+        if model and model != "mtp":
+            pretrained.place_of(model, "rollout.engine_args.speculative_model")
         return Speculation(tokens=tokens, model=model)
     if model:
         raise EngineError(

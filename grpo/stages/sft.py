@@ -147,7 +147,7 @@ def fine_tune(
                 model=peft_model(policy, model.lora_rank) if model.lora_rank else policy,
                 args=settings(data, learner, run, folder / ASIDE, model.dtype, ranks.device),
                 train_dataset=data.data,
-                processing_class=copy.deepcopy(tokenizer),  # it may be given a pad token
+                processing_class=_padding(tokenizer, vocab_size(model.path)),
                 callbacks=[journal],
             )
             made.remove_callback(PrinterCallback)
@@ -209,6 +209,14 @@ def _policy(model: Model) -> Any:
     policy = pretrained.load_model(model.path, dtype)
     disable_dropout(policy)  # as in reinforcement learning; it also makes a resumed run exact
     return policy
+
+
+def _padding(tokenizer: Any, size: int) -> Any:
+    """A copy for the trainer, which pads with an id that a model of `size` tokens has."""
+    found = copy.deepcopy(tokenizer)
+    if found.pad_token_id is not None and found.pad_token_id >= size:
+        found.pad_token = found.eos_token
+    return found
 
 
 def _references(

@@ -29,6 +29,7 @@ from grpo.plan import print_plan
 from grpo.policy import load_policy
 from grpo.rewards.model import RewardModel
 from grpo.rollout.torch_engine import TorchEngine
+from grpo.run import train_recipe
 from grpo.schema import Model
 from grpo.stages import sft
 from grpo.stages.pretrain import build_tokenizer
@@ -348,6 +349,34 @@ def test_a_reward_model_without_a_trained_head_is_refused(model: Path) -> None:
         RewardModel(path=str(model)).scores(completions=["a"])
 
 
+def test_the_logit_of_a_padded_text_is_that_of_its_last_token(model: Path) -> None:
+    config = pretrained.own_config(str(model))
+    config.num_labels, config.pad_token_id = 1, 7  # the tokenizer pads with another
+    LlamaForSequenceClassification(config).save_pretrained(model)
+    texts = ["a", "a longer text than the other"]
+    alone = [RewardModel(path=str(model))(completions=[text]) for text in texts]
+    assert [value for (value,) in alone] == pytest.approx(
+        RewardModel(path=str(model))(completions=texts), abs=1e-5
+    )
+
+
+def test_rows_are_padded_with_a_token_that_the_model_has(model: Path, tmp_path: Path) -> None:
+    tokens = pretrained.tokenizer(str(model))
+    tokens.add_special_tokens({"pad_token": "[PAD]"})  # and the embedding was not resized
+    tokens.save_pretrained(model)
+    rows = [json.dumps({"prompt": "1" * n, "completion": "2" * n}) for n in (1, 3, 5, 7)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    stage = {
+        "kind": "sft",
+        "model": {"path": str(model)},
+        "data": {"path": str(tmp_path / "rows.jsonl")},
+        "learner": {"max_steps": 1, "batch_size": 4},
+    }
+    run = {"dir": str(tmp_path / "run"), "threads": 1}
+    train_recipe(from_dict({"name": "t", "run": run, "stages": [stage]}), Console(quiet=True))
+    assert pretrained.tokenizer(str(tmp_path / "run" / "model")).pad_token == "[PAD]"
+
+
 def test_a_configuration_is_read_once_while_it_is_the_same(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -373,8 +402,6 @@ def test_what_runs_leave_passes_its_own_checks(model: Path, tmp_path: Path) -> N
         "eval": {"num_tasks": 2, "num_samples": 1},
     }
     print_plan(from_dict(settings), Console(quiet=True))
-    from grpo.run import train_recipe
-
     started = time.monotonic()
     train_recipe(from_dict(settings), Console(quiet=True))
     assert time.monotonic() - started < 60

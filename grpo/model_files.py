@@ -14,6 +14,7 @@ _WEIGHTS = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_WHOLE_NUMBERS = ("I8", "U8", "I16", "I32", "I64")
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 
 
@@ -53,8 +54,11 @@ def models_in(place: Path) -> list[Path]:
     return sorted(found, key=lambda folder: found[folder], reverse=True)
 
 
-def check_files(folder: Path, said: str) -> None:
-    """Every file of weights that transformers will read is there and whole. Raises RecipeError."""
+def check_files(folder: Path, said: str, packed: bool = False) -> None:
+    """Every file of weights that transformers will read is there and whole. Raises RecipeError.
+
+    packed: whether the configuration says how weights in few bits are to be read.
+    """
     first = next((name for name in _WEIGHTS if (folder / name).is_file()), None)
     if first is None:
         have = sorted(file.name for file in folder.iterdir() if file.suffix in (".pt", ".pth"))
@@ -67,7 +71,7 @@ def check_files(folder: Path, said: str) -> None:
         if not file.is_file():
             raise RecipeError(f"{said}: {first} names {name}, which is not there")
         if file.suffix == ".safetensors":
-            _check_safetensors(file, said)
+            _check_safetensors(file, said, packed)
 
 
 def _shards(folder: Path, first: str, said: str) -> list[str]:
@@ -80,7 +84,7 @@ def _shards(folder: Path, first: str, said: str) -> list[str]:
         raise RecipeError(f"{said}: {first} is no index of weights: {error}") from error
 
 
-def _check_safetensors(file: Path, said: str) -> None:
+def _check_safetensors(file: Path, said: str, packed: bool) -> None:
     from safetensors import SafetensorError, safe_open
 
     with file.open("rb") as opened:
@@ -90,12 +94,20 @@ def _check_safetensors(file: Path, said: str) -> None:
                 "`git lfs pull`"
             )
     try:
-        with safe_open(file, framework="np"):
-            pass
+        with safe_open(file, framework="np") as opened:
+            names = list(opened.keys())
+            types = {name: opened.get_slice(name).get_dtype() for name in names}
     except SafetensorError as error:
         raise RecipeError(
             f"{said}: {file.name} is cut short or damaged ({error}); copy or download it anew"
         ) from error
+    for name, kind in types.items():
+        if not packed and name.endswith(".weight") and kind in _WHOLE_NUMBERS:
+            raise RecipeError(
+                f"{said}: {name} holds whole numbers ({kind}), and config.json has no "
+                "quantization_config that says what they stand for; name the model that it was "
+                "made from"
+            )
 
 
 _GGUF = (

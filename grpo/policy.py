@@ -39,7 +39,9 @@ def load_policy(
     model: str | PreTrainedModel, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """A causal LM without dropout from a Hugging Face folder or id, or the one given, as it is."""
-    loaded: PreTrainedModel = model if isinstance(model, nn.Module) else load_model(model, dtype)
+    loaded: PreTrainedModel = (
+        model if isinstance(model, nn.Module) else load_model(model, dtype, trained=True)
+    )
     disable_dropout(loaded)
     fuse_layers(loaded)
     _add_up_embedding(loaded)

@@ -31,6 +31,8 @@ _SHOWN = 3  # tensors that a message names
 # Scales of a cache in eight bits, which some servers write beside the weights: no weights.
 _HARMLESS = re.compile(r"(^|\.)(k|v|q|kv|prob)_scale$")
 
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+
 _configs: dict[tuple[object, ...], Any] = {}
 _checked: set[tuple[object, ...]] = set()
 _told: set[str] = set()
@@ -118,15 +120,19 @@ def load_model(
     *,
     setting: str = "model.path",
     kind: str = CAUSAL,
+    trained: bool = False,
 ) -> Any:
     """The model with every one of its tensors from the checkpoint, and all of them finite.
 
     kind: the class of transformers that makes it. dtype: of its weights; None: the checkpoint's.
-    Raises RecipeError, naming the tensors, for a checkpoint that lacks some, has some of another
-    shape or some that the model has no place for, or holds NaN or infinity.
+    trained: whether it is to learn, which weights in four or eight bits cannot. Raises RecipeError,
+    naming the tensors, for a checkpoint that lacks some, has some of another shape or some that
+    the model has no place for, or holds NaN or infinity.
     """
     model = _made(path, setting, kind, **({} if dtype is None else {"dtype": dtype}))
     _check_finite(model, f"{setting} = {path!r}")
+    if trained:
+        _check_trainable(model, f"{setting} = {path!r}")
     return model
 
 
@@ -149,8 +155,10 @@ def check_model(
         _check_text_model(found, f"{setting} = {path!r}")
     folder = Path(where.path)
     if weights and folder.is_dir():  # one of the hub is checked when it is loaded
-        check_files(folder, f"{setting} = {path!r}")
-        _made(path, setting, kind, device_map="meta")
+        packed = getattr(found, "quantization_config", None) is not None
+        check_files(folder, f"{setting} = {path!r}", packed)
+        if not packed:  # those are unpacked with their data, and checked when they are loaded
+            _made(path, setting, kind, device_map="meta")
     _check_vocabulary(tokenizer(path, setting), text_config(path, setting), f"{setting} = {path!r}")
     _checked.add(key)
 
@@ -218,7 +226,7 @@ def _is_memory(error: Exception) -> bool:
 
 def _unreadable(path: str, setting: str, where: Repo, error: Exception, what: str = "model") -> str:
     said, folder = f"{setting} = {path!r}", Path(where.path)
-    text = str(error)
+    text = _COLORS.sub("", str(error))
     if "trust_remote_code" in text:
         return (
             f"{said} brings code of its own (auto_map in its configuration), which is not run: name"
@@ -227,7 +235,9 @@ def _unreadable(path: str, setting: str, where: Repo, error: Exception, what: st
     if what == "tokenizer" and folder.is_dir() and not any(folder.glob("*token*")):
         return f"{said} holds no tokenizer: save one there with tokenizer.save_pretrained({path!r})"
     lines = [line for line in text.strip().splitlines() if line.strip()]
-    reason = (lines[0] if lines else type(error).__name__).rstrip(". ")
+    reason = (lines[0] if lines else type(error).__name__).strip().rstrip(". ")
+    if reason.endswith(":") and len(lines) > 1:
+        reason = f"{reason} {lines[1].strip()}".rstrip(". ")
     if not isinstance(error, OSError | ValueError):
         reason = f"{type(error).__name__}: {reason}"
     cached = f"; it is from the local cache, since {where.unreachable}" if where.unreachable else ""
@@ -299,7 +309,7 @@ def _check_tensors(model: Any, report: dict[str, Any], said: str) -> None:
         what = "a tensor" if len(missing) == 1 else f"{len(missing)} tensors"
         raise RecipeError(
             f"{said} lacks {what} of {type(model).__name__}, which would be random numbers: "
-            f"{_named(missing)}; {_remedy(model, missing)}"
+            f"{_named(missing)}; {_remedy(model, missing, report['unexpected_keys'])}"
         )
     mismatched = sorted(report["mismatched_keys"])
     if mismatched:
@@ -333,7 +343,10 @@ def _check_tensors(model: Any, report: dict[str, Any], said: str) -> None:
         )
 
 
-def _remedy(model: Any, missing: Sequence[str]) -> str:
+def _remedy(model: Any, missing: Sequence[str], unused: Iterable[str]) -> str:
+    other = sorted(name for name in unused if name.endswith(f".{missing[0]}"))
+    if other:
+        return f"it has {other[0]} instead: save it under the names of the model itself"
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     own = {name for name, module in model.named_modules() if module is head}
     if head is not None and all(name.rpartition(".")[0] in own for name in missing):
@@ -380,6 +393,17 @@ def _check_finite(model: Any, said: str) -> None:
             f"{said} holds weights that are not numbers (NaN or infinite): {_named(wrong)}; use an "
             "earlier checkpoint of it, or download it anew"
         )
+
+
+def _check_trainable(model: Any, said: str) -> None:
+    """Refuse weights that are packed into few bits. Raises RecipeError."""
+    for name, tensor in model.named_parameters():
+        if not tensor.is_floating_point() or tensor.dtype.itemsize < 2:
+            raise RecipeError(
+                f"{said} is a quantized checkpoint ({name} is {str(tensor.dtype)[6:]}), whose "
+                "weights cannot be trained: name the model that it was made from, with "
+                "model.quantization = nf4 for a base in four bits under an adapter"
+            )
 
 
 def _is_finite(tensor: Any) -> bool:

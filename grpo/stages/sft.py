@@ -206,7 +206,7 @@ def _alone(title: str, model: Model) -> Ranks:
 def _policy(model: Model) -> Any:
     """The model in float32; under an adapter, the frozen base in the compute type."""
     dtype = DTYPES[model.dtype] if model.lora_rank else torch.float32
-    policy = pretrained.load_model(model.path, dtype)
+    policy = pretrained.load_model(model.path, dtype, trained=True)
     disable_dropout(policy)  # as in reinforcement learning; it also makes a resumed run exact
     return policy
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     LlamaForSequenceClassification,
     Qwen3MoeConfig,
 )
@@ -96,6 +97,19 @@ def test_weights_that_are_not_numbers_are_named(door: str, model: Path) -> None:
         edit(model, **{UP: spoiled})
         with pytest.raises(RecipeError, match=rf"not numbers .*: {UP};"):
             DOORS[door](str(model))
+
+
+def test_packed_weights_are_read_and_not_trained(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    packed = AutoModelForCausalLM.from_pretrained(base, quantization_config=how)
+    folder = Path(shutil.copytree(base, tmp_path / "packed"))
+    packed.save_pretrained(folder)
+    pretrained.check_model(str(folder))
+    pretrained.load_model(str(folder))
+    for train in (load_policy, DOORS["sft"]):
+        with pytest.raises(RecipeError, match=r"quantized checkpoint \(.*uint8\).*trained: name"):
+            train(str(folder))
 
 
 def test_large_weights_are_numbers(model: Path) -> None:
@@ -233,12 +247,26 @@ def emptied(model: Path) -> None:
         file.unlink()
 
 
+def rename(model: Path) -> None:
+    weights = load_file(model / "model.safetensors")
+    edit(model, **dict.fromkeys(weights), **{f"module.{k}": v for k, v in weights.items()})
+
+
 SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a shard is missing": (damage_shard, r"index\.json names model-00002-.*, which is not there"),
     "cut short": (cut_short, r"model\.safetensors is cut short or damaged"),
     "a pointer": (
         lambda m: (m / "model.safetensors").write_text("version https://git-lfs…"),
         "a pointer of Git LFS",
+    ),
+    "whole numbers": (
+        lambda m: edit(m, **{UP: torch.ones(32, 16, dtype=torch.int8)}),
+        rf"{UP} holds whole numbers \(I8\), and config\.json has no quantization_config",
+    ),
+    "other names": (rename, r"; it has module\.lm_head\.weight instead: save it under the names"),
+    "a wrong value": (
+        lambda m: change(m / "config.json", vocab_size="many"),
+        r"could not be loaded: .*'vocab_size': \w",
     ),
     "no weights": (lambda m: (m / "model.safetensors").unlink(), "and no weights"),
     "an adapter": (to_adapter, "is an adapter of 'org/base', no model: merge it"),

@@ -11,6 +11,7 @@ import pytest
 from grpo.data.contests import aime, amc
 from grpo.data.programs import humaneval, mbpp
 from grpo.errors import DataError
+from grpo.hub import Repo
 from grpo.rewards.code import Code
 
 HUMANEVAL = {
@@ -65,6 +66,7 @@ def test_the_year_chooses_the_data_set(monkeypatch):
         return [{"problem": "p", "answer": "204", "solution": "s"}]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    monkeypatch.setattr(sys.modules["grpo.data.hub"], "find_repo", lambda path, *_: Repo(path=path))
     assert aime().task("heldout", 0).answer == "204"
     aime(year=2025)
     amc()

@@ -19,6 +19,7 @@ from grpo.data.hub import hub
 from grpo.data.jsonl import jsonl
 from grpo.data.math import last_boxed, math
 from grpo.errors import DataError
+from grpo.hub import Repo
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.score_file import score_file
 from grpo.rewards.verifier import make_task
@@ -233,6 +234,7 @@ def test_hub_maps_columns_and_reports_failure(monkeypatch):
 
     fake = types.SimpleNamespace(load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", fake)
+    monkeypatch.setattr(sys.modules["grpo.data.hub"], "find_repo", lambda path, *_: Repo(path=path))
     source = hub(path="some/set", name="main", heldout_split="test", prompt="q", answer="a")
     found = everything(source)
     assert [(t.prompt, t.answer, t.columns) for t in found["heldout"]] == [

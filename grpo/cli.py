@@ -11,10 +11,11 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from grpo import out_of_memory
 from grpo.errors import GrpoError, PluginError, RecipeError
 from grpo.foreign import said
 from grpo.lines import to_line
@@ -267,11 +268,14 @@ def _eval(arguments: argparse.Namespace) -> int:
             "--recipe RECIPE to know the tasks and rewards."
         )
     names = [stage.name for stage in recipe.stages]
+    less: list[str] = []
     for stage in [stage for stage in recipe.stages if stage.kind == "rl"][-1:]:
         check_evaluated(arguments.overrides, names, stage.name, bool(stage.eval.rewards))
+        less = out_of_memory.of_evaluation(stage, len(names) > 1)
     from grpo.evaluation import evaluate_model
 
-    print(json.dumps(evaluate_model(arguments.model, recipe), indent=2))
+    with out_of_memory.explained_by(*less):
+        print(json.dumps(evaluate_model(arguments.model, recipe), indent=2))
     return 0
 
 
@@ -298,7 +302,11 @@ def _eval_tasks(arguments: argparse.Namespace) -> int:
     asked.pop("verb")
     if "template" in asked:
         asked["templates"] = asked.pop("template")
-    evaluate_tasks(model, Asked(**asked))
+    ask = Asked(**asked)
+    args = dict(ask.engine_args)
+    less = out_of_memory.of_tasks(ask.engine, args, ask.max_tokens or 0, ask.dtype)
+    with out_of_memory.explained_by(*less):
+        evaluate_tasks(model, ask)
     return 0
 
 
@@ -322,7 +330,7 @@ def _score(arguments: argparse.Namespace) -> int:
         parse_args(arguments.args),
         arguments.timeout,
     )
-    for row in rows:
+    for row in _within_memory(rows, arguments):
         print(to_line(row), end="", flush=sys.stdout.isatty())
         counts[row["status"]] = counts.get(row["status"], 0) + 1
         if row["status"] == "grader_error":
@@ -339,6 +347,17 @@ def _score(arguments: argparse.Namespace) -> int:
         why, failed = max(failures, key=failures.__getitem__), sum(failures.values())
         print(f"the grader failed on {failed} rows; most often: {why}", file=sys.stderr)
     return 1 if failures and not scored else 0
+
+
+def _within_memory(
+    rows: Iterator[dict[str, Any]], arguments: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """The rows; a lack of memory is a sentence."""
+    fewer = ["--workers 1"] if arguments.workers > 1 else []
+    if arguments.reward == "reward_model":
+        fewer += ["--args batch_size=1", "--args max_length=512"]
+    with out_of_memory.explained_by(*fewer):
+        yield from rows
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -391,12 +410,15 @@ def _chat(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"--temperature {arguments.temperature:g} must be 0 (greedy) or above.")
     from grpo.chat import chat
 
-    chat(
-        arguments.models,
-        template=arguments.template,
-        max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-    )
+    shorter = f"--max-tokens {max(1, arguments.max_tokens // 2)}"
+    one = ["one MODEL at a time"] if len(arguments.models) > 1 else []
+    with out_of_memory.explained_by(*one, shorter):
+        chat(
+            arguments.models,
+            template=arguments.template,
+            max_tokens=arguments.max_tokens,
+            temperature=arguments.temperature,
+        )
     return 0
 
 

@@ -8,6 +8,7 @@
     ├── EngineError (RuntimeError)     an engine failed, lost a request or refused one
     │   ├── WeightsError               weights did not arrive, or are not the ones that were sent
     │   └── ParityError                an engine does not sample from the policy that learns
+    ├── MemoryShortage (MemoryError)   something does not fit, with the settings that need less
     ├── LearnerError (RuntimeError)    an update that cannot be made, say a gradient with NaN
     └── RunError (RuntimeError)        a run directory that cannot be written, read or resumed
 
@@ -52,6 +53,10 @@ class WeightsError(EngineError):
 
 class ParityError(EngineError):
     """An engine whose log-probs or whose samples are not those of the learner's policy."""
+
+
+class MemoryShortage(GrpoError, MemoryError):
+    """Not enough memory; the message has the settings that need less of it."""
 
 
 class LearnerError(GrpoError, RuntimeError):

@@ -26,6 +26,7 @@ from grpo.config import from_dict, resolved
 from grpo.errors import GrpoError, PluginError, RecipeError, RunError
 from grpo.foreign import said
 from grpo.kernels import native
+from grpo.out_of_memory import explained
 from grpo.process import prepare_process
 from grpo.ranks import Ranks, join
 from grpo.record import write_json
@@ -229,9 +230,10 @@ def _run_stage(
 ) -> dict[str, Any]:
     """One stage; its file is named after its kind, and imported when it is needed."""
     run = import_module(f"grpo.stages.{stage.kind}").run
-    if isinstance(stage, RLStage):
-        return run(stage, recipe, place, console, ranks)
-    return ranks.on_first(lambda: run(stage, recipe, place, console))
+    with explained(stage, place, several=len(recipe.stages) > 1):
+        if isinstance(stage, RLStage):
+            return run(stage, recipe, place, console, ranks)
+        return ranks.on_first(lambda: run(stage, recipe, place, console))
 
 
 def located(stage: AnyStage, recipe: Recipe, folder: Path) -> AnyStage:

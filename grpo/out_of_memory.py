@@ -1,0 +1,296 @@
+"""Out of memory: what was asked for, by which part, and the settings that need less.
+
+torch has an error of its own on accelerators and says the same in a RuntimeError on a CPU; Python,
+NumPy, the kernel and vLLM have words of theirs. The part is read off the traceback. A setting is
+named only with a value that the stage would accept, and never a smaller one than a row needs.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from grpo.errors import EngineError, GrpoError, MemoryShortage
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+_SAYS_SO = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc"
+    r"|ALLOC_FAILED|unable to allocate|no available memory for the cache blocks"
+    r"|less than desired gpu memory utilization|larger than the available kv cache memory",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGT]i?B)", re.IGNORECASE)
+_UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+LEARNING = "the learner's forward and backward pass"
+SAMPLING = "the engine, for the rows it samples and their keys and values"
+EVALUATING = "the engine in an evaluation, for its rows and their keys and values"
+LOADING = "loading the model and making room for its training"
+SAVING = "saving the model and reading it back"
+SCORING = "a reward"
+OTHER = "none of its larger parts"
+
+# Where a traceback goes through, innermost first, and what that part is. A module's function, or
+# any of its functions.
+_PARTS: dict[tuple[str, str], str] = {
+    ("grpo.learner", "__init__"): LOADING,
+    ("grpo.saved", ""): SAVING,
+    ("grpo.learner_state", ""): SAVING,
+    ("grpo.learner", ""): LEARNING,
+    ("grpo.policy", "load_policy"): LOADING,
+    ("grpo.policy", "load_with_adapter"): LOADING,
+    ("grpo.quantize", "quantize_base"): LOADING,
+    ("grpo.stages.sft_trainer", ""): LEARNING,
+    ("grpo.stages.sft", "_policy"): LOADING,
+    ("grpo.stages.sft", "_loaded"): LOADING,
+    ("grpo.stages.sft", "fine_tune"): LEARNING,
+    ("grpo.stages.slm", ""): LEARNING,
+    ("grpo.stages.pretrain", ""): LEARNING,
+    ("grpo.rollout", "from_spec"): LOADING,
+    ("grpo.rollout", ""): SAMPLING,
+    ("grpo.chat", "load"): LOADING,
+    ("grpo.chat", ""): SAMPLING,
+    ("grpo.rewards", ""): SCORING,
+}
+_EVALUATIONS = ("grpo.evaluate", "grpo.evaluation", "grpo.heldout", "grpo.stages.eval")
+
+
+@contextmanager
+def explained(stage: BaseModel, folder: Path, *, several: bool) -> Iterator[None]:
+    """Within it a lack of memory is a MemoryShortage, with the settings of `stage` that need less.
+
+    folder: where the stage writes; several: whether it is one of several stages of a run.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        part = part_of(error)
+        name = getattr(stage, "name", "")
+        prefix = f"{name}." if several else ""
+        less = [f"{prefix}{text}" for text in cheaper(stage, part)][:3]
+        raise MemoryShortage(
+            f"stage {name}: {said(error, part)}{_list(less)}{_afterwards(folder, prefix)}."
+        ) from error
+
+
+@contextmanager
+def explained_by(*less: str) -> Iterator[None]:
+    """The same for a command; `less`: its options, or the settings it reads, that need less."""
+    try:
+        yield
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        raise MemoryShortage(f"{said(error, part_of(error))}{_list(less[:3])}.") from error
+
+
+def of_evaluation(stage: BaseModel, several: bool) -> list[str]:
+    """Settings that make a held-out evaluation of `stage` smaller, as overrides."""
+    prefix = f"{getattr(stage, 'name', '')}." if several else ""
+    return [f"{prefix}{text}" for text in _valid(stage, _of_sampling(stage))]
+
+
+def of_tasks(engine: str, engine_args: dict[str, Any], max_tokens: int, dtype: str) -> list[str]:
+    """Options that make `grpo eval --tasks` smaller; as given, 0 for a task's own length."""
+    knob = {"torch": "max_rows", "vllm": "max_num_seqs"}.get(engine)
+    found = [f"--engine-args {knob}={max(1, engine_args.get(knob, 256) // 2)}"] if knob else []
+    found += [f"--max-tokens {max(1, (max_tokens or 2048) // 2)}"]
+    return found + (["--dtype bfloat16"] if dtype == "float32" else [])
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether `error`, or what it was raised from, is a lack of memory."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryShortage):
+            return False  # it has its sentence
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        ours = isinstance(error, GrpoError) and not isinstance(error, EngineError)
+        says = isinstance(error, RuntimeError | ValueError) and not ours
+        if says and _SAYS_SO.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def part_of(error: BaseException) -> str:
+    """The part that asked for memory: the innermost known one of the tracebacks in the chain."""
+    modules: list[tuple[str, str]] = []  # (module, function), innermost first
+    chained: BaseException | None = error
+    while chained is not None:
+        frames = [
+            (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
+            for frame, _ in traceback.walk_tb(chained.__traceback__)
+        ]
+        modules = [*modules, *reversed(frames)] if modules else list(reversed(frames))
+        chained = chained.__cause__ or chained.__context__
+    evaluating = any(module.startswith(_EVALUATIONS) for module, _ in modules)
+    for module, function in modules:
+        for (known, where), part in _PARTS.items():
+            inside = module == known or module.startswith(f"{known}.")
+            if inside and where in ("", function):
+                return EVALUATING if part is SAMPLING and evaluating else part
+    return OTHER
+
+
+def said(error: BaseException, part: str) -> str:
+    """The shortage in words: how much was asked for, and by what."""
+    words = ""
+    chained: BaseException | None = error
+    while chained is not None and not words:
+        if found := _ASKED.search(str(chained)):
+            number = float(found[1]) * _UNITS[found[2][0].lower()]
+            words = f", which asked for {_size(number)} more"
+        chained = chained.__cause__ or chained.__context__
+    return f"out of memory in {part}{words}"
+
+
+def cheaper(stage: BaseModel, part: str) -> Iterator[str]:
+    """`setting=value (now …)` of what makes `part` smaller and is valid, the mildest first."""
+    return _valid(stage, _candidates(stage, part))
+
+
+def _valid(stage: BaseModel, candidates: Iterator[tuple[str, Any]]) -> Iterator[str]:
+    for setting, value in candidates:
+        now = _read(stage, setting)
+        if value is not None and value != now and _accepts(stage, setting, value):
+            was = "" if now is None else f" (now {_yaml(now)})"
+            yield f"{setting}={_yaml(value)}{was}"
+
+
+def _candidates(stage: BaseModel, part: str) -> Iterator[tuple[str, Any]]:
+    if part in (LEARNING, OTHER):
+        yield from _of_learning(stage)
+    if part in (SAMPLING, EVALUATING, SCORING, OTHER):
+        yield from _of_sampling(stage)
+    yield from _of_weights(stage)
+    if part in (LOADING, SAVING, SCORING):
+        yield from _of_learning(stage)
+        yield from _of_sampling(stage)
+
+
+def _of_learning(stage: BaseModel) -> Iterator[tuple[str, Any]]:
+    budget = _read(stage, "learner.tokens_per_micro_batch")
+    if budget is not None:
+        row = _read(stage, "data.max_prompt_length") + cast(Any, stage).rollout.longest_completion
+        yield "learner.tokens_per_micro_batch", max(row, budget // 2)
+        yield "learner.gradient_checkpointing", True
+        yield "rollout.max_completion_length", _half(stage, "rollout.max_completion_length")
+    if _read(stage, "learner.packing"):
+        yield "learner.packing", False
+    yield "learner.max_length", _half(stage, "learner.max_length")
+    yield "learner.batch_size", _half(stage, "learner.batch_size")
+    yield "pretrain.batch_size", _half(stage, "pretrain.batch_size")
+    yield "model.dtype", "bfloat16" if _read(stage, "model.dtype") == "float32" else None
+
+
+def _of_sampling(stage: BaseModel) -> Iterator[tuple[str, Any]]:
+    where = "rollout." if _read(stage, "rollout.engine") is not None else ""
+    engine, args = _read(stage, f"{where}engine"), _read(stage, f"{where}engine_args")
+    knob = {"torch": "max_rows", "vllm": "max_num_seqs"}.get(engine or "")
+    if knob:
+        rows = (args or {}).get(knob, 256)
+        group = _read(stage, "rollout.num_generations")
+        if group is not None and _read(stage, "rollout.prompts_per_step"):
+            rows = min(rows, group * _read(stage, "rollout.prompts_per_step"))
+        yield f"{where}engine_args.{knob}", max(1, rows // 2)
+    for setting in (
+        "rollout.max_completion_length",
+        "eval.max_completion_length",
+        "max_completion_length",
+        "data.max_prompt_length",
+    ):
+        yield setting, _half(stage, setting)
+    if (_read(stage, "rollout.dtype") or _read(stage, "model.dtype")) == "float32":
+        yield "rollout.dtype", "bfloat16"
+
+
+def _of_weights(stage: BaseModel) -> Iterator[tuple[str, Any]]:
+    rank = _read(stage, "model.lora_rank")
+    yield "model.lora_rank", 16 if rank == 0 else None
+    bytes4 = importlib.util.find_spec("bitsandbytes") is not None
+    if rank == 0 and bytes4 and _read(stage, "learner.optim") == "adamw_torch":
+        yield "learner.optim", "adamw_bnb_8bit"
+    if rank and bytes4 and _read(stage, "model.quantization") == "none":
+        yield "model.quantization", "nf4"
+    if _read(stage, "algorithm.beta"):
+        yield "algorithm.beta", 0.0
+    yield "dtype", "bfloat16" if _read(stage, "dtype") == "float32" else None
+
+
+def _half(stage: BaseModel, setting: str) -> int | None:
+    now = _read(stage, setting)
+    return max(1, now // 2) if isinstance(now, int) else None
+
+
+def _read(stage: BaseModel, setting: str) -> Any:
+    """The value of a dotted setting; None where the stage has none of that name."""
+    found: Any = stage
+    for name in setting.split("."):
+        found = found.get(name) if isinstance(found, dict) else getattr(found, name, None)
+    return found
+
+
+def _accepts(stage: BaseModel, setting: str, value: Any) -> bool:
+    """Whether `stage` with this value would be one."""
+    from pydantic import ValidationError
+
+    tree: dict[str, Any] = stage.model_dump()
+    inner: Any = tree
+    *path, leaf = setting.split(".")
+    for name in path:
+        inner = inner.get(name) if isinstance(inner, dict) else None
+    if not isinstance(inner, dict) or (leaf not in inner and path[-1:] != ["engine_args"]):
+        return False
+    inner[leaf] = value
+    try:
+        type(stage).model_validate(tree)
+    except ValidationError:
+        return False
+    return True
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _list(less: list[str] | tuple[str, ...]) -> str:
+    if not less:
+        return ""
+    ways = less[0] if len(less) == 1 else f"{', '.join(less[:-1])} or {less[-1]}"
+    return f"; set {ways}"
+
+
+def _afterwards(folder: Path, prefix: str) -> str:
+    """How to go on. A run keeps its settings, so other ones need another run, once it has begun."""
+    run = folder.parent if prefix else folder
+    if not any(log.stat().st_size for log in run.rglob("metrics.jsonl")):
+        return ""
+    saved = sorted(folder.glob("checkpoints/step_*/config.json"))
+    start = f", from {prefix}model.path={saved[-1].parent}" if saved else ""
+    return (
+        f" in a new run (another run.dir{start}), since a run keeps its settings; where there is "
+        f"more memory it goes on as it is: grpo train --resume {run}"
+    )
+
+
+def _size(number: float) -> str:
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= unit:
+            return f"{number / unit:.1f} {name}"
+    return f"{number:.0f} bytes"

@@ -75,6 +75,23 @@ def adapted_layers(model: nn.Module) -> list[str]:
     return found
 
 
+def described(model: nn.Module) -> str:
+    """What of `model` its adapter trains, and what of its weights it leaves as they are."""
+    on, off = set[str](), set[str]()
+    layers = _layers(model)
+    for name, parameter in model.named_parameters():
+        place, _, leaf = name.rpartition(".")
+        if parameter.ndim < 2 or ".lora_" in name:
+            continue
+        owner = place.removesuffix(".base_layer")
+        word = owner.rpartition(".")[2]
+        if owner in layers:
+            on.add(word)
+        else:
+            off.add(word if leaf == "weight" else f"{word}.{leaf}")
+    return f"the adapter is on {', '.join(sorted(on))}; as they are: {', '.join(sorted(off))}"
+
+
 def _text_part(model: nn.Module) -> str:
     """The prefix of the names of a multimodal model's language model; "" where it is one itself."""
     named: Any = model

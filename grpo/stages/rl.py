@@ -21,11 +21,12 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
 from grpo import checkpoint, figures, heldout, ledger, litter, manifest, plugins, record
+from grpo.adapter import described
 from grpo.checkpoint import BEST, Found
 from grpo.evaluate import paired_difference
 from grpo.log import RunLog
@@ -56,6 +57,8 @@ def run(
     """
     sampler = build_rl_sampler(stage, recipe)
     parts = build_parts(stage, recipe, sampler)
+    if stage.model.lora_rank:
+        console.print(described(cast(Any, parts.learner).model), markup=False, soft_wrap=True)
     judge = build_heldout(sampler, stage.rewards, stage.eval, recipe.run.seed)
     rollouts = parts.rollouts
     with (

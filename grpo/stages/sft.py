@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
 from grpo import checkpoint, litter, pretrained
-from grpo.adapter import peft_model
+from grpo.adapter import described, peft_model
 from grpo.canary import canary_logits
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.errors import RecipeError
@@ -150,6 +150,8 @@ def fine_tune(
                 processing_class=_padding(tokenizer, vocab_size(model.path)),
                 callbacks=[journal],
             )
+            if model.lora_rank:
+                log.say(described(policy))
             made.remove_callback(PrinterCallback)
             made.tokens_trained = state.get("tokens_trained", 0)
             journal.trainer = made

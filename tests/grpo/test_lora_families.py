@@ -14,7 +14,7 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from grpo.adapter import adapter_parameters
+from grpo.adapter import adapter_parameters, described
 from grpo.canary import canary_logits
 from grpo.errors import RecipeError
 from grpo.learner import TorchLearner
@@ -84,6 +84,11 @@ def test_saved_merged_and_loaded_by_peft_are_the_policy(family, tmp_path):
         torch.testing.assert_close(logits(adapted), policy, rtol=0, atol=limit)
     names = {word for name in adapter_parameters(model) for word in name.split(".")}
     assert not names & {"experts", "router"}
+    if family == "mixtral":
+        assert described(model) == (
+            "the adapter is on k_proj, o_proj, q_proj, v_proj; as they are: embed_tokens, "
+            "experts.down_proj, experts.gate_up_proj, gate, lm_head"
+        )
 
 
 @pytest.mark.parametrize("family", ["afmoe", "llama"])

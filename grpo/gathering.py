@@ -110,8 +110,9 @@ def draw(wanted: Wanted, count: int, step: int = 1) -> tuple[list[Drawn], Metric
                 drawn.append(Drawn(prompt=prompt, visit=visit, position=first + offset))
         if refused > 1000 + 100 * count:
             raise DataError(
-                f"{refused} prompts of one step are longer than data.max_prompt_length; raise it, "
-                "or set data.overlong=truncate"
+                f"{refused} prompts of one step are longer than data.max_prompt_length, or than "
+                "what completions leave of the model's positions; raise the limit, or set "
+                "data.overlong=truncate"
             )
         if barren > BARREN + 2 * (wanted.tasks.size or 0):
             raise DataError(

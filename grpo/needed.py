@@ -19,6 +19,7 @@ from grpo.data.mixture import Mixture
 from grpo.data.source import Split
 from grpo.errors import DataError, GrpoError, PluginError, RewardError, at
 from grpo.foreign import guarded, said
+from grpo.rewards import REWARDS
 from grpo.rewards.verifier import VerifierReward, missing_columns
 from grpo.types import Task, TaskSource
 
@@ -71,7 +72,7 @@ def _check_columns(source: TaskSource, split: Split, rewards: Sequence[Named], a
     fixed = {
         name: list(needs_of(name, reward, Task(uid="", prompt="")))
         for name, reward in rewards
-        if not hasattr(reward, "inner")
+        if inner_of(reward) is None
     }
 
     def needs(task: Task) -> Iterator[Need]:
@@ -117,7 +118,7 @@ def _ways(needs: Iterable[Need], task: Task, leaf: Leaf, answer: str) -> dict[st
 
 def needs_of(name: str, reward: Any, task: Task) -> Iterator[Need]:
     """What `reward` needs of a task: each column of a verifier's `needs`, each parameter."""
-    inner = None if inspect.isclass(reward) else getattr(reward, "inner", None)
+    inner = inner_of(reward)
     if inner is not None:
         for part, one in inner(task):
             yield from needs_of(f"{name} ({part})", one, task)
@@ -128,6 +129,11 @@ def needs_of(name: str, reward: Any, task: Task) -> Iterator[Need]:
     builtin = isinstance(reward, VerifierReward)
     for column in () if builtin else parameters(name, reward):
         yield Need(reward=name, column=column, must=True)
+
+
+def inner_of(reward: Any) -> Callable[[Task], Sequence[Named]] | None:
+    """Which of its own rewards a built-in reward gives a task to; None for any other reward."""
+    return getattr(reward, "inner", None) if type(reward) in REWARDS.values() else None
 
 
 def parameters(name: str, reward: Any) -> list[str]:

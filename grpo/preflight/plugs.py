@@ -15,7 +15,7 @@ from typing import Any
 from grpo import plugins
 from grpo.data import SOURCES
 from grpo.errors import PluginError, at
-from grpo.needed import Named, parameters
+from grpo.needed import Named, inner_of, parameters
 from grpo.rewards import REWARDS
 from grpo.rollout import ENGINES
 from grpo.schema import (
@@ -85,7 +85,7 @@ def rewards(specs: Sequence[RewardSpec], setting: str) -> list[Named]:
                 made = inspect.isclass(reward)
                 plugins.check_args("reward", spec.name, reward, spec.args, complete=made)
                 reward = partial(reward, **spec.args) if spec.args and not made else reward
-        if not hasattr(reward, "inner"):
+        if inner_of(reward) is None:
             parameters(name, reward)  # refuses what cannot be called
         found.append((name, reward))
     return found

@@ -30,6 +30,7 @@ MOST = 200_000  # rows of a table that are hashed
 MADE = 10_000  # of a source of a user's own, which may work for each of its tasks
 ENDLESS = 500  # of a source of theirs without end
 MADE_UP = 64  # of one of ours that makes its tasks up from its arguments alone
+ROWS = ("data.path", "data.mix.", "data.args.")  # what leads to rows, which are hashed themselves
 SHOWN = 60  # characters of a row in a message
 NAMES: dict[Split, str] = {"train": "training rows", "heldout": "held-out rows"}
 HUB = ("model", "teacher", "slm", "models")  # sections whose texts may be names on the hub
@@ -38,11 +39,11 @@ HUB = ("model", "teacher", "slm", "models")  # sections whose texts may be names
 def files_of(stage: AnyStage) -> dict[str, dict[str, Any]]:
     """setting -> {path, files: name -> digest} of the files and folders that settings name.
 
-    Those below `data` are rows; its source may be code.
+    Rows are not among them.
     """
     found: dict[str, dict[str, Any]] = {}
     for setting, text in _texts(stage.model_dump(mode="json")):
-        if setting.startswith("data.") and setting != "data.source":
+        if setting.startswith(ROWS):
             continue
         files = _files(text)
         if not files and not _exists(text) and setting.partition(".")[0] in HUB:

@@ -123,12 +123,31 @@ def test_one_after_another_no_two_ever_have_it(tmp_path: Path) -> None:
     script = (
         "import os, sys\nfrom pathlib import Path\nfrom grpo import claim\n"
         "claim.PATIENCE, claim._RETRY = 60.0, 0.0\n"
-        "for _ in range(200):\n    with claim.claimed(Path(sys.argv[1])):\n"
+        "for _ in range(100):\n    with claim.claimed(Path(sys.argv[1])):\n"
         "        os.close(os.open(sys.argv[1] + '/inside', os.O_CREAT | os.O_EXCL))\n"
         "        os.unlink(sys.argv[1] + '/inside')\n"
     )
     started = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(3)]
     assert [process.wait() for process in started] == [0, 0, 0]
+
+
+def test_a_file_that_its_owner_removed_meanwhile_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    real = claim._take
+
+    def take(descriptor: int) -> bool:
+        if not taken:  # the owner ends between the opening and the lock
+            (tmp_path / claim.NAME).unlink()
+        taken.append(descriptor)
+        return real(descriptor)
+
+    monkeypatch.setattr(claim, "_take", take)
+    with claimed(tmp_path):
+        with pytest.raises(RunError, match="is being trained"), claimed(tmp_path):
+            pass
+        assert (tmp_path / claim.NAME).is_file()
 
 
 def test_without_locks_the_owner_is_looked_up(

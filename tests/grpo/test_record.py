@@ -482,7 +482,8 @@ def stages(place: Path) -> dict[str, dict[str, Any]]:
     args = {"path": str(place / "a.jsonl"), "heldout_path": str(place / "b.jsonl")}
     data = {"source": "jsonl", "args": args, "template": "raw", "max_prompt_length": 8}
     rollout = {"prompts_per_step": 4, "num_generations": 2, "max_completion_length": 6}
-    kept = {"num_tasks": 8, "min_reward": 0.0}
+    kept = {"num_tasks": 8, "min_reward": 0.0, "decontaminate": [str(place / "leaks.jsonl")]}
+    write(place / "leaks.jsonl", [{"prompt": "zz", "n": n} for n in range(3)])
     part = {"name": "one", "source": "jsonl", "args": {**args, "heldout_path": None}}
     own = {"source": f"{place / 'source.py'}:Source"}
     small = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 16}
@@ -519,6 +520,7 @@ def stages(place: Path) -> dict[str, dict[str, Any]]:
         ("sft", "t.jsonl", r"data\.mix\..* = '.*t\.jsonl': 1 removed of 8 rows"),
         ("reject", "a.jsonl", r"path=.*a\.jsonl.*training rows: 1 removed"),
         ("distill", "a.jsonl", r"training rows: 1 removed"),
+        ("reject", "leaks.jsonl", r"filter\.decontaminate\.0 = .*: leaks\.jsonl changed"),
         ("pretrain", "a.jsonl", r"source\.py:Source', training rows: 1 removed"),
         ("eval", "b.jsonl", r"held-out rows: 1 removed of 9 rows"),
         ("mixture", "a.jsonl", r"part 'one' of data\.source = 'mixture', .* 1 removed"),

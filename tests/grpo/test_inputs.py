@@ -155,7 +155,8 @@ def stages(place: Path) -> dict[str, dict[str, Any]]:
         "class Source:\n    def __init__(self):\n"
         "        here = pathlib.Path(__file__).parent\n"
         "        self.rows = jsonl(path=str(here / 'a.jsonl'), heldout_fraction=0.3)\n"
-        "        self.size, self.task = self.rows.size, self.rows.task\n"
+        "    def size(self, split):\n        return self.rows.size(split)\n"
+        "    def task(self, split, index):\n        return self.rows.task(split, index)\n"
         "    def alphabet(self):\n        return 'abcdefgh'\n"
         "    def demonstration(self, task, rng):\n        return task.answer\n"
     )

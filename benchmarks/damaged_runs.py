@@ -1,6 +1,6 @@
 """What becomes of a run whose folder was damaged? Every file of it, damaged in every way.
 
-    python benchmarks/damaged_runs.py [KIND …] [--random 200] [--seed 0] [--at-once 2]
+    python benchmarks/damaged_runs.py [KIND … | random] [--random 200] [--seed 0] [--at-once 2]
 
 A tiny run of each kind is killed (or finished), and its folder copied, damaged and continued, once
 for every file and every kind of damage. What may come of it: the bytes of the run that nobody
@@ -29,6 +29,7 @@ from record import merge, origin, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "damaged_runs.json"
+RANDOM = "random"
 LAST = -1  # finished but for the last stage's summary
 DONE = 0
 # kind of run as in tiny_runs -> how many lines of metrics it had written when it was killed
@@ -310,15 +311,17 @@ def main() -> None:
         if how != "done":
             raise SystemExit(said)
         tiny_runs.warm(place)
-        kinds = {kind: prepare(place, kind) for kind in asked.kinds or STATES}
+        alone = asked.kinds == [RANDOM]
+        kinds = {k: prepare(place, k) for k in (asked.kinds if not alone else ()) or STATES}
         parts = {
             kind: [(prepared, case) for case in every(prepared.run, asked.leave_out)]
             for kind, prepared in kinds.items()
+            if not alone
         }
         names = list(kinds)
         drawn = [kinds[names[number % len(names)]] for number in range(asked.random)]
         if drawn:
-            parts["random"] = [
+            parts[RANDOM] = [
                 (p, at_random(p.run, asked.leave_out, n, asked.seed)) for n, p in enumerate(drawn)
             ]
         for title, cases in parts.items():

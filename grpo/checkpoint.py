@@ -1,9 +1,9 @@
 """Checkpoints that exist whole or not at all, and the way back from one.
 
-A checkpoint is written into a folder aside, every file is hashed and fsynced, the folder is
-renamed, and only then does a line in `checkpoints.jsonl` say that it exists. A kill at any moment
-leaves the previous one valid; what a run wrote after its last checkpoint is moved aside on resume,
-never mixed in.
+A checkpoint is written into a folder aside; beside the next step every file is hashed and fsynced,
+the folder is renamed, and only then does a line in `checkpoints.jsonl` say that it exists. A kill
+at any moment leaves the previous one valid; what a run wrote after its last checkpoint is moved
+aside on resume, never mixed in.
 
 Its state also knows the files beside it by hash (`beside`): a run goes on from the newest
 checkpoint of which every byte is what was written, and of which all that belongs to it is.
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,55 +52,70 @@ class Found:
     notes: tuple[str, ...] = ()
 
 
-def save(
-    run: Path,
-    step: int,
-    write: Callable[[Path], None],
-    state: dict[str, Any],
-    keep: int | None = None,
-    beside: Known | None = None,
-) -> Path:
-    """Make `checkpoints/step_NNNNNN` from what `write(folder)` puts there, with `state` beside it.
+class Saver:
+    """Writes the checkpoints of a run; use it as a context, which ends when the last one is whole.
 
-    `keep`: how many of the newest checkpoints stay on disk (None: all). `beside`: what belongs to
-    it elsewhere in the run's folder, of `metrics.jsonl` the bytes so far.
+    Only the files are written before `save` returns. Beside what the caller does next they are
+    hashed and made durable, and the checkpoint gets its name: until then there is none.
     """
-    folder = _folder(run, step)
-    aside = folder.with_suffix(".tmp")
 
-    def fill(place: Path) -> None:
-        write(place)
-        told = {**state, "beside": beside or {}}
-        (place / STATE).write_text(json.dumps(told, sort_keys=True))
+    def __init__(self, run: Path, keep: int | None = None) -> None:
+        """keep: how many of the newest checkpoints stay on disk (None or 0: all)."""
+        self.run, self.keep = run, keep
+        self._beside = ThreadPoolExecutor(1, "grpo-checkpoint")
+        self._last: Future[None] | None = None
 
-    make_folder(aside, fill, sealed=folder.name)
-    remove(folder)
-    os.rename(aside, folder)
-    manifest.sync(folder.parent)
-    with open(run / INDEX, "a", encoding="utf-8") as index:
-        index.write(json.dumps({"step": step, "path": f"{FOLDER}/{folder.name}"}) + "\n")
-        index.flush()
-        os.fsync(index.fileno())
-    if keep is not None:
-        for later in [s for s in steps(run) if s > step]:  # damaged: a run goes on from the newest
-            remove(_folder(run, later))
-        for old in beyond(run, keep, newest=step):
-            remove(old)
-    return folder
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._beside.shutdown()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is whole. Raises what went wrong with it."""
+        last, self._last = self._last, None
+        if last is not None:
+            last.result()
+
+    def save(
+        self,
+        step: int,
+        write: Callable[[Path], None],
+        state: dict[str, Any],
+        beside: Known | None = None,
+    ) -> None:
+        """Make `checkpoints/step_NNNNNN` from what `write(folder)` puts there, with its `state`.
+
+        beside: what belongs to it elsewhere in the run's folder, of `metrics.jsonl` the bytes so
+        far. Raises what went wrong with the checkpoint before.
+        """
+        self.wait()
+        aside = _folder(self.run, step).with_suffix(".tmp")
+        _fill(aside, write)
+        (aside / STATE).write_text(json.dumps({**state, "beside": beside or {}}, sort_keys=True))
+        self._last = self._beside.submit(self._finish, aside, step)
+
+    def _finish(self, aside: Path, step: int) -> None:
+        folder = _folder(self.run, step)
+        manifest.seal(aside, name=folder.name)
+        replace(aside, folder)
+        with open(self.run / INDEX, "a", encoding="utf-8") as index:
+            index.write(json.dumps({"step": step, "path": f"{FOLDER}/{folder.name}"}) + "\n")
+            index.flush()
+            os.fsync(index.fileno())
+        if self.keep:
+            # those of later steps are damaged: a run goes on from the newest that is whole
+            old = [_folder(self.run, later) for later in steps(self.run) if later > step]
+            for place in [*old, *beyond(self.run, self.keep, newest=step)]:
+                remove(place)
 
 
-def make_folder(aside: Path, write: Callable[[Path], None], sealed: str = "") -> None:
-    """A new folder `aside` of what `write` puts there: durable, with the modes of the umask.
-
-    sealed: the name that its manifest gets; no manifest without one.
-    """
-    remove(aside)
-    aside.mkdir(parents=True)
-    with disk_errors():
-        write(aside)
-    if sealed:
-        manifest.seal(aside, name=sealed)
-        return
+def make_folder(aside: Path, write: Callable[[Path], None]) -> None:
+    """A new folder `aside` of what `write` puts there: durable, with the modes of the umask."""
+    _fill(aside, write)
     manifest.give_mode(aside)
     for path in [*aside.rglob("*"), aside]:
         manifest.sync(path)
@@ -240,6 +256,13 @@ def models(run: Path) -> set[str]:
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             continue  # damaged: nothing goes back to it
     return found
+
+
+def _fill(aside: Path, write: Callable[[Path], None]) -> None:
+    remove(aside)
+    aside.mkdir(parents=True)
+    with disk_errors():
+        write(aside)
 
 
 def _folder(run: Path, step: int) -> Path:

@@ -124,7 +124,8 @@ def _run(
                 forget()
 
     seconds = float(state.get("seconds", 0.0))
-    with log, interruptible(log) as stop:
+    saver = checkpoint.Saver(folder, settings.save_total_limit)
+    with log, saver, interruptible(log) as stop:
         if BEFORE not in evaluations or (found and found.lost):
             parts.rollouts.deliver(parts.learner, 0)
             measure(BEFORE)
@@ -154,7 +155,7 @@ def _run(
             stopping = any(ranks.gather([stop()]))  # a signal reaches the ranks at different steps
             if due or last or stopping:
                 state = {"step": step, "evaluations": evaluations, "seconds": seconds}
-                _save(folder, state | {"accepted": accepted}, parts, sampler, log, settings, beside)
+                _save(saver, state | {"accepted": accepted}, parts, sampler, log, beside)
                 forget()
             if stopping and not last:
                 raise KeyboardInterrupt(f"interrupted; saved at step {step}")
@@ -238,12 +239,11 @@ def forget_models(folder: Path, keep: str, beside: Known) -> None:
 
 
 def _save(
-    folder: Path,
+    saver: checkpoint.Saver,
     state: dict[str, Any],
     parts: Parts,
     sampler: Sampler,
     log: RunLog,
-    settings: Run,
     beside: Known,
 ) -> None:
     with parts.rollouts.quiet():
@@ -256,16 +256,10 @@ def _save(
         (aside / ROLLOUTS).write_bytes(gzip.compress(ahead, compresslevel=3, mtime=0))
 
     if parts.learner.rank:
-        parts.learner.save(str(folder))  # gives its part to the first rank, which writes
+        parts.learner.save(str(saver.run))  # gives its part to the first rank, which writes
         return
-    checkpoint.save(
-        folder,
-        state["step"],
-        write,
-        {**state, "position": position},
-        keep=settings.save_total_limit or None,
-        beside={**beside, checkpoint.LOG: manifest.start_of(log.path, log.position())},
-    )
+    so_far = {checkpoint.LOG: manifest.start_of(log.path, log.position())}
+    saver.save(state["step"], write, {**state, "position": position}, {**beside, **so_far})
 
 
 def _save_model(folder: Path, parts: Parts, sampler: Sampler) -> None:

@@ -139,8 +139,9 @@ def fine_tune(
             config=config,
             console=console,
         )
-        with log, interruptible(log) as stop, checkpoint.disk_errors():
-            journal = Journal(log, run, folder, stop, state.get("seconds", 0.0))
+        saver = checkpoint.Saver(folder, run.save_total_limit)
+        with log, saver, interruptible(log) as stop, checkpoint.disk_errors():
+            journal = Journal(log, run, saver, stop, state.get("seconds", 0.0))
             policy = _policy(model)
             declared = copy.deepcopy((policy.config, policy.generation_config))
             made = trainer(

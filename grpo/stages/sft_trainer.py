@@ -144,8 +144,10 @@ class StageTrainer(SFTTrainer):
 class Journal(TrainerCallback):
     """Metrics, checkpoints and stopping of a stage, in the form of the rl stage's."""
 
-    def __init__(self, log: RunLog, run: Run, folder: Path, stop: Any, seconds: float) -> None:
-        self.log, self.run, self.folder, self.stop = log, run, folder, stop
+    def __init__(
+        self, log: RunLog, run: Run, saver: checkpoint.Saver, stop: Any, seconds: float
+    ) -> None:
+        self.log, self.run, self.saver, self.stop = log, run, saver, stop
         self.began = time.perf_counter() - seconds
         self.trainer: Any = None
         self.stopped = False
@@ -194,6 +196,5 @@ class Journal(TrainerCallback):
             "tokens_trained": self.trainer.tokens_trained,
             "seconds": self.seconds,
         }
-        keep = self.run.save_total_limit or None
         beside = {checkpoint.LOG: manifest.start_of(self.log.path, self.log.position())}
-        checkpoint.save(self.folder, state.global_step, write, facts, keep=keep, beside=beside)
+        self.saver.save(state.global_step, write, facts, beside)

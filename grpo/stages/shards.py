@@ -89,9 +89,10 @@ class Job:
         if not (data.is_dir() and self.data and self.whole() == len(self.shards)):
             return False
         try:
+            manifest.read_sealed(self.work / "shards" / MADE_OF, self.work)
             manifest.check(data, self.data)
         except Damage as damage:
-            say(f"{data.name}/{damage}; making {data.name}/ again")
+            say(f"of {data.name}/: {damage}; making {data.name}/ again")
             return False
         return True
 

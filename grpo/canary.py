@@ -6,7 +6,7 @@ learner's, the weights that sample are not the weights that learn.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,6 +20,11 @@ def canary_ids(vocab_size: int) -> list[int]:
     return [(2654435761 * (i + 1) >> 7) % vocab_size for i in range(CANARY_LENGTH)]
 
 
+def vocabulary(config: Any) -> int:
+    """Tokens that a model of `config` can write: its logits may be fewer than its embeddings."""
+    return int(getattr(config, "unpadded_vocab_size", None) or config.vocab_size)
+
+
 def canary_logits(model: nn.Module) -> Tensor:
     """Logits [CANARY_LENGTH, V] of the canary tokens, float32.
 
@@ -29,7 +34,7 @@ def canary_logits(model: nn.Module) -> Tensor:
     import torch
 
     parameter = next(model.parameters())
-    ids = torch.tensor([canary_ids(model.config.vocab_size)], device=parameter.device)  # type: ignore[union-attr]
+    ids = torch.tensor([canary_ids(vocabulary(model.config))], device=parameter.device)
     training = model.training
     if training:
         model.eval()
@@ -50,6 +55,6 @@ def canary_logprob(model: nn.Module) -> float:
     import torch
 
     logits = canary_logits(model)[:-1]
-    ids = torch.tensor(canary_ids(model.config.vocab_size), device=logits.device)  # type: ignore[union-attr]
+    ids = torch.tensor(canary_ids(vocabulary(model.config)), device=logits.device)
     logp = torch.log_softmax(logits, dim=-1).gather(1, ids[1:, None])
     return float(logp.double().sum())

@@ -14,6 +14,7 @@ What is left out of the plain computation: nothing. The sums are the same ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -22,8 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from grpo.canary import canary_ids, vocabulary
 from grpo.casts import compute_type, joined
 from grpo.errors import RecipeError
+from grpo.families import body
 from grpo.kernels.head import normalize, pull_back_
 from grpo.kernels.layers import weight_gradient
 from grpo.rollout.sampling import filtered_probs, make_plan
@@ -38,30 +41,50 @@ SLICE_ELEMENTS = 2**18  # for each thread; two float32 slices fill a level-2 cac
 LEFT_OUT = -1e30  # a logit with probability 0; finite, so that 0 times its log-prob is 0
 
 
+# What models call the factors of their logits, and the bound of a soft cap.
+TIMES = ("logit_scale", "lm_head_multiplier")  # Cohere; Falcon-H1
+OVER = ("logits_scaling", "logits_mup_width_multiplier")  # Granite and MiniCPM; Inkling
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Transform:
     """What becomes of the head's product x: cap * tanh(scale * x / cap) / temperature.
 
     Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2 caps softly
-    (`check_head` refuses any other model). Last, `truncation` leaves out what the sampler did.
+    (`check_head` refuses any model that does something else). Columns from `vocab` on are padding
+    of the head and no tokens. Last, `truncation` leaves out what the sampler did.
     """
 
     scale: float
     cap: float | None
     temperature: float
     truncation: Sampling | None
+    vocab: int | None = None
 
     @staticmethod
     def of(model: PreTrainedModel, temperature: float, truncation: Sampling | None) -> Transform:
         """That of a model's own logits at a temperature; 0 (greedy) counts as 1."""
         config = model.config
-        scale = getattr(config, "logit_scale", None) or 1.0
+
+        def factor(name: str) -> float:
+            return getattr(config, name, None) or 1.0
+
+        over = math.prod(map(factor, OVER))
+        if config.model_type == "hyperclovax":  # which multiplies by what Granite divides by
+            over = 1 / over
         return Transform(
-            scale=scale / (getattr(config, "logits_scaling", None) or 1.0),
-            cap=getattr(config, "final_logit_softcapping", None),
+            scale=math.prod(map(factor, TIMES)) / over,
+            cap=next((c for c in (getattr(config, name, None) for name in CAPS) if c), None),
             temperature=temperature or 1.0,
             truncation=truncation,
+            vocab=getattr(config, "unpadded_vocab_size", None),
         )
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is a factor and nothing else."""
+        return self.cap is None and self.truncation is None and self.vocab is None
 
     def apply_(self, logits_S_V: Tensor, targets_S_1: Tensor) -> Tensor | None:
         """In place; returns the derivative [S, V] by the head's product, None where constant."""
@@ -73,6 +96,8 @@ class Transform:
             logits_S_V.mul_(self.scale / self.cap).tanh_()
             slope_S_V = (1 - logits_S_V.square()).mul_(self.scale / self.temperature)
             logits_S_V.mul_(self.cap / self.temperature)
+        if self.vocab is not None:
+            logits_S_V[:, self.vocab :] = LEFT_OUT
         if self.truncation is not None:
             logits_S_V.masked_fill_(_left_out(logits_S_V, targets_S_1, self.truncation), LEFT_OUT)
         return slope_S_V
@@ -103,15 +128,22 @@ def output_head(model: PreTrainedModel) -> nn.Linear:
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel) -> None:
-    """Raise RecipeError unless head and `Transform` give the model's own logits on two tokens."""
-    ids = torch.zeros((1, 2), dtype=torch.long, device=model.device)
+    """Raise RecipeError unless head and `Transform` give the model's own logits on some tokens."""
+    ids = torch.tensor([canary_ids(vocabulary(model.config))], device=model.device)
     own = model(input_ids=ids, use_cache=False).logits[0].float()
-    ours = output_head(model)(model.base_model(input_ids=ids, use_cache=False)[0][0]).float()
-    Transform.of(model, 1.0, None).apply_(ours, ids.T)
-    if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
+    hidden = body(model)(input_ids=ids, use_cache=False)[0][0]
+    head = output_head(model)
+    off = math.inf
+    if hidden.shape[-1] == head.in_features:
+        ours = head(hidden).float()
+        Transform.of(model, 1.0, None).apply_(ours, ids.T)
+        off = float((ours[:, : own.shape[1]] - own).norm() / own.norm())
+    exact = model.dtype in (torch.float32, torch.float64)
+    if not off <= (1e-4 if exact else 1e-2):
         raise RecipeError(
-            f"model.path: {type(model).__name__} transforms its logits after the output embedding "
-            "in a way the learner does not know, so its log-probs would be wrong."
+            f"model.path: {type(model).__name__} transforms its hidden states or logits around the "
+            f"output embedding in a way the learner does not know (off by {off:.1e}), so its "
+            "log-probs would be wrong; choose another model (docs/models.md)"
         )
 
 
@@ -186,7 +218,7 @@ def _slices(
 
 def _at_once(product_n_V: Tensor, targets_n: Tensor, transform: Transform) -> Tensor | None:
     """What `_slices` are for, by a compiled kernel: [4, n], None where it cannot."""
-    if transform.cap is not None or transform.truncation is not None:
+    if not transform.plain:
         return None
     return normalize(product_n_V, targets_n, transform.scale / transform.temperature)
 
@@ -274,8 +306,7 @@ def _logit_gradients_(
 ) -> None:
     """The head's product becomes the gradient by it, slice by slice, in place."""
     factor = transform.scale / transform.temperature
-    plain = transform.cap is None and transform.truncation is None
-    if plain and pull_back_(product_n_V, targets_n, rows_4_n, factor) is not None:
+    if transform.plain and pull_back_(product_n_V, targets_n, rows_4_n, factor) is not None:
         return
     start = 0
     for logits, probs, targets_S_1, slope in _slices(product_n_V, targets_n, transform):

@@ -45,8 +45,7 @@ from grpo.canary import canary_logits, canary_logprob
 from grpo.casts import casts_kept
 from grpo.entropy import bonus_weights, top_entropy
 from grpo.errors import LearnerError
-from grpo.forward import can_share_prompts, completion_logprobs, completion_surprise
-from grpo.head import check_head
+from grpo.forward import can_share_prompts, check_model, completion_logprobs, completion_surprise
 from grpo.learner_metrics import Sums
 from grpo.objective import find_objective
 from grpo.optimizers import check_sharding, make_optimizer
@@ -160,8 +159,8 @@ class TorchLearner:
         else:
             self.model = load_policy(model)
         nn.Module.to(self.model, self.device)
+        check_model(self.model)
         self.share_prompts = config.share_prompts and can_share_prompts(self.model)
-        check_head(self.model)
         if config.gradient_checkpointing:
             checkpoint_activations(self.model)
         self.temperature, self.truncation = temperature, truncation

@@ -145,7 +145,8 @@ def rl_rows(
     rollout, learner, algorithm, heldout = stage.rollout, stage.learner, stage.algorithm, stage.eval
     P, G = rollout.prompts_per_step, rollout.num_generations
     length, prompt = rollout.longest_completion, stage.data.max_prompt_length
-    tokens = P * G * length + P * prompt * (1 if learner.share_prompts else G)
+    shared = learner.share_prompts and bool(size is None or size.get("shares_prompts", 1))
+    tokens = P * G * length + P * prompt * (1 if shared else G)
     micro = algorithm.num_minibatches * ceil(
         tokens / algorithm.num_minibatches / learner.tokens_per_micro_batch
     )
@@ -160,7 +161,7 @@ def rl_rows(
         ("prompts per step", f"{P:,}", "rollout.prompts_per_step"),
         ("completions per step", f"{P * G:,}", f"{P} prompts x {G} generations"),
         ("completion tokens per step", f"<= {P * G * length:,}", f"{P * G} completions x {length}"),
-        ("learner tokens per step", f"<= {tokens:,}", _prompt_share(learner.share_prompts)),
+        ("learner tokens per step", f"<= {tokens:,}", _prompt_share(shared)),
         (
             "micro-batches per pass",
             f"<= {micro:,}",
@@ -273,15 +274,15 @@ def model_size(model: Model, earlier: dict[str, dict[str, int]]) -> dict[str, in
     import torch  # lazy: a plan without a local model needs no torch
     from transformers import AutoModelForCausalLM
 
+    from grpo.families import kv_values_per_token, may_share_prompts
+
     config = pretrained.own_config(path)
     with torch.device("meta"):
         policy = AutoModelForCausalLM.from_config(config)
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return {
         "parameters": sum(p.numel() for p in policy.parameters()),
-        "kv_values_per_token": 2 * config.num_hidden_layers * kv_heads * head,
+        "kv_values_per_token": kv_values_per_token(config.get_text_config()),
+        "shares_prompts": int(may_share_prompts(policy)),
     }
 
 

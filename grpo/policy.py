@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo.adapter import add_adapter, check_peft, merged
+from grpo.errors import RecipeError
 from grpo.forward import disable_dropout
 from grpo.layers import fuse_layers
 from grpo.pretrained import load_model
@@ -88,11 +89,21 @@ def blocks(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Recompute activations in the backward pass instead of keeping them."""
+    """Recompute activations in the backward pass instead of keeping them. Raises RecipeError."""
     # renamed in transformers 5.2x; the old name warns there
     enable = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-    enable({"use_reentrant": False})
-    model.train()  # Hugging Face recomputes in training mode only
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise RecipeError(
+            f"learner.gradient_checkpointing = true: {type(model).__name__} cannot recompute its "
+            "activations; set it to false and lower learner.tokens_per_micro_batch instead"
+        ) from error
+    # Hugging Face recomputes in training mode only. Not `model.train()`: routers and other parts
+    # of a layer would then add noise that the engine does not.
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
 
 
 def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, object]]:

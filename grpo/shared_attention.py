@@ -201,6 +201,11 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
+    others = [
+        name for name in ("softcap", "s_aux", "sliding_window") if kwargs.get(name) is not None
+    ]
+    if others:  # dropped, they would be wrong numbers
+        raise NotImplementedError(f"attention over a shared prompt knows no {', '.join(others)}")
     device = query.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

@@ -1,10 +1,10 @@
-"""Three ways to run a model token by token behind one small interface.
+"""Ways to run a model token by token behind one small interface.
 
 `FusedDecoder` computes Llama-like models on a CPU by itself. `SlotDecoder` runs any model's own
 code over a preallocated `SlotCache` of ragged rows. `OwnCacheDecoder` uses the cache the model
 brings along, for models the others cannot serve; it takes one request at a time, whose samples
-run in lockstep. `make_decoder` tries them in this order on a probe and compares it with the plain
-forward pass, so that a model they would get wrong is found at start.
+run in lockstep. `ReplayDecoder` keeps nothing. `make_decoder` tries them in this order on a probe
+and compares it with the plain forward pass, so that a model they would get wrong is found at start.
 """
 
 from __future__ import annotations
@@ -12,15 +12,19 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grpo.errors import EngineError
+from grpo.families import check_causal, check_family
 from grpo.rollout.fused import FusedDecoder, fusable
 from grpo.rollout.kv_cache import ATTENTION, SlotCache, bucketed
 from grpo.rollout.native_decoder import NativeDecoder
+from grpo.rollout.own_cache import OwnCacheDecoder, ReplayDecoder, rebuilt, reordered
 from grpo.rollout.prefill import read_prompts
 
 logger = logging.getLogger(__name__)
@@ -114,68 +118,20 @@ class SlotDecoder:
             self.cache.copy_rows(self._tensor(source), self._tensor(target), length)
 
 
-class OwnCacheDecoder:
-    """The model's own cache: sliding windows, linear attention, whatever the model defines."""
-
-    lockstep = True
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.device = next(model.parameters()).device
-        self.free()
-
-    def free(self) -> None:
-        self.cache: Any = None
-
-    def refresh(self) -> None:
-        """Nothing to do: it runs the model itself."""
-
-    @torch.inference_mode()
-    def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
-        (prompt,) = prompts
-        ids = torch.tensor([list(prompt)], dtype=torch.int64, device=self.device)
-        output = self.model(input_ids=ids, use_cache=True)
-        self.cache = output.past_key_values
-        return output.logits[:, -1]
-
-    @torch.inference_mode()
-    def copy(self, source: int, target: Sequence[int], length: int) -> None:
-        self.cache.batch_repeat_interleave(len(target) + 1)
-
-    @torch.inference_mode()
-    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
-        ids = torch.as_tensor(tokens, dtype=torch.int64, device=self.device)[:, None]
-        position = torch.as_tensor(positions, dtype=torch.int64, device=self.device)[:, None]
-        output = self.model(
-            input_ids=ids, position_ids=position, past_key_values=self.cache, use_cache=True
-        )
-        self.cache = output.past_key_values
-        return output.logits[:, -1]
-
-    @torch.inference_mode()
-    def compact(self, moves: Sequence[tuple[int, int]], count: int, length: int) -> None:
-        if count == 0:
-            self.free()
-            return
-        keep = torch.arange(count, device=self.device)
-        for source, target in moves:
-            keep[target] = source
-        self.cache.batch_select_indices(keep)
-
-
 def make_decoder(model: nn.Module, *, packed: bool = True, compiled: bool = False) -> Decoder:
     """The first decoder that reproduces the model's plain forward pass.
 
     `packed` allows a copy of the weights in another layout, which follows them in `refresh` only.
     `compiled`: torch.compile of the model's own code instead, which takes minutes at first.
-    Sets the model's attention implementation; the model must belong to the caller alone.
+    Sets the model's attention implementation; the model must belong to the caller alone. Raises
+    EngineError or RecipeError where even its own code, from the first token, gives other logits.
     """
     config: Any = model.config
     implementation = config._attn_implementation
     reason = _refusal(config)
+    prompts = _probe_prompts(config)
     if reason is None:
-        prompts = _probe_prompts(config)
-        expected = [_plain(model, prompt) for prompt in prompts]
+        expected = _expected(model, _RAGGED, prompts)
         config._attn_implementation = ATTENTION
         kinds: list[Callable[[nn.Module], Any]] = [
             functools.partial(SlotDecoder, compiled=compiled)
@@ -183,24 +139,39 @@ def make_decoder(model: nn.Module, *, packed: bool = True, compiled: bool = Fals
         if packed and not compiled and fusable(model):
             kinds = [NativeDecoder, FusedDecoder, *kinds]
         for kind in kinds:
-            try:
-                decoder = kind(model)
-                reason = _mismatch(decoder, prompts, expected)
-            except Exception as error:  # a foreign model's code may fail anyhow: not this path
-                reason = f"{type(error).__name__}: {error}"
-            else:
-                if reason is None:
-                    decoder.free()
-                    return decoder
+            decoder, reason = _tried(kind, model, _RAGGED, prompts, expected)
+            if decoder is not None:
+                return decoder
             name = getattr(kind, "__name__", SlotDecoder.__name__)
             logger.info("%s does not serve this model: %s", name, reason)
-    config._attn_implementation = implementation
-    logger.warning(
-        "%s is sampled with its own cache, one request at a time (slower): %s",
-        type(model).__name__,
-        reason,
-    )
-    return OwnCacheDecoder(model)
+        config._attn_implementation = implementation
+    return _in_its_own_code(model, prompts, reason)
+
+
+def _in_its_own_code(model: nn.Module, prompts: list[list[int]], reason: str | None) -> Decoder:
+    """A decoder that asks nothing of the model, for the `reason` that no other serves it."""
+    name = type(model).__name__
+    expected = _expected(model, _LOCKSTEP, prompts)
+    for pick in (reordered, rebuilt):
+        kind = functools.partial(OwnCacheDecoder, pick=pick)
+        decoder, fault = _tried(kind, model, _LOCKSTEP, prompts, expected)
+        if decoder is not None:
+            said = "%s is sampled with its own cache, one request at a time (slower): %s"
+            logger.warning(said, name, reason)
+            return decoder
+        logger.info("its own cache, %s, does not serve this model: %s", pick.__name__, fault)
+    expected = _expected(model, _RAGGED, prompts)
+    check_family(model.config)
+    check_causal(model)
+    decoder, fault = _tried(ReplayDecoder, model, _RAGGED, prompts, expected)
+    if decoder is None:
+        raise EngineError(
+            f"{name} cannot be sampled: its logits change with the rows beside it ({fault}); "
+            "choose another model.path"
+        )
+    said = "%s is sampled without a cache, every token from the first one on (slow): %s"
+    logger.warning(said, name, reason)
+    return decoder
 
 
 def _refusal(config: Any) -> str | None:
@@ -225,34 +196,97 @@ def _probe_prompts(config: Any) -> list[list[int]]:
     return [[(step * i + 1) % vocab for i in range(n)] for n in (length, 3)]
 
 
-_PROBE_STEPS = 2
+@dataclass(frozen=True, kw_only=True)
+class _Probe:
+    """What a decoder is asked: some prompts in as many rows, and tokens [steps, rows] behind them.
+
+    `copied`: prompt 0 also in that many further rows. After the first token, `compact` leaves as
+    many rows as `keep` names, each what the row of that number was.
+    """
+
+    prompts: int
+    copied: int
+    tokens: tuple[tuple[int, ...], ...]
+    keep: tuple[int, ...]
+
+
+_RAGGED = _Probe(prompts=2, copied=0, tokens=((0, 1), (1, 2)), keep=(0, 1))
+_LOCKSTEP = _Probe(prompts=1, copied=2, tokens=((0, 1, 2), (3, 4)), keep=(2, 1))
+
+
+def _contexts(probe: _Probe, prompts: list[list[int]]) -> list[list[list[int]]]:
+    """The text of every row before the first token, after it, and after the second."""
+    rows = prompts[: probe.prompts] + [prompts[0]] * probe.copied
+    texts = [rows]
+    for step, tokens in enumerate(probe.tokens):
+        rows = [texts[-1][r] for r in probe.keep] if step == 1 else texts[-1]
+        texts.append([[*row, prompts[0][t]] for row, t in zip(rows, tokens, strict=True)])
+    return texts
+
+
+def _plain(model: nn.Module, ids: Tensor) -> Tensor:
+    """Logits [1, L, V] of a plain forward pass. Raises EngineError where there is none."""
+    try:
+        return model(input_ids=ids, use_cache=False).logits
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # some models mix types that do not go together
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        reason = str(error).strip().partition("\n")[0]
+        raise EngineError(
+            f"{type(model).__name__} cannot compute in {dtype} by its own code ({reason}); set "
+            "rollout.dtype to another type, or choose another model"
+        ) from error
 
 
 @torch.inference_mode()
-def _plain(model: nn.Module, prompt: list[int]) -> Tensor:
-    """Logits [steps + 1, V] of the plain forward pass over the prompt and what is decoded."""
-    ids = prompt + _probe_tail(prompt)
+def _expected(model: nn.Module, probe: _Probe, prompts: list[list[int]]) -> Tensor:
+    """Logits [N, V] after every text of `_contexts`, by plain forward passes of one row each."""
     device = next(model.parameters()).device
-    logits = model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits
-    return logits[0, len(prompt) - 1 :].float()
+    found: list[Tensor] = []
+    for texts in _contexts(probe, prompts):
+        for ids in texts:
+            tensor = torch.tensor([ids], device=device)
+            found.append(_plain(model, tensor)[0, -1].float())
+    return torch.stack(found)
 
 
-def _probe_tail(prompt: list[int]) -> list[int]:
-    return prompt[:_PROBE_STEPS]
+def _tried(
+    kind: Callable[[nn.Module], Any],
+    model: nn.Module,
+    probe: _Probe,
+    prompts: list[list[int]],
+    expected: Tensor,
+) -> tuple[Any, str | None]:
+    """A decoder of the kind that passed the probe, or None and what is wrong with it."""
+    try:
+        decoder = kind(model)
+        reason = _mismatch(decoder, probe, prompts, expected)
+    except Exception as error:  # a foreign model's code may fail anyhow: not this path
+        return None, f"{type(error).__name__}: {error}"
+    if reason is not None:
+        return None, reason
+    decoder.free()
+    return decoder, None
 
 
 def _mismatch(
-    decoder: FusedDecoder | SlotDecoder, prompts: list[list[int]], expected: list[Tensor]
+    decoder: Any, probe: _Probe, prompts: list[list[int]], expected: Tensor
 ) -> str | None:
     """Run the probe; say by how much it is off where that is more than rounding."""
-    logits = [decoder.prefill(prompts, [0, 1])]
-    tails = [_probe_tail(p) for p in prompts]
-    for step in range(_PROBE_STEPS):
-        tokens = np.array([tail[step] for tail in tails])
-        positions = np.array([len(p) + step for p in prompts])
-        logits.append(decoder.decode(tokens, positions))
-    got = torch.stack(logits, dim=1).float()
-    want = torch.stack(expected)
-    error = float((got - want).norm() / want.norm())
+    first, second, third = _contexts(probe, prompts)
+    count = probe.prompts
+    logits = [decoder.prefill(first[:count], list(range(count)))]
+    if probe.copied:
+        decoder.copy(0, list(range(count, len(first))), len(first[0]))
+        logits.append(logits[0][:1].expand(probe.copied, -1))
+    for texts in (second, third):
+        if texts is third:
+            moves = [(old, new) for new, old in enumerate(probe.keep) if old != new]
+            decoder.compact(moves, len(texts), max(map(len, second)))
+        tokens = np.array([text[-1] for text in texts])
+        logits.append(decoder.decode(tokens, np.array([len(text) - 1 for text in texts])))
+    got = torch.cat(logits).float()
+    error = float((got - expected).norm() / expected.norm())
     tolerance = 1e-4 if decoder.dtype == torch.float32 else 0.05
     return None if error <= tolerance else f"cached logits are off by {error:.1e}"

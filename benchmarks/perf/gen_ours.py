@@ -8,7 +8,8 @@ from typing import Any
 
 from grpo.kernels import native
 from grpo.rollout import torch_engine
-from grpo.rollout.decoder import OwnCacheDecoder, make_decoder
+from grpo.rollout.decoder import make_decoder
+from grpo.rollout.own_cache import OwnCacheDecoder
 from grpo.rollout.rows import Rows
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import EngineSpec, Request, Sampling

@@ -61,7 +61,7 @@ def check(
     pieces = known(recipe, done, hub=hub)
     from grpo.preflight.texts import check_texts  # torch: only once the rest is known to be good
 
-    return check_texts(recipe, folder, done, pieces)
+    return check_texts(recipe, folder, done, pieces, hub)
 
 
 def known(recipe: Recipe, done: Collection[str] = (), *, hub: bool = False) -> Mapping[str, Pieces]:

@@ -13,12 +13,15 @@ from typing import Any, cast
 
 import torch
 from huggingface_hub import try_to_load_from_cache
-from transformers import AutoTokenizer
 
+from grpo import pretrained
 from grpo.data.source import DemonstrationSource
 from grpo.errors import RecipeError
+from grpo.families import check_family
 from grpo.preflight.found import Found, prefix, said, stage_folder
+from grpo.preflight.paths import models
 from grpo.preflight.plugs import Pieces
+from grpo.rollout import LOADING
 from grpo.schema import (
     REFERENCE,
     AnyStage,
@@ -37,6 +40,7 @@ def check_texts(
     folder: Path | None,
     done: Collection[str],
     pieces: Mapping[str, Pieces],
+    hub: bool,
 ) -> Found:
     """As `grpo.preflight.check`, after what `known` found. Raises RecipeError and DataError."""
     notes: list[str] = []
@@ -47,7 +51,7 @@ def check_texts(
             if stage.name not in done:
                 here = with_models(stage, left)
                 with said(recipe, stage):
-                    _models(here, prefix(recipe, stage))
+                    _models(stage, prefix(recipe, stage), hub)
                     here = with_models(here, left, _cached)
                     _check_device(here)
                     _check_tokens(here)
@@ -63,8 +67,17 @@ def check_texts(
     return Found(notes=tuple(notes), heldout=heldout)
 
 
-def _models(stage: AnyStage, where: str) -> None:
-    """What a stage's models say without their weights."""
+def _models(stage: AnyStage, where: str, hub: bool) -> None:
+    """Refuse models that are not whole, or of a family that is not trained here.
+
+    Those of the hub are asked for where `hub` allows it; their weights are looked at when loaded.
+    """
+    for setting, path in models(stage):
+        if not (hub or Path(path).expanduser().exists()):
+            continue
+        engine = getattr(getattr(stage, "rollout", stage), "engine", "torch")
+        pretrained.check_model(path, f"{where}{setting}", weights=engine in LOADING)
+        check_family(pretrained.config(path, f"{where}{setting}"))
 
 
 def _cached(path: str) -> str:
@@ -163,11 +176,11 @@ def _check_tokens(stage: AnyStage) -> None:
         if all(map(has_tokenizer, pair)):
             from grpo.stages.distill import same_tokens  # with trl: seconds
 
-            same_tokens(pair[0], AutoTokenizer.from_pretrained(pair[1]), pair[1])
+            same_tokens(pair[0], pretrained.tokenizer(pair[1]), pair[1])
     if isinstance(stage, SFTStage) and stage.slm.reference:
         pair = (stage.slm.reference, stage.model.path)
         if all(map(has_tokenizer, pair)):
-            first, second = (AutoTokenizer.from_pretrained(p).get_vocab() for p in pair)
+            first, second = (pretrained.tokenizer(p).get_vocab() for p in pair)
             if first != second:
                 raise RecipeError(
                     f"slm.reference = {pair[0]!r} has other tokens than model.path = {pair[1]!r}, "

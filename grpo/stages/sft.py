@@ -28,6 +28,7 @@ from grpo.adapter import described, peft_model
 from grpo.canary import canary_logits
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.errors import RecipeError
+from grpo.families import check_causal, check_family, check_packing
 from grpo.forward import disable_dropout
 from grpo.learner import DTYPES
 from grpo.lines import from_lines
@@ -142,11 +143,14 @@ def fine_tune(
         saver = checkpoint.Saver(folder, run.save_total_limit)
         with log, saver, interruptible(log) as stop, checkpoint.disk_errors():
             journal = Journal(log, run, saver, stop, state.get("seconds", 0.0))
-            policy = _policy(model)
+            policy = _policy(model, learner.packing)
             declared = copy.deepcopy((policy.config, policy.generation_config))
+            recomputes = bool(getattr(policy, "supports_gradient_checkpointing", False))
             made = trainer(
                 model=peft_model(policy, model.lora_rank) if model.lora_rank else policy,
-                args=settings(data, learner, run, folder / ASIDE, model.dtype, ranks.device),
+                args=settings(
+                    data, learner, run, folder / ASIDE, model.dtype, ranks.device, recomputes
+                ),
                 train_dataset=data.data,
                 processing_class=_padding(tokenizer, vocab_size(model.path)),
                 callbacks=[journal],
@@ -206,11 +210,18 @@ def _alone(title: str, model: Model) -> Ranks:
     return ranks
 
 
-def _policy(model: Model) -> Any:
-    """The model in float32; under an adapter, the frozen base in the compute type."""
+def _policy(model: Model, packing: bool) -> Any:
+    """The model in float32; under an adapter, the frozen base in the compute type.
+
+    Raises RecipeError where it cannot learn from rows, or from several of them in one sequence.
+    """
     dtype = DTYPES[model.dtype] if model.lora_rank else torch.float32
     policy = pretrained.load_model(model.path, dtype, trained=True)
     disable_dropout(policy)  # as in reinforcement learning; it also makes a resumed run exact
+    check_family(policy.config)
+    check_causal(policy.eval())
+    if packing:
+        check_packing(policy)
     return policy
 
 

@@ -76,13 +76,22 @@ def training_set(
 
 
 def settings(
-    data: TrainingSet, learner: SFTLearner, run: Run, folder: Path, dtype: str, device: torch.device
+    data: TrainingSet,
+    learner: SFTLearner,
+    run: Run,
+    folder: Path,
+    dtype: str,
+    device: torch.device,
+    recomputes: bool = True,
 ) -> SFTConfig:
-    """The trainer's arguments. bfloat16 and float16 are compute types (autocast)."""
+    """The trainer's arguments. bfloat16 and float16 are compute types (autocast).
+
+    `recomputes`: the model can recompute activations, which is done on accelerators.
+    """
     # renamed in transformers 5.2x; the old name warns there
     names = ("activation_checkpointing", "gradient_checkpointing")
     name = next(name for name in names if name in SFTConfig.__dataclass_fields__)
-    checkpointing: dict[str, Any] = {name: device.type != "cpu"}
+    checkpointing: dict[str, Any] = {name: device.type != "cpu" and recomputes}
     config = SFTConfig(
         output_dir=str(folder),
         max_steps=data.steps,

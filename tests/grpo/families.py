@@ -50,7 +50,7 @@ _SMALL_BY_SIZE: tuple[tuple[int, str], ...] = (
         """hidden_size d_model n_embd decoder_hidden_size embedding_dim emb_dim embedding_size
         attention_hidden_size lru_width word_embed_proj_dim input_embedding_size
         output_embedding_size hidden_size_global cross_attention_hidden_size
-        backbone_hidden_size mamba_d_ssm""",
+        backbone_hidden_size mamba_d_ssm index_n_heads""",
     ),
     (
         48,
@@ -65,7 +65,7 @@ _SMALL_BY_SIZE: tuple[tuple[int, str], ...] = (
         """num_attention_heads n_head n_heads num_heads decoder_attention_heads
         encoder_attention_heads attention_heads num_encoder_attention_heads
         num_decoder_attention_heads swa_num_attention_heads linear_num_value_heads
-        linear_num_heads index_n_heads num_experts n_routed_experts num_local_experts
+        linear_num_heads num_experts n_routed_experts num_local_experts
         moe_num_experts hidden_size_per_layer_input laurel_rank gated_norm_rank
         adapter_rank hc_lowrank local_attention_window_len position_bias_num_buckets
         num_buckets attention_chunk_size chunk_size mamba_chunk_size block_size
@@ -107,7 +107,12 @@ _MLA = {"num_key_value_heads": 4, "head_dim": 8, "qk_rope_head_dim": 8}
 # configuration does not have although the family's checkpoints do.
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": _MAMBA | {"attn_layer_indices": [1]},
-    "falcon_h1": _MAMBA | {"mamba_d_ssm": 64},
+    "falcon_h1": _MAMBA | {"mamba_d_ssm": 64, "lm_head_multiplier": 0.5},
+    "hyperclovax": {"logits_scaling": 0.5},
+    "granite": {"logits_scaling": 3.0},
+    "granitemoe": {"logits_scaling": 3.0},
+    "inkling_text": {"logits_mup_width_multiplier": 2.0, "unpadded_vocab_size": 90},
+    "inkling2_text": {"unpadded_vocab_size": 90},
     "granitemoehybrid": _MAMBA | {"layer_types": _HYBRID},
     "mamba2": {"num_heads": 8},
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"], "n_mamba_heads": 8}
@@ -154,6 +159,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     | {"indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 2},
     "reformer": {"is_decoder": True, "axial_pos_shape": [8, 16], "axial_pos_embds_dim": [16, 16]}
     | {"attn_layers": ["local", "lsh"], "num_buckets": 4},
+    # equal tokens are equally good to keep in its first layer, and which of them stays is open
+    "doge": {"keep_window_size": 64},
     "xmod": {"default_language": "en_XX"},
     "deepseek_v4": {
         "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4}

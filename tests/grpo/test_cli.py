@@ -206,7 +206,11 @@ def test_plan_knows_the_size_of_models(tmp_path: Path, recipe: Path) -> None:
     stage = config.load(recipe, [f"rl.model.path={tmp_path / 'model'}"]).stages[1]
     assert isinstance(stage, RLStage)
     size = plan.model_size(stage.model, {})
-    assert size == {"parameters": total, "kv_values_per_token": 2 * 4 * 128}
+    assert size == {
+        "parameters": total,
+        "kv_values_per_token": 2 * 4 * 128,
+        "shares_prompts": 1,
+    }
 
 
 def test_show_reads_a_run_and_refuses_what_is_none(tmp_path: Path) -> None:

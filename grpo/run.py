@@ -130,12 +130,6 @@ def _continued(run: _Run) -> None:
     started, now = record.read(run.folder), process.described(run.ranks)
     settings = record.read_json(run.folder / SETTINGS)
     lines = record.check_settings(started, settings, run.folder)
-    if "settings" not in started:
-        started["settings"] = settings
-        lines.append(
-            "this run was started by a version that did not record its data and files, so nothing "
-            "says whether they have changed; from here on it does"
-        )
     changes = record.check_process(started, now)
     if changes and not run.accept:
         raise RunError(

@@ -51,7 +51,7 @@ _PARTS: dict[tuple[str, str], str] = {
     ("grpo.quantize", "quantize_base"): LOADING,
     ("grpo.stages.sft_trainer", ""): LEARNING,
     ("grpo.stages.sft", "_policy"): LOADING,
-    ("grpo.stages.sft", "_loaded"): LOADING,
+    ("grpo.pretrained", ""): LOADING,
     ("grpo.stages.sft", "fine_tune"): LEARNING,
     ("grpo.stages.slm", ""): LEARNING,
     ("grpo.stages.pretrain", ""): LEARNING,

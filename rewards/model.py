@@ -78,8 +78,6 @@ class RewardModel:
         self.part = part
         self._loaded: tuple[Any, Any] | None = None
         self._lock = threading.Lock()
-        with _as_plugin_error():
-            pretrained.check_model(path, _SETTING, pretrained.CLASSIFIER)
 
     def _load(self) -> tuple[Any, Any]:
         with self._lock:

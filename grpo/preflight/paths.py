@@ -29,11 +29,9 @@ def check_paths(stage: AnyStage, where: str) -> None:
             _check_rows(f"{where}data.mix", path)
         return
     _check_source(f"{where}data.args", stage.data.source, stage.data.args)
-    for field, specs in (("rewards", _rewards(stage)), ("eval.rewards", _eval_rewards(stage))):
-        for index, spec in enumerate(specs):
-            for name, path in _reward_models(spec.name, spec.args):
-                if is_local(path) and not Path(path).expanduser().exists():
-                    raise _missing(f"{where}{field}.{index}.args.{name}", path)
+    for setting, path in reward_models(stage):
+        if is_local(path) and not Path(path).expanduser().exists():
+            raise _missing(f"{where}{setting}", path)
     for path in getattr(getattr(stage, "filter", None), "decontaminate", ()):
         if path.endswith((".jsonl", ".json")) and not Path(path).expanduser().is_file():
             raise _missing(f"{where}filter.decontaminate", path)
@@ -51,12 +49,13 @@ def models(stage: AnyStage) -> Iterator[tuple[str, str]]:
             yield f"models.{index}", path
 
 
-def _rewards(stage: AnyStage) -> Sequence[RewardSpec]:
-    return getattr(stage, "rewards", ())
-
-
-def _eval_rewards(stage: AnyStage) -> Sequence[RewardSpec]:
-    return stage.eval.rewards if isinstance(stage, RLStage) else ()
+def reward_models(stage: AnyStage) -> Iterator[tuple[str, str]]:
+    """(setting, path) of every reward model."""
+    own: Sequence[RewardSpec] = stage.eval.rewards if isinstance(stage, RLStage) else ()
+    for field, specs in (("rewards", getattr(stage, "rewards", ())), ("eval.rewards", own)):
+        for index, spec in enumerate(specs):
+            for name, path in _reward_models(spec.name, spec.args):
+                yield f"{field}.{index}.args.{name}", path
 
 
 def _reward_models(name: str, args: Any, place: str = "") -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from grpo.data.source import DemonstrationSource
 from grpo.errors import RecipeError
 from grpo.families import check_family
 from grpo.preflight.found import Found, prefix, said, stage_folder
-from grpo.preflight.paths import models
+from grpo.preflight.paths import models, reward_models
 from grpo.preflight.plugs import Pieces
 from grpo.rollout import LOADING
 from grpo.schema import (
@@ -72,12 +72,17 @@ def _models(stage: AnyStage, where: str, hub: bool) -> None:
 
     Those of the hub are asked for where `hub` allows it; their weights are looked at when loaded.
     """
+    engine = getattr(getattr(stage, "rollout", stage), "engine", "torch")
+    learns = isinstance(stage, RLStage | SFTStage | DistillStage)
     for setting, path in models(stage):
-        if not (hub or Path(path).expanduser().exists()):
-            continue
-        engine = getattr(getattr(stage, "rollout", stage), "engine", "torch")
-        pretrained.check_model(path, f"{where}{setting}", weights=engine in LOADING)
-        check_family(pretrained.config(path, f"{where}{setting}"))
+        if hub or Path(path).expanduser().exists():
+            # engines elsewhere have weights of their own
+            needed = engine in LOADING or (learns and setting != "teacher.path")
+            pretrained.check_model(path, f"{where}{setting}", weights=needed)
+            check_family(pretrained.config(path, f"{where}{setting}"))
+    for setting, path in reward_models(stage):
+        if hub or Path(path).expanduser().exists():
+            pretrained.check_model(path, f"{where}{setting}", pretrained.CLASSIFIER)
 
 
 def _cached(path: str) -> str:
@@ -128,9 +133,21 @@ def _left(
             return str(own)
     if isinstance(stage, PretrainStage):
         return _pretrained(stage, part, aside / stage.name)
-    if isinstance(stage, RLStage | SFTStage | DistillStage):
-        return cast(Any, with_models(stage, left, _cached)).model.path
-    return ""
+    if not isinstance(stage, RLStage | SFTStage | DistillStage):
+        return ""
+    path = cast(Any, with_models(stage, left, _cached)).model.path
+    if stage.data.chat_template and has_tokenizer(path):
+        return _templated(path, stage.data.chat_template, aside / stage.name)
+    return path
+
+
+def _templated(path: str, chat_template: str, folder: Path) -> str:
+    """The same model's tokenizer and configuration with the chat template that a stage gives it."""
+    pretrained.tokenizer(path, chat_template=chat_template).save_pretrained(folder)
+    pretrained.config(path).save_pretrained(folder)
+    if (generation := pretrained.generation_config(path)) is not None:
+        generation.save_pretrained(folder)
+    return str(folder)
 
 
 def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path) -> str:

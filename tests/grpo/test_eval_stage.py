@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from grpo.config import from_dict
-from grpo.errors import RecipeError
+from grpo.errors import RecipeError, RunError
 from grpo.recipes import __file__ as recipes_file
 from grpo.run import resume_run, train_recipe
 from grpo.stages import eval as stage
@@ -136,8 +136,10 @@ def test_a_finished_model_is_not_asked_again(
     (run / "summary.json").unlink()
     weights = load_file(Path(asked[0]) / "model.safetensors")
     save_file(weights, Path(asked[0]) / "model.safetensors", {"format": "pt", "more": ""})
-    resume_run(run, Console(quiet=True))
-    assert [Path(path).name for path in asked] == ["same", "same"]
+    with pytest.raises(RunError, match=r"models\.2 = .*model\.safetensors changed"):
+        resume_run(run, Console(quiet=True))
+    resume_run(run, Console(quiet=True), accept_changes=True)
+    assert [Path(path).name for path in asked][1:].count("same") == 1
 
 
 def test_names_of_models() -> None:

@@ -69,6 +69,7 @@ def test_a_summary_is_made_of_completions_with_line_separators(tmp_path: Path, r
                 "mode": mode,
                 "cluster": task,
                 "task": task,
+                "sample": 0,
                 "completion": TEXT,
                 "parts": {"main": value},
                 "right": {"main": value == 1.0},

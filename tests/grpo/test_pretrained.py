@@ -76,7 +76,7 @@ def engine(path: str) -> Any:
 DOORS: dict[str, Callable[[str], Any]] = {
     "learner": load_policy,
     "engine": engine,
-    "sft": lambda path: sft._policy(Model(path=path)),
+    "sft": lambda path: sft._policy(Model(path=path), packing=False),
     "chat": chat.load,
 }
 
@@ -365,7 +365,7 @@ def test_a_reward_model_without_a_trained_head_is_refused(model: Path) -> None:
     with pytest.raises(
         PluginError, match=r"reward_model: path = .*: score\.weight; .*trained head"
     ):
-        RewardModel(path=str(model))
+        RewardModel(path=str(model)).scores(completions=["a"])
     config = pretrained.own_config(str(model))
     config.num_labels = 1
     LlamaForSequenceClassification(config).save_pretrained(model)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from grpo import out_of_memory
+from grpo import cheaper, out_of_memory
 from grpo.errors import GrpoError, PluginError, RecipeError
 from grpo.foreign import said
 from grpo.lines import to_line
@@ -271,7 +271,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     less: list[str] = []
     for stage in [stage for stage in recipe.stages if stage.kind == "rl"][-1:]:
         check_evaluated(arguments.overrides, names, stage.name, bool(stage.eval.rewards))
-        less = out_of_memory.of_evaluation(stage, len(names) > 1)
+        less = cheaper.of_evaluation(stage, len(names) > 1)
     from grpo.evaluation import evaluate_model
 
     with out_of_memory.explained_by(*less):
@@ -304,7 +304,7 @@ def _eval_tasks(arguments: argparse.Namespace) -> int:
         asked["templates"] = asked.pop("template")
     ask = Asked(**asked)
     args = dict(ask.engine_args)
-    less = out_of_memory.of_tasks(ask.engine, args, ask.max_tokens or 0, ask.dtype)
+    less = cheaper.of_tasks(ask.engine, args, ask.max_tokens or 0, ask.dtype)
     with out_of_memory.explained_by(*less):
         evaluate_tasks(model, ask)
     return 0

@@ -28,7 +28,7 @@ from grpo.eval_report import lm_eval_results, print_results
 from grpo.eval_tasks import EvalTask, find_task, open_task
 from grpo.needed import check_columns
 from grpo.preflight import check_tasks
-from grpo.preflight.plugs import rewards as named
+from grpo.preflight.scorers import rewards as named
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.extract import final_answer
 from grpo.rollout import ENGINES, LOADING

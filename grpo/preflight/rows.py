@@ -13,7 +13,8 @@ from grpo.decontaminate import check_evaluation
 from grpo.errors import DataError, at
 from grpo.needed import check_columns, size_of, task_at
 from grpo.preflight.paths import HUB, PUBLISHED, is_rows_file
-from grpo.preflight.plugs import Pieces, all_rewards
+from grpo.preflight.plugs import Pieces
+from grpo.preflight.scorers import all_rewards
 from grpo.rewards.language import LanguageConsistency
 from grpo.schema import REFERENCE, AnyStage, DistillStage, PretrainStage, RejectStage, SFTStage
 from grpo.stages.rows import read_rows

@@ -14,18 +14,9 @@ import pytest
 import torch
 
 from grpo import config
+from grpo.cheaper import LEARNING, LOADING, SAMPLING, SAVING, cheaper, of_tasks
 from grpo.errors import EngineError, MemoryShortage, RewardError
-from grpo.out_of_memory import (
-    LEARNING,
-    LOADING,
-    SAMPLING,
-    SAVING,
-    cheaper,
-    explained_by,
-    is_shortage,
-    of_tasks,
-    part_of,
-)
+from grpo.out_of_memory import explained_by, is_shortage, part_of
 
 from .tiny_bases import save_tiny_base
 

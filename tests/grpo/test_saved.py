@@ -20,10 +20,10 @@ from .rows import tiny_model
 DOWN = "model.layers.1.mlp.down_proj.weight"
 
 
-def make(tmp_path, rank=0):
+def make(tmp_path, rank=0, dtype="float32"):
     tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "base")
     learner = TorchLearner(
-        str(tmp_path / "base"), algorithm=Algorithm(), config=Config(), lora_rank=rank
+        str(tmp_path / "base"), algorithm=Algorithm(), config=Config(), lora_rank=rank, dtype=dtype
     )
     with torch.no_grad():
         for parameter in learner.trained.values():
@@ -66,14 +66,24 @@ def test_a_tensor_that_is_missing(tmp_path, monkeypatch):
         learner.save_model(str(tmp_path / "out"))
 
 
-def test_what_is_in_no_tensor(tmp_path, monkeypatch):
-    def spoil(folder):
-        config = json.loads((folder / "config.json").read_text())
-        config["rope_parameters"]["rope_theta"] = 7.0
-        (folder / "config.json").write_text(json.dumps(config))
+def other_positions(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["rope_parameters"]["rope_theta"] = 7.0
+    (folder / "config.json").write_text(json.dumps(config))
 
+
+def test_rounding_of_a_half_type_is_measured_where_it_is_much(tmp_path, monkeypatch):
+    learner = make(tmp_path, rank=4, dtype="bfloat16")
+    monkeypatch.setitem(saved.SAME, False, 1e-4)  # as if the model were a deep one
+    learner.save_model(str(tmp_path / "out"))
+    spoiled(monkeypatch, other_positions)
+    with pytest.raises(LearnerError, match="logits of a fixed text differ by"):
+        learner.save_model(str(tmp_path / "other"))
+
+
+def test_what_is_in_no_tensor(tmp_path, monkeypatch):
     learner = make(tmp_path)
-    spoiled(monkeypatch, spoil)
+    spoiled(monkeypatch, other_positions)
     with pytest.raises(LearnerError, match="logits of a fixed text differ by"):
         learner.save_model(str(tmp_path / "out"))
 

@@ -52,11 +52,15 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def from_dict(
-    data: Mapping[str, Any], overrides: Sequence[str] = (), folder: Path | None = None
+    data: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    folder: Path | None = None,
+    is_done: Callable[[Recipe, str], bool] = lambda _recipe, _stage: False,
 ) -> Recipe:
     """The recipe in a plain dict: a parsed YAML file, or what `resolved` gave. Raises RecipeError.
 
     Relative paths are looked up in the working directory, then in `folder`, then in the package.
+    is_done: whether a stage, by its name, is over, so that its files are not looked for.
     """
     tree = _normal(data)
     for override in overrides:
@@ -67,7 +71,10 @@ def from_dict(
         where = f"{stage.get('name', index)}." if many else ""
         _validate(STAGES[stage["kind"]], stage, where)
     built = cast(Recipe, _validate(Recipe, tree, ""))
-    stages = tuple(locate(stage, folder, many) for stage in built.stages)
+    stages = tuple(
+        stage if is_done(built, stage.name) else locate(stage, folder, many)
+        for stage in built.stages
+    )
     return built.model_copy(update={"stages": stages})
 
 

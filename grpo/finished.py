@@ -23,6 +23,7 @@ from grpo.errors import GrpoError, RunError
 from grpo.manifest import Damage
 
 SUMMARY = "summary.json"
+ASKED = "asked.json"  # beside the answers of an eval stage: hashes of them and of the models
 LEFT = (MODEL, "data", "ledger", "shards", "progress.json", "teacher", LOG)  # beside eval/
 
 
@@ -92,8 +93,8 @@ def _left(stage: Path, summary: dict[str, Any]) -> Iterator[Path]:
             aside = file.parent.name == "replaced" or file.suffix in (".tmp", ".replaced")
             if file.is_file() and not aside:
                 yield file
-    if (stage / "eval" / "asked.json").is_file():
-        yield stage / "eval" / "asked.json"
+    if (stage / "eval" / ASKED).is_file():
+        yield stage / "eval" / ASKED
     evaluated = [*summary.get("during", {}), "before", "after", *summary.get("models", {})]
     for name in evaluated:  # `grpo eval` leaves its own files there
         if (stage / "eval" / f"{name}.jsonl").is_file():

@@ -79,11 +79,16 @@ def train_recipe(recipe: Recipe, console: Console | None = None) -> dict[str, An
         try:
             return _run_stages(run)
         except GrpoError:
-            logs = folder.rglob("metrics.jsonl")
-            if ranks.rank == 0 and not any(log.stat().st_size for log in logs):
+            if ranks.rank == 0 and not _has_begun(folder):
                 # nothing was done yet, so the corrected command may use the folder
                 (folder / SETTINGS).unlink()
             raise
+
+
+def _has_begun(folder: Path) -> bool:
+    """Whether a run has steps, or answers of a model, that others of its settings may not use."""
+    logs = (*folder.rglob("metrics.jsonl"), *folder.rglob(f"eval/{finished.ASKED}"))
+    return any(log.stat().st_size for log in logs)
 
 
 def _found(run: _Run) -> None:
@@ -143,11 +148,15 @@ def _continued(run: _Run) -> None:
 
 
 def recipe_of(path: str | Path) -> Recipe:
-    """The recipe of the run in a folder. Raises RunError."""
-    file = Path(path).expanduser() / SETTINGS
-    if not file.is_file():
+    """The recipe of the run in a folder; what a finished stage needed may be gone. RunError."""
+    folder = Path(path).expanduser()
+    if not (folder / SETTINGS).is_file():
         raise RunError(f"{str(path)!r} is not a run: there is no resolved.json in it")
-    return from_dict(record.read_json(file))
+
+    def is_done(recipe: Recipe, name: str) -> bool:
+        return (stage_folder(recipe, folder, name) / finished.SUMMARY).is_file()
+
+    return from_dict(record.read_json(folder / SETTINGS), is_done=is_done)
 
 
 def _run_stages(run: _Run) -> dict[str, Any]:

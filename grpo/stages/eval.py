@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from grpo import figures, heldout, manifest
+from grpo.finished import ASKED
 from grpo.manifest import Damage
 from grpo.provenance import content_hash
 from grpo.rewards.compose import RewardSet
@@ -25,7 +26,6 @@ from grpo.schema import EvalStage, Model, Recipe, Rollout
 from grpo.stages.remote_rewards import reward_set
 from grpo.stages.wiring import build_sampler
 
-ASKED = "asked.json"  # beside the answers: hashes of them and of the models
 DIFFERENCE = "difference"  # heading of what a model is better by than the baseline
 
 

@@ -86,7 +86,9 @@ def _run(
     found = ranks.on_first(lambda: go_back(folder, settings, console))
     start, state = (found.state["step"], found.state) if found else (0, {})
     beside = found.beside if found else {}  # what was written so far, for the next checkpoint
-    evaluations = state.get("evaluations", {})
+    # figures of other rows or rewards are not put beside those to come
+    is_same = not found or state["accepted"] == accepted
+    evaluations = state.get("evaluations", {}) if is_same else {}
     log = RunLog(
         # what other ranks log is the same; it goes nowhere
         folder if ranks.rank == 0 else Path(tempfile.mkdtemp(prefix="grpo-rank-")),
@@ -107,9 +109,12 @@ def _run(
     def wrote(*files: Path) -> None:
         beside.update(manifest.known(folder, files) if ranks.rank == 0 else {})
 
+    def current() -> str:
+        return best(evaluations) if stage.eval.keep_best else ""
+
     def forget() -> None:
         if ranks.rank == 0:
-            forget_models(folder, best(evaluations) if stage.eval.keep_best else "", beside)
+            forget_models(folder, current(), beside)
 
     def measure(name: str) -> None:
         found = ranks.on_first(lambda: evaluate(name))
@@ -126,6 +131,8 @@ def _run(
     seconds = float(state.get("seconds", 0.0))
     saver = checkpoint.Saver(folder, settings.save_total_limit)
     with log, saver, interruptible(log) as stop:
+        if not is_same:
+            log.say("evaluations so far were of other rows or rewards: starting from a new first")
         if BEFORE not in evaluations or (found and found.lost):
             parts.rollouts.deliver(parts.learner, 0)
             measure(BEFORE)
@@ -154,6 +161,7 @@ def _run(
             due = settings.save_steps and step % settings.save_steps == 0
             stopping = any(ranks.gather([stop()]))  # a signal reaches the ranks at different steps
             if due or last or stopping:
+                drop_models(beside, current())
                 state = {"step": step, "evaluations": evaluations, "seconds": seconds}
                 _save(saver, state | {"accepted": accepted}, parts, sampler, log, beside)
                 forget()
@@ -227,11 +235,19 @@ def restore(found: Found, parts: Parts, accepted: int) -> None:
         parts.rollouts.restore(json.load(ahead), keep_batches=is_same)
 
 
-def forget_models(folder: Path, keep: str, beside: Known) -> None:
-    """Remove the best models that are none any more, but those that a checkpoint goes back to."""
+def drop_models(beside: Known, keep: str) -> None:
+    """Leave out the best models that are none any more: a checkpoint does without them.
+
+    One that is about to be whole would else need models that are removed with the one before it.
+    """
     for name in [name for name in beside if name.startswith(f"{BEST}/")]:
         if name.split("/")[1] != keep:
             del beside[name]
+
+
+def forget_models(folder: Path, keep: str, beside: Known) -> None:
+    """Remove the best models that are none any more, but those that a checkpoint goes back to."""
+    drop_models(beside, keep)
     needed = {keep, *checkpoint.models(folder)}
     for model in (folder / BEST).glob("*"):
         if model.name not in needed:

@@ -422,3 +422,22 @@ def test_an_index_of_anything_is_read(tmp_path: Path) -> None:
     found = checkpoint.latest(tmp_path, said.append) or pytest.fail("no checkpoint")
     assert found.state == {"step": 1}
     assert said[0] == "not used: checkpoints/step_000007: it is gone"
+
+
+def test_a_checkpoint_needs_no_model_that_goes_with_the_one_before_it(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else best models of the one before could be removed while the new one becomes whole."""
+    needed: list[set[str]] = []
+    save = checkpoint.Saver.save
+
+    def noted(self: Any, step: int, write: Any, state: Any, beside: Any) -> None:
+        needed.append({name.split("/")[1] for name in beside if name.startswith("best/")})
+        save(self, step, write, state, beside)
+
+    monkeypatch.setattr(checkpoint.Saver, "save", noted)
+    monkeypatch.setattr("grpo.stages.rl.best", lambda evaluations: list(evaluations)[-1])
+    settings = recipe(base, tmp_path / "run")
+    settings["stages"][0]["eval"]["keep_best"] = True
+    train_recipe(from_dict(settings), QUIET)
+    assert needed == [{f"step_{step:06d}"} for step in (1, 2, 3, 3)]

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from grpo.config import from_dict
-from grpo.errors import RecipeError, RunError
+from grpo.errors import EngineError, RecipeError, RunError
 from grpo.recipes import __file__ as recipes_file
 from grpo.run import resume_run, train_recipe
 from grpo.stages import eval as stage
@@ -176,3 +176,25 @@ def test_rewards_that_would_share_a_column_are_refused(tmp_path: Path, names: li
     settings = recipe(tmp_path, [BASE], rewards=[{"name": name} for name in names])
     with pytest.raises(RecipeError, match=rf"rewards.{len(names) - 1} has the name .*label"):
         from_dict(settings)
+
+
+def test_answers_are_not_joined_by_those_to_other_questions(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that fails after its first model is a run: it goes on, or another folder is named."""
+    build = stage.build_sampler
+
+    def fails(**of: Any) -> Any:
+        if of["model"].path == other:
+            raise EngineError("gone")
+        return build(**of)
+
+    settings = recipe(tmp_path, [BASE, other])
+    with monkeypatch.context() as patch, pytest.raises(EngineError):
+        patch.setattr(stage, "build_sampler", fails)
+        train_recipe(from_dict(settings), Console(quiet=True))
+    settings["stages"][0]["num_samples"] = 2
+    with pytest.raises(RunError, match="already holds a run; continue it with"):
+        train_recipe(from_dict(settings), Console(quiet=True))
+    models = resume_run(tmp_path / "run", Console(quiet=True))["details"]
+    assert [found["samples"] for found in models.values()] == [48, 48]

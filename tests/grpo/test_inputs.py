@@ -12,6 +12,7 @@ import pytest
 from grpo import ledger, record
 from grpo.config import from_dict
 from grpo.errors import GrpoError, RunError
+from grpo.evaluation import model_path
 from grpo.run import _run_stage, resume_run, train_recipe
 
 from .interrupted import PLUGIN, QUIET, ROWS, prepared, resumed, rl, stopped, write
@@ -294,3 +295,33 @@ def test_a_later_stage_is_compared_before_the_first_and_before_its_turn(place: P
     with pytest.raises(RunError, match=r"stage last: .* 1 removed of 15 rows"):
         resume_run(place / "run", QUIET)
     resumed(place / "run", accept_changes=True)
+
+
+def test_figures_of_other_rows_are_not_put_side_by_side(place: Path) -> None:
+    """What was measured on held-out rows that have changed is measured again, from the start."""
+    held = place / "held.jsonl"
+    write(held, [{"prompt": c * 3, "answer": "a"} for c in "abc"])
+    data = {"args": {"path": str(place / "d.jsonl"), "heldout_path": str(held)}}
+    data = {"source": "jsonl", "template": "raw", "max_prompt_length": 8, **data}
+    run = stopped(place, data=data)
+    write(held, [{"prompt": c * 2, "answer": "a"} for c in "fgh"])
+    assert "evaluations so far were of other rows" in resumed(run, accept_changes=True)
+    asked = {}
+    for name in ("before", "after"):
+        lines = (run / "eval" / f"{name}.jsonl").read_text().splitlines()
+        asked[name] = {json.loads(line)["prompt"] for line in lines}
+    assert asked["before"] == asked["after"] == {"ff", "gg", "hh"}
+    gain = json.loads((run / "summary.json").read_text())["gain"]
+    assert gain["ci"] is not None
+
+
+def test_a_finished_run_does_without_what_it_was_made_from(place: Path) -> None:
+    train_recipe(from_dict(rl(place, at=0)), QUIET)
+    run = place / "run"
+    (place / "base").rename(place / "elsewhere")
+    (place / "d.jsonl").unlink()
+    (place / "mine.py").unlink()
+    before = (run / "summary.json").read_bytes()
+    assert "done before" in resumed(run)
+    assert model_path(str(run)) == str(run / "model")
+    assert (run / "summary.json").read_bytes() == before

@@ -167,6 +167,7 @@ def fine_tune(
                 policy, keep_fp32_wrapper=False
             )  # its own precision again
             _save(policy, declared, model, tokenizer, folder / "model", ranks)
+    checkpoint.remove(folder / ASIDE)  # made anew where no step was left to do
     return _summary(len(rows), made, journal.seconds, folder)
 
 

@@ -190,9 +190,10 @@ def test_answers_are_not_joined_by_those_to_other_questions(
         return build(**of)
 
     settings = recipe(tmp_path, [BASE, other])
-    with monkeypatch.context() as patch, pytest.raises(EngineError):
-        patch.setattr(stage, "build_sampler", fails)
+    monkeypatch.setattr(stage, "build_sampler", fails)
+    with pytest.raises(EngineError):
         train_recipe(from_dict(settings), Console(quiet=True))
+    monkeypatch.setattr(stage, "build_sampler", build)
     settings["stages"][0]["num_samples"] = 2
     with pytest.raises(RunError, match="already holds a run; continue it with"):
         train_recipe(from_dict(settings), Console(quiet=True))

@@ -265,6 +265,7 @@ def test_kill_and_resume_end_in_the_same_weights(base: str, file: str, tmp_path:
     resume_run(folder, Console(quiet=True))
     assert (folder / "model" / "model.safetensors").read_bytes() == weights[1]
     assert metrics(folder) == metrics(finished)
+    assert not (folder / "trainer.tmp").exists()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

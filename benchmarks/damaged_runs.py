@@ -112,10 +112,10 @@ BROKEN = {
 }
 
 
-def every(run: Path, left_out: list[str]) -> list[Case]:
+def every(run: Path) -> list[Case]:
     """Each file damaged in each way, exchanged with its like, and joined by one that is unknown."""
     files = sorted(path for path in run.rglob("*") if path.is_file())
-    files = [path.relative_to(run) for path in files if path.name not in left_out]
+    files = [path.relative_to(run) for path in files]
     found = [
         Case(
             title=f"{name}: {how}",
@@ -161,11 +161,11 @@ def every(run: Path, left_out: list[str]) -> list[Case]:
     return found
 
 
-def at_random(run: Path, left_out: list[str], number: int, seed: int) -> Case:
+def at_random(run: Path, number: int, seed: int) -> Case:
     """Damage by a seed: bits, bytes, lengths, or a stretch of another file; of one file or two."""
     rng = random.Random(f"{seed}/{number}")
     files = sorted(path for path in run.rglob("*") if path.is_file())
-    files = [path.relative_to(run) for path in files if path.name not in left_out]
+    files = [path.relative_to(run) for path in files]
     chosen = rng.sample(files, rng.choice((1, 1, 1, 2)))
     names = tuple(name.name for name in chosen)
 
@@ -300,7 +300,6 @@ def main() -> None:
     parser.add_argument("--random", type=int, default=200, help="random damages over all kinds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--at-once", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--leave-out", nargs="*", default=[], metavar="FILE")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     bad = 0
@@ -314,22 +313,19 @@ def main() -> None:
         alone = asked.kinds == [RANDOM]
         kinds = {k: prepare(place, k) for k in (asked.kinds if not alone else ()) or STATES}
         parts = {
-            kind: [(prepared, case) for case in every(prepared.run, asked.leave_out)]
+            kind: [(prepared, case) for case in every(prepared.run)]
             for kind, prepared in kinds.items()
             if not alone
         }
         names = list(kinds)
         drawn = [kinds[names[number % len(names)]] for number in range(asked.random)]
         if drawn:
-            parts[RANDOM] = [
-                (p, at_random(p.run, asked.leave_out, n, asked.seed)) for n, p in enumerate(drawn)
-            ]
+            parts[RANDOM] = [(p, at_random(p.run, n, asked.seed)) for n, p in enumerate(drawn)]
         for title, cases in parts.items():
             began = time.perf_counter()
             found = counts(try_all(cases, asked.at_once))
             bad += len(found["bad"])
             command = f"python benchmarks/damaged_runs.py --seed {asked.seed}"
-            found["left out"] = asked.leave_out
             merge(asked.out, title, found, origin(command, time.perf_counter() - began, packages))
             print(f"{title}: {found['tried']} tried, {found['verdicts']}", flush=True)
     sys.exit(bool(bad))

@@ -55,7 +55,7 @@ class Mixture:
         self.names = tuple(part.name for part in self.parts)
         for name in self.names:
             if self.names.count(name) > 1:
-                raise DataError(f"mixture: several parts have the name {name!r}")
+                raise DataError(f"mixture: several parts have the name {name!r}; give each its own")
         self.places = shares([part.weight for part in self.parts])
         self._heldout: list[tuple[int, int]] | None = None
 

@@ -129,5 +129,8 @@ def _advice(value: Any) -> str:
         said = "is no number" if value != value else "is not finite"
         return f", which {said}; give the row an answer, or leave the row out"
     if value is None or (isinstance(value, str) and not value.strip()):
-        return "; give the row an answer, or leave the row out"
+        return (
+            "; give the row an answer, leave the row out or, where no reward reads answers, set "
+            "data.args.answer = null"
+        )
     return ""

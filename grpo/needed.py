@@ -141,6 +141,11 @@ def parameters(name: str, reward: Any) -> list[str]:
     function = _called(name, reward)
     if function is None:
         return []
+    if inspect.iscoroutinefunction(function):
+        raise PluginError(
+            f"{name} is async, and rewards are called and not awaited: make it a plain function, "
+            "say one that calls asyncio.run"
+        )
     try:
         found = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # some functions written in C have no signature
@@ -255,7 +260,7 @@ def _lacks(task: Task, need: Need, answer: str = "", never: bool = False) -> Grp
     if never:
         said += ", and nor has any other task that was looked at"
     if answer and ANSWER in names:
-        said += f"; if another holds it, name that in {answer}"
+        said += f"; if another holds it, name that in {answer} (null: these rows have none)"
     elif need.must:
-        said += "; give every row one, or the parameter a default"
+        said += "; give every row one, or the parameter a default or a value in the reward's args"
     return DataError(f"{said}.{near(names[0], [*columns_of(task), 'prompt'])}")

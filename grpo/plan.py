@@ -38,8 +38,8 @@ def print_plan(recipe: Recipe, console: Console | None = None) -> None:
     of use elsewhere. Raises GrpoError.
     """
     console = console or Console()
-    found = preflight.check(recipe)
     console.print(f"[bold]{recipe.name}[/bold] -> {recipe.run_dir}", highlight=False)
+    found = preflight.check(recipe)
     threads = recipe.run.threads or os.cpu_count() or 1
     sizes: dict[str, dict[str, int]] = {}
     for stage in recipe.stages:

@@ -247,15 +247,18 @@ def _unreadable(path: str, setting: str, where: Repo, error: Exception, what: st
 
 @contextmanager
 def _no_report() -> Iterator[None]:
-    """Without the library's table of tensors, whose content is refused in a sentence."""
+    """Without the library's table of tensors, whose content is refused in a sentence, and bars."""
     from transformers.utils import logging as theirs
 
-    level = theirs.get_verbosity()
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
     theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
         theirs.set_verbosity(level)
+        if bars:
+            theirs.enable_progress_bar()
 
 
 # What is checked

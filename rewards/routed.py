@@ -53,8 +53,9 @@ class Routed:
             raise PluginError("routed: routes maps values of the column to rewards")
         self.column = column
         self.routes = {str(value): _route(str(value), rewards) for value, rewards in routes.items()}
-        if default is not None and default not in self.routes:
-            raise PluginError(f"routed: default: {unknown_name('route', default, self.routes)}")
+        if default is not None and not (isinstance(default, str) and default in self.routes):
+            said = unknown_name("route", str(default), self.routes)
+            raise PluginError(f"routed: default: {said}")
         self.default = default
 
     def inner(self, task: Task) -> list[tuple[str, Any]]:

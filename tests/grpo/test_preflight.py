@@ -25,6 +25,7 @@ def level(completions, level, **kwargs): return [0.0 for _ in completions]
 def typo(completion, **kwargs): return [0.0 for _ in completion]
 def plain(completions, **kwargs): return [0.0 for _ in completions]
 def place(completions, /): return [0.0 for _ in completions]
+async def later(completions, **kwargs): return [0.0 for _ in completions]
 class Scaled:
     def __init__(self, factor): self.factor = factor
     def __call__(self, completions, **kwargs): return [0.0 for _ in completions]
@@ -193,6 +194,11 @@ FAULTS: dict[str, tuple[dict[str, Any], list[Any] | None, list[str]]] = {
         {"b.rewards.0": {"name": f"{MINE}:level"}},
         rows_with(level=None),
         ["r.jsonl:3 has no column 'level'"],
+    ),
+    "a reward that is awaited": (
+        {"b.rewards.0": {"name": f"{MINE}:later"}},
+        None,
+        ["b.rewards.0", "mine.py:later", "is async"],
     ),
     "a class's column": (
         {"b.rewards.0": {"name": f"{MINE}:Levels"}},
@@ -476,3 +482,14 @@ def test_a_wrong_path_is_said_before_torch_is_loaded(folder: Path) -> None:
         command = [sys.executable, "-c", script.replace("VERB", verb)]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert (done.returncode, "b.data.args.path" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_plan_begins_before_models_are_looked_at(folder: Path, capsys: Any) -> None:
+    plan.print_plan(recipe(folder, {}, None))
+    said = capsys.readouterr()
+    assert said.out.startswith("t -> ")
+    assert said.err == ""  # no bars of libraries
+
+    with pytest.raises(GrpoError):
+        plan.print_plan(recipe(folder, {"b.data.args.path": "gone.jsonl"}, None))
+    assert capsys.readouterr().out.startswith("t -> ")

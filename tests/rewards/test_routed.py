@@ -80,6 +80,7 @@ def test_a_value_without_a_route_names_the_row_and_the_routes():
         ({"routes": {"a": {"name": "format", "from_step": -1}}}, "from_step = -1"),
         ({"routes": {"a": [{"name": "format"}] * 2}}, "give one a label"),
         ({"routes": ROUTES, "default": "mth"}, "Valid: chat, math"),
+        ({"routes": ROUTES, "default": {"name": "format"}}, "Valid: chat, math"),
     ],
 )
 def test_what_cannot_be_routed_is_said_at_once(args, words):

@@ -20,7 +20,7 @@ from grpo import plugins
 from grpo.columns import message_text
 from grpo.data import SOURCES
 from grpo.data.jsonl import read_jsonl
-from grpo.errors import DataError, PluginError
+from grpo.errors import DataError, PluginError, RecipeError
 from grpo.schema import Data
 from grpo.types import Message, Task, TaskSource
 
@@ -133,7 +133,9 @@ def _rows(name: str, data: Data) -> Iterator[list[str]]:
     try:
         args = data.args if name == data.source else {}
         source: TaskSource = plugins.load("source", name, SOURCES, args)
-    except (PluginError, DataError) as error:
+    except DataError as error:  # it is a source, and has no rows to give
+        raise DataError(f"filter.decontaminate = {name!r}: {error}") from error
+    except (PluginError, RecipeError) as error:
         raise DataError(
             f"filter.decontaminate = {name!r} is neither a JSONL file nor a source that needs no "
             f"arguments: {error}"

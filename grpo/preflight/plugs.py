@@ -14,9 +14,10 @@ from typing import Any
 
 from grpo import plugins
 from grpo.data import SOURCES
-from grpo.errors import PluginError, at
+from grpo.errors import PluginError, RecipeError, at
 from grpo.preflight.scorers import all_rewards
 from grpo.rollout import ENGINES
+from grpo.rollout.server_http import Address
 from grpo.schema import (
     AnyStage,
     DistillStage,
@@ -55,6 +56,7 @@ def check_plugins(stage: AnyStage, where: str) -> None:
     engine = {**stage.rollout.engine_args, "spec": None}
     if not (isinstance(stage, DistillStage) and stage.teacher.is_endpoint):
         _check("engine", f"{where}rollout.engine", stage.rollout.engine, engine, ENGINES, ENGINE)
+        _check_engine_args(stage.rollout.engine, stage.rollout.engine_args, f"{where}rollout")
     if isinstance(stage, RLStage):
         _check_method(stage, where)
 
@@ -109,6 +111,15 @@ def _check(
         plugins.check_args(kind, spec, found, args)
         if inspect.isclass(found):
             _has(kind, spec, found, methods)
+
+
+def _check_engine_args(engine: str, args: Mapping[str, Any], where: str) -> None:
+    """Refuse what an engine of ours would refuse when it is made. Raises RecipeError."""
+    rows = args.get("max_rows", 1)
+    if engine == "torch" and (type(rows) is not int or rows < 1):
+        raise RecipeError(f"{where}.engine_args.max_rows = {rows!r}: it is a whole number above 0")
+    if engine in ("server", "endpoint") and "url" in args:
+        Address(url=str(args["url"])).connect(1.0)  # not opened
 
 
 def _has(kind: str, spec: str, found: Any, methods: Sequence[str]) -> None:

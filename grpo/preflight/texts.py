@@ -15,9 +15,10 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from grpo import pretrained
-from grpo.data.source import DemonstrationSource
+from grpo.data.source import DemonstrationSource, TaskOrder
 from grpo.errors import RecipeError
 from grpo.families import check_family
+from grpo.needed import SAMPLED
 from grpo.preflight.found import Found, prefix, said, stage_folder
 from grpo.preflight.paths import models, reward_models
 from grpo.preflight.plugs import Pieces
@@ -132,7 +133,7 @@ def _left(
         if has_tokenizer(str(own)):
             return str(own)
     if isinstance(stage, PretrainStage):
-        return _pretrained(stage, part, aside / stage.name)
+        return _pretrained(stage, part, aside / stage.name, recipe.run.seed)
     if not isinstance(stage, RLStage | SFTStage | DistillStage):
         return ""
     path = cast(Any, with_models(stage, left, _cached)).model.path
@@ -150,9 +151,19 @@ def _templated(path: str, chat_template: str, folder: Path) -> str:
     return str(folder)
 
 
-def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path) -> str:
-    """Tokenizer and configuration of the model that a pretrain stage will leave."""
-    from grpo.stages.pretrain import WordSource, build_model, build_tokenizer, save_tokenizer
+def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path, seed: int) -> str:
+    """Tokenizer and configuration of the model that a pretrain stage will leave.
+
+    Raises DataError where the first of its demonstrations do not fit in that model.
+    """
+    from grpo.stages.pretrain import (
+        WordSource,
+        build_model,
+        build_tokenizer,
+        count_tokens,
+        demonstration_rows,
+        save_tokenizer,
+    )
 
     source = part.source if part else None
     if not isinstance(source, DemonstrationSource):
@@ -172,6 +183,8 @@ def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path) -> str:
             max_position=model.max_position,
             seed=0,
         )
+    order = TaskOrder(source, "train", seed)
+    count_tokens(demonstration_rows(source, order, tokenizer, SAMPLED), model.max_position)
     folder.mkdir(parents=True)
     made.config.save_pretrained(folder)
     made.generation_config.save_pretrained(folder)

@@ -108,7 +108,8 @@ class Algorithm(Section):
         for name in self.loss_args if self.loss_type in LOSS_TYPES else ():
             if name not in LOSS_TYPES[self.loss_type]:
                 valid = LOSS_TYPES[self.loss_type]
-                raise ValueError(unknown_name(f"argument of {loss}:", name, valid))
+                said = unknown_name(f"argument of {loss}:", name, valid)
+                raise ValueError(f"algorithm.loss_args: {said}".removesuffix("."))
         unused = {"cispo": ("delta",), "sapo": ("epsilon_high", "delta")}
         unused["vespo"] = unused["sapo"]
         for name in unused.get(self.loss_type, ()):

@@ -217,7 +217,7 @@ def pretrain(
     model.train()
     for step in range(steps):
         rows = demonstration_rows(source, order, tokenizer, batch_size)
-        tokens += _count_tokens(rows, max_position)
+        tokens += count_tokens(rows, max_position)
         rate = learning_rate * schedule(step, steps, warmup_steps)
         losses.append(_learn(model, optimizer, rows, rate))
         if progress is not None:
@@ -248,7 +248,7 @@ def _demonstrating(source: TaskSource) -> DemonstrationSource:
     return source
 
 
-def _count_tokens(rows: Sequence[Pair], max_position: int) -> int:
+def count_tokens(rows: Sequence[Pair], max_position: int) -> int:
     """Of all rows; raises DataError for one that is longer than the model can be."""
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     if max(lengths) > max_position:

@@ -195,6 +195,12 @@ FAULTS: dict[str, tuple[dict[str, Any], list[Any] | None, list[str]]] = {
         rows_with(level=None),
         ["r.jsonl:3 has no column 'level'"],
     ),
+    "no rows": ({"b.rollout.engine_args": {"max_rows": 0}}, None, ["b.rollout.engine_args.max_r"]),
+    "no address": (
+        {"b.rollout.engine": "server", "b.rollout.engine_args": {"url": "here"}},
+        None,
+        ["stage b", "rollout.engine_args.url = 'here'"],
+    ),
     "a reward that is awaited": (
         {"b.rewards.0": {"name": f"{MINE}:later"}},
         None,
@@ -489,7 +495,3 @@ def test_a_plan_begins_before_models_are_looked_at(folder: Path, capsys: Any) ->
     said = capsys.readouterr()
     assert said.out.startswith("t -> ")
     assert said.err == ""  # no bars of libraries
-
-    with pytest.raises(GrpoError):
-        plan.print_plan(recipe(folder, {"b.data.args.path": "gone.jsonl"}, None))
-    assert capsys.readouterr().out.startswith("t -> ")

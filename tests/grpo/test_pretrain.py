@@ -7,11 +7,14 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from grpo import config
 from grpo.data.parity import Parity
 from grpo.data.source import TaskOrder
 from grpo.errors import DataError, RecipeError
+from grpo.plan import print_plan
 from grpo.stages.pretrain import (
     build_tokenizer,
     by_length,
@@ -204,3 +207,18 @@ def test_sizes_that_cannot_be_built(sizes, says):
 def test_kv_heads_default_to_heads():
     model, _ = make(num_kv_heads=None)
     assert model.config.num_key_value_heads == 2
+
+
+def test_demonstrations_that_do_not_fit_are_found_before_the_first_stage(tmp_path):
+    model = {"hidden_size": 16, "num_layers": 1, "num_heads": 2}
+    stage = {"kind": "pretrain", "learner": {"max_steps": 1}}
+    early = {**stage, "name": "early", "data": {"source": "parity"}, "model": model}
+    late = {
+        **stage,
+        "name": "late",
+        "data": {"source": "parity", "args": {"bits": 40}},
+        "model": {**model, "max_position": 48},
+    }
+    recipe = {"name": "t", "run": {"dir": str(tmp_path / "run")}, "stages": [early, late]}
+    with pytest.raises(DataError, match=r"stage late: .*tokens, more than model\.max_position=48"):
+        print_plan(config.from_dict(recipe), Console(quiet=True))

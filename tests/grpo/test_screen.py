@@ -207,6 +207,8 @@ def test_evaluation_sets_from_files_and_sources(tmp_path):
     with pytest.raises(DataError, match="none of the columns prompt, question, problem"):
         load_evaluation((str(file),), 4, DATA)
     with pytest.raises(DataError, match="neither a JSONL file nor a source"):
+        load_evaluation(("nothing",), 4, DATA)
+    with pytest.raises(DataError, match=r"filter\.decontaminate = 'aime': data set"):
         load_evaluation(("aime",), 4, DATA)
 
 

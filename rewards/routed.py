@@ -53,7 +53,7 @@ class Routed:
             raise PluginError("routed: routes maps values of the column to rewards")
         self.column = column
         self.routes = {str(value): _route(str(value), rewards) for value, rewards in routes.items()}
-        if default is not None and not (isinstance(default, str) and default in self.routes):
+        if default is not None and default not in tuple(self.routes):  # whatever YAML gave
             said = unknown_name("route", str(default), self.routes)
             raise PluginError(f"routed: default: {said}")
         self.default = default

@@ -23,7 +23,7 @@ from record import merge, origin, versions
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from grpo import checkpoint, manifest
+from grpo import checkpoint, hashes, manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "checkpoint_hash.json"
@@ -52,9 +52,9 @@ def saved(
     def none(files: Any) -> list[str]:
         return ["0" * 64 for _ in files]
 
-    hashes = manifest._hashes if hashed else none
+    made = hashes.hashes_of if hashed else none
     began = time.perf_counter()
-    with mock.patch.object(manifest, "_hashes", hashes), checkpoint.Saver(folder) as saver:
+    with mock.patch.object(hashes, "hashes_of", made), checkpoint.Saver(folder) as saver:
         saver.save(1, write, {"step": 1})
         waited = time.perf_counter() - began
     return waited, time.perf_counter() - began
@@ -104,7 +104,7 @@ def main() -> None:
             "added by hashing": round(whole[True]["median"] / whole[False]["median"] - 1, 4),
         },
         "seconds to check": _median(alone),
-        "threads": manifest.THREADS,
+        "threads": hashes.THREADS,
     }
     command = f"python benchmarks/checkpoint_hash.py --repeats {asked.repeats}"
     packages = versions(["torch", "transformers", "safetensors"])

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo import manifest
+from grpo import durable, manifest
 from grpo.errors import RunError
+from grpo.hashes import Known
 from grpo.lines import split_lines
-from grpo.manifest import Damage, Known
+from grpo.manifest import Damage
 
 INDEX = "checkpoints.jsonl"
 FOLDER = "checkpoints"
@@ -118,14 +119,14 @@ def make_folder(aside: Path, write: Callable[[Path], None]) -> None:
     _fill(aside, write)
     manifest.give_mode(aside)
     for path in [*aside.rglob("*"), aside]:
-        manifest.sync(path)
+        durable.sync(path)
 
 
 def replace(aside: Path, folder: Path) -> None:
     """Put the finished folder `aside` in the place of `folder`."""
     remove(folder)
     os.rename(aside, folder)
-    manifest.sync(folder.parent)
+    durable.sync(folder.parent)
 
 
 def remove(path: Path) -> None:

@@ -241,6 +241,8 @@ def _train(arguments: argparse.Namespace) -> int:
     recipe = config.load(arguments.recipe, arguments.overrides)
     from grpo import preflight
 
+    if os.environ.get("RANK", "0") == "0":  # at once: torch takes seconds to load
+        print(f"{recipe.name} -> {recipe.run_dir}", file=sys.stderr, flush=True)
     preflight.first(recipe)
     from grpo.ray_learners import train  # imports torch: only once the recipe is known to be good
 
@@ -259,7 +261,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         recipe = config.load(arguments.recipe, arguments.overrides)
     elif run.is_file():
         check_form("eval", "grpo eval RUN", arguments)
-        from grpo.record import read_json
+        from grpo.durable import read_json
 
         recipe = config.from_dict(read_json(run), arguments.overrides)
     else:

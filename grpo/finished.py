@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from grpo import litter, manifest
+from grpo import durable, hashes, litter, manifest
 from grpo.checkpoint import BEST, LOG, MODEL, remove
 from grpo.errors import GrpoError, RunError
 from grpo.manifest import Damage
@@ -30,10 +30,10 @@ LEFT = (MODEL, "data", "ledger", "shards", "progress.json", "teacher", LOG)  # b
 def leave(stage: Path, summary: dict[str, Any]) -> None:
     """Write the summary of a stage that is done, and the hashes of what it left."""
     text = json.dumps(summary, indent=1) + "\n"
-    files = manifest.known(stage, sorted(_left(stage, summary)))
-    files[SUMMARY] = manifest.of_text(text)
+    files = hashes.known(stage, sorted(_left(stage, summary)))
+    files[SUMMARY] = hashes.of_text(text)
     manifest.write_sealed(stage / manifest.NAME, {"files": files})
-    manifest.write_text(stage / SUMMARY, text)
+    durable.write_text(stage / SUMMARY, text)
     remove(stage / BEST)  # nothing goes back to a checkpoint now
 
 
@@ -77,7 +77,7 @@ def _checked(stage: Path) -> dict[str, Any]:
     return json.loads((stage / SUMMARY).read_text(encoding="utf-8"))
 
 
-def _nothing_else(stage: Path, files: manifest.Known) -> None:
+def _nothing_else(stage: Path, files: hashes.Known) -> None:
     """Libraries load what they find by name in these folders. Raises Damage."""
     for folder in (MODEL, "data"):
         for path in sorted((stage / folder).rglob("*")):

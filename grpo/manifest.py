@@ -1,9 +1,6 @@
 """What was written, known by size and hash, so that what is read again is what was written.
 
-    {"files": {name: [bytes, hash]}, …, "seal": hash of the rest}         manifest.json of a folder
-
-The hash is SHA-256 of a file, or, above 64 MiB, of the hashes of its pieces of 64 MiB: several
-threads read one file, and they do so while the disk is still being waited for.
+{"files": {name: [bytes, hash]}, …, "seal": hash of the rest}         manifest.json of a folder
 """
 
 from __future__ import annotations
@@ -12,42 +9,20 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-NAME = "manifest.json"
-PIECE = 64 << 20  # bytes that one thread hashes
-BLOCK = 1 << 20  # bytes read at once
-WAITING = 16  # files whose way to the disk is waited for at once
-THREADS = min(8, os.cpu_count() or 1)  # a disk and memory have no use for more
+from grpo.durable import sync, write_text
+from grpo.hashes import Known, hashes_of, known
 
-Known = dict[str, list[Any]]  # name below a folder, with / -> [bytes, hash]
+NAME = "manifest.json"
+WAITING = 16  # files whose way to the disk is waited for at once
 
 
 class Damage(Exception):
     """A file that is not what was written, in words; who reads it says what to do about it."""
-
-
-def known(root: Path, paths: Iterable[Path]) -> Known:
-    """Size and hash of files below `root`, by their names."""
-    files = list(paths)
-    sizes = [path.stat().st_size for path in files]
-    hashes = _hashes(list(zip(files, sizes, strict=True)))
-    names = [path.relative_to(root).as_posix() for path in files]
-    return {name: [size, h] for name, size, h in zip(names, sizes, hashes, strict=True)}
-
-
-def start_of(path: Path, size: int) -> list[Any]:
-    """[bytes, hash] of the first `size` bytes of a file that grows."""
-    return [size, _hashes([(path, size)])[0]]
-
-
-def of_text(text: str) -> list[Any]:
-    """[bytes, hash] of a small file with this text."""
-    content = text.encode()
-    return [len(content), hashlib.sha256(content).hexdigest()]
 
 
 def check(root: Path, files: Mapping[str, Any], growing: str = "") -> None:
@@ -62,7 +37,7 @@ def check(root: Path, files: Mapping[str, Any], growing: str = "") -> None:
             raise Damage(f"{name} has {there:,} bytes instead of {size:,}")
         found.append((root / name, size))
     try:
-        hashes = _hashes(found)
+        hashes = hashes_of(found)
     except OSError as error:
         place = Path(error.filename or root).relative_to(root)
         raise Damage(f"{place} cannot be read ({error.strerror})") from error
@@ -143,26 +118,6 @@ def read_sealed(path: Path, root: Path) -> dict[str, Any]:
     return data
 
 
-def write_text(path: Path, text: str) -> None:
-    """A file that is durable, and there whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    with open(aside, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    sync(path.parent)
-
-
-def sync(path: Path) -> None:
-    """Make a file or folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _size(root: Path, name: str) -> int:
     """Bytes of a file. Raises Damage where there is none."""
     path = root / name
@@ -184,27 +139,3 @@ def _names(folder: Path) -> set[str]:
 def _seal(path: Path, data: Mapping[str, Any]) -> str:
     """Hash of a JSON object and of the name of its file: one is not taken for another."""
     return hashlib.sha256(f"{path.name}\0{json.dumps(data, sort_keys=True)}".encode()).hexdigest()
-
-
-def _hashes(files: list[tuple[Path, int]]) -> list[str]:
-    """Of the first bytes of each file, as many as are asked for."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        pieces: list[list[Future[bytes]]] = [
-            [
-                pool.submit(_piece, path, start, min(PIECE, size - start))
-                for start in range(0, size, PIECE) or (0,)
-            ]
-            for path, size in files
-        ]
-        found = [[piece.result() for piece in of_file] for of_file in pieces]
-    return [(p[0] if len(p) == 1 else hashlib.sha256(b"".join(p)).digest()).hex() for p in found]
-
-
-def _piece(path: Path, start: int, size: int) -> bytes:
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        while size > 0 and (block := file.read(min(BLOCK, size))):
-            digest.update(block)
-            size -= len(block)
-    return digest.digest()

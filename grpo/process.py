@@ -1,4 +1,4 @@
-"""What of a process decides the bits of a run and is no setting: set up, and described."""
+"""What of a process decides the bits of a run and is no setting: set up, described, compared."""
 
 from __future__ import annotations
 
@@ -49,6 +49,39 @@ def described(ranks: Ranks) -> dict[str, Any]:
             "device": device.type,
         },
         "computes": computes,
+    }
+
+
+def check_process(record: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What of the process is not as it was and cannot be made so: ranks and device."""
+    before, after = record.get("process", {}), now["process"]
+    return [
+        f"{what} = {after[name]} (was {before[name]})"
+        for name, what in (("ranks", "learner ranks"), ("device", "device"))
+        if name in before and before[name] != after[name]
+    ]
+
+
+def check_versions(record: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A line on the versions and the machine, where they are not what they were."""
+    before, after = _computed_with(record), _computed_with(now)
+    told = [
+        f"{name} {value} (was {before[name]})"
+        for name, value in after.items()
+        if before.get(name, value) != value
+    ]
+    if not told:
+        return []
+    return [f"{', '.join(told)}: from here on the last bits may be others"]
+
+
+def _computed_with(record: dict[str, Any]) -> dict[str, Any]:
+    kernels = record.get("process", {}).get("kernels")
+    return {
+        **record.get("versions", {}),
+        **({"the toolkit's commit": record["commit"]} if "commit" in record else {}),
+        **record.get("computes", {}),
+        **({} if kernels is None else {"compiled kernels": "on" if kernels else "off"}),
     }
 
 

@@ -20,21 +20,22 @@ from typing import Any, cast
 from pydantic import BaseModel
 from rich.console import Console
 
-from grpo import finished, litter, preflight, process, provenance, record
+from grpo import durable, edited, finished, litter, preflight, process, provenance, record
 from grpo.claim import claimed
 from grpo.config import from_dict, resolved
+from grpo.durable import write_json
 from grpo.errors import GrpoError, PluginError, RecipeError, RunError
 from grpo.foreign import said
 from grpo.kernels import native
 from grpo.out_of_memory import explained
 from grpo.process import prepare_process
 from grpo.ranks import Ranks, join
-from grpo.record import write_json
 from grpo.schema import REFERENCE, AnyStage, Recipe, RLStage, artefact, references
 from grpo.stages import inputs
 from grpo.summary import print_stages, print_summary
 
 SETTINGS = "resolved.json"
+NO_RUN = "{!r} is not a run: there is no resolved.json in it"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _found(run: _Run) -> None:
     settings = resolved(run.recipe)
     try:
         record.write(folder, {**process.described(run.ranks), "settings": settings})
-        record.write_json(folder / SETTINGS, settings)
+        durable.write_json(folder / SETTINGS, settings)
     except OSError as error:
         raise RunError(f"run.dir = {str(folder)!r} cannot be written: {error}") from error
 
@@ -117,8 +118,10 @@ def resume_run(
     `accept_changes` is set; then what was sampled ahead is sampled anew.
     """
     folder = Path(path).expanduser().resolve()
+    if not (folder / SETTINGS).is_file():
+        raise RunError(NO_RUN.format(str(path)))
     started = record.read(folder)
-    record.check_settings(started, record.read_json(folder / SETTINGS), folder)
+    edited.check_settings(started, durable.read_json(folder / SETTINGS), folder)
     recipe = recipe_of(folder)
     before = started.get("process", {})
     ranks = _join(recipe, before.get("threads", recipe.run.threads))
@@ -133,15 +136,15 @@ def resume_run(
 def _continued(run: _Run) -> None:
     """Compare this process with the one the run was started in. Raises RunError."""
     started, now = record.read(run.folder), process.described(run.ranks)
-    settings = record.read_json(run.folder / SETTINGS)
-    lines = record.check_settings(started, settings, run.folder)
-    changes = record.check_process(started, now)
+    settings = durable.read_json(run.folder / SETTINGS)
+    lines = edited.check_settings(started, settings, run.folder)
+    changes = process.check_process(started, now)
     if changes and not run.accept:
         raise RunError(
             f"run {str(run.folder)!r} was started otherwise: {', '.join(changes)}; resume it so, "
             f"or with {record.ACCEPT} as it is now, from here on with other last bits"
         )
-    lines += [*changes, *record.check_versions(started, now)]
+    lines += [*changes, *process.check_versions(started, now)]
     run.say(*lines)
     record.note(started, lines)
     record.write(run.folder, started | {name: now[name] for name in record.CURRENT})
@@ -151,12 +154,12 @@ def recipe_of(path: str | Path) -> Recipe:
     """The recipe of the run in a folder; what a finished stage needed may be gone. RunError."""
     folder = Path(path).expanduser()
     if not (folder / SETTINGS).is_file():
-        raise RunError(f"{str(path)!r} is not a run: there is no resolved.json in it")
+        raise RunError(NO_RUN.format(str(path)))
 
     def is_done(recipe: Recipe, name: str) -> bool:
         return (stage_folder(recipe, folder, name) / finished.SUMMARY).is_file()
 
-    return from_dict(record.read_json(folder / SETTINGS), is_done=is_done)
+    return from_dict(durable.read_json(folder / SETTINGS), is_done=is_done)
 
 
 def _run_stages(run: _Run) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from grpo.durable import read_json
 from grpo.errors import RunError
 from grpo.lines import split_lines
 from grpo.log import BARS
-from grpo.record import read_json
 from grpo.summary import print_models, print_stages
 
 FIRST = (

@@ -20,7 +20,7 @@ from grpo.schema import (
     RejectStage,
 )
 
-GB = 10**9
+GB, MB = 10**9, 10**6
 WEIGHT = 4  # bytes of a number that is saved: float32
 
 
@@ -35,14 +35,18 @@ def check_disk(recipe: Recipe, folder: Path, stages: Collection[AnyStage]) -> No
     if not os.access(place, os.W_OK | os.X_OK):
         raise RunError(f"{said} cannot be written: {str(place)!r} may not be changed by this user")
     needed = bytes_of(recipe, stages) - _written(recipe, folder, stages)
-    free = shutil.disk_usage(place).free
-    if needed > free:
+    usage = shutil.disk_usage(place)
+    if needed > usage.free and usage.total:  # some network file systems tell no size
         limit = recipe.run.save_total_limit
         raise RunError(
-            f"{said} has {free / GB:.1f} GB free, and the run writes {needed / GB:.1f} GB at least "
+            f"{said} has {_size(usage.free)} free, and the run writes {_size(needed)} at least "
             f"(with run.save_total_limit = {limit or '0, every checkpoint'}): choose another "
             "run.dir, or keep fewer checkpoints"
         )
+
+
+def _size(count: int) -> str:
+    return f"{count / GB:.1f} GB" if count >= GB / 10 else f"{count / MB:.1f} MB"
 
 
 def bytes_of(recipe: Recipe, stages: Collection[AnyStage]) -> int:

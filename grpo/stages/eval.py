@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from grpo import figures, heldout, manifest
+from grpo import figures, hashes, heldout, manifest
 from grpo.finished import ASKED
 from grpo.manifest import Damage
 from grpo.provenance import content_hash
@@ -102,7 +102,7 @@ def _asked(folder: Path, console: Console) -> dict[str, Any]:
 
 def _answers(out: Path, model: str) -> dict[str, Any]:
     """Hashes of a file of answers and of the model that gave them (None: a name on the hub)."""
-    return {"answers": manifest.known(out.parent, [out]), "model": content_hash(model)}
+    return {"answers": hashes.known(out.parent, [out]), "model": content_hash(model)}
 
 
 def _complete(asked: dict[str, Any], out: Path, model: str) -> bool:

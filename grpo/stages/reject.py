@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
-from grpo import checkpoint, manifest, provenance
+from grpo import checkpoint, durable, manifest, provenance
 from grpo.data.conversation import template_columns
 from grpo.data.mixture import task_sampling
 from grpo.data.source import TaskOrder, stable_hash
@@ -373,7 +373,7 @@ def _made_of(
                 )
         return made_of
     shards.mkdir(exist_ok=True)
-    manifest.sync(shards.parent)
+    durable.sync(shards.parent)
     manifest.write_sealed(path, made_of)
     return made_of
 

@@ -25,13 +25,13 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from grpo import checkpoint, figures, heldout, ledger, litter, manifest, plugins, record
+from grpo import checkpoint, figures, hashes, heldout, ledger, litter, plugins, record
 from grpo.adapter import described
 from grpo.checkpoint import BEST, Found
 from grpo.evaluate import paired_difference
+from grpo.hashes import Known
 from grpo.log import RunLog
 from grpo.loop import Parts, Step, train
-from grpo.manifest import Known
 from grpo.ranks import Ranks
 from grpo.schema import Recipe, RLStage, Run
 from grpo.stages.wiring import Sampler, build_heldout, build_parts, build_rl_sampler
@@ -107,7 +107,7 @@ def _run(
             )
 
     def wrote(*files: Path) -> None:
-        beside.update(manifest.known(folder, files) if ranks.rank == 0 else {})
+        beside.update(hashes.known(folder, files) if ranks.rank == 0 else {})
 
     def current() -> str:
         return best(evaluations) if stage.eval.keep_best else ""
@@ -274,7 +274,7 @@ def _save(
     if parts.learner.rank:
         parts.learner.save(str(saver.run))  # gives its part to the first rank, which writes
         return
-    so_far = {checkpoint.LOG: manifest.start_of(log.path, log.position())}
+    so_far = {checkpoint.LOG: hashes.start_of(log.path, log.position())}
     saver.save(state["step"], write, {**state, "position": position}, {**beside, **so_far})
 
 

@@ -23,7 +23,7 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from grpo import checkpoint, manifest
+from grpo import checkpoint, hashes
 from grpo.errors import LearnerError
 from grpo.log import RunLog
 from grpo.schema import Run, SFTLearner
@@ -205,5 +205,5 @@ class Journal(TrainerCallback):
             "tokens_trained": self.trainer.tokens_trained,
             "seconds": self.seconds,
         }
-        beside = {checkpoint.LOG: manifest.start_of(self.log.path, self.log.position())}
+        beside = {checkpoint.LOG: hashes.start_of(self.log.path, self.log.position())}
         self.saver.save(state.global_step, write, facts, beside)

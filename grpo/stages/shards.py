@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo import checkpoint, manifest
+from grpo import checkpoint, durable, hashes, manifest
 from grpo.errors import RunError
+from grpo.hashes import Known
 from grpo.lines import to_line
-from grpo.manifest import Damage, Known
+from grpo.manifest import Damage
 
 PROGRESS = "progress.json"
 MADE_OF = "made_of.json"
@@ -75,13 +76,13 @@ class Job:
         """Write the next shard; the metrics have `size` bytes with its own."""
         path = self.path(len(self.shards))
         write_lines(path, lines)
-        self.shards.append(manifest.start_of(path, path.stat().st_size))
-        self.logs.append(manifest.start_of(log, size))
+        self.shards.append(hashes.start_of(path, path.stat().st_size))
+        self.logs.append(hashes.start_of(log, size))
         self._write()
 
     def left(self, data: Path) -> None:
         """The folder `data` was made of the shards."""
-        self.data.update(manifest.known(data, (p for p in data.rglob("*") if p.is_file())))
+        self.data.update(hashes.known(data, (p for p in data.rglob("*") if p.is_file())))
         self._write()
 
     def complete(self, data: Path, say: Callable[[str], None]) -> bool:
@@ -110,7 +111,7 @@ def write_lines(path: Path, lines: Iterable[Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
-    manifest.sync(path.parent)
+    durable.sync(path.parent)
 
 
 def read_lines(path: Path) -> Iterator[Any]:

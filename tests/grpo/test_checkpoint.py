@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from grpo import checkpoint, manifest
+from grpo import checkpoint, hashes, manifest
 from grpo.errors import RunError
 
 
@@ -112,18 +112,18 @@ def test_a_file_of_several_pieces_is_known_by_all_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By hand: sha256 of the pieces' sha256, and that of the file alone where it is one piece."""
-    monkeypatch.setattr(manifest, "PIECE", 4)
+    monkeypatch.setattr(hashes, "PIECE", 4)
     (tmp_path / "long").write_bytes(b"abcdefghi")
     (tmp_path / "short").write_bytes(b"abcd")
     (tmp_path / "none").write_bytes(b"")
-    found = manifest.known(tmp_path, [tmp_path / name for name in ("long", "short", "none")])
+    found = hashes.known(tmp_path, [tmp_path / name for name in ("long", "short", "none")])
     pieces = [hashlib.sha256(piece).digest() for piece in (b"abcd", b"efgh", b"i")]
     assert found == {
         "long": [9, hashlib.sha256(b"".join(pieces)).hexdigest()],
         "short": [4, hashlib.sha256(b"abcd").hexdigest()],
         "none": [0, hashlib.sha256(b"").hexdigest()],
     }
-    assert manifest.start_of(tmp_path / "long", 4) == found["short"]
+    assert hashes.start_of(tmp_path / "long", 4) == found["short"]
     for place in range(9):
         changed = bytearray(b"abcdefghi")
         changed[place] ^= 128

@@ -452,7 +452,7 @@ def test_a_full_disk_is_known_before(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10, 9, 1_000_000))
     made = recipe(folder, {"run.save_total_limit": 2, "run.save_steps": 1}, None)
     for look in (plan.print_plan, grpo.run.train_recipe):
-        with pytest.raises(GrpoError, match=r"run\.dir = .* 0\.0 GB free.*save_total_limit = 2"):
+        with pytest.raises(GrpoError, match=r"run\.dir = .* 0\.0 MB free.*save_total_limit = 2"):
             look(made, QUIET)
 
 

@@ -1,0 +1,56 @@
+"""Files that are there whole or not at all, and stay: written aside, synced, renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from grpo.errors import RunError
+
+RESTORE = "restore it from a copy, or start a new run from a checkpoint (model.path=FOLDER)"
+
+Tree = dict[str, Any]
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file that is durable, and there whole or not at all."""
+    aside = path.with_suffix(".tmp")
+    with open(aside, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """The same of a JSON object, for people to read."""
+    write_text(path, json.dumps(data, indent=1) + "\n")
+
+
+def read_json(path: Path, advice: str = RESTORE) -> Tree:
+    """The object in a file of a run. Raises RunError, with the advice, where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; {advice}") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror}; {advice}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged: it is not JSON ({error}); {advice}") from error
+    if not isinstance(found, dict):
+        kind = type(found).__name__
+        raise RunError(f"{path} is damaged: it holds a {kind}, not an object; {advice}")
+    return cast(Tree, found)
+
+
+def sync(path: Path) -> None:
+    """Make a file or folder durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

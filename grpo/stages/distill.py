@@ -25,22 +25,22 @@ from rich.console import Console
 
 from grpo import plugins, pretrained
 from grpo.data import SOURCES
-from grpo.data.conversation import template_columns
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.data.source import stable_hash
 from grpo.decontaminate import prompt_text
 from grpo.errors import DataError, RecipeError
 from grpo.learner import DTYPES
 from grpo.ranks import join
-from grpo.rollout.endpoint import EndpointEngine, Said
-from grpo.schema import Data, DistillStage, Model, Recipe
+from grpo.rollout.endpoint import EndpointEngine
+from grpo.schema import DistillStage, Model, Recipe
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.reject import leave_rows
 from grpo.stages.rows import TextRow, encode_sets, read_rows
+from grpo.stages.served import ServedTemplate
 from grpo.stages.sft import fine_tune, load_tokenizer, longest_row
 from grpo.stages.sft_trainer import StageTrainer
 from grpo.stages.wiring import Sampler, build_sampler
-from grpo.types import EngineSpec, Prompt, Request, Task
+from grpo.types import EngineSpec
 
 
 def run(stage: DistillStage, recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
@@ -144,70 +144,6 @@ def _served(stage: DistillStage, recipe: Recipe) -> Sampler:
         sampling=sampling_of(rollout, tokenizer, stage.model.path, text_only=True),
         prompts=(),
     )
-
-
-class ServedTemplate(PromptTemplate):
-    """Prompts for a server, which gets their text, or with data.template=chat their messages.
-
-    A prompt's ids are the student's, by which its length is measured and `say` finds it again.
-    """
-
-    def __init__(self, data: Data, tokenizer: Any) -> None:
-        args = template_args(data.template_args)
-        self.chats = data.template == "chat"
-        self.said: dict[tuple[int, ...], Said] = {}
-        system = args.pop("system_prompt", None) if self.chats else None
-        if self.chats and (args or data.overlong == "truncate"):
-            wrong = f"data.template_args.{next(iter(args))}" if args else "data.overlong=truncate"
-            raise RecipeError(
-                f"{wrong} has no place with data.template=chat and a server as the teacher, which "
-                "writes the prompt itself; fields of the request go into rollout.engine_args.body"
-            )
-        super().__init__(
-            "raw" if self.chats else data.template,
-            tokenizer,
-            max_prompt_length=data.max_prompt_length,
-            overlong=data.overlong,
-            **args,
-        )
-        self.system = system
-
-    def render(self, task: Task) -> Prompt | None:
-        """As PromptTemplate; what the server is told is remembered."""
-        if not self.chats:
-            prompt = super().render(task)
-            if prompt is not None:
-                self.said[prompt.ids] = prompt.text
-            return prompt
-        _check_servable(task)
-        prompt = super().render(replace(task, prompt=prompt_text(task.prompt)))
-        if prompt is None:
-            return None
-        messages = task.prompt
-        if isinstance(messages, str):
-            messages = [{"role": "user", "content": messages}]
-        if self.system and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": self.system}, *messages]
-        self.said[prompt.ids] = messages
-        return replace(prompt, task=task)
-
-    def say(self, request: Request) -> Said:
-        """Text or messages of a request."""
-        return self.said[request.ids]
-
-
-def _check_servable(task: Task) -> None:
-    """Refuse what a server's own chat template would not be told. Raises DataError."""
-    for name in template_columns(task.columns):
-        raise DataError(
-            f"task {task.uid}: a server with OpenAI's API gets messages only, not the row's "
-            f"{name!r}; leave the column out, or write it into the messages"
-        )
-    if not isinstance(task.prompt, str) and task.prompt[-1].get("role") == "assistant":
-        raise DataError(
-            f"task {task.uid}: the prompt ends with a message of the assistant, which a server "
-            "would close instead of going on with it; leave it out"
-        )
 
 
 # Logits

@@ -57,9 +57,9 @@ def said(count: Overlong, template: PromptTemplate) -> tuple[str, ...]:
         return ()
     done = {"drop": "left out", "truncate": "cut to their last tokens"}[template.overlong]
     of = f"{count.tasks:,} training prompts" if count.every else f"{count.tasks:,} that were drawn"
-    atleast = "at least " if count.looked == MOST else ""
+    some = "at least " if count.looked == MOST else ""
     verb = "is" if count.found == 1 else "are"
-    return (f"{atleast}{count.found:,} of {of} {verb} longer than {template.limit()[1]}: {done}",)
+    return (f"{some}{count.found:,} of {of} {verb} longer than {template.limit()[1]}: {done}",)
 
 
 def _candidates(tasks: Sequence[Task], template: PromptTemplate) -> Iterator[Task]:

@@ -18,6 +18,7 @@ from grpo.schema import AnyStage, Data, DistillStage, EvalStage, RejectStage, RL
 from grpo.stages.endings import check_trained_eos, sampling_of, vocab_size
 from grpo.stages.lengths import overlong, said
 from grpo.stages.rows import TextRow, check_encodable
+from grpo.stages.served import ServedTemplate
 from grpo.types import Message, Task, TaskSource
 
 MOST_SHAPES = 256
@@ -144,8 +145,6 @@ def _check_eval(stage: EvalStage, source: TaskSource | None) -> Looked:
 
 def _check_served(stage: DistillStage, source: TaskSource | None, tokenizer: Any) -> Looked:
     """Prompts for a server, which has a template and ends of its own."""
-    from grpo.stages.distill import ServedTemplate  # with trl: seconds
-
     template = ServedTemplate(stage.data, tokenizer)
     if source is None:
         return Looked()

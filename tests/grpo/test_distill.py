@@ -27,6 +27,7 @@ from grpo.run import resume_run, train_recipe
 from grpo.schema import Data, Model, Run, SFTLearner
 from grpo.stages import distill
 from grpo.stages.rows import TextRow, TokenRow
+from grpo.stages.served import ServedTemplate
 from grpo.stages.sft import fine_tune
 from grpo.types import Request, Sampling, Task, Version
 
@@ -201,7 +202,7 @@ def test_a_served_teacher(planted, place, monkeypatch):
 def test_what_a_served_teacher_is_told_in_chat(place):
     tokenizer = AutoTokenizer.from_pretrained(place / "student")
     data = Data(source="x", template="chat", template_args={"system_prompt": "Think."})
-    template = distill.ServedTemplate(data, tokenizer)
+    template = ServedTemplate(data, tokenizer)
     user = {"role": "user", "content": "How many?"}
     for task in (Task(uid="1", prompt="How many?"), Task(uid="2", prompt=[user])):
         prompt = template.render(task)
@@ -211,12 +212,10 @@ def test_what_a_served_teacher_is_told_in_chat(place):
         request = Request(uid="0", ids=prompt.ids, n=1, sampling=Sampling(), key=(0,))
         assert template.say(request) == [{"role": "system", "content": "Think."}, user]
     short = data.model_copy(update={"max_prompt_length": 3})
-    assert (
-        distill.ServedTemplate(short, tokenizer).render(Task(uid="1", prompt="How many?")) is None
-    )
+    assert ServedTemplate(short, tokenizer).render(Task(uid="1", prompt="How many?")) is None
     prefilled = data.model_copy(update={"template_args": {"prefill": "<think>"}})
     with pytest.raises(RecipeError, match=r"data\.template_args\.prefill has no place"):
-        distill.ServedTemplate(prefilled, tokenizer)
+        ServedTemplate(prefilled, tokenizer)
 
 
 def test_the_loss_of_logits_is_the_forward_divergence_in_nats_per_token(place, tmp_path):

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -262,12 +262,24 @@ def test_other_ranks_and_devices_are_refused_or_accepted(
 # Real processes
 
 
-def started(place: Path, name: str, *words: str) -> subprocess.Popen[bytes]:
-    """`grpo train` with some words; what it says is in a file called `name`."""
-    command = [sys.executable, "-m", "grpo.cli", "train", *words]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *sys.path])}
-    with (place / name).open("wb") as said:
-        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=env)
+@pytest.fixture
+def started(place: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """`grpo train` with some words; what it says is in a file of the given name."""
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str, *words: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "grpo.cli", "train", *words]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *sys.path])}
+        with (place / name).open("wb") as said:
+            processes.append(
+                subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, env=env)
+            )
+        return processes[-1]
+
+    yield start
+    for process in processes:  # whatever came of the test
+        process.kill()
+        process.wait()
 
 
 def steps(run: Path) -> list[int]:
@@ -277,13 +289,15 @@ def steps(run: Path) -> list[int]:
     return [json.loads(line)["step"] for line in log.read_text().splitlines()]
 
 
-def test_two_that_start_at_once_and_a_kill_with_an_immediate_resume(place: Path) -> None:
+def test_two_that_start_at_once_and_a_kill_with_an_immediate_resume(
+    place: Path, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
     settings = rl(place, at=0)
     settings["learner"]["max_steps"] = 10_000
     settings["run"]["save_steps"] = 2
     run, recipe = place / "run", place / "tiny.yaml"
     recipe.write_text(json.dumps(settings))
-    both = {name: started(place, name, str(recipe)) for name in ("a", "b")}
+    both = {name: started(name, str(recipe)) for name in ("a", "b")}
     deadline = time.monotonic() + 120
     while all(process.poll() is None for process in both.values()) or len(steps(run)) < 4:
         assert time.monotonic() < deadline
@@ -298,7 +312,7 @@ def test_two_that_start_at_once_and_a_kill_with_an_immediate_resume(place: Path)
     with pytest.raises(RunError, match="no trained model yet"):
         evaluate_model(run, from_dict(json.loads((run / "resolved.json").read_text())), QUIET)
     both[one].kill()
-    again = started(place, "again", "--resume", str(run))
+    again = started("again", "--resume", str(run))
     done = len(steps(run))
     while len(steps(run)) <= done + 2:
         assert again.poll() is None, (place / "again").read_text()
@@ -308,7 +322,6 @@ def test_two_that_start_at_once_and_a_kill_with_an_immediate_resume(place: Path)
     assert again.wait() == 130
     assert steps(run) == list(range(1, len(steps(run)) + 1))
     assert not (run / "run.lock").exists()
-    both[one].wait()
 
 
 def test_accepting_is_for_a_resume(place: Path) -> None:

@@ -298,7 +298,7 @@ def test_two_that_start_at_once_and_a_kill_with_an_immediate_resume(
     run, recipe = place / "run", place / "tiny.yaml"
     recipe.write_text(json.dumps(settings))
     both = {name: started(name, str(recipe)) for name in ("a", "b")}
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while all(process.poll() is None for process in both.values()) or len(steps(run)) < 4:
         assert time.monotonic() < deadline
         time.sleep(0.02)

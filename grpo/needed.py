@@ -141,11 +141,6 @@ def parameters(name: str, reward: Any) -> list[str]:
     function = _called(name, reward)
     if function is None:
         return []
-    if inspect.iscoroutinefunction(function):
-        raise PluginError(
-            f"{name} is async, and rewards are called and not awaited: make it a plain function, "
-            "say one that calls asyncio.run"
-        )
     try:
         found = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # some functions written in C have no signature

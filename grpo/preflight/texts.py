@@ -62,9 +62,10 @@ def check_texts(
                 notes += [f"{where}{note}" for note in found.notes]
                 heldout |= {stage.name: found.heldout} if found.heldout else {}
             with said(recipe, stage):
-                left[stage.name] = _left(
-                    stage, recipe, folder, left, pieces.get(stage.name), Path(aside)
-                )
+                # what a stage has left that is not done may be damaged, and is made again
+                own = folder if stage.name in done else None
+                part = pieces.get(stage.name)
+                left[stage.name] = _left(stage, recipe, own, left, part, Path(aside))
     return Found(notes=tuple(notes), heldout=heldout)
 
 

@@ -1,0 +1,1 @@
+"""What only a GPU can say, in sections that survive losing the machine; see `bench_gpu.py`."""

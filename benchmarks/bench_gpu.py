@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from gpu.needs import missing
-from gpu.results import read
+from gpu.results import so_far
 from gpu.runner import Plan, run, show
 from gpu.section import Section, Setup
 from gpu.sections import SECTIONS, load
@@ -79,7 +79,7 @@ def main() -> int:
         listed([load(module) for module in plan.sections.values()], plan.setup)
         return 0
     if given.table:
-        print(table(read(plan.results), plan.sections))
+        print(table(so_far(plan.results, plan.setup, plan.sections), plan.sections))
         show(plan)
         return 0
     try:

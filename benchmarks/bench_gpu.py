@@ -58,7 +58,7 @@ def main() -> int:
     folder = (given.folder or ROOT / FOLDERS[real]).resolve()
     results = (given.results or (RESULTS if real else folder / "gpu.json")).resolve()
     page = given.page or (PAGE if real else None)
-    if not real and (results == RESULTS or page == PAGE):
+    if not real and (results == RESULTS or (page and page.resolve() == PAGE)):
         parser.error(f"figures of --tiny or --device cpu do not go to {RESULTS} or {PAGE}")
     plan = Plan(
         setup=Setup(

@@ -33,12 +33,15 @@ def test_after():
     pass
 """
 SECOND = """
+import os
 import pytest
 
 @pytest.mark.gpu
 def test_card():
     with open("ran", "a") as file:
         file.write("card ")
+    with open("process", "w") as file:
+        file.write(str(os.getpid()))
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 @pytest.mark.gpu
@@ -53,6 +56,8 @@ def test_on_every_machine():
 def test_in_a_new_process():
     with open("ran", "a") as file:
         file.write("new ")
+    with open("process") as file:
+        assert file.read() != str(os.getpid())
 """
 THIRD = "import pytest, no_such_module  # pytest.mark.gpu"
 CONFIG = "[pytest]\naddopts = --import-mode=importlib\nmarkers =\n    gpu\n    vllm\n    ray\n"
@@ -113,6 +118,7 @@ def test_a_second_call_runs_the_rest_only(root: Path) -> None:
     known = {"test": tests[0], "outcome": "failed", "seconds": 1.0, "reason": "known"}
     lines = [json.dumps(known), json.dumps({"test": tests[1], "began": True}), '{"test": "torn']
     (root / "records.jsonl").write_text("\n".join(lines))
+    (root / "process").write_text("another")
     found = session(root).finish(NAMES[1])
     assert outcomes(found) == {"test_card": "failed", "test_in_a_new_process": "passed"}
     assert found[0] == known

@@ -56,10 +56,10 @@ def test_rows_without_figures_say_why(state: State) -> None:
     made = table.table({"mixed": gathered(state)}, STAGED)
     assert made == (
         "### Mixed\n\n| step | answer |\n|---|---|\n| first | FIRST |\n"
-        "| bad | failed: ValueError: no \\| luck |\n| crash | not run |\n"
+        "| bad | failed: ValueError: no \\| luck |\n| second | not run |\n| crash | not run |\n"
         "| card | not run: torch sees no card |\n| partly | failed: one of two is wrong |\n"
         "| last | not run |\n\n"
-        "`mixed`: stopped at its limit after 4 of 6 steps (2 failed, 1 not run); 2.0 minutes; "
+        "`mixed`: stopped at its limit after 4 of 7 steps (2 failed, 1 not run); 2.0 minutes; "
         "2026-01-02, commit aaaaaaaaaa, bbbbbbbbbb; NVIDIA H200, 139.8 GiB, driver 580; "
         "torch 2.11.0."
     )
@@ -67,7 +67,7 @@ def test_rows_without_figures_say_why(state: State) -> None:
 
 def test_a_section_that_was_never_run_has_its_rows(state: State) -> None:
     made = table.table({}, STAGED)
-    assert made.count("| not run |") == 6
+    assert made.count("| not run |") == 7
     assert made.endswith("`mixed`: not run.")
 
 
@@ -106,7 +106,7 @@ def test_a_broken_table_hides_no_other(state: State) -> None:
 def test_what_a_lost_call_has_measured_is_shown_before_it_is_in_the_results(state: State) -> None:
     asked = plan(state.folder.parents[1], "staged_mixed")
     found = results.so_far(asked.results, asked.setup, asked.sections)
-    assert found["mixed"]["status"] == "unfinished after 4 of 6 steps (2 failed, 1 not run)"
+    assert found["mixed"]["status"] == "unfinished after 4 of 7 steps (2 failed, 1 not run)"
     assert not asked.results.exists()
     asked.results.write_text(json.dumps({"mixed": gathered(state, "interrupted")}))
     found = results.so_far(asked.results, asked.setup, asked.sections)

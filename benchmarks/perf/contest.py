@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perf.worker import COUNT
+
 FOLDER = Path(__file__).resolve().parent.parent
 
 
@@ -27,6 +29,7 @@ class Plan:
     """How everything is measured.
 
     quick: tiny model, small shapes, one repetition; shows that the scripts run, nothing else.
+    device: where everyone computes, "cpu" or "cuda".
     """
 
     repeats: int = 5
@@ -34,6 +37,7 @@ class Plan:
     quick: bool = False
     model: str = ""
     vllm_python: str = ""
+    device: str = "cpu"
     save: Callable[[dict[str, Any]], None] = lambda _part: None  # what a section has so far
 
     @property
@@ -58,11 +62,19 @@ class Contender:
 
 
 class Worker:
-    """A contender's process."""
+    """A contender's process; `ready` waits until it can be asked for repetitions.
+
+    Whatever ends it is a RuntimeError, with the worker's own words where it had any.
+    """
 
     def __init__(self, contender: Contender, plan: Plan) -> None:
         self.contender = contender
-        settings = {"threads": plan.threads, "quick": plan.quick, **contender.settings}
+        settings = {
+            "threads": plan.threads,
+            "quick": plan.quick,
+            "device": plan.device,
+            **contender.settings,
+        }
         self.process = subprocess.Popen(
             [contender.python, "-m", f"perf.{contender.script}", json.dumps(settings)],
             cwd=FOLDER,
@@ -72,12 +84,22 @@ class Worker:
             text=True,
             start_new_session=True,
         )
-        self.started = self._answer()
+
+    def ready(self) -> dict[str, Any]:
+        """Everything is loaded and made."""
+        return self._answer()
 
     def repeat(self) -> dict[str, Any]:
         """One repetition."""
+        return self._ask("")
+
+    def count(self) -> dict[str, Any] | None:
+        """Synchronizations and copies of one more repetition; None on a CPU."""
+        return self._ask(COUNT)["counts"]
+
+    def _ask(self, line: str) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
         return self._answer()
 
@@ -87,7 +109,12 @@ class Worker:
         if not line:
             code = self.process.wait()
             raise RuntimeError(f"{self.contender.name} ({self.contender.script}) ended with {code}")
-        return json.loads(line)
+        answer = json.loads(line)
+        if "failed" in answer:
+            raise RuntimeError(
+                f"{self.contender.name} ({self.contender.script}): {answer['failed']}"
+            )
+        return answer
 
     def close(self) -> None:
         """End the process and its descendants."""
@@ -104,6 +131,8 @@ class Worker:
 def environment(plan: Plan) -> dict[str, str]:
     """The same environment for everyone."""
     kept = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "LD_PRELOAD")}
+    if plan.device == "cpu":
+        kept["CUDA_VISIBLE_DEVICES"] = ""  # libraries would take a card they see
     return kept | {
         "OMP_NUM_THREADS": str(plan.threads),
         "HF_HUB_OFFLINE": "1",
@@ -126,6 +155,7 @@ def contest(contenders: Sequence[Contender], plan: Plan) -> dict[str, dict[str, 
             began = time.perf_counter()
             worker = Worker(contender, plan)
             stack.callback(worker.close)
+            worker.ready()
             answer = worker.repeat()
             workers[contender.name] = worker
             if plan.repeats == 1 and not plan.quick and answer["seconds"] > LONG:
@@ -154,12 +184,9 @@ LONG = 20.0  # seconds of a repetition beside which a warm-up is small
 
 def trial(contender: Contender, plan: Plan) -> float | None:
     """Seconds of one repetition, warm unless it is a long one; None where it cannot run."""
+    worker = Worker(contender, plan)
     try:
-        worker = Worker(contender, plan)
-    except RuntimeError as error:
-        print(f"   {error}", flush=True)
-        return None
-    try:
+        worker.ready()
         seconds = float(worker.repeat()["seconds"])
         if seconds < LONG:
             seconds = float(worker.repeat()["seconds"])

@@ -1,13 +1,12 @@
-"""The rate of a square matrix product in bfloat16, 2048 x 2048 x 2048."""
+"""The rate of a square matrix product, 2048 x 2048 x 2048 or as wide as `size` says."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 
-from perf.worker import Settings, serve
+from perf.worker import Settings, device, now, serve
 
 SIZE = 2048
 PRODUCTS = 20
@@ -15,16 +14,16 @@ PRODUCTS = 20
 
 def prepare(settings: Settings) -> Any:
     """Two matrices; a repetition is several products."""
-    dtype = getattr(torch, settings["dtype"])
-    a, b = (torch.randn(SIZE, SIZE).to(dtype) for _ in range(2))
-    out = torch.empty(SIZE, SIZE, dtype=dtype)
+    dtype, where, size = getattr(torch, settings["dtype"]), device(settings), settings.get("size", SIZE)
+    a, b = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, dtype=dtype, device=where)
 
     def repetition() -> dict[str, Any]:
-        started = time.perf_counter()
+        started = now(settings)
         for _ in range(PRODUCTS):
             torch.mm(a, b, out=out)
-        seconds = time.perf_counter() - started
-        return {"seconds": seconds, "flops": 2 * SIZE**3 * PRODUCTS}
+        seconds = now(settings) - started
+        return {"seconds": seconds, "flops": 2 * size**3 * PRODUCTS}
 
     return repetition
 

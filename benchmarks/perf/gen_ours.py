@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 from grpo.kernels import native
@@ -14,7 +13,7 @@ from grpo.rollout.rows import Rows
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import EngineSpec, Request, Sampling
 from perf import work
-from perf.worker import Settings, serve
+from perf.worker import Settings, now, serve
 
 
 def prepare(settings: Settings) -> Any:
@@ -31,7 +30,8 @@ def prepare(settings: Settings) -> Any:
     spec = EngineSpec(
         model=settings["model"], dtype=settings["dtype"], max_length=settings["prompt"] + limit
     )
-    engine = TorchEngine.from_spec(spec)
+    options = {key: settings[key] for key in ("max_rows", "compile") if key in settings}
+    engine = TorchEngine.from_spec(spec, **options)
     config: Any = engine.model.config
     ids = work.prompts(settings["prompts"], settings["prompt"], config.vocab_size)
     samples = settings["samples"]
@@ -51,7 +51,7 @@ def prepare(settings: Settings) -> Any:
     def repetition() -> dict[str, Any]:
         nonlocal turn
         turn += 1
-        started = time.perf_counter()
+        started = now(settings)
         engine.submit(
             [
                 Request(uid=str(uid), ids=prompt, n=n, sampling=sampling, key=(0, 0, uid, turn))
@@ -61,7 +61,7 @@ def prepare(settings: Settings) -> Any:
         done = []
         while len(done) < len(wanted):
             done += engine.poll()
-        seconds = time.perf_counter() - started
+        seconds = now(settings) - started
         made = {(c.request, c.index): len(c) for c in done}
         if made != wanted:
             raise RuntimeError("completions do not have the planted lengths")

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 from perf import work
-from perf.worker import Settings, serve
+from perf.worker import Settings, device, now, serve
 
 
 class Planted(StoppingCriteria):
     """Row r is done at its planted length."""
 
-    def __init__(self, ends: list[int]) -> None:
-        self.ends = torch.tensor(ends)
+    def __init__(self, ends: list[int], where: str) -> None:
+        self.ends = torch.tensor(ends, device=where)
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         return self.ends <= input_ids.shape[1]
@@ -24,20 +23,21 @@ class Planted(StoppingCriteria):
 
 def prepare(settings: Settings) -> Any:
     """A model; a repetition samples everything in one batch."""
-    dtype = getattr(torch, settings["dtype"])
-    model: Any = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=dtype).eval()
+    dtype, where = getattr(torch, settings["dtype"]), device(settings)
+    model: Any = AutoModelForCausalLM.from_pretrained(settings["model"], dtype=dtype)
+    model.to(where).eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     ids = torch.tensor(
-        work.prompts(settings["prompts"], settings["prompt"], model.config.vocab_size)
+        work.prompts(settings["prompts"], settings["prompt"], model.config.vocab_size), device=where
     )
     samples, limit = settings["samples"], settings["completion"]
     planned = work.lengths(len(ids) * samples, limit, settings["kind"])
-    stop = StoppingCriteriaList([Planted([settings["prompt"] + n for n in planned])])
+    stop = StoppingCriteriaList([Planted([settings["prompt"] + n for n in planned], where)])
 
     @torch.inference_mode()
     def repetition() -> dict[str, Any]:
-        started = time.perf_counter()
+        started = now(settings)
         model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -47,7 +47,7 @@ def prepare(settings: Settings) -> Any:
             num_return_sequences=samples,
             stopping_criteria=stop,
         )
-        return {"seconds": time.perf_counter() - started, "tokens": sum(planned)}
+        return {"seconds": now(settings) - started, "tokens": sum(planned)}
 
     return repetition
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from grpo.memory import keep_freed_memory
 from grpo.schema import Algorithm, Learner
 from grpo.types import Completion, Group, Prompt, Rollout, Score, Segment, Task, Version
 from perf import work
-from perf.worker import Settings, serve
+from perf.worker import Settings, now, serve
 
 
 def prepare(settings: Settings) -> Any:
@@ -44,19 +43,15 @@ def prepare(settings: Settings) -> Any:
     groups = to_groups(recorded)
     limit = settings["rollouts"]["completion"]
     keep_dead = settings.get("keep_dead", False)
-    config: Any = learner.model.config
-    head = config.vocab_size * config.hidden_size
-    body = sum(p.numel() for p in learner.model.parameters()) - head
-    if not config.tie_word_embeddings:
-        body -= head
+    flops = work.needed(recorded, work.shape_of(learner.model))
 
     def repetition() -> dict[str, Any]:
-        started = time.perf_counter()
+        started = now(settings)
         advantages = ADVANTAGES["grpo"](reward_matrix(groups))
         rows = make_rows(groups, advantages, loss_type="dapo", max_completion_length=limit)
         live = rows if keep_dead else drop_dead(rows, beta=0.0, loss_type="dapo")[0]
         metrics = learner.step(live)
-        seconds = time.perf_counter() - started
+        seconds = now(settings) - started
         return {
             "seconds": seconds,
             "tokens": recorded.completion_tokens,
@@ -64,33 +59,10 @@ def prepare(settings: Settings) -> Any:
             "rows_trained": len(live),
             "micro_batches": metrics["learner/micro_batches"],
             "grad_norm": metrics["grad_norm"],
-            "needed_flops": needed(
-                recorded,
-                work.Shape(
-                    body=body,
-                    head=head,
-                    layers=config.num_hidden_layers,
-                    width=config.hidden_size,
-                ),
-            ),
+            "needed_flops": flops,
         }
 
     return repetition
-
-
-def needed(recorded: work.Rollouts, shape: work.Shape) -> float:
-    """Operations of forward and backward over what can move the policy."""
-    live = [len(set(rewards)) > 1 for rewards in recorded.rewards]
-    return work.flops(
-        shape,
-        prompt=[len(p) for p, used in zip(recorded.prompts, live, strict=True) if used],
-        completion=[
-            [len(c) for c in group]
-            for group, used in zip(recorded.completions, live, strict=True)
-            if used
-        ],
-        factor=6,
-    )
 
 
 def to_groups(recorded: work.Rollouts) -> list[Group]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 
 from perf import work
 from perf.trl_trainer import make_trainer
-from perf.worker import Settings, serve
+from perf.worker import Settings, device, now, serve
 
 
 def prepare(settings: Settings) -> Any:
@@ -29,9 +28,11 @@ def prepare(settings: Settings) -> Any:
         gradient_checkpointing=settings["gradient_checkpointing"],
         prompts=["1="],
         rewards=lambda completions, **_: rewards,
+        device=device(settings),
     )
     model: Any = trainer.model
     recorded = work.rollouts(**shape, vocab=model.config.vocab_size)
+    flops = work.needed(recorded, work.shape_of(model))
     rewards += [value for group in recorded.rewards for value in group]
     inject(trainer, recorded)
     micro_batches = rows // min(settings["micro_batch"], rows)
@@ -46,13 +47,13 @@ def prepare(settings: Settings) -> Any:
     parts = split_tensor_dict(batch, micro_batches)
 
     def repetition() -> dict[str, Any]:
-        started = time.perf_counter()
+        started = now(settings)
         for part in parts:
             trainer._compute_loss(model, part).backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, trainer.args.max_grad_norm)
         trainer.optimizer.step()
         trainer.optimizer.zero_grad()
-        seconds = time.perf_counter() - started
+        seconds = now(settings) - started
         return {
             "seconds": seconds,
             "tokens": recorded.completion_tokens,
@@ -62,6 +63,7 @@ def prepare(settings: Settings) -> Any:
             "micro_batch": min(settings["micro_batch"], rows),
             "precision": settings["precision"],
             "gradient_checkpointing": settings["gradient_checkpointing"],
+            "needed_flops": flops,
         }
 
     return repetition

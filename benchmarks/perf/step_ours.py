@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from grpo.memory import keep_freed_memory
 from grpo.schema import RLStage
 from grpo.stages.wiring import build_parts, build_rl_sampler
 from perf.learning import TOKENS_PER_MICRO_BATCH
-from perf.worker import Settings, serve
+from perf.worker import Settings, now, serve
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 REWARD = f"{Path(__file__).resolve().parent / 'reward.py'}:coin"
@@ -58,9 +57,9 @@ def prepare(settings: Settings) -> Any:
     def repetition() -> dict[str, Any]:
         nonlocal step
         step += 1
-        started = time.perf_counter()
+        started = now(settings)
         done = train_step(parts, step)
-        seconds = time.perf_counter() - started
+        seconds = now(settings) - started
         shown = ("time/rollout", "time/learn", "time/weights", "frac_reward_zero_std")
         made = sum(len(r.completion) for g in done.groups for r in g.rollouts)
         prompt = sum(len(g.prompt.ids) for g in done.groups) / len(done.groups)

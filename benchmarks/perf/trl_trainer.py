@@ -30,9 +30,10 @@ def make_trainer(
     gradient_checkpointing: bool,
     prompts: Sequence[str],
     rewards: Any,
+    device: str = "cpu",
     **arguments: Any,
 ) -> Any:
-    """The trainer: `rows` completions a step in micro-batches of `micro_batch`."""
+    """The trainer: `rows` completions a step in micro-batches of `micro_batch`, on `device`."""
     trl: Any = importlib.import_module("trl")
     from datasets import Dataset
 
@@ -51,7 +52,7 @@ def make_trainer(
         report_to=[],
         save_strategy="no",
         logging_strategy="no",
-        use_cpu=True,
+        use_cpu=device == "cpu",
         disable_tqdm=True,
         **{"learning_rate": 1e-6, "lr_scheduler_type": "constant", "max_steps": 1000, **arguments},
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,6 +86,37 @@ class Shape:
     head: int  # parameters of the language-model head
     layers: int
     width: int  # query heads times head size
+
+
+def shape_of(model: Any) -> Shape:
+    """Of a Hugging Face model."""
+    config = model.config
+    head = config.vocab_size * config.hidden_size
+    body = sum(p.numel() for p in model.parameters()) - head
+    if not config.tie_word_embeddings:
+        body -= head
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Shape(
+        body=body,
+        head=head,
+        layers=config.num_hidden_layers,
+        width=config.num_attention_heads * size,
+    )
+
+
+def needed(recorded: Rollouts, shape: Shape) -> float:
+    """Operations of forward and backward over what can move the policy."""
+    live = [len(set(rewards)) > 1 for rewards in recorded.rewards]
+    return flops(
+        shape,
+        prompt=[len(p) for p, used in zip(recorded.prompts, live, strict=True) if used],
+        completion=[
+            [len(c) for c in group]
+            for group, used in zip(recorded.completions, live, strict=True)
+            if used
+        ],
+        factor=6,
+    )
 
 
 def flops(

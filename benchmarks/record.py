@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("grpo", "rollout", "rewards", "data", "recipes/*.py", "benchmarks/*.py", "benchmarks/perf")
+FOLDERS = ("grpo", "rollout", "rewards", "data", "benchmarks/perf", "benchmarks/gpu")
+CODE = (*FOLDERS, "recipes/*.py", "benchmarks/*.py")
+COMMIT = ROOT / "COMMIT"  # in a copy without git: what `commit` said where the copy was made
 
 _ASK = """
 import importlib.metadata as m, json, platform, sys
@@ -66,6 +68,8 @@ def processor() -> str:
 
 def commit() -> str:
     """The commit checked out, and whether the code differs from it."""
+    if COMMIT.exists():
+        return COMMIT.read_text().strip()
 
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)

@@ -1,1 +1,20 @@
-"""One file a section; `gpu/sections` of `bench_gpu.py` lists them."""
+"""The sections of the GPU measurements, in the order in which they run."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from gpu.section import Section
+
+SECTIONS = {
+    "card": "gpu.sections.card",
+    "tests": "gpu.sections.tests",
+    "parity": "gpu.sections.parity",
+    "profile": "gpu.sections.profile",
+}
+
+
+def load(module: str) -> Section:
+    """The section that a module holds. Raises ImportError where there is no such module."""
+    section: Section = import_module(module).SECTION
+    return section

@@ -111,7 +111,7 @@ def test_killed_in_the_middle_it_loses_the_step_in_progress(tmp_path: Path) -> N
 
 
 def test_a_section_over_its_limit_is_cut_and_goes_on_in_the_next_call(tmp_path: Path) -> None:
-    status, said = call(tmp_path, "staged_long", limit=3.0)
+    status, said = call(tmp_path, "staged_long", limit=5.0)
     assert status == 1
     assert found(tmp_path, "long")["status"] == "stopped at its limit after 1 of 3 steps"
     assert "stopped at its limit after 1 of 3 steps" in said
@@ -122,9 +122,9 @@ def test_a_section_over_its_limit_is_cut_and_goes_on_in_the_next_call(tmp_path: 
 
 
 def test_a_step_that_had_the_whole_limit_failed(tmp_path: Path) -> None:
-    call(tmp_path, "staged_endless", limit=3.0)
+    call(tmp_path, "staged_endless", limit=5.0)
     section = found(tmp_path, "endless")
-    assert section["steps"]["long"]["reason"] == "took longer than the 3 s that a section has"
+    assert section["steps"]["long"]["reason"] == "took longer than the 5 s that a section has"
     assert section["status"] == "stopped at its limit after 1 of 2 steps (1 failed)"
     call(tmp_path, "staged_endless")  # would wait for ever if it ran the first step once more
     assert ran(tmp_path) == ["long", "last"]

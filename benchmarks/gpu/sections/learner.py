@@ -30,9 +30,12 @@ ROLLOUTS = {
 TINY = ROLLOUTS | {"groups": 2, "samples": 4, "prompt": 8, "completion": 12}
 
 
-def steps(_: Setup) -> Sequence[Step]:
-    """A step a model and a size of micro-batches; about 55 s each, most of it imports."""
-    return [
+def steps(setup: Setup) -> Sequence[Step]:
+    """A step a model and a size of micro-batches; about 55 s each, most of it imports.
+
+    tiny: the first alone, as all models are the same one then.
+    """
+    every = [
         Step(
             name=f"{name}.{tokens}",
             run=partial(compare, name=name, size=size),
@@ -41,6 +44,7 @@ def steps(_: Setup) -> Sequence[Step]:
         for name in MODELS
         for size, (tokens, _) in enumerate(SIZES)
     ]
+    return every[:1] if setup.tiny else every
 
 
 def compare(setup: Setup, *, name: str, size: int) -> Result:

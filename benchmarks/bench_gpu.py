@@ -79,7 +79,7 @@ def main() -> int:
         listed([load(module) for module in plan.sections.values()], plan.setup)
         return 0
     if given.table:
-        print(table(read(plan.results), [load(module) for module in plan.sections.values()]))
+        print(table(read(plan.results), plan.sections))
         show(plan)
         return 0
     try:

@@ -3,7 +3,7 @@
     python -m gpu.child JOB    (JSON: module, setup, steps, call, commit, guard)
 
 What steps print goes to the section's log; lines on their beginning and end go to the terminal. The
-process ends after a step that failed (a broken CUDA context fails everything that follows), and
+process ends after a step that raised (a broken CUDA context fails everything that follows), and
 with the runner, however that ends.
 """
 
@@ -26,7 +26,7 @@ from gpu.section import Section, Setup, Step
 from gpu.sections import load
 from gpu.state import DONE, FAILED, NOT_RUN, State
 
-AFTER_FAILURE = 3  # exit status: a step failed, others are left
+AFTER_ERROR = 3  # exit status: a step raised, others are left
 LONGEST_REASON = 600  # characters
 
 
@@ -46,14 +46,14 @@ def main() -> None:
     steps = {step.name: step for step in section.steps(setup)}
     for name in job["steps"]:
         if not run(section, steps[name], setup, about, terminal):
-            _leave(AFTER_FAILURE)
+            _leave(AFTER_ERROR)
     _leave(0)
 
 
 def run(
     section: Section, step: Step, setup: Setup, about: dict[str, Any], terminal: TextIO
 ) -> bool:
-    """Run one step and put what came of it on disk. False where it failed."""
+    """Run one step and put what came of it on disk. False where it raised."""
     state = State.of(setup, section.name)
     state.begin(step.name)
     _say(terminal, f"   {section.name}/{step.name}: begins")
@@ -66,7 +66,7 @@ def run(
     ending = "" if found["status"] == DONE else f": {found['reason']}"
     _say(terminal, f"   {section.name}/{step.name}: {found['status']} in {seconds:.1f} s{ending}")
     _free()
-    return found["status"] != FAILED
+    return found["status"] != FAILED or bool(found["result"])
 
 
 def attempt(step: Step, setup: Setup) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from gpu.processes import end
 from gpu.section import Section, Setup
 from gpu.sections import load
 from gpu.state import FAILED, State, claim_kind, is_open
-from gpu.table import write_table
+from gpu.table import part, write_table
 from grpo.errors import RunError
 
 LIMIT = 8 * 60.0  # seconds of a section in one call
@@ -106,6 +106,7 @@ def run_section(name: str, module: str, plan: Plan, card: Mapping[str, Any]) -> 
         merge(plan.results, name, found, where)
         seconds = time.monotonic() - began
         print(f"== {name}: {found['status']}; {seconds:.0f} s", flush=True)
+        print(part(name, module, {name: {**found, "from": where}}), flush=True)
     show(plan)
     return not ending and all(record["status"] != FAILED for record in records.values())
 
@@ -181,7 +182,7 @@ def show(plan: Plan) -> None:
     """Write the page's tables again, where these figures belong there."""
     if plan.page is not None:
         try:
-            write_table(plan.results, plan.page, [load(m) for m in plan.shown.values()])
+            write_table(plan.results, plan.page, plan.shown)
         except RunError as error:
             print(f"   the table was not written: {error}", flush=True)
 

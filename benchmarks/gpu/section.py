@@ -34,7 +34,7 @@ class Step:
 
     name: [a-z0-9.-]+, unique in its section. needs: names of `gpu.needs`; a step of which one is
     missing is "not run", with the reason. A step that raises is recorded as failed, with the error;
-    one that has figures all the same returns them with the reason under "failed". After a failure
+    one that has figures all the same returns them with the reason under "failed". After an error
     the steps that follow get a new process.
     """
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu.results import read, shown
-from gpu.section import Result, Section
+from gpu.section import Result
+from gpu.sections import load
 from gpu.state import FAILED, NOT_RUN
 from grpo import durable
 from grpo.errors import RunError
@@ -15,7 +16,7 @@ from grpo.errors import RunError
 START, END = "<!-- made by benchmarks/bench_gpu.py: start -->", "<!-- end -->"
 
 
-def write_table(results: Path, page: Path, sections: Sequence[Section]) -> None:
+def write_table(results: Path, page: Path, sections: Mapping[str, str]) -> None:
     """Put the tables between the markers of `page`. Raises RunError where they are missing."""
     text = page.read_text() if page.exists() else ""
     before, start, rest = text.partition(START)
@@ -26,16 +27,21 @@ def write_table(results: Path, page: Path, sections: Sequence[Section]) -> None:
     durable.write_text(page, f"{before}{START}\n{made}\n{END}{after}")
 
 
-def table(results: Mapping[str, Any], sections: Sequence[Section]) -> str:
-    """Every section in Markdown; what was not measured says so."""
-    return "\n\n".join(_section(section, results.get(section.name)) for section in sections)
+def table(results: Mapping[str, Any], sections: Mapping[str, str]) -> str:
+    """Sections, {name: module}, in Markdown; what was not measured says so."""
+    return "\n\n".join(part(name, module, results) for name, module in sections.items())
 
 
-def _section(section: Section, found: Mapping[str, Any] | None) -> str:
-    head = f"### {section.title}\n\n"
-    if found is None:
-        return f"{head}{section.table({})}\n\n`{section.name}`: not run."
-    return f"{head}{section.table(shown(found))}\n\n{source(section.name, found)}"
+def part(name: str, module: str, results: Mapping[str, Any]) -> str:
+    """One section. One that cannot be shown says why; the others have their tables all the same."""
+    found = results.get(name)
+    end = f"`{name}`: not run." if found is None else source(name, found)
+    try:
+        section = load(module)
+        made = section.table({} if found is None else shown(found))
+    except Exception as error:
+        return f"### {name}\n\nNo table: {type(error).__name__}: {error}\n\n{end}"
+    return f"### {section.title}\n\n{made}\n\n{end}"
 
 
 def source(name: str, found: Mapping[str, Any]) -> str:

@@ -1,0 +1,74 @@
+"""A plugin of pytest: a line of JSON in the file GRPO_TEST_RECORDS as each test begins and ends.
+
+    {"test": "tests/x.py::test_y[1]", "began": true}
+    {"test": "tests/x.py::test_y[1]", "outcome": "failed", "seconds": 1.2, "reason": "E ..."}
+
+outcome: "passed", "failed" or "skipped". The session stops after an error of the card, which would
+fail every test that follows in the same process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+
+LINES, LONGEST = 4, 500  # of a reason: lines and characters
+CARD_ERRORS = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "cudaError")
+
+
+class Records:
+    """Writes the lines."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.reports: list[pytest.TestReport] = []
+        self.session: pytest.Session | None = None
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        self.session = session
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed:
+            self._write(test=report.nodeid, outcome="failed", seconds=0.0, reason=reason(report))
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.reports = []
+        self._write(test=nodeid, began=True)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.reports.append(report)
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        telling = [r for r in self.reports if r.failed] or [r for r in self.reports if r.skipped]
+        outcome = telling[0].outcome if telling else "passed"
+        said = reason(telling[0]) if telling else ""
+        seconds = round(sum(report.duration for report in self.reports), 3)
+        self._write(test=nodeid, outcome=outcome, seconds=seconds, reason=said)
+        broken = outcome == "failed" and any(e in telling[0].longreprtext for e in CARD_ERRORS)
+        if broken and self.session is not None:
+            self.session.shouldstop = "an error of the card"
+
+    def _write(self, **record: Any) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """The last lines that say why a test failed or was skipped."""
+    if isinstance(report.longrepr, tuple):  # skipped: file, line, reason
+        return str(report.longrepr[2])
+    lines = report.longreprtext.splitlines()
+    telling = [line for line in lines if line.startswith("E ")] or lines
+    return "\n".join(line.rstrip() for line in telling[-LINES:])[-LONGEST:]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take part where the file is named."""
+    path = os.environ.get("GRPO_TEST_RECORDS")
+    if path:
+        config.pluginmanager.register(Records(path))

@@ -42,10 +42,11 @@ def _package(name: str) -> Callable[[Setup], str | None]:
 def _smollm2(setup: Setup) -> str | None:
     if setup.tiny:  # the tiny model stands in for it
         return None
-    folder = setup.assets / "smollm2-135m"
-    if (folder / "config.json").exists() or list(setup.assets.glob("SmolLM2-135M*.gguf")):
+    if (setup.assets / "smollm2-135m" / "config.json").exists():
         return None
-    return f"SmolLM2 is not in {setup.assets}"
+    if not list(setup.assets.glob("SmolLM2-135M*.gguf")):
+        return f"SmolLM2 is not in {setup.assets}"
+    return _package("gguf")(setup)
 
 
 def _compiler(_: Setup) -> str | None:

@@ -1,8 +1,7 @@
-"""Waits and copies of one repetition on a card, its memory, and its share of the matrix rate."""
+"""A repetition under the profiler, its memory on the card, and its share of the matrix rate."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -14,21 +13,11 @@ from gpu.state import matrix_rate
 T = TypeVar("T")
 
 
-def counted(setup: Setup, run: Callable[[], T]) -> tuple[T, dict[str, int] | None]:
-    """What `run` returns, and `gpu.trace.counts` of it; None for these on a CPU.
-
-    Not for measuring time: the profiler takes some of its own.
-    """
-    if setup.device != "cuda":
-        return run(), None
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.json"
-        found = profiled(run, file, on_card=True)
-        return found, trace.counts(trace.read(file))
-
-
 def profiled(run: Callable[[], T], file: Path, *, on_card: bool, with_stack: bool = False) -> T:
-    """Run under torch.profiler, with the annotation around it, and leave the trace in `file`."""
+    """Run under torch.profiler, with the annotation around it, and leave the trace in `file`.
+
+    Times in it are longer than without; `gpu.trace.counts` are not changed by that.
+    """
     import torch
     from torch.profiler import ProfilerActivity, profile, record_function
 

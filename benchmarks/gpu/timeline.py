@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gpu.trace import DEVICE, RUNTIME, Event, counts, end, span
+from gpu.trace import DEVICE, RUNTIME, SPAN, Event, counts, end, span
 
 GAPS, KERNELS = 10, 10
 OWN = re.compile(r"(?:^|/)(?:grpo|rollout|rewards|data)/[\w/]+\.py\(\d+\)")
@@ -81,7 +81,8 @@ def _named(
     """A gap with the innermost operation that took most of it, its CUDA call and Python line."""
     thread = _thread_after(gap[1], events, work, measured)
     inside = [e for e in events if e.get("tid") == thread and e["ts"] < gap[1] and end(e) > gap[0]]
-    operations = [e for e in inside if e.get("cat") in ("cpu_op", "user_annotation")]
+    kinds = ("cpu_op", "user_annotation")
+    operations = [e for e in inside if e.get("cat") in kinds and e["name"] != SPAN]
     calls = [e for e in inside if e.get("cat") in RUNTIME]
     functions = [e for e in inside if e.get("cat") == "python_function"]
     operation, moment = innermost(operations, gap)

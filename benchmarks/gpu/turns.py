@@ -11,9 +11,10 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from perf.contest import Contender, Plan, Worker, summary
+
 from gpu.section import Result, Setup
 from gpu.state import matrix_rate
-from perf.contest import Contender, Plan, Worker, summary
 
 REPEATS = 3
 # torch's own error, and what vLLM says where the card has no room for it at its start

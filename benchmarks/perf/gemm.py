@@ -14,7 +14,11 @@ PRODUCTS = 20
 
 def prepare(settings: Settings) -> Any:
     """Two matrices; a repetition is several products."""
-    dtype, where, size = getattr(torch, settings["dtype"]), device(settings), settings.get("size", SIZE)
+    dtype, where, size = (
+        getattr(torch, settings["dtype"]),
+        device(settings),
+        settings.get("size", SIZE),
+    )
     a, b = (torch.randn(size, size, device=where).to(dtype) for _ in range(2))
     out = torch.empty(size, size, dtype=dtype, device=where)
 

@@ -39,8 +39,8 @@ def gib(record: Result) -> str:
 
 
 def counted(record: Result) -> str:
-    """Synchronizations; blocking copies to the card; copies back."""
+    """What `gpu.trace.counts` found in one repetition."""
     found = record.get("counts")
     if found is None:
         return "not known"
-    return ", ".join(f"{value:,} {name}" for name, value in found.items())
+    return ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in found.items())

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from perf.contest import Contender
+
 from gpu.assets import SMOLLM2, model
 from gpu.figures import failed_rows, gib, measured, ratio
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
 from gpu.turns import contest
 from gpu.vllm_environment import ENVIRONMENT
-from perf.contest import Contender
 
 SIZES = {"prompts": 64, "samples": 8, "prompt": 100, "completion": 256}
 TINY = {"prompts": 2, "samples": 4, "prompt": 8, "completion": 8}
@@ -80,6 +81,8 @@ def compare(setup: Setup, *, part: Part) -> Result:
     """Whoever is in the part, in turns."""
     sizes = TINY if setup.tiny else SIZES
     base = {"model": str(model(setup, part.model)), "dtype": "bfloat16", "kind": part.kind, **sizes}
+    if setup.device == "cpu":
+        base["arguments"] = {"enforce_eager": True}  # of vLLM, which compiles for minutes there
     contenders = [
         Contender(name=who, script=script, settings=base | settings, env=environment)
         for who in part.who

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from perf.contest import Contender
+
 from gpu.assets import SMOLLM2, model
 from gpu.figures import counted, failed_rows, gib, measured, ratio, share
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
 from gpu.turns import contest
-from perf.contest import Contender
 
 MODELS = (SMOLLM2, "qwen2.5-0.5b", "qwen2.5-1.5b")
 # (our tokens a micro-batch, TRL's rows a micro-batch): the leaner settings, then the larger ones

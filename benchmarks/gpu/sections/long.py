@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from perf.contest import Contender
+
 from gpu.assets import model
 from gpu.figures import counted, failed_rows, gib, measured, share
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
 from gpu.turns import contest
-from perf.contest import Contender
 
 MODEL = "qwen3-0.6b"
 PROMPT = 64

@@ -12,13 +12,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from perf.contest import environment
+
 from gpu.assets import SMOLLM2, model
 from gpu.figures import failed_rows
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
-from gpu.vllm_environment import ENVIRONMENT
-from perf.contest import environment
 from gpu.turns import plan_of
+from gpu.vllm_environment import ENVIRONMENT
 
 GAP = "sampling/sampling_logp_difference/mean"  # TRL's name: |sampler - learner| a token
 STEPS = 40

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from perf.contest import Contender
+
 from gpu.assets import SMOLLM2, model
 from gpu.figures import failed_rows, gib, measured, ratio
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
 from gpu.turns import contest
 from gpu.vllm_environment import ENVIRONMENT
-from perf.contest import Contender
 
 SIZES = {
     "recipe": "smollm2-multiplication.yaml",
@@ -32,7 +33,7 @@ TINY = SIZES | {
 ROWS = SIZES["prompts"] * SIZES["samples"]
 OURS, VLLM = "ours, embedded engine", "ours, vLLM"
 
-# {step: (contender, script, settings, needs)}; vLLM on both sides has 0.3 of the card, TRL's default
+# {step: (contender, script, settings, needs)}; vLLM has 0.3 of the card on both sides
 CONTENDERS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
     "ours.torch": (OURS, "step_ours", {"engine": "torch"}, ()),
     "ours.vllm": (VLLM, "step_ours", {"engine": "vllm"}, ("vllm",)),

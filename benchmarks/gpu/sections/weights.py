@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from perf.contest import Contender
+
 from gpu.assets import SMOLLM2, model
 from gpu.figures import failed_rows, gib, measured
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
 from gpu.turns import contest
 from gpu.vllm_environment import ENVIRONMENT
-from perf.contest import Contender
 
 MODELS = (SMOLLM2, "qwen2.5-0.5b", "qwen2.5-1.5b")
 ENGINES: dict[str, dict[str, str]] = {"torch": {}, "vllm": ENVIRONMENT}  # {engine: environment}

@@ -1,4 +1,4 @@
-"""Runs the tests marked `gpu`, each recorded as it ends, so that a kill keeps those.
+"""Runs tests chosen by their marks, each recorded as it ends, so that a kill keeps those.
 
 One pytest for all files, as starting it takes longer than most tests; it goes on in the background
 while the file before is written down. A test in which it dies has failed, and the others go on in a
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ POLL = 0.1  # seconds
 Test = dict[str, Any]
 
 
-def files(root: Path = ROOT) -> list[str]:
-    """Those with tests marked `gpu`, relative to `root`; the folder for cards first."""
-    found = [p for p in (root / "tests").rglob("test_*.py") if "mark.gpu" in p.read_text()]
+def files(root: Path = ROOT, *, mark: str = "gpu", under: str = "tests") -> list[str]:
+    """Those `under` a folder with tests of that mark, relative to `root`; those for cards first."""
+    found = [p for p in (root / under).rglob("test_*.py") if f"mark.{mark}" in p.read_text()]
     names = [str(path.relative_to(root)) for path in found]
     return sorted(names, key=lambda name: (not name.startswith("tests/gpu/"), name))
 
@@ -35,7 +35,8 @@ def files(root: Path = ROOT) -> list[str]:
 class Session:
     """The tests of some files, in that order, and what is known of them in the file `records`.
 
-    again: those that failed in an earlier call are run once more.
+    chosen: an expression of marks. again: those that failed in an earlier call are run once more.
+    environment: what the tests see besides.
     """
 
     def __init__(
@@ -44,13 +45,17 @@ class Session:
         records: Path,
         *,
         on_cpu: bool,
+        chosen: str = MARKED,
         again: bool = False,
+        environment: Mapping[str, str] | None = None,
         root: Path = ROOT,
     ) -> None:
         self.files = list(files)
         self.records = records
         self.on_cpu = on_cpu
+        self.chosen = chosen
         self.again = again
+        self.environment = dict(environment or {})
         self.root = root
         self.process: subprocess.Popen[bytes] | None = None
         self.known = 0  # tests that had ended when the process began
@@ -90,9 +95,9 @@ class Session:
         if not wanted:
             return False
         command = [sys.executable, "-m", "pytest", *wanted]
-        command += ["-m", MARKED, "-q", "-p", "no:cacheprovider", "-p", "gpu.pytest_records"]
+        command += ["-m", self.chosen, "-q", "-p", "no:cacheprovider", "-p", "gpu.pytest_records"]
         command += ["--continue-on-collection-errors", *(f"--deselect={test}" for test in known)]
-        environment = os.environ | {"GRPO_TEST_RECORDS": str(self.records)}
+        environment = os.environ | self.environment | {"GRPO_TEST_RECORDS": str(self.records)}
         if self.on_cpu:
             environment["GRPO_GPU_TESTS"] = "cpu"
         with self._output.open("wb") as out:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,16 @@ def recipe_of(settings: Settings) -> Any:
     """The recipe both sides take their prompts from, at the sizes asked for."""
     overrides = {
         "model.path": settings["model"],
+        "rollout.engine": settings.get("engine", "torch"),
+        "rollout.engine_args": json.dumps(settings.get("engine_args", {})),
         "rollout.prompts_per_step": settings["prompts"],
         "rollout.num_generations": settings["samples"],
         "rollout.max_completion_length": settings["completion"],
         "learner.learning_rate": 1e-6,
         "learner.max_steps": 1000,
-        "learner.tokens_per_micro_batch": TOKENS_PER_MICRO_BATCH,
+        "learner.tokens_per_micro_batch": settings.get(
+            "tokens_per_micro_batch", TOKENS_PER_MICRO_BATCH
+        ),
         "parity.steps": 0,
         "run.threads": settings["threads"],
     }

@@ -1,9 +1,11 @@
-"""Whole steps of TRL: `GRPOTrainer.train()`, stopped before every step until it is asked for."""
+"""Whole steps of TRL: `GRPOTrainer.train()`, stopped before every step until it is asked for.
+
+It samples by transformers' generate, or by vLLM in the same process with the setting `vllm`.
+"""
 
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 from transformers import TrainerCallback
@@ -14,25 +16,26 @@ from grpo.data.prompts import PromptTemplate
 from perf.reward import coin
 from perf.step_ours import recipe_of
 from perf.trl_trainer import make_trainer
-from perf.worker import Settings, serve, use_threads
+from perf.worker import Settings, device, now, serve, use_threads
 
 
 class Gate(TrainerCallback):
     """Holds the trainer between steps and takes the time of each."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
+        self.settings = settings
         self.seconds = 0.0
         self.began = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         """Wait; prompts are sampled after this."""
         self.go.acquire()
-        self.began = time.perf_counter()
+        self.began = now(self.settings)
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """After the optimizer's step."""
-        self.seconds = time.perf_counter() - self.began
+        self.seconds = now(self.settings) - self.began
         self.done.release()
 
 
@@ -50,11 +53,14 @@ def prepare(settings: Settings) -> Any:
         gradient_checkpointing=False,
         prompts=prompt_texts(stage),
         rewards=coin,
+        device=device(settings),
+        **vllm_arguments(settings, stage.data.max_prompt_length),
     )
-    trainer.generation_config.eos_token_id = None
-    trainer.generation_kwargs["eos_token_id"] = None
+    if not settings.get("vllm"):
+        trainer.generation_config.eos_token_id = None
+        trainer.generation_kwargs["eos_token_id"] = None
     trainer.eos_token_ids = [-1]  # no such token
-    gate = Gate()
+    gate = Gate(settings)
     trainer.add_callback(gate)
     failure: list[BaseException] = []
 
@@ -85,6 +91,22 @@ def prepare(settings: Settings) -> Any:
         }
 
     return repetition
+
+
+def vllm_arguments(settings: Settings, max_prompt_length: int) -> dict[str, Any]:
+    """What TRL is told of vLLM; {} for transformers' generate.
+
+    0.3 of the card is TRL's own default, and `settings["gpu_memory_utilization"]` where given.
+    """
+    if not settings.get("vllm"):
+        return {}
+    return {
+        "use_vllm": True,
+        "vllm_mode": "colocate",
+        "vllm_gpu_memory_utilization": settings.get("gpu_memory_utilization", 0.3),
+        "vllm_max_model_length": max_prompt_length + settings["completion"],
+        "generation_kwargs": {"ignore_eos": True},
+    }
 
 
 def prompt_texts(stage: Any) -> list[str]:

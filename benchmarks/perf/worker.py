@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,7 @@ def serve(prepare: Callable[[Settings], Callable[[], dict[str, Any]]]) -> None:
         repetition = prepare(settings)
         say({"start_seconds": time.perf_counter() - started})
         for line in sys.stdin:
-            say({"counts": counts(repetition)} if line.strip() == COUNT else repetition())
+            say({"counts": counts(settings, repetition)} if line.strip() == COUNT else repetition())
     except BaseException as error:
         out.write(json.dumps({"failed": f"{type(error).__name__}: {error}"}) + "\n")
         out.flush()
@@ -66,18 +67,29 @@ def device(settings: Settings) -> str:
 
 def now(settings: Settings) -> float:
     """Seconds of the clock once a card has done what it was given: until then nothing is over."""
-    if device(settings) == "cuda":
+    if device(settings) == "cuda" and not settings.get("counting"):
         import torch
 
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
-def counts(repetition: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
-    """Synchronizations and copies of one repetition on a card; None on a CPU."""
-    from gpu.counts import counted
+def counts(settings: Settings, repetition: Callable[[], dict[str, Any]]) -> dict[str, int] | None:
+    """Synchronizations and copies of one repetition on a card; None on a CPU.
 
-    return counted(repetition)
+    The clock's own synchronizations are left out: nobody asks for the time meanwhile.
+    """
+    from gpu import trace
+    from gpu.counts import profiled
+
+    settings["counting"] = True
+    if device(settings) == "cpu":
+        repetition()
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiled(repetition, file, on_card=True)
+        return trace.counts(trace.read(file))
 
 
 def peak_gpu_gib(settings: Settings) -> dict[str, float]:

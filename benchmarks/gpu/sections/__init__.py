@@ -10,6 +10,13 @@ SECTIONS = {
     "card": "gpu.sections.card",
     "tests": "gpu.sections.tests",
     "parity": "gpu.sections.parity",
+    "learner": "gpu.sections.learner",
+    "generation": "gpu.sections.generation",
+    "weights": "gpu.sections.weights",
+    "step": "gpu.sections.step",
+    "vllm": "gpu.sections.vllm",
+    "recipes": "gpu.sections.recipes",
+    "long": "gpu.sections.long",
     "profile": "gpu.sections.profile",
 }
 

@@ -1,0 +1,132 @@
+"""Tokens a second of sampling 512 completions: ours, transformers' generate and vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from perf.contest import Contender
+
+from gpu.assets import SMOLLM2, model
+from gpu.figures import failed_rows, gib, measured, ratio
+from gpu.section import Result, Section, Setup, Step
+from gpu.table import markdown, number
+from gpu.turns import contest
+from gpu.vllm_environment import ENVIRONMENT
+
+SIZES = {"prompts": 64, "samples": 8, "prompt": 100, "completion": 256}
+TINY = {"prompts": 2, "samples": 4, "prompt": 8, "completion": 8}
+ROWS = SIZES["prompts"] * SIZES["samples"]  # all at once, as vLLM has them
+REPEATS = 2  # a repetition is several seconds, and starts are most of a step
+
+# {contender: (script, settings, environment)}
+CONTENDERS: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "ours": ("gen_ours", {"max_rows": ROWS}, {}),
+    "ours, compiled": ("gen_ours", {"max_rows": ROWS, "compile": True}, {}),
+    "transformers": ("gen_transformers", {}, {}),
+    "vLLM": ("gen_vllm", {"max_num_seqs": ROWS}, ENVIRONMENT),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A step: who samples what. vLLM is alone: it measures free memory while it starts."""
+
+    model: str
+    kind: str
+    who: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the step."""
+        last = "" if len(self.who) > 1 else "." + self.who[0].rpartition(" ")[2].lower()
+        return f"{self.model}.{self.kind}{last}"
+
+
+# Seconds of each on an H200, estimated: 65, 40, 65, 40, 65, 50, 120 (torch.compile).
+PARTS = (
+    Part(model=SMOLLM2, kind="fixed", who=("ours", "transformers")),
+    Part(model=SMOLLM2, kind="fixed", who=("vLLM",)),
+    Part(model=SMOLLM2, kind="lognormal", who=("ours", "transformers")),
+    Part(model=SMOLLM2, kind="lognormal", who=("vLLM",)),
+    Part(model="qwen2.5-1.5b", kind="fixed", who=("ours", "transformers")),
+    Part(model="qwen2.5-1.5b", kind="fixed", who=("vLLM",)),
+    Part(model=SMOLLM2, kind="fixed", who=("ours, compiled",)),
+)
+
+
+def steps(setup: Setup) -> Sequence[Step]:
+    """A step a part; the one that compiles comes last, as its time is the least known.
+
+    tiny: not those that differ in model or lengths alone.
+    """
+    return [
+        Step(
+            name=part.name,
+            run=partial(compare, part=part),
+            needs=(
+                *(("smollm2",) if part.model == SMOLLM2 else ()),
+                *(("vllm",) if "vLLM" in part.who else ()),
+                *(("card",) if "ours, compiled" in part.who else ()),  # minutes on a CPU
+            ),
+        )
+        for part in PARTS
+        if not setup.tiny or (part.model, part.kind) == (SMOLLM2, "fixed")
+    ]
+
+
+def compare(setup: Setup, *, part: Part) -> Result:
+    """Whoever is in the part, in turns."""
+    sizes = TINY if setup.tiny else SIZES
+    base = {"model": str(model(setup, part.model)), "dtype": "bfloat16", "kind": part.kind, **sizes}
+    if setup.device == "cpu":
+        base["arguments"] = {"enforce_eager": True}  # of vLLM, which compiles for minutes there
+    contenders = [
+        Contender(name=who, script=script, settings=base | settings, env=environment)
+        for who in part.who
+        for script, settings, environment in (CONTENDERS[who],)
+    ]
+    return {"sizes": sizes, "contenders": contest(setup, contenders, repeats=REPEATS)}
+
+
+def table(results: Mapping[str, Result]) -> str:
+    """A row a contender of every workload, and how many times as fast ours is."""
+    heads = ("model", "lengths", "who", "seconds", "tokens/s", "peak GiB", "ours is faster by")
+    return markdown(heads, _rows(results, len(heads)))
+
+
+def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
+    for part in sorted(PARTS, key=lambda p: (p.model, p.kind)):
+        first = [part.model, part.kind]
+        if part.name not in results or "contenders" not in results[part.name]:
+            yield from failed_rows(results, part.name, [*first, ", ".join(part.who)], width)
+        for who, record in measured(results, part.name):
+            if "failed" in record:
+                yield [*first, who, f"failed: {record['failed']}", *[""] * (width - 4)]
+                continue
+            yield [
+                *first,
+                who,
+                number(record["median"], ".2f"),
+                number(record["tokens_per_second"]),
+                gib(record),
+                "" if who == "ours" else ratio(record["median"], ours(results, part)),
+            ]
+
+
+def ours(results: Mapping[str, Result], part: Part) -> float | None:
+    """Seconds of our engine on the workload of a part."""
+    same = (p.name for p in PARTS if (p.model, p.kind) == (part.model, part.kind))
+    found = [dict(measured(results, name)).get("ours", {}) for name in same]
+    return next((record["median"] for record in found if "median" in record), None)
+
+
+SECTION = Section(
+    name="generation",
+    title="Sampling 64 prompts x 8 completions of 256 tokens, prompts of 100",
+    minutes=7.5,
+    steps=steps,
+    table=table,
+)

@@ -1,0 +1,140 @@
+"""One learner step on the same recorded rollouts: ours, and TRL's own loss path and optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from perf.contest import Contender
+
+from gpu.assets import SMOLLM2, model
+from gpu.figures import counted, failed_rows, gib, measured, ratio, share
+from gpu.section import Result, Section, Setup, Step
+from gpu.table import markdown, number
+from gpu.turns import contest
+
+MODELS = (SMOLLM2, "qwen2.5-0.5b", "qwen2.5-1.5b")
+# (our tokens a micro-batch, TRL's rows a micro-batch): the leaner settings, then the larger ones
+SIZES = ((16_384, 16), (65_536, 64))
+TINY_SIZES = ((64, 4), (128, 8))
+# perf/trl_trainer.py: ours is the first; the second learns nothing at small learning rates
+PRECISIONS = ("autocast", "bf16 weights")
+ROLLOUTS = {
+    "groups": 32,
+    "samples": 8,
+    "prompt": 100,
+    "completion": 512,
+    "kind": "lognormal",
+    "dead": 0,
+}
+TINY = ROLLOUTS | {"groups": 2, "samples": 4, "prompt": 8, "completion": 12}
+
+
+def steps(setup: Setup) -> Sequence[Step]:
+    """A step a model and a size of micro-batches; about 55 s each, most of it imports.
+
+    tiny: the first alone, as all models are the same one then.
+    """
+    every = [
+        Step(
+            name=f"{name}.{tokens}",
+            run=partial(compare, name=name, size=size),
+            needs=("trl", *(("smollm2",) if name == SMOLLM2 else ())),
+        )
+        for name in MODELS
+        for size, (tokens, _) in enumerate(SIZES)
+    ]
+    return every[:1] if setup.tiny else every
+
+
+def compare(setup: Setup, *, name: str, size: int) -> Result:
+    """Ours and TRL's precisions in turns, without gradient checkpointing."""
+    tokens, rows = (TINY_SIZES if setup.tiny else SIZES)[size]
+    rollouts = TINY if setup.tiny else ROLLOUTS
+    shared = {"model": str(model(setup, name)), "rollouts": rollouts}
+    ours = {"dtype": "bfloat16", "tokens_per_micro_batch": tokens}
+    contenders = [Contender(name="ours", script="learn_ours", settings=shared | ours)]
+    contenders += [
+        Contender(
+            name=f"TRL, {precision}",
+            script="learn_trl",
+            settings=shared
+            | {"precision": precision, "micro_batch": rows, "gradient_checkpointing": False},
+        )
+        for precision in PRECISIONS
+    ]
+    found = contest(setup, contenders, count=True)
+    return {"rollouts": rollouts, "tokens": tokens, "rows": rows, "contenders": found}
+
+
+def table(results: Mapping[str, Result]) -> str:
+    """A row a contender, with our speed-up over it at our faster micro-batch; then the ratios."""
+    heads = (
+        "model",
+        "who",
+        "micro-batch",
+        "seconds",
+        "tokens/s",
+        "MFU",
+        "peak GiB",
+        "synchronizations, copies",
+        "ours is faster by",
+    )
+    said = [f"{name}: {best(results, name)}" for name in MODELS]
+    return markdown(heads, _rows(results, len(heads))) + "\n\n" + "  \n".join(said)
+
+
+def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
+    for name in MODELS:
+        fastest = min((r["median"] for _, _, r in ran(results, name, "ours")), default=None)
+        for tokens, _ in SIZES:
+            step = f"{name}.{tokens}"
+            yield from failed_rows(results, step, [name, ""], width)
+            for who, record in measured(results, step):
+                found = results[step]
+                batch = f"{found['tokens']:,} tokens" if who == "ours" else f"{found['rows']} rows"
+                if "failed" in record:
+                    yield [name, who, batch, f"failed: {record['failed']}", *[""] * (width - 4)]
+                    continue
+                yield [
+                    name,
+                    who + (" (alone)" if "alone" in record else ""),
+                    batch,
+                    number(record["median"], ".3f"),
+                    number(record["tokens_per_second"]),
+                    share(record.get("mfu")),
+                    gib(record),
+                    counted(record),
+                    "" if who == "ours" else ratio(record["median"], fastest),
+                ]
+
+
+def ran(results: Mapping[str, Result], name: str, who: str) -> list[tuple[str, str, Result]]:
+    """(step, contender, record) of the measurements of a model by contenders of that beginning."""
+    return [
+        (f"{name}.{tokens}", contender, record)
+        for tokens, _ in SIZES
+        for contender, record in measured(results, f"{name}.{tokens}")
+        if contender.startswith(who) and "failed" not in record
+    ]
+
+
+def best(results: Mapping[str, Result], name: str) -> str:
+    """Our fastest setting over TRL's fastest, and over its fastest in our precision."""
+    ours = [r["median"] for _, _, r in ran(results, name, "ours")]
+    every = [r["median"] for _, _, r in ran(results, name, "TRL")]
+    same = [r["median"] for _, _, r in ran(results, name, f"TRL, {PRECISIONS[0]}")]
+    if not (ours and every):
+        return "no speed-up is known"
+    said = f"{min(every) / min(ours):.2f} times TRL's fastest setting"
+    return f"{said}, {min(same) / min(ours):.2f} times in the same precision" if same else said
+
+
+SECTION = Section(
+    name="learner",
+    title="Learner step on recorded rollouts: 32 groups x 8, prompts of 100, lognormal to 512",
+    minutes=6,
+    steps=steps,
+    table=table,
+)

@@ -15,6 +15,7 @@ from record import origin, processor, versions
 from gpu.section import Result, Setup, Step
 from gpu.sections import load
 from gpu.state import DONE, FAILED, NOT_RUN, Record, State
+from grpo.errors import RunError
 
 PACKAGES = (
     "torch",
@@ -50,11 +51,13 @@ print(json.dumps(found))
 def find_card(device: str) -> dict[str, Any]:
     """Name, memory, driver and compute capability; for "cpu" the processor's name.
 
-    The name is "" where torch sees no card.
+    The name is "" where torch sees no card. Raises RunError where there is no torch.
     """
     if device == "cpu":
         return {"name": processor()}
-    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=True)
+    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
+    if asked.returncode:
+        raise RunError(f"torch cannot be asked for a card: {asked.stderr.strip().splitlines()[-1]}")
     found: dict[str, Any] = json.loads(asked.stdout)
     if found["name"] and shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -39,7 +39,7 @@ def analyze(events: Sequence[Event]) -> dict[str, Any]:
         "timeline": "the card" if on_card else "operations of the main thread",
         "gaps": [_named(gap, events, work, measured) for gap in idle],
         "kernels": longest(work, total),
-        "counts": counts(events) if on_card else None,
+        "counts": counts(events),
     }
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import record as record_of
 from gpu import results, table
 from gpu.sections import SECTIONS, load
 from gpu.state import State
@@ -126,6 +127,15 @@ def test_the_page_is_changed_between_its_markers_only(state: State, tmp_path: Pa
     with pytest.raises(RunError, match="put both lines where the tables belong"):
         table.write_table(file, page, STAGED)
     assert page.read_text() == "no markers"
+
+
+def test_a_copy_without_git_says_the_commit_it_was_made_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_of, "COMMIT", tmp_path / "COMMIT")
+    assert record_of.commit()[:40].isalnum()
+    (tmp_path / "COMMIT").write_text("c0ffee with uncommitted changes\n")
+    assert record_of.commit() == "c0ffee with uncommitted changes"
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

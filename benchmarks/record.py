@@ -69,13 +69,18 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit checked out, and whether the code differs from it."""
+    """The commit checked out, and whether the code differs from it; "unknown" without git."""
     if COMMIT.exists():
         return COMMIT.read_text().strip()
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        except FileNotFoundError:
+            return ""
         return done.stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
-    return git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else "")
+    return (git("rev-parse", "HEAD") or "unknown") + (
+        " with uncommitted changes" if changed else ""
+    )

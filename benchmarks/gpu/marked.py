@@ -26,8 +26,16 @@ Test = dict[str, Any]
 
 
 def files(root: Path = ROOT, *, mark: str = "gpu", under: str = "tests") -> list[str]:
-    """Those `under` a folder with tests of that mark, relative to `root`; those for cards first."""
-    found = [p for p in (root / under).rglob("test_*.py") if f"mark.{mark}" in p.read_text()]
+    """Those `under` a folder with tests of that mark, relative to `root`; those for cards first.
+
+    A folder of the mark's name, as tests/gpu, marks all that is in it.
+    """
+    folder = root / "tests" / mark
+    found = [
+        path
+        for path in (root / under).rglob("test_*.py")
+        if folder in path.parents or f"mark.{mark}" in path.read_text()
+    ]
     names = [str(path.relative_to(root)) for path in found]
     return sorted(names, key=lambda name: (not name.startswith("tests/gpu/"), name))
 

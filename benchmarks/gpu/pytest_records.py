@@ -47,8 +47,8 @@ class Records:
         said = reason(telling[0]) if telling else ""
         seconds = round(sum(report.duration for report in self.reports), 3)
         self._write(test=nodeid, outcome=outcome, seconds=seconds, reason=said)
-        broken = outcome == "failed" and any(e in telling[0].longreprtext for e in CARD_ERRORS)
-        if broken and self.session is not None:
+        failures = [report.longreprtext for report in self.reports if report.failed]
+        if any(e in text for text in failures for e in CARD_ERRORS) and self.session is not None:
             self.session.shouldstop = "an error of the card"
 
     def _write(self, **record: Any) -> None:

@@ -44,7 +44,7 @@ class Session:
     """The tests of some files, in that order, and what is known of them in the file `records`.
 
     chosen: an expression of marks. again: those that failed in an earlier call are run once more.
-    environment: what the tests see besides.
+    environment: what the tests see besides. first_only: one test a file.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Session:
         on_cpu: bool,
         chosen: str = MARKED,
         again: bool = False,
+        first_only: bool = False,
         environment: Mapping[str, str] | None = None,
         root: Path = ROOT,
     ) -> None:
@@ -63,6 +64,7 @@ class Session:
         self.on_cpu = on_cpu
         self.chosen = chosen
         self.again = again
+        self.first_only = first_only
         self.environment = dict(environment or {})
         self.root = root
         self.process: subprocess.Popen[bytes] | None = None
@@ -108,6 +110,8 @@ class Session:
         environment = os.environ | self.environment | {"GRPO_TEST_RECORDS": str(self.records)}
         if self.on_cpu:
             environment["GRPO_GPU_TESTS"] = "cpu"
+        if self.first_only:
+            environment["GRPO_TEST_FIRST_ONLY"] = "1"
         with self._output.open("wb") as out:
             self.process = subprocess.Popen(
                 command, cwd=self.root, env=environment, stdout=out, stderr=subprocess.STDOUT

@@ -5,7 +5,9 @@ It samples by transformers' generate, or by vLLM in the same process with the se
 
 from __future__ import annotations
 
+import importlib
 import threading
+from functools import partial
 from typing import Any
 
 from transformers import TrainerCallback
@@ -42,6 +44,10 @@ class Gate(TrainerCallback):
 def prepare(settings: Settings) -> Any:
     """A trainer under way; a repetition is one step of it."""
     (stage,) = recipe_of(settings).stages
+    if settings.get("vllm") and device(settings) == "cpu":
+        generation: Any = importlib.import_module("trl.generation.vllm_generation")
+        # TRL has no setting for it, and vLLM's CPU build compiles for minutes.
+        generation.LLM = partial(generation.LLM, enforce_eager=True)
     samples, completion = settings["samples"], settings["completion"]
     trainer = make_trainer(
         model=settings["model"],

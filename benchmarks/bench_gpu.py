@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from gpu.needs import missing
-from gpu.results import read
+from gpu.results import so_far
 from gpu.runner import Plan, run, show
 from gpu.section import Section, Setup
 from gpu.sections import SECTIONS, load
@@ -58,7 +58,7 @@ def main() -> int:
     folder = (given.folder or ROOT / FOLDERS[real]).resolve()
     results = (given.results or (RESULTS if real else folder / "gpu.json")).resolve()
     page = given.page or (PAGE if real else None)
-    if not real and (results == RESULTS or page == PAGE):
+    if not real and (results == RESULTS or (page and page.resolve() == PAGE)):
         parser.error(f"figures of --tiny or --device cpu do not go to {RESULTS} or {PAGE}")
     plan = Plan(
         setup=Setup(
@@ -79,7 +79,7 @@ def main() -> int:
         listed([load(module) for module in plan.sections.values()], plan.setup)
         return 0
     if given.table:
-        print(table(read(plan.results), plan.sections))
+        print(table(so_far(plan.results, plan.setup, plan.sections), plan.sections))
         show(plan)
         return 0
     try:

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from grpo.durable import write_json
+
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("grpo", "rollout", "rewards", "data", "benchmarks/perf", "benchmarks/gpu")
 CODE = (*FOLDERS, "recipes/*.py", "benchmarks/*.py")
@@ -34,7 +36,7 @@ def merge(file: Path, section: str, found: Mapping[str, Any], origin: Mapping[st
     results = json.loads(file.read_text()) if file.exists() else {}
     results[section] = {**found, "from": dict(origin)}
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(file, results)
 
 
 def origin(command: str, seconds: float, versions: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,13 +69,18 @@ def processor() -> str:
 
 
 def commit() -> str:
-    """The commit checked out, and whether the code differs from it."""
+    """The commit checked out, and whether the code differs from it; "unknown" without git."""
     if COMMIT.exists():
         return COMMIT.read_text().strip()
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        except FileNotFoundError:
+            return ""
         return done.stdout.strip()
 
     changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
-    return git("rev-parse", "HEAD") + (" with uncommitted changes" if changed else "")
+    return (git("rev-parse", "HEAD") or "unknown") + (
+        " with uncommitted changes" if changed else ""
+    )

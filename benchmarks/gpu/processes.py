@@ -9,6 +9,8 @@ import subprocess
 import threading
 from pathlib import Path
 
+PATIENCE = 30.0  # seconds for a killed process to be gone
+
 
 def descendants(pid: int) -> list[int]:
     """Every process that came from `pid` and runs now, the nearest first."""
@@ -32,7 +34,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     kill(others)
-    process.wait()
+    # one that hangs in the driver of a card may never end, and must not hold up the others
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=PATIENCE)
 
 
 def kill(pids: list[int]) -> None:

@@ -13,7 +13,9 @@ from typing import Any
 from record import origin, processor, versions
 
 from gpu.section import Result, Setup, Step
-from gpu.state import DONE, FAILED, NOT_RUN, Record
+from gpu.sections import load
+from gpu.state import DONE, FAILED, NOT_RUN, Record, State
+from grpo.errors import RunError
 
 PACKAGES = (
     "torch",
@@ -49,37 +51,52 @@ print(json.dumps(found))
 def find_card(device: str) -> dict[str, Any]:
     """Name, memory, driver and compute capability; for "cpu" the processor's name.
 
-    The name is "" where torch sees no card.
+    The name is "" where torch sees no card. Raises RunError where there is no torch.
     """
     if device == "cpu":
         return {"name": processor()}
-    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True, check=True)
+    asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
+    if asked.returncode:
+        raise RunError(f"torch cannot be asked for a card: {asked.stderr.strip().splitlines()[-1]}")
     found: dict[str, Any] = json.loads(asked.stdout)
     if found["name"] and shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        found["driver"] = subprocess.run(query, capture_output=True, text=True).stdout.split()[:1]
+        said = subprocess.run(query, capture_output=True, text=True).stdout.split()
+        found["driver"] = said[0] if said else "unknown"
     return found
 
 
-def measured_on(
-    command: str, setup: Setup, card: Mapping[str, Any], records: Mapping[str, Record]
-) -> dict[str, Any]:
-    """Where a section's figures come from. The commit is that of its steps, all of them named."""
-    seconds = sum(record["seconds"] for record in records.values())
-    found = origin(command, seconds, versions(PACKAGES))
-    commits = sorted({record["commit"] for record in records.values()})
-    if commits:
-        found["commit"] = ", ".join(commits)
-        found["date"] = max(record["date"] for record in records.values())[:10]
-    return {**found, "device": setup.device, "card": dict(card), "threads": setup.threads}
+def begin(state: State, command: str, setup: Setup, card: Mapping[str, Any]) -> None:
+    """Note on what a section is measured now."""
+    found = origin(command, 0.0, versions(PACKAGES))
+    about = {"device": setup.device, "card": dict(card), "threads": setup.threads}
+    state.write("_from", {**found, **about})
 
 
-def gather(steps: Sequence[Step], records: Mapping[str, Record], ending: str) -> dict[str, Any]:
-    """A section as the results file has it: its status in words, and every step that has a record.
+def gather(steps: Sequence[Step], state: State, ending: str) -> dict[str, Any]:
+    """A section as the results file has it: its status in words, its steps, where they are from.
 
-    ending: how the run of it ended early, say "stopped at its limit"; "" where it did not.
+    ending: how the run of it ended early, say "stopped at its limit"; "" where it did not. The
+    commit is that of the steps, where they differ all of them.
     """
-    return {"status": status(steps, records, ending), "steps": dict(records)}
+    records = state.records(steps)
+    where = dict(state.read("_from") or {})
+    where["seconds"] = round(sum(record["seconds"] for record in records.values()), 1)
+    if records:
+        where["commit"] = ", ".join(sorted({record["commit"] for record in records.values()}))
+        where["date"] = max(record["date"] for record in records.values())[:10]
+    return {"status": status(steps, records, ending), "steps": records, "from": where}
+
+
+def so_far(results: Path, setup: Setup, sections: Mapping[str, str]) -> dict[str, Any]:
+    """A results file, and what the folder has of sections that have not come to their end."""
+    found = read(results)
+    for name, module in sections.items():
+        if (setup.folder / "state" / name / "_from.json").exists():
+            gathered = gather(load(module).steps(setup), State.of(setup, name), "unfinished")
+            if len(gathered["steps"]) > len(found.get(name, {}).get("steps", {})):
+                found[name] = gathered
+    return found
 
 
 def status(steps: Sequence[Step], records: Mapping[str, Record], ending: str) -> str:
@@ -93,7 +110,7 @@ def status(steps: Sequence[Step], records: Mapping[str, Record], ending: str) ->
     finished = len(records)
     if finished == len(steps):
         return f"finished, {finished} steps{said}"
-    return f"{ending or 'cut'} after {finished} of {len(steps)} steps{said}"
+    return f"{ending} after {finished} of {len(steps)} steps{said}"
 
 
 def shown(found: Mapping[str, Any]) -> dict[str, Result]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from record import ROOT, commit, merge
+from record import ROOT, commit, merge, versions
 
 from gpu import results
 from gpu.processes import end
@@ -63,29 +63,33 @@ def run(plan: Plan) -> int:
     128 + the signal's number after SIGINT or SIGTERM. Raises RunError where another one measures
     in the folder, where it has figures of another kind, or where there is no card.
     """
-    setup = plan.setup
-    print(f"measuring {', '.join(plan.sections)} into {setup.folder}", flush=True)
-    with claimed(setup.folder), stoppable():
-        card = results.find_card(setup.device)
-        if not card["name"]:
-            raise RunError(
-                "--device = 'cuda', and torch sees no card here; --device cpu --tiny shows that "
-                "every section runs"
-            )
-        claim_kind(setup, card["name"])
-        print(f"on {card['name']}", flush=True)
-        good = True
+    print(f"measuring {', '.join(plan.sections)} into {plan.setup.folder}", flush=True)
+    with claimed(plan.setup.folder), stoppable():
         try:
-            for name, module in plan.sections.items():
-                good &= run_section(name, module, plan, card)
+            card = find_card(plan.setup)
+            good = [run_section(name, plan, card) for name in plan.sections]
         except Stopped as stopped:
             print(f"stopped by {stopped}; the same command goes on from here", flush=True)
             return 128 + stopped.number
-    return 0 if good else 1
+    return 0 if all(good) else 1
 
 
-def run_section(name: str, module: str, plan: Plan, card: Mapping[str, Any]) -> bool:
+def find_card(setup: Setup) -> dict[str, Any]:
+    """What is measured on. Raises RunError where that is no card, or not the folder's."""
+    card = results.find_card(setup.device)
+    if not card["name"]:
+        raise RunError(
+            "--device = 'cuda', and torch sees no card here; --device cpu --tiny shows that every "
+            "section runs"
+        )
+    claim_kind(setup, card["name"], versions(["torch"]).get("torch", "not installed"))
+    print(f"on {card['name']}", flush=True)
+    return card
+
+
+def run_section(name: str, plan: Plan, card: Mapping[str, Any]) -> bool:
     """Run what is open of a section and put it into the results. False where a step failed."""
+    module = plan.sections[name]
     try:
         section = load(module)
         steps = section.steps(plan.setup)
@@ -96,19 +100,19 @@ def run_section(name: str, module: str, plan: Plan, card: Mapping[str, Any]) -> 
     todo = [s.name for s in steps if is_open(state.read(s.name), again=plan.setup.again)]
     print(f"== {name}: {section.title}; {len(todo)} of {len(steps)} steps to run", flush=True)
     began = time.monotonic()
+    if todo:
+        results.begin(state, plan.command, plan.setup, card)
     ending = INTERRUPTED
     try:
         ending = run_steps(section, module, todo, plan) if todo else ""
     finally:
-        records = state.records(steps)
-        where = results.measured_on(plan.command, plan.setup, card, records)
-        found = results.gather(steps, records, ending)
-        merge(plan.results, name, found, where)
+        found = results.gather(steps, state, ending)
+        merge(plan.results, name, found, found["from"])
         seconds = time.monotonic() - began
         print(f"== {name}: {found['status']}; {seconds:.0f} s", flush=True)
-        print(part(name, module, {name: {**found, "from": where}}), flush=True)
+        print(part(name, module, {name: found}), flush=True)
     show(plan)
-    return not ending and all(record["status"] != FAILED for record in records.values())
+    return not ending and all(r["status"] != FAILED for r in found["steps"].values())
 
 
 def run_steps(section: Section, module: str, todo: Sequence[str], plan: Plan) -> str:

@@ -69,13 +69,13 @@ def is_open(record: Record | None, *, again: bool) -> bool:
     return again and record["status"] == FAILED
 
 
-def claim_kind(setup: Setup, card: str) -> None:
-    """Let the folder's state be of this device, size and card.
+def claim_kind(setup: Setup, card: str, torch: str) -> None:
+    """Let the folder's state be of this device, size, card and version of torch.
 
     Raises RunError where it is of others: their figures must not meet in one table.
     """
     path = setup.folder / "state" / "kind.json"
-    wanted = {"device": setup.device, "tiny": setup.tiny, "card": card}
+    wanted = {"device": setup.device, "tiny": setup.tiny, "card": card, "torch": torch}
     if path.exists():
         found = durable.read_json(path, f"remove {setup.folder} to measure everything anew")
         if found != wanted:

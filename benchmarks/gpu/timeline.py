@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -40,7 +39,7 @@ def analyze(events: Sequence[Event]) -> dict[str, Any]:
         "timeline": "the card" if on_card else "operations of the main thread",
         "gaps": [_named(gap, events, work, measured) for gap in idle],
         "kernels": longest(work, total),
-        "counts": counts(events) if on_card else None,
+        "counts": counts(events),
     }
 
 
@@ -64,14 +63,13 @@ def between(busy: Sequence[Interval], begin: float, stop: float) -> list[Interva
 
 def longest(work: Sequence[Event], total: float) -> list[dict[str, Any]]:
     """The kernels (or operations) that take most time, by name."""
-    times: Counter[str] = Counter()
-    numbers: Counter[str] = Counter()
+    durations: dict[str, list[float]] = {}
     for event in work:
-        times[event["name"]] += event.get("dur", 0)
-        numbers[event["name"]] += 1
+        durations.setdefault(event["name"], []).append(event.get("dur", 0))
+    times = {name: sum(each) for name, each in durations.items()}
     return [
-        {"name": name, "ms": us / 1e3, "count": numbers[name], "share": us / total if total else 0}
-        for name, us in times.most_common(KERNELS)
+        {"name": name, "ms": times[name] / 1e3, "count": len(each), "share": times[name] / total}
+        for name, each in sorted(durations.items(), key=lambda item: -times[item[0]])[:KERNELS]
     ]
 
 
@@ -99,15 +97,15 @@ def _named(
 def innermost(nested: Sequence[Event], gap: Interval) -> tuple[str, float]:
     """The name that is innermost for the longest time of a gap, and a moment when it is.
 
-    ("", the gap's middle) where nothing is running for longer than anything that is.
+    "" where for longer than any of them none is running.
     """
-    times: Counter[str] = Counter()
+    times: dict[str, float] = {}
     slices: dict[str, Interval] = {}
 
     def note(name: str, a: float, b: float) -> None:
         a, b = max(a, gap[0]), min(b, gap[1])
         if b > a:
-            times[name] += b - a  # type: ignore[assignment]
+            times[name] = times.get(name, 0.0) + b - a
             before = slices.get(name, (0.0, 0.0))
             slices[name] = max((before, (a, b)), key=lambda part: part[1] - part[0])
 
@@ -120,9 +118,7 @@ def innermost(nested: Sequence[Event], gap: Interval) -> tuple[str, float]:
         stack.append(event)
     at = _leave(stack, at, gap[1], note)
     note(stack[-1]["name"] if stack else "", at, gap[1])
-    if not times:
-        return "", sum(gap) / 2
-    name = times.most_common(1)[0][0]
+    name = max(times, key=times.__getitem__)
     return name, sum(slices[name]) / 2
 
 

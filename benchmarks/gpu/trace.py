@@ -50,16 +50,23 @@ def span(events: Iterable[Event]) -> Event:
     raise ValueError(f"the trace has no annotation {SPAN!r}")
 
 
-def counts(events: Sequence[Event]) -> dict[str, int]:
-    """What the host asked of the card within the annotation.
+def counts(events: Sequence[Event]) -> dict[str, int] | None:
+    """What the host asked of the card within the annotation; None where the profiler saw no card.
 
     launches: kernels, a replayed graph once. host_to_device: copies; blocking_host_to_device: of
     these, from pageable memory, or waited for at once. synchronizations: the host waits for the
     card for any other reason, also for a copy to the host.
     """
     measured = span(events)
+    if not any(event.get("cat") in RUNTIME for event in events):
+        return None
     begin, stop = measured["ts"], end(measured)
-    calls = [e for e in events if e.get("cat") in RUNTIME and begin <= e["ts"] < stop]
+    # a call of the driver that the runtime makes for one of its own has the same correlation
+    distinct: dict[Any, Event] = {}
+    for event in events:
+        if event.get("cat") in RUNTIME and begin <= event["ts"] < stop:
+            distinct.setdefault(event.get("args", {}).get("correlation", id(event)), event)
+    calls = list(distinct.values())
     copies = {
         e["args"]["correlation"]: e["name"]
         for e in events

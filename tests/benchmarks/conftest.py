@@ -1,9 +1,9 @@
-"""The benchmarks' own imports (`gpu`, `record`) for these tests alone."""
+"""The benchmarks' own imports (`gpu`, `record`), and this folder's helpers."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
-sys.path.insert(0, FOLDER)
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parents[1] / "benchmarks"), str(HERE)]

@@ -28,7 +28,7 @@ def good(name: str) -> Step:
 
     def measure(setup: Setup) -> Result:
         noted(setup, name)
-        return {"answer": name.upper()}
+        return {"answer": name.upper(), "process": os.getpid()}
 
     return Step(name=name, run=measure)
 
@@ -50,7 +50,7 @@ def crash(setup: Setup) -> Result:
 def partly(setup: Setup) -> Result:
     """Has a figure, and failed."""
     noted(setup, "partly")
-    return {"answer": "HALF", "failed": "one of two is wrong"}
+    return {"answer": "HALF", "process": os.getpid(), "failed": "one of two is wrong"}
 
 
 def long(setup: Setup) -> Result:

@@ -8,6 +8,7 @@ SECTION = section(
     [
         good("first"),
         Step(name="bad", run=bad),
+        good("second"),
         Step(name="crash", run=crash),
         Step(name="card", run=bad, needs=("card",)),
         Step(name="partly", run=partly),

@@ -13,7 +13,7 @@ FIRST = """
 import os, signal
 import pytest
 
-pytestmark = pytest.mark.gpu
+pytestmark = pytest.mark.CARD
 
 def test_good():
     assert os.environ.get("GRPO_GPU_TESTS") == "cpu"
@@ -33,15 +33,18 @@ def test_after():
     pass
 """
 SECOND = """
+import os
 import pytest
 
-@pytest.mark.gpu
+@pytest.mark.CARD
 def test_card():
     with open("ran", "a") as file:
         file.write("card ")
+    with open("process", "w") as file:
+        file.write(str(os.getpid()))
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-@pytest.mark.gpu
+@pytest.mark.CARD
 @pytest.mark.vllm
 def test_with_vllm():
     raise AssertionError
@@ -49,12 +52,15 @@ def test_with_vllm():
 def test_on_every_machine():
     raise AssertionError
 
-@pytest.mark.gpu
+@pytest.mark.CARD
 def test_in_a_new_process():
     with open("ran", "a") as file:
         file.write("new ")
+    with open("process") as file:
+        assert file.read() != str(os.getpid())
 """
-THIRD = "import pytest, no_such_module  # pytest.mark.gpu"
+# CARD becomes gpu in the files, so that this one is not taken for one of them
+THIRD = "import pytest, no_such_module  # pytest.mark.CARD"
 CONFIG = "[pytest]\naddopts = --import-mode=importlib\nmarkers =\n    gpu\n    vllm\n    ray\n"
 NAMES = ["tests/gpu/test_b.py", "tests/a/test_a.py", "tests/z/test_c.py"]
 
@@ -63,7 +69,7 @@ NAMES = ["tests/gpu/test_b.py", "tests/a/test_a.py", "tests/z/test_c.py"]
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, text in zip(NAMES, (FIRST, SECOND, THIRD), strict=True):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text.replace("CARD", "gpu"))
     (tmp_path / "pytest.ini").write_text(CONFIG)
     (tmp_path / "tests" / "test_plain.py").write_text("def test_plain(): raise ValueError")
     benchmarks = Path(__file__).parents[2] / "benchmarks"
@@ -113,6 +119,7 @@ def test_a_second_call_runs_the_rest_only(root: Path) -> None:
     known = {"test": tests[0], "outcome": "failed", "seconds": 1.0, "reason": "known"}
     lines = [json.dumps(known), json.dumps({"test": tests[1], "began": True}), '{"test": "torn']
     (root / "records.jsonl").write_text("\n".join(lines))
+    (root / "process").write_text("another")
     found = session(root).finish(NAMES[1])
     assert outcomes(found) == {"test_card": "failed", "test_in_a_new_process": "passed"}
     assert found[0] == known

@@ -56,10 +56,12 @@ def test_copies_and_waits_are_told_apart():
         event("cuda_runtime", "cudaEventSynchronize", 300, 4),
         event("cuda_runtime", "cudaStreamWaitEvent", 310, 4),  # the card waits, not the host
         event("cuda_driver", "cuLaunchKernel", 320, 1),
+        event("cuda_runtime", "cudaLaunchKernel", 325, 2, correlation=20_000),
+        event("cuda_driver", "cuLaunchKernel", 326, 1, correlation=20_000),  # for the one before
         event("cuda_runtime", "cudaGraphLaunch", 330, 1),
     ]
     assert trace.counts(sorted(events, key=lambda e: e["ts"])) == {
-        "launches": 4,
+        "launches": 5,
         "synchronizations": 3,
         "host_to_device": 4,
         "blocking_host_to_device": 2,
@@ -129,9 +131,9 @@ def test_on_a_cpu_the_gaps_are_those_between_operations_of_the_main_thread():
     found = analyze(sorted(events, key=lambda e: e["ts"]))
     assert found["timeline"] == "operations of the main thread"
     assert found["busy_seconds"] == pytest.approx(50e-6)
-    assert [(g["ms"], g["where"]) for g in found["gaps"]] == [
-        (0.04, "grpo/loop.py(3): groups"),
-        (0.01, ""),
+    assert [(g["ms"], g["operation"], g["where"]) for g in found["gaps"]] == [
+        (0.04, "no operation", "grpo/loop.py(3): groups"),
+        (0.01, "no operation", ""),
     ]
     assert found["counts"] is None
 

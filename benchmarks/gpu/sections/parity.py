@@ -93,5 +93,5 @@ def _table(results: Mapping[str, Result]) -> str:
 
 
 SECTION = Section(
-    name="parity", title="parity-r1-zero, three types", minutes=4.0, steps=_steps, table=_table
+    name="parity", title="parity-r1-zero, three types", minutes=2.5, steps=_steps, table=_table
 )

@@ -5,9 +5,7 @@ It samples by transformers' generate, or by vLLM in the same process with the se
 
 from __future__ import annotations
 
-import importlib
 import threading
-from functools import partial
 from typing import Any
 
 from transformers import TrainerCallback
@@ -44,10 +42,6 @@ class Gate(TrainerCallback):
 def prepare(settings: Settings) -> Any:
     """A trainer under way; a repetition is one step of it."""
     (stage,) = recipe_of(settings).stages
-    if settings.get("vllm") and device(settings) == "cpu":
-        generation: Any = importlib.import_module("trl.generation.vllm_generation")
-        # TRL has no setting for it, and vLLM's CPU build compiles for minutes.
-        generation.LLM = partial(generation.LLM, enforce_eager=True)
     samples, completion = settings["samples"], settings["completion"]
     trainer = make_trainer(
         model=settings["model"],
@@ -102,14 +96,14 @@ def prepare(settings: Settings) -> Any:
 def vllm_arguments(settings: Settings, max_prompt_length: int) -> dict[str, Any]:
     """What TRL is told of vLLM; {} for transformers' generate.
 
-    0.3 of the card is TRL's own default, and `settings["gpu_memory_utilization"]` where given.
+    0.3 of the card is TRL's own default.
     """
     if not settings.get("vllm"):
         return {}
     return {
         "use_vllm": True,
         "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": settings.get("gpu_memory_utilization", 0.3),
+        "vllm_gpu_memory_utilization": 0.3,
         "vllm_max_model_length": max_prompt_length + settings["completion"],
         "generation_kwargs": {"ignore_eos": True},
     }

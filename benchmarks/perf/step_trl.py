@@ -96,14 +96,14 @@ def prepare(settings: Settings) -> Any:
 def vllm_arguments(settings: Settings, max_prompt_length: int) -> dict[str, Any]:
     """What TRL is told of vLLM; {} for transformers' generate.
 
-    0.3 of the card is TRL's own default, and `settings["gpu_memory_utilization"]` where given.
+    0.3 of the card is TRL's own default.
     """
     if not settings.get("vllm"):
         return {}
     return {
         "use_vllm": True,
         "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": settings.get("gpu_memory_utilization", 0.3),
+        "vllm_gpu_memory_utilization": 0.3,
         "vllm_max_model_length": max_prompt_length + settings["completion"],
         "generation_kwargs": {"ignore_eos": True},
     }

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from gpu import turns
 from gpu.section import Setup
+from perf import worker
 from perf.contest import Contender, Plan, Worker
 
 
@@ -119,3 +121,22 @@ def test_a_worker_tells_its_figures_and_its_errors():
     finally:
         good.close()
         bad.close()
+
+
+def test_the_clock_waits_for_the_card_except_while_waits_are_counted(monkeypatch):
+    waits: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append("wait"))
+    assert worker.now({}) > 0
+    assert not waits  # on a CPU
+    assert worker.now({"device": "cuda"}) > 0
+    assert waits == ["wait"]
+    worker.now({"device": "cuda", "counting": True})
+    assert waits == ["wait"]
+
+
+def test_the_peak_of_the_card_is_told_in_gib(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**29)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 2**31)
+    found = worker.peak_gpu_gib({"device": "cuda"})
+    assert found == {"peak_gpu_gib": 1.5, "peak_gpu_reserved_gib": 2.0}
+    assert worker.peak_gpu_gib({"device": "cpu"}) == {}

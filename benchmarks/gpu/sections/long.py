@@ -80,8 +80,7 @@ def learn(setup: Setup, *, part: Part) -> Result:
     settings = {
         "model": str(model(setup, MODEL)),
         "dtype": "bfloat16",
-        "tokens_per_micro_batch": length,
-        "share_prompts": False,  # one sequence a micro-batch, as theirs
+        "tokens_per_micro_batch": length,  # one sequence, as theirs
         "gradient_checkpointing": part.recompute,
         "rollouts": rollouts,
     }

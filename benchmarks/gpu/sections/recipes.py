@@ -28,7 +28,7 @@ ENGINES: dict[str, dict[str, Any]] = {
     "torch": {},
     "vllm": {"rollout.engine": "vllm", "rollout.engine_args": {"gpu_memory_utilization": 0.3}},
 }
-TINY = {"rollout.prompts_per_step": 2, "eval.num_tasks": 8, "eval.num_samples": 1}
+TINY = {"rollout.prompts_per_step": 8, "eval.num_tasks": 8, "eval.num_samples": 1}
 
 
 def steps(_: Setup) -> Sequence[Step]:

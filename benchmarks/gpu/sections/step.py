@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,44 +34,63 @@ TINY = SIZES | {
 ROWS = SIZES["prompts"] * SIZES["samples"]
 OURS, VLLM = "ours, embedded engine", "ours, vLLM"
 
-# {step: (contender, script, settings, needs)}; vLLM has 0.3 of the card on both sides
-CONTENDERS: dict[str, tuple[str, str, dict[str, Any], tuple[str, ...]]] = {
-    "ours.torch": (OURS, "step_ours", {"engine": "torch"}, ()),
-    "ours.vllm": (VLLM, "step_ours", {"engine": "vllm"}, ("vllm",)),
-    "trl.autocast": (
-        "TRL, vLLM, autocast",
-        "step_trl",
-        {"vllm": True, "precision": "autocast"},
-        ("trl", "vllm"),
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A contender by itself: vLLM measures free memory while it starts. About 60 s each."""
+
+    who: str
+    script: str
+    settings: Mapping[str, Any]
+
+    def by_vllm(self, device: str) -> bool:
+        """Whether it samples by vLLM.
+
+        TRL does on a card alone: it cannot hand weights to the CPU build, whose layers are packed.
+        There it samples by transformers' generate, which shows that the rest of it runs.
+        """
+        if self.script == "step_trl":
+            return device == "cuda"
+        return self.settings["engine"] == "vllm"
+
+    def needs(self, device: str) -> tuple[str, ...]:
+        """Of its step."""
+        trl = ("trl",) if self.script == "step_trl" else ()
+        return ("smollm2", *trl, *(("vllm",) if self.by_vllm(device) else ()))
+
+
+PARTS = {
+    "ours.torch": Part(who=OURS, script="step_ours", settings={"engine": "torch"}),
+    "ours.vllm": Part(who=VLLM, script="step_ours", settings={"engine": "vllm"}),
+    "trl.autocast": Part(
+        who="TRL, vLLM, autocast", script="step_trl", settings={"precision": "autocast"}
     ),
-    "trl.bf16": (
-        "TRL, vLLM, bf16 weights",
-        "step_trl",
-        {"vllm": True, "precision": "bf16 weights"},
-        ("trl", "vllm"),
+    "trl.bf16": Part(
+        who="TRL, vLLM, bf16 weights", script="step_trl", settings={"precision": "bf16 weights"}
     ),
 }
 
 
-def steps(_: Setup) -> Sequence[Step]:
-    """A step a contender, alone: vLLM measures free memory while it starts. About 60 s each."""
+def steps(setup: Setup) -> Sequence[Step]:
+    """A step a contender."""
     return [
-        Step(name=name, run=partial(measure, name=name), needs=("smollm2", *needs))
-        for name, (_, _, _, needs) in CONTENDERS.items()
+        Step(name=name, run=partial(measure, part=part), needs=part.needs(setup.device))
+        for name, part in PARTS.items()
     ]
 
 
-def measure(setup: Setup, *, name: str) -> Result:
-    """Steps of one contender."""
-    title, script, settings, needs = CONTENDERS[name]
-    sizes = TINY if setup.tiny else SIZES
-    settings = {**sizes, "model": str(model(setup, SMOLLM2)), **settings}
-    if settings.get("engine") == "vllm" and setup.device == "cuda":
+def measure(setup: Setup, *, part: Part) -> Result:
+    """Steps of one contender; vLLM has 0.3 of the card on either side, as is TRL's default."""
+    sizes, by_vllm = TINY if setup.tiny else SIZES, part.by_vllm(setup.device)
+    settings = {**sizes, "model": str(model(setup, SMOLLM2)), **part.settings, "vllm": by_vllm}
+    if by_vllm and setup.device == "cuda":
         settings["engine_args"] = {"gpu_memory_utilization": 0.3, "max_num_seqs": ROWS}
-    if setup.device == "cpu":  # of the host's memory, which others have a part of
-        settings["gpu_memory_utilization"] = 0.05
-    environment = ENVIRONMENT if "vllm" in needs else {}
-    contender = Contender(name=title, script=script, settings=settings, env=environment)
+    contender = Contender(
+        name=part.who,
+        script=part.script,
+        settings=settings,
+        env=ENVIRONMENT if by_vllm else {},
+    )
     return {"sizes": sizes, "contenders": contest(setup, [contender])}
 
 
@@ -91,13 +111,14 @@ def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
     fastest = min(
         (
             record["median"]
-            for step in CONTENDERS
+            for step in PARTS
             for name, record in measured(results, step)
             if name in (OURS, VLLM) and "median" in record
         ),
         default=None,
     )
-    for step, (who, *_) in CONTENDERS.items():
+    for step, part in PARTS.items():
+        who = part.who
         yield from failed_rows(results, step, [who], width)
         for _, record in measured(results, step):
             if "failed" in record:

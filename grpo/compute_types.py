@@ -14,6 +14,7 @@ and nothing here asks.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from grpo.errors import RecipeError
@@ -105,11 +106,37 @@ def check_type(setting: str, name: str, device: torch.device | None = None) -> N
     device = device or here()
     if name != "bfloat16" or has_bfloat16(device):
         return
+    raise RecipeError(
+        f"{setting} = bfloat16, which {_described(device)} can only emulate; set {setting}=float16 "
+        f"or {setting}={AUTO}. A run that was started in bfloat16 goes on on a GPU of 8.0 or newer"
+    )
+
+
+def check_kernels(device: torch.device | None = None) -> None:
+    """Refuse a GPU that this PyTorch was not compiled for: every operation on it would fail.
+
+    Raises RecipeError.
+    """
+    device = device or here()
+    import torch
+
+    if device.type != "cuda" or torch.version.hip is not None:
+        return
+    capability, known = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+    for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(known)):
+        # Machine code runs on later GPUs of its generation; what is compiled on arrival, on all.
+        same = kind == "compute" or int(major) == capability[0]
+        if same and (int(major), int(minor)) <= capability:
+            return
+    raise RecipeError(
+        f"PyTorch {torch.__version__} has no code for {_described(device)}, only for "
+        f"{', '.join(known)}; install a PyTorch that has, or compute on the CPU by "
+        "ACCELERATE_USE_CPU=true"
+    )
+
+
+def _described(device: torch.device) -> str:
     import torch
 
     capability = ".".join(map(str, torch.cuda.get_device_capability(device)))
-    raise RecipeError(
-        f"{setting} = bfloat16, which {torch.cuda.get_device_name(device)} (compute capability "
-        f"{capability}) can only emulate; set {setting}=float16 or {setting}={AUTO}. A run that "
-        "was started in bfloat16 goes on on a GPU of 8.0 or newer"
-    )
+    return f"{torch.cuda.get_device_name(device)} (compute capability {capability})"

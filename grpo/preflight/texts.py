@@ -194,6 +194,7 @@ def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path, seed: i
 
 
 def _check_device(stage: AnyStage, where: str) -> None:
+    compute_types.check_kernels()
     compute_types.check(stage, where)
     if not isinstance(stage, SFTStage | DistillStage) or torch.accelerator.is_available():
         return

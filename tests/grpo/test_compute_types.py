@@ -10,11 +10,19 @@ import torch
 from grpo import compute_types, config, plan, preflight
 from grpo.cheaper import LEARNING, cheaper, of_tasks
 from grpo.cli import main
-from grpo.compute_types import check, check_type, chosen, narrow, settled
+from grpo.compute_types import check, check_kernels, check_type, chosen, narrow, settled
 from grpo.errors import RecipeError
 from grpo.run import resume_run, train_recipe
 
-NAMES = {(7, 5): "Tesla T4", (8, 0): "NVIDIA A100", (9, 0): "NVIDIA H200"}
+NAMES = {
+    (7, 0): "Tesla V100",
+    (7, 5): "Tesla T4",
+    (8, 0): "NVIDIA A100",
+    (8, 9): "NVIDIA L4",
+    (9, 0): "NVIDIA H200",
+    (12, 1): "NVIDIA GB10",
+    (13, 0): "a later one",
+}
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
@@ -23,6 +31,8 @@ def card(monkeypatch):
     """Call it with a capability: torch then says that there is such a GPU. Nothing runs on it."""
 
     def fake(*capability: int) -> None:
+        archs = ["sm_75", "sm_80", "sm_90a", "sm_120", "compute_120"]
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: archs)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: NAMES[capability])
@@ -112,6 +122,19 @@ def test_plan_and_preflight_refuse_it_before_anything_starts(card, capsys):
         preflight.check(recipe("model.dtype=bfloat16"))
     assert main(["plan", "parity-r1-zero", "model.dtype=bfloat16"]) == 2
     assert "set model.dtype=float16 or model.dtype=auto" in capsys.readouterr().err
+
+
+def test_a_gpu_that_pytorch_was_not_compiled_for_is_refused(card):
+    check_kernels()  # a CPU
+    for capability in NAMES:
+        card(*capability)
+        if capability != (7, 0):
+            check_kernels()
+            continue
+        with pytest.raises(RecipeError, match=r"no code for Tesla V100 .*, only for sm_75, sm_80"):
+            check_kernels()
+        with pytest.raises(RecipeError, match="install a PyTorch that has"):
+            preflight.check(recipe())
 
 
 def test_plan_counts_the_type_that_will_be_used(card, capsys):

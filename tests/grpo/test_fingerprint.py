@@ -203,6 +203,25 @@ def test_nothing_of_a_tensor_is_kept():
     assert len(fingerprints(one_after_another())) == 5
 
 
+def test_of_tensors_on_a_device_one_copy_comes_to_the_host(monkeypatch):
+    """`meta` raises wherever a number is asked for; here it may be once, for all tensors."""
+    asked: list[tuple[int, ...]] = []
+
+    def tolist(tensor):
+        asked.append(tuple(tensor.shape))
+        return [[0, 0]] * len(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    shapes = [(300, 70), (), (0,), (3, 5), (2**11 * BLOCK * 2 + 7,)]
+    named = [
+        (str(n), torch.empty(s, dtype=t, device="meta"))
+        for n, s in enumerate(shapes)
+        for t in (torch.bfloat16, torch.float32, torch.bool)
+    ]
+    assert len(content_hash(named)) == 16
+    assert asked == [(15, 2)]
+
+
 def test_a_kernel_refuses_what_does_not_lie_in_order():
     compiled = native.library(SOURCE)
     if compiled is None:

@@ -1,6 +1,6 @@
 """Settings that need less memory, each with a value that the stage accepts.
 
-Never a smaller one than a row needs. Nothing here imports torch.
+Never a smaller one than a row needs.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
+
+from grpo.compute_types import chosen, narrow
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -33,7 +35,7 @@ def of_tasks(engine: str, engine_args: dict[str, Any], max_tokens: int, dtype: s
     knob = {"torch": "max_rows", "vllm": "max_num_seqs"}.get(engine)
     found = [f"--engine-args {knob}={max(1, engine_args.get(knob, 256) // 2)}"] if knob else []
     found += [f"--max-tokens {max(1, (max_tokens or 2048) // 2)}"]
-    return found + (["--dtype bfloat16"] if dtype == "float32" else [])
+    return found + ([f"--dtype {narrow()}"] if chosen(dtype) == "float32" else [])
 
 
 def cheaper(stage: BaseModel, part: str) -> Iterator[str]:
@@ -72,7 +74,7 @@ def _of_learning(stage: BaseModel) -> Iterator[tuple[str, Any]]:
     yield "learner.max_length", _half(stage, "learner.max_length")
     yield "learner.batch_size", _half(stage, "learner.batch_size")
     yield "pretrain.batch_size", _half(stage, "pretrain.batch_size")
-    yield "model.dtype", "bfloat16" if _read(stage, "model.dtype") == "float32" else None
+    yield "model.dtype", _narrower(_read(stage, "model.dtype"))
 
 
 def _of_sampling(stage: BaseModel) -> Iterator[tuple[str, Any]]:
@@ -92,8 +94,8 @@ def _of_sampling(stage: BaseModel) -> Iterator[tuple[str, Any]]:
         "data.max_prompt_length",
     ):
         yield setting, _half(stage, setting)
-    if (_read(stage, "rollout.dtype") or _read(stage, "model.dtype")) == "float32":
-        yield "rollout.dtype", "bfloat16"
+    engine_dtype = _read(stage, "rollout.dtype") or _read(stage, "model.dtype")
+    yield "rollout.dtype", _narrower(engine_dtype)
 
 
 def _of_weights(stage: BaseModel) -> Iterator[tuple[str, Any]]:
@@ -106,7 +108,12 @@ def _of_weights(stage: BaseModel) -> Iterator[tuple[str, Any]]:
         yield "model.quantization", "nf4"
     if _read(stage, "algorithm.beta"):
         yield "algorithm.beta", 0.0
-    yield "dtype", "bfloat16" if _read(stage, "dtype") == "float32" else None
+    yield "dtype", _narrower(_read(stage, "dtype"))
+
+
+def _narrower(dtype: str | None) -> str | None:
+    """A type of half the size in place of `dtype`; None where there is none."""
+    return narrow() if dtype is not None and chosen(dtype) == "float32" else None
 
 
 def _half(stage: BaseModel, setting: str) -> int | None:

@@ -28,7 +28,8 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # the disk
 
 OVERRIDES = "settings such as run.seed=7 or rollout.num_generations=16 (values are YAML)"
 TEMPLATE = "chat, r1_zero and raw, one or several side by side"
-DTYPES = ("float32", "bfloat16", "float16")
+TYPE = "compute type (auto: float32 on a CPU, bfloat16 or float16 on a GPU)"
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 RECIPE = "path of a recipe, or the bare name of a shipped one"
 
 
@@ -135,7 +136,7 @@ def _add_serve(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("model", metavar="MODEL", help="model folder or hub id")
     verb.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
     verb.add_argument("--port", type=_count, default=8000, metavar="N", help="port (8000)")
-    verb.add_argument("--dtype", choices=DTYPES, default="float32", help="(float32)")
+    verb.add_argument("--dtype", choices=DTYPES, default="auto", help=TYPE)
     verb.add_argument(
         "--max-model-len", type=_count, default=0, metavar="N", help="longest request"
     )
@@ -172,7 +173,7 @@ def _add_task_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--engine-args", nargs="+", default=[], metavar="key=value", help="arguments of the engine"
     )
-    verb.add_argument("--dtype", choices=DTYPES, help="(float32)")
+    verb.add_argument("--dtype", choices=DTYPES, help=TYPE)
     verb.add_argument("--baseline", metavar="MODEL", help="a second model to compare with")
     verb.add_argument("--against", metavar="TRAIN.jsonl", help="rows that tasks may have leaked to")
     verb.add_argument("--out", metavar="DIR", help="folder for every completion (runs/eval-MODEL)")

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from grpo import heldout, plugins, pretrained
+from grpo.compute_types import check_type, chosen
 from grpo.data.jsonl import read_jsonl
 from grpo.data.prompts import TEMPLATES, PromptTemplate
 from grpo.decontaminate import Evaluation, prompt_text
@@ -57,7 +58,7 @@ class Asked:
     top_p: float = 0.95
     engine: str = "torch"
     engine_args: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    dtype: str = "float32"
+    dtype: str = "auto"
     baseline: str | None = None
     against: str | None = None  # JSONL of training rows, for contamination
     out: str | None = None
@@ -226,11 +227,12 @@ def _check(asked: Asked, tasks: Mapping[str, EvalTask]) -> None:
             f"--temperature {asked.temperature:g} must be above 0: the greedy answer is always "
             "given beside the samples"
         )
-    if asked.engine == "endpoint" and (asked.dtype, asked.threads) != ("float32", 0):
+    if asked.engine == "endpoint" and (asked.dtype, asked.threads) != ("auto", 0):
         raise RecipeError(
             "--dtype and --threads say nothing to --engine endpoint, whose server computes as it "
             "was started; leave them out"
         )
+    check_type("--dtype", asked.dtype)
     if not 0 < asked.top_p <= 1:
         raise RecipeError(f"--top-p {asked.top_p:g} must be above 0 and at most 1")
 
@@ -306,7 +308,7 @@ def _ask(
     """Each job with its completions, all by one engine."""
     spec = EngineSpec(
         model=path,
-        dtype=asked.dtype,  # pyright: ignore[reportArgumentType] - argparse has checked it
+        dtype=chosen(asked.dtype),
         max_length=max(job.length for job in jobs),
         seed=asked.seed,
         threads=asked.threads,

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from grpo import preflight, pretrained
+from grpo import compute_types, preflight, pretrained
 from grpo.schema import (
     AnyStage,
     DistillStage,
@@ -40,6 +40,7 @@ def print_plan(recipe: Recipe, console: Console | None = None) -> None:
     console = console or Console()
     console.print(f"[bold]{recipe.name}[/bold] -> {recipe.run_dir}", highlight=False)
     found = preflight.check(recipe)
+    recipe = compute_types.settled(recipe)
     threads = recipe.run.threads or os.cpu_count() or 1
     sizes: dict[str, dict[str, int]] = {}
     for stage in recipe.stages:

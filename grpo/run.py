@@ -20,7 +20,17 @@ from typing import Any, cast
 from pydantic import BaseModel
 from rich.console import Console
 
-from grpo import durable, edited, finished, litter, preflight, process, provenance, record
+from grpo import (
+    compute_types,
+    durable,
+    edited,
+    finished,
+    litter,
+    preflight,
+    process,
+    provenance,
+    record,
+)
 from grpo.claim import claimed
 from grpo.config import from_dict, resolved
 from grpo.durable import write_json
@@ -74,6 +84,8 @@ def train_recipe(recipe: Recipe, console: Console | None = None) -> dict[str, An
     """
     folder = Path(recipe.run_dir).expanduser().resolve()
     ranks = _join(recipe, recipe.run.threads)
+    # One type for all ranks, and for every machine that the run goes on on.
+    recipe = ranks.on_first(lambda: compute_types.settled(recipe, ranks.device))
     run = _Run(recipe, folder, console or _console(), ranks)
     with _claimed(run):
         ranks.on_first(lambda: _found(run))

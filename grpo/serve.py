@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo.compute_types import AUTO, check_type, chosen
 from grpo.errors import EngineError, RecipeError, RunError
 from grpo.pretrained import check_model
 
@@ -43,7 +44,7 @@ class Server:
     model: str
     host: str = "127.0.0.1"
     port: int = 8000
-    dtype: str = "float32"
+    dtype: str = "auto"
     max_model_len: int = 0
     kv_cache_gib: float = 0.0
     threads: int = 0  # CPU threads; 0: as vLLM chooses
@@ -87,7 +88,7 @@ def command(server: Server) -> list[str]:
         "model": server.model,
         "host": server.host,
         "port": server.port,
-        "dtype": server.dtype,
+        "dtype": "float32" if server.dtype == AUTO and is_cpu() else chosen(server.dtype),
         "logprobs-mode": "processed_logprobs",
         "generation-config": "vllm",  # what is sampled from is the recipe's business alone
         "worker-extension-cls": "grpo.rollout.server_transport.ServerWorker",
@@ -144,6 +145,8 @@ def _check(server: Server) -> None:
                 f"--port {server.port} on {server.host} cannot be used ({error.strerror}); another "
                 "server may have it: choose another --port"
             ) from error
+    if not is_cpu():
+        check_type("--dtype", server.dtype)
     check_model(server.model, "MODEL")
 
 

@@ -77,7 +77,7 @@ def _stage_bytes(stage: AnyStage, count: int, recipe: Recipe) -> tuple[int, int]
     model, learner = cast(Any, stage).model, cast(Any, stage).learner
     moments = 2 * WEIGHT * count
     if model.lora_rank:
-        weights //= 1 if model.dtype == "float32" else 2  # merged in the compute type
+        weights //= 1 if model.dtype in ("auto", "float32") else 2  # merged in the compute type
         moments = 0
     elif getattr(learner, "optim", "").endswith("8bit"):
         moments //= WEIGHT

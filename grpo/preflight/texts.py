@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from grpo import pretrained
+from grpo import compute_types, pretrained
 from grpo.data.source import DemonstrationSource, TaskOrder
 from grpo.errors import RecipeError
 from grpo.families import check_family
@@ -54,7 +54,7 @@ def check_texts(
                 with said(recipe, stage):
                     _models(stage, prefix(recipe, stage), hub)
                     here = with_models(here, left, _cached)
-                    _check_device(here)
+                    _check_device(stage, prefix(recipe, stage))
                     _check_tokens(here)
                     part = pieces[stage.name]
                     found = check_text(here, part.source, part.rows)
@@ -193,7 +193,9 @@ def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path, seed: i
     return str(folder)
 
 
-def _check_device(stage: AnyStage) -> None:
+def _check_device(stage: AnyStage, where: str) -> None:
+    compute_types.check_kernels()
+    compute_types.check(stage, where)
     if not isinstance(stage, SFTStage | DistillStage) or torch.accelerator.is_available():
         return
     if stage.model.dtype == "float16":

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-Dtype = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]
 Count = Annotated[int, Field(ge=1)]
 Index = Annotated[int, Field(ge=0)]
@@ -106,7 +106,11 @@ class Model(Section):
     """The policy the stage starts from."""
 
     path: str = F(..., "local folder, Hugging Face hub id, or stage:NAME of an earlier stage")
-    dtype: Dtype = F("float32", "compute type; master weights are always float32")
+    dtype: Dtype = F(
+        "auto",
+        "compute type; auto: float32 on a CPU, bfloat16 on a GPU that has it, else float16; master "
+        "weights are always float32",
+    )
     lora_rank: Index = F(
         0, "rank of a LoRA adapter on the linear layers, but routers; 0: train all weights"
     )

@@ -20,7 +20,7 @@ class EvalStage(Section):
         ..., "stage:NAME of earlier stages, folders or hub ids, in the order of the table"
     )
     baseline: str = F("", "one of models, which the others are compared with; empty: the first")
-    dtype: Dtype = F("float32", "compute type")
+    dtype: Dtype = F("auto", "compute type; auto: as model.dtype of a stage that trains")
     data: Data
     rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
     num_tasks: Count = F(200, "held-out tasks")

@@ -24,6 +24,7 @@ import torch
 from rich.console import Console
 
 from grpo import plugins, pretrained
+from grpo.compute_types import chosen
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.data.source import stable_hash
@@ -164,7 +165,7 @@ def _trainer(stage: DistillStage) -> Callable[..., StageTrainer]:
     if stage.method == "sequence":
         return StageTrainer
     teacher = pretrained.load_model(
-        stage.teacher.path, DTYPES[stage.model.dtype], setting="teacher.path"
+        stage.teacher.path, DTYPES[chosen(stage.model.dtype)], setting="teacher.path"
     )
     return partial(LogitsTrainer, teacher=teacher.eval().to(join().device))
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback
 from grpo import checkpoint, litter, pretrained
 from grpo.adapter import described, peft_model
 from grpo.canary import canary_logits
+from grpo.compute_types import chosen
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.errors import RecipeError
 from grpo.families import check_causal, check_family, check_packing
@@ -149,7 +150,13 @@ def fine_tune(
             made = trainer(
                 model=peft_model(policy, model.lora_rank) if model.lora_rank else policy,
                 args=settings(
-                    data, learner, run, folder / ASIDE, model.dtype, ranks.device, recomputes
+                    data,
+                    learner,
+                    run,
+                    folder / ASIDE,
+                    chosen(model.dtype),
+                    ranks.device,
+                    recomputes,
                 ),
                 train_dataset=data.data,
                 processing_class=_padding(tokenizer, vocab_size(model.path)),
@@ -216,7 +223,7 @@ def _policy(model: Model, packing: bool) -> Any:
 
     Raises RecipeError where it cannot learn from rows, or from several of them in one sequence.
     """
-    dtype = DTYPES[model.dtype] if model.lora_rank else torch.float32
+    dtype = DTYPES[chosen(model.dtype)] if model.lora_rank else torch.float32
     policy = pretrained.load_model(model.path, dtype, trained=True)
     disable_dropout(policy)  # as in reinforcement learning; it also makes a resumed run exact
     check_family(policy.config)
@@ -249,7 +256,7 @@ def _references(
             f"slm.reference = {path!r} has other tokens than model.path = {model.path!r}, so their "
             "losses cannot be compared; train the reference from a model with the same tokenizer"
         )
-    dtype = DTYPES[model.dtype]
+    dtype = DTYPES[chosen(model.dtype)]
     reference = pretrained.load_model(path, dtype, setting="slm.reference").eval()
     reference.to(join().device)
     with _bar("reference losses", console) as progress:

@@ -110,7 +110,7 @@ def settings(
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",
         use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type != "cpu",
+        dataloader_pin_memory=device.type not in ("cpu", "mps"),  # which share their memory
         seed=run.seed,
         save_strategy="no",  # the journal says when
         logging_steps=1,

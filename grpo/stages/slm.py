@@ -55,11 +55,11 @@ def select_tokens(losses_N: Tensor, reference_N: Tensor, slm: SLM, seed: Sequenc
             scores_N = losses_N
         case "random":
             drawn = np.random.default_rng(list(seed)).random(len(losses_N))
-            scores_N = torch.from_numpy(drawn).to(losses_N.device)
+            scores_N = torch.from_numpy(drawn)  # on the CPU: some devices have no float64
     count = max(1, round(slm.keep * len(losses_N)))
-    kept_N = torch.zeros_like(losses_N, dtype=torch.bool)
+    kept_N = torch.zeros_like(scores_N, dtype=torch.bool)
     kept_N[torch.argsort(scores_N, descending=True, stable=True)[:count]] = True
-    return kept_N
+    return kept_N.to(losses_N.device)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 
 from grpo import heldout, plugins, pretrained
 from grpo.advantage import ADVANTAGES
+from grpo.compute_types import chosen
 from grpo.curriculum import CURRICULA, Curriculum
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
@@ -111,7 +112,7 @@ def build_engine(model: Model, data: Data, rollout: Rollout, recipe: Recipe) -> 
     length = data.max_prompt_length + rollout.longest_completion
     spec = EngineSpec(
         model=model.path,
-        dtype=rollout.dtype or model.dtype,
+        dtype=chosen(rollout.dtype or model.dtype),
         max_length=min(length, pretrained.positions(model.path) or length),
         seed=recipe.run.seed,
         threads=recipe.run.threads,
@@ -169,7 +170,7 @@ def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts
         names=getattr(sampler.source, "names", ()),
         vocab_size=vocab_size(stage.model.path),
     )
-    types = {stage.model.dtype, stage.rollout.dtype or stage.model.dtype}
+    types = {chosen(stage.model.dtype), chosen(stage.rollout.dtype or stage.model.dtype)}
     return Rollouts(
         wanted,
         sampler.engine,
@@ -228,8 +229,8 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Parts:
             stage.model.path,
             algorithm=stage.algorithm,
             config=stage.learner,
-            dtype=stage.model.dtype,
-            engine_dtype=stage.rollout.dtype,
+            dtype=chosen(stage.model.dtype),
+            engine_dtype=chosen(stage.rollout.dtype or stage.model.dtype),
             lora_rank=stage.model.lora_rank,
             quantization=stage.model.quantization,
             temperature=stage.rollout.temperature,

@@ -110,3 +110,18 @@ def test_an_adapter_on_what_is_not_merged(tmp_path):
     layer.base_layer.weight = None
     with pytest.raises(LearnerError, match=r"0\.self_attn\.q_proj' is on no weight"):
         dict(adapter.merged(learner.model, lambda t: t))
+
+
+def test_a_tensor_elsewhere_is_compared_without_being_copied(monkeypatch):
+    """As on a GPU: by 16 bytes of each; only what differs is fetched, to say by how much."""
+    fetched: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda t: fetched.append(t.numel()) or t.clone())
+    monkeypatch.setattr(torch.Tensor, "device", property(id))  # each on a device of its own
+    monkeypatch.setattr(
+        saved, "fingerprints", lambda given: [hash(t.numpy().tobytes()) for t in given]
+    )
+    held = torch.arange(6.0)
+    assert saved._difference("w", held, held.clone()) == ""
+    assert fetched == []
+    assert saved._difference("w", held, held + torch.eye(6)[2]) == "w differs by 1"
+    assert fetched == [6]

@@ -32,7 +32,7 @@ TINY = ROLLOUTS | {"groups": 2, "samples": 4, "prompt": 8, "completion": 12}
 
 
 def steps(setup: Setup) -> Sequence[Step]:
-    """A step a model and a size of micro-batches; about 70 s each, most of it imports and compiling.
+    """A step a model and a size of micro-batches; about 70 s each, much of it imports.
 
     tiny: the first alone, as all models are the same one then.
     """

@@ -72,10 +72,11 @@ PARTS = {
 
 
 def steps(setup: Setup) -> Sequence[Step]:
-    """A step a contender."""
+    """A step a contender; tiny: TRL in one precision."""
     return [
         Step(name=name, run=partial(measure, part=part), needs=part.needs(setup.device))
         for name, part in PARTS.items()
+        if not setup.tiny or name != "trl.bf16"
     ]
 
 

@@ -26,8 +26,16 @@ Test = dict[str, Any]
 
 
 def files(root: Path = ROOT, *, mark: str = "gpu", under: str = "tests") -> list[str]:
-    """Those `under` a folder with tests of that mark, relative to `root`; those for cards first."""
-    found = [p for p in (root / under).rglob("test_*.py") if f"mark.{mark}" in p.read_text()]
+    """Those `under` a folder with tests of that mark, relative to `root`; those for cards first.
+
+    A folder of the mark's name, as tests/gpu, marks all that is in it.
+    """
+    folder = root / "tests" / mark
+    found = [
+        path
+        for path in (root / under).rglob("test_*.py")
+        if folder in path.parents or f"mark.{mark}" in path.read_text()
+    ]
     names = [str(path.relative_to(root)) for path in found]
     return sorted(names, key=lambda name: (not name.startswith("tests/gpu/"), name))
 
@@ -36,7 +44,7 @@ class Session:
     """The tests of some files, in that order, and what is known of them in the file `records`.
 
     chosen: an expression of marks. again: those that failed in an earlier call are run once more.
-    environment: what the tests see besides.
+    environment: what the tests see besides. first_only: one test a file.
     """
 
     def __init__(
@@ -47,6 +55,7 @@ class Session:
         on_cpu: bool,
         chosen: str = MARKED,
         again: bool = False,
+        first_only: bool = False,
         environment: Mapping[str, str] | None = None,
         root: Path = ROOT,
     ) -> None:
@@ -55,6 +64,7 @@ class Session:
         self.on_cpu = on_cpu
         self.chosen = chosen
         self.again = again
+        self.first_only = first_only
         self.environment = dict(environment or {})
         self.root = root
         self.process: subprocess.Popen[bytes] | None = None
@@ -100,6 +110,8 @@ class Session:
         environment = os.environ | self.environment | {"GRPO_TEST_RECORDS": str(self.records)}
         if self.on_cpu:
             environment["GRPO_GPU_TESTS"] = "cpu"
+        if self.first_only:
+            environment["GRPO_TEST_FIRST_ONLY"] = "1"
         with self._output.open("wb") as out:
             self.process = subprocess.Popen(
                 command, cwd=self.root, env=environment, stdout=out, stderr=subprocess.STDOUT

@@ -4,7 +4,8 @@
     {"test": "tests/x.py::test_y[1]", "outcome": "failed", "seconds": 1.2, "reason": "E ..."}
 
 outcome: "passed", "failed" or "skipped". The session stops after an error of the card, which would
-fail every test that follows in the same process.
+fail every test that follows in the same process. With GRPO_TEST_FIRST_ONLY, a file of which a test
+has ended has no other, and the rest has one each.
 """
 
 from __future__ import annotations
@@ -22,13 +23,29 @@ CARD_ERRORS = ("CUDA error", "device-side assert", "CUBLAS_STATUS", "cudaError")
 class Records:
     """Writes the lines."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, first_only: bool) -> None:
         self.path = path
+        self.first_only = first_only
         self.reports: list[pytest.TestReport] = []
         self.session: pytest.Session | None = None
 
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         self.session = session
+
+    @pytest.hookimpl(trylast=True)  # once marks have chosen
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        if not self.first_only:
+            return
+        seen = {_file(json.loads(line)["test"]) for line in _lines(self.path)}
+        kept: list[pytest.Item] = []
+        for item in items:
+            if _file(item.nodeid) not in seen:
+                seen.add(_file(item.nodeid))
+                kept.append(item)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
@@ -47,8 +64,8 @@ class Records:
         said = reason(telling[0]) if telling else ""
         seconds = round(sum(report.duration for report in self.reports), 3)
         self._write(test=nodeid, outcome=outcome, seconds=seconds, reason=said)
-        broken = outcome == "failed" and any(e in telling[0].longreprtext for e in CARD_ERRORS)
-        if broken and self.session is not None:
+        failures = [report.longreprtext for report in self.reports if report.failed]
+        if any(e in text for text in failures for e in CARD_ERRORS) and self.session is not None:
             self.session.shouldstop = "an error of the card"
 
     def _write(self, **record: Any) -> None:
@@ -67,8 +84,18 @@ def reason(report: pytest.TestReport | pytest.CollectReport) -> str:
     return "\n".join(line.rstrip() for line in telling[-LINES:])[-LONGEST:]
 
 
+def _lines(path: str) -> list[str]:
+    with open(path, encoding="utf-8") as file:
+        return file.readlines()
+
+
+def _file(test: str) -> str:
+    return test.split("::")[0]
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Take part where the file is named."""
     path = os.environ.get("GRPO_TEST_RECORDS")
     if path:
-        config.pluginmanager.register(Records(path))
+        first_only = "GRPO_TEST_FIRST_ONLY" in os.environ
+        config.pluginmanager.register(Records(path, first_only))

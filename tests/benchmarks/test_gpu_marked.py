@@ -13,8 +13,6 @@ FIRST = """
 import os, signal
 import pytest
 
-pytestmark = pytest.mark.CARD
-
 def test_good():
     assert os.environ.get("GRPO_GPU_TESTS") == "cpu"
 
@@ -32,16 +30,30 @@ def test_dies():
 def test_after():
     pass
 """
+MARKS = """
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "tests/gpu/" in str(item.path):
+            item.add_marker(pytest.mark.CARD)
+"""
 SECOND = """
 import os
 import pytest
 
 @pytest.mark.CARD
-def test_card():
+def test_card(clean):
     with open("ran", "a") as file:
         file.write("card ")
     with open("process", "w") as file:
         file.write(str(os.getpid()))
+    assert 1 == 2
+
+@pytest.fixture
+def clean():
+    yield
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 @pytest.mark.CARD
@@ -71,6 +83,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text.replace("CARD", "gpu"))
     (tmp_path / "pytest.ini").write_text(CONFIG)
+    (tmp_path / "tests" / "gpu" / "conftest.py").write_text(MARKS.replace("CARD", "gpu"))
     (tmp_path / "tests" / "test_plain.py").write_text("def test_plain(): raise ValueError")
     benchmarks = Path(__file__).parents[2] / "benchmarks"
     monkeypatch.setenv("PYTHONPATH", f"{benchmarks}{os.pathsep}{benchmarks.parent}")
@@ -78,9 +91,15 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def session(root: Path, again: bool = False) -> marked.Session:
-    files = marked.files(root)
-    return marked.Session(files, root / "records.jsonl", on_cpu=True, again=again, root=root)
+def session(root: Path, again: bool = False, first_only: bool = False) -> marked.Session:
+    return marked.Session(
+        marked.files(root),
+        root / "records.jsonl",
+        on_cpu=True,
+        again=again,
+        first_only=first_only,
+        root=root,
+    )
 
 
 def outcomes(tests: list[marked.Test]) -> dict[str, str]:
@@ -126,5 +145,17 @@ def test_a_second_call_runs_the_rest_only(root: Path) -> None:
     assert (root / "ran").read_text() == "new "
     again = session(root, again=True).finish(NAMES[1])
     assert outcomes(again) == outcomes(found)
-    assert "illegal memory access" in again[-1]["reason"]
+    assert "assert 1 == 2" in again[-1]["reason"]
     assert (root / "ran").read_text() == "new card "
+
+
+def test_a_rehearsal_runs_one_test_a_file_also_when_it_goes_on(root: Path) -> None:
+    cut = session(root, first_only=True)
+    assert outcomes(cut.finish(NAMES[0])) == {"test_good": "passed"}
+    if cut.process is not None:  # in a later file
+        cut.process.wait()
+    lines = (root / "records.jsonl").read_text().splitlines(keepends=True)
+    (root / "records.jsonl").write_text("".join(line for line in lines if "test_good" in line))
+    running = session(root, first_only=True)
+    assert outcomes(running.finish(NAMES[0])) == {"test_good": "passed"}
+    assert outcomes(running.finish(NAMES[1])) == {"test_card": "failed"}

@@ -10,9 +10,14 @@ from gpu.tested import steps_of, table_of
 
 
 def _steps(setup: Setup) -> list[Step]:
+    """A step a file. tiny: the first test of each."""
     files = marked.files()
     session = marked.Session(
-        files, setup.folder / "tests.jsonl", on_cpu=setup.device == "cpu", again=setup.again
+        files,
+        setup.folder / "tests.jsonl",
+        on_cpu=setup.device == "cpu",
+        again=setup.again,
+        first_only=setup.tiny,
     )
     return steps_of(session, files)
 

@@ -139,7 +139,7 @@ def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
 SECTION = Section(
     name="step",
     title="Whole steps of SmolLM2-135M: 32 prompts x 8 completions of 256 tokens",
-    minutes=4,
+    minutes=3.5,
     steps=steps,
     table=table,
 )

@@ -79,12 +79,13 @@ def together(contenders: Sequence[Contender], plan: Plan, *, count: bool) -> dic
         for _ in range(plan.repeats):
             for name, answer in each(Worker.repeat).items():
                 answers.setdefault(name, []).append(answer)
+        without = dict(failed)  # whoever fails while it is counted has its figures
         if count:
             counts = each(Worker.count)
-    done = {name: summary(a) for name, a in answers.items() if name not in failed}
+    done = {name: summary(a) for name, a in answers.items() if name not in without}
     for name, found in counts.items():
         done[name]["counts"] = found
-    return {c.name: failed.get(c.name) or done[c.name] for c in contenders}
+    return {c.name: without.get(c.name) or done[c.name] for c in contenders}
 
 
 def figures(record: Result, rate: float | None) -> Result:

@@ -77,7 +77,6 @@ def test_generation_takes_ours_from_another_step_of_the_same_workload():
         },
         "smollm2-135m.fixed.vllm": {"contenders": {"vLLM": record(1.0)}},
         "smollm2-135m.lognormal.vllm": {"not run": "vllm is not installed"},
-        "qwen2.5-1.5b.fixed.vllm": {"contenders": {"vLLM": record(2.0)}},
     }
     table = generation.table(results)
     assert cells(table, "smollm2-135m", "fixed", "vLLM")[-1] == "0.25"
@@ -85,7 +84,8 @@ def test_generation_takes_ours_from_another_step_of_the_same_workload():
     assert cells(table, "smollm2-135m", "fixed", "ours, compiled")[3] == "not run"
     vllm_row = cells(table, "smollm2-135m", "lognormal", "vLLM")
     assert vllm_row[3] == "not run: vllm is not installed"
-    assert cells(table, "qwen2.5-1.5b", "fixed", "vLLM")[-1] == ""  # ours is not known
+    del results["smollm2-135m.fixed"]
+    assert cells(generation.table(results), "smollm2-135m", "fixed", "vLLM")[-1] == ""
     assert len({part.name for part in generation.PARTS}) == len(generation.PARTS)
 
 
@@ -93,7 +93,7 @@ def test_weights_shows_every_part_and_the_rate_of_all_of_it():
     parts = {"learner's hash": 1.0, "copy": 0.25, "engine's hash": 0.5, "the rest": 0.25}
     results = {
         "torch.smollm2-135m": {"contenders": {"torch": record(2.0, bytes=3e9, parts=parts)}},
-        "vllm.qwen2.5-0.5b": {"contenders": {"vllm": {"failed": "RuntimeError: no vLLM"}}},
+        "vllm.smollm2-135m": {"contenders": {"vllm": {"failed": "RuntimeError: no vLLM"}}},
     }
     table = weights.table(results)
     row = cells(table, "torch", "smollm2-135m")
@@ -110,7 +110,7 @@ def test_weights_shows_every_part_and_the_rate_of_all_of_it():
         "1.50",
         "12.3",
     ]
-    assert cells(table, "vllm", "qwen2.5-0.5b")[2] == "failed: RuntimeError: no vLLM"
+    assert cells(table, "vllm", "smollm2-135m")[2] == "failed: RuntimeError: no vLLM"
     assert cells(table, "vllm", "qwen2.5-1.5b")[2] == "not run"
 
 

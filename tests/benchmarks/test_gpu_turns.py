@@ -39,6 +39,7 @@ class Fake:
         return {"seconds": self.left.pop(0), "tokens": 60, "needed_flops": 10.0}
 
     def count(self) -> dict[str, int]:
+        self._fail("count")
         return {"synchronizations": 3}
 
     def close(self) -> None:
@@ -79,6 +80,14 @@ def test_one_that_fails_costs_the_others_nothing(tmp_path, when):
     assert found["b"]["seconds"] == [3.0, 1.0, 2.0]
     assert "mfu" not in found["b"]  # the card section has not run
     assert not Fake.open
+
+
+def test_figures_stay_where_counting_fails(tmp_path):
+    pair = [contender("a", fails="count"), contender("b")]
+    found = turns.contest(setup_of(tmp_path), pair, count=True)
+    assert found["a"]["median"] == 2.0
+    assert "counts" not in found["a"]
+    assert found["b"]["counts"] == {"synchronizations": 3}
 
 
 def test_what_lacks_memory_beside_others_is_tried_alone(tmp_path):

@@ -137,7 +137,7 @@ def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
 SECTION = Section(
     name="long",
     title="Learner on long rows: Qwen3-0.6B, one sequence a micro-batch",
-    minutes=3.5,
+    minutes=3,
     steps=steps,
     table=table,
 )

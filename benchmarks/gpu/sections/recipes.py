@@ -127,7 +127,7 @@ def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
 SECTION = Section(
     name="recipes",
     title="SmolLM2-135M learns to multiply: 40 steps of recipes/smollm2-multiplication.yaml",
-    minutes=4,
+    minutes=3.5,
     steps=steps,
     table=table,
 )

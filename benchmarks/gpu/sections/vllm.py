@@ -37,7 +37,7 @@ def _table(results: Mapping[str, Result]) -> str:
 SECTION = Section(
     name="vllm",
     title="Tests of the vLLM engine on the card",
-    minutes=6.0,
+    minutes=5.5,
     steps=_steps,
     table=_table,
 )

@@ -33,7 +33,7 @@ def to_device(device: torch.device, **arrays: np.ndarray) -> dict[str, Tensor]:
     copy; where `pins` says so, the program does not wait for it. The views count as one tensor for
     autograd: writing to one makes it refuse to go back through any of them.
     """
-    if device.type == "cpu":
+    if device.type == "cpu" or not arrays:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
     starts, end = {}, 0
     for name, array in arrays.items():

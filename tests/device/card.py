@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from grpo import learner, pieces, ranks, shared_attention, transfer
+from grpo import learner, pieces, policy, ranks, shared_attention, transfer
 from grpo.learner import TorchLearner
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
@@ -80,6 +80,7 @@ def _pretend(patch: pytest.MonkeyPatch, memory: int, flex: bool) -> None:
     # What starting a learner compares is numbers.
     patch.setattr(learner, "check_model", lambda _: None)
     patch.setattr(learner, "can_share_prompts", lambda _: True)
+    patch.setattr(policy, "check_peft", lambda *_: None)
     # On a card one kernel updates all weights.
     make_optimizer = learner.make_optimizer
     patch.setattr(

@@ -2,16 +2,20 @@
 
 A micro-batch cannot know this, so that it is decided before the first backward pass, from
 entropies [N] of every micro-batch of the step on every rank. `gather` joins the lists of all ranks.
+It is decided on the host, to which all entropies come in one copy.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from grpo.batch import MicroBatch
+    from grpo.objective import Objective
 
 Gather = Callable[[Sequence[Any]], list[Any]]
 
@@ -20,14 +24,35 @@ Gather = Callable[[Sequence[Any]], list[Any]]
 SAME = 1e-5
 
 
+def chosen(
+    batches: Sequence[MicroBatch],
+    entropies: Sequence[np.ndarray],
+    objective: Objective,
+    gather: Gather,
+) -> dict[str, np.ndarray]:
+    """`high_entropy i` and `entropy_weights i` of `LossInputs` [N] for micro-batch number i.
+
+    Each only where the objective has a use for it; without `top_entropy_quantile` no entropy is.
+    """
+    acting = [(batch.weights != 0).astype(np.float32) for batch in batches]
+    found: dict[str, np.ndarray] = {}
+    if objective.top_entropy_quantile < 1.0:
+        acting = top_entropy(entropies, acting, objective.top_entropy_quantile, gather)
+        found |= {f"high_entropy {i}": mask for i, mask in enumerate(acting)}
+    if objective.entropy_coef:
+        bonus = bonus_weights(acting, gather)
+        found |= {f"entropy_weights {i}": weights for i, weights in enumerate(bonus)}
+    return found
+
+
 def top_entropy(
-    entropies: Sequence[Tensor], real: Sequence[Tensor], quantile: float, gather: Gather
-) -> list[Tensor]:
+    entropies: Sequence[np.ndarray], real: Sequence[np.ndarray], quantile: float, gather: Gather
+) -> list[np.ndarray]:
     """1 [N] per micro-batch for the share `quantile` of tokens with the highest entropy, else 0.
 
-    "Beyond the 80/20 rule" (2506.01939). `real` is 0 for tokens that only fill up a rank. The
-    threshold is that of TRL's `top_entropy_quantile`: the (1 - quantile) quantile of all trained
-    tokens, so that 0 keeps the very highest alone.
+    "Beyond the 80/20 rule" (2506.01939). `real` is float32, 0 for tokens that only fill up a
+    rank. The threshold is that of TRL's `top_entropy_quantile`: the (1 - quantile) quantile of all
+    trained tokens, so that 0 keeps the very highest alone.
     """
     pairs = list(zip(entropies, real, strict=True))
     local = [e for e_N, real_N in pairs for e in e_N[real_N > 0].tolist()]
@@ -37,10 +62,10 @@ def top_entropy(
     # A linearly interpolated quantile is reached by exactly the values from this one on.
     first = math.ceil((len(sorted_N) - 1) * (1 - quantile) - 1e-9)
     threshold = sorted_N[first] - SAME
-    return [(e_N >= threshold) * real_N for e_N, real_N in pairs]
+    return [(e_N >= e_N.dtype.type(threshold)) * real_N for e_N, real_N in pairs]
 
 
-def bonus_weights(acting: Sequence[Tensor], gather: Gather) -> list[Tensor]:
+def bonus_weights(acting: Sequence[np.ndarray], gather: Gather) -> list[np.ndarray]:
     """What each token's entropy weighs in its mean over the step; `acting` is 1 or 0 [N]."""
     count = sum(gather([float(sum(a_N.sum() for a_N in acting))]))
-    return [a_N / max(count, 1.0) for a_N in acting]
+    return [a_N / np.float32(max(count, 1.0)) for a_N in acting]

@@ -16,7 +16,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from grpo.batch import Pack
 from grpo.errors import LearnerError
+from grpo.transfer import to_device
 
 BLOCK = 128  # FlexAttention's own default; its kernels' tiles divide it
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -104,15 +105,19 @@ def make_blocks(packs: Sequence[Pack], device: torch.device) -> BlockMask:
             stretch[start : start + length] = number
             prompt[start : start + length] = first
             number += 1
-    own, shared = (torch.from_numpy(numbers).to(device) for numbers in (stretch, prompt))
+    some, whole = _kinds(packs, N)
+    arrays = {
+        **dict(zip(("some_count", "some_order"), _ordered(some & ~whole), strict=True)),
+        **dict(zip(("whole_count", "whole_order"), _ordered(whole), strict=True)),
+    }
+    there = to_device(device, own=stretch, shared=prompt, **arrays)
+    own, shared = there["own"], there["shared"]
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & ((own[key] == own[query]) | (own[key] == shared[query]))
 
-    some, whole = _kinds(packs, N)
     return BlockMask.from_kv_blocks(
-        *_ordered(some & ~whole, device),
-        *_ordered(whole, device),
+        *(there[name][None, None] for name in arrays),
         BLOCK_SIZE=BLOCK,
         mask_mod=visible,
         seq_lengths=(N, N),
@@ -148,8 +153,7 @@ def _kinds(packs: Sequence[Pack], N: int) -> tuple[np.ndarray, np.ndarray]:
     return np.tril(some), np.tril(seeing == BLOCK, -1)
 
 
-def _ordered(kind: np.ndarray, device: torch.device) -> Iterator[Tensor]:
-    """How many blocks of a kind each row of blocks has [1, 1, q]; those first [1, 1, q, k]."""
-    counts = kind.sum(-1, dtype=np.int32)
+def _ordered(kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many blocks of a kind each row of blocks has [q]; all, those of the kind first [q, k]."""
     order = np.argsort(~kind, axis=-1, kind="stable").astype(np.int32)
-    return (torch.from_numpy(found).to(device)[None, None] for found in (counts, order))
+    return kind.sum(-1, dtype=np.int32), order

@@ -8,6 +8,7 @@ same top-k, top-p and min-p as the sampler's where those are on.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,8 @@ from grpo.canary import canary_ids, vocabulary
 from grpo.families import body, check_causal, check_family, may_share_prompts
 from grpo.head import Transform, check_head, output_head, token_logprobs, token_surprise
 from grpo.repeated import rows_at
-from grpo.shared_attention import IMPLEMENTATION, make_layout
+from grpo.shared_attention import IMPLEMENTATION, Layout, make_layout
+from grpo.transfer import to_device
 from grpo.types import Sampling
 
 if TYPE_CHECKING:
@@ -55,7 +57,8 @@ def _layout_arrives(model: PreTrainedModel) -> bool:
     positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 4, 5, 6, 7]], device=model.device)
     implementation = model.config._attn_implementation
     try:
-        shared = _flat_hidden_states(model, ids, positions, packs)[0].float()
+        layout = make_layout(packs, ids.device)
+        shared = _flat_hidden_states(model, ids, positions, layout)[0].float()
     except (TypeError, ValueError, NotImplementedError):  # a keyword or an option refused
         model.config._attn_implementation = implementation
         return False
@@ -86,20 +89,45 @@ def disable_dropout(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-def _hidden_states(model: PreTrainedModel, micro_batch: MicroBatch, device: torch.device) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A micro-batch where the model is, for all passes over it: shapes as there."""
+
+    batch: MicroBatch
+    ids: Tensor
+    positions: Tensor
+    sources: Tensor
+    targets: Tensor
+    logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    completions: Tensor
+    layout: Layout | None  # of a flat row
+
+
+def place(micro_batch: MicroBatch, device: torch.device) -> Placed:
+    """The micro-batch on `device`: one copy, and one more where an attention reads the layout."""
+    names = ("ids", "positions", "sources", "targets")
+    names += ("logprobs", "advantages", "weights", "completions")
+    return Placed(
+        batch=micro_batch,
+        layout=make_layout(micro_batch.packs, device) if micro_batch.packs else None,
+        **to_device(device, **{name: getattr(micro_batch, name) for name in names}),
+    )
+
+
+def _hidden_states(model: PreTrainedModel, placed: Placed) -> Tensor:
     """[R * L, D] outputs of the last layer, after its norm."""
-    ids = torch.from_numpy(micro_batch.ids).to(device)
-    if micro_batch.packs:
-        positions = torch.from_numpy(micro_batch.positions).to(device)
-        hidden = _flat_hidden_states(model, ids, positions, micro_batch.packs)
+    if placed.layout is not None:
+        hidden = _flat_hidden_states(model, placed.ids, placed.positions, placed.layout)
     else:
         # Right-padded and causal: no real token can see the padding, so no mask is needed.
-        hidden = body(model)(input_ids=ids, use_cache=False)[0]
+        hidden = body(model)(input_ids=placed.ids, use_cache=False)[0]
     return hidden.flatten(0, 1)
 
 
 def _flat_hidden_states(
-    model: PreTrainedModel, ids: Tensor, positions: Tensor, packs: tuple[Pack, ...]
+    model: PreTrainedModel, ids: Tensor, positions: Tensor, layout: Layout
 ) -> Tensor:
     """[1, L, D]; see `grpo/shared_attention.py`, which is transformers' own without a layout.
 
@@ -112,13 +140,13 @@ def _flat_hidden_states(
         attention_mask=torch.ones((1, 1, 1, 1), dtype=torch.bool, device=ids.device),
         position_ids=positions,
         use_cache=False,
-        shared_layout=make_layout(packs, ids.device),
+        shared_layout=layout,
     )[0]
 
 
 def completion_logprobs(
     model: PreTrainedModel,
-    micro_batch: MicroBatch,
+    placed: Placed,
     temperature: float,
     want_entropy: bool,
     truncation: Sampling | None = None,
@@ -130,7 +158,7 @@ def completion_logprobs(
     """
     logp_N, entropy_N = token_logprobs(
         output_head(model),
-        *_trained_positions(model, micro_batch),
+        *_trained_positions(model, placed),
         Transform.of(model, temperature, truncation),
     )
     return logp_N, entropy_N if want_entropy else None
@@ -139,7 +167,7 @@ def completion_logprobs(
 @torch.no_grad()
 def completion_surprise(
     model: PreTrainedModel,
-    micro_batch: MicroBatch,
+    placed: Placed,
     temperature: float,
     truncation: Sampling | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,13 +179,11 @@ def completion_surprise(
     """
     return token_surprise(
         output_head(model),
-        *_trained_positions(model, micro_batch),
+        *_trained_positions(model, placed),
         Transform.of(model, temperature, truncation),
     )
 
 
-def _trained_positions(model: PreTrainedModel, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
+def _trained_positions(model: PreTrainedModel, placed: Placed) -> tuple[Tensor, Tensor]:
     """Hidden states [N, D] that predict the trained tokens, and those tokens [N]."""
-    sources_N = torch.from_numpy(micro_batch.sources).to(model.device)
-    targets_N = torch.from_numpy(micro_batch.targets).to(model.device)
-    return rows_at(_hidden_states(model, micro_batch, model.device), sources_N), targets_N
+    return rows_at(_hidden_states(model, placed), placed.sources), placed.targets

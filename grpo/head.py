@@ -3,7 +3,8 @@
 With 49,152 entries a row, logits outweigh everything else in a step, in memory and, on a CPU, in
 time: passes over them cost more than the matrix product that makes them. So
 
-  logits exist a chunk at a time (`CHUNK_ELEMENTS`), in the type the product is computed in
+  logits exist a chunk at a time (`CHUNK_ELEMENTS`; on a card more, see `BYTES_TO_A_LOGIT`), in the
+  type the product is computed in
   up to `KEPT_CHUNKS` chunks are one, whose logits are kept; of more, none are
   everything that follows runs on slices of a chunk that stay in the processor's cache, in float32
   the backward pass computes a chunk again, unless there is only one, and turns it into its
@@ -29,6 +30,7 @@ from grpo.errors import RecipeError
 from grpo.families import body
 from grpo.kernels.head import normalize, pull_back_
 from grpo.kernels.layers import weight_gradient
+from grpo.pieces import piece
 from grpo.rollout.sampling import filtered_probs, make_plan
 from grpo.types import Sampling
 
@@ -37,6 +39,13 @@ if TYPE_CHECKING:
 
 CHUNK_ELEMENTS = 2**25  # logits of one chunk: 64 MiB in bfloat16, 128 MiB in float32
 KEPT_CHUNKS = 4  # up to so many are one, which is kept for the backward pass
+# On a card a chunk has a logit for each so many bytes of its memory. Kept logits are then at most
+# a sixteenth of the memory in float32 and half of that in bfloat16, and a chunk's two float32 work
+# copies a 32nd. That is 3,800 rows of 152,000 words on 139 GiB and 400 on 15 GiB, where a chunk for
+# a CPU has 220. The backward pass reads and writes the float32 gradient of the weight once a chunk,
+# 8 bytes for 2 operations a row: n rows do n / 4 operations a byte, and a card that does 200 in the
+# same time waits for its memory with 220 rows and for its arithmetic with 3,800.
+BYTES_TO_A_LOGIT = 256
 SLICE_ELEMENTS = 2**18  # for each thread; two float32 slices fill a level-2 cache of 2 MiB
 LEFT_OUT = -1e30  # a logit with probability 0; finite, so that 0 times its log-prob is 0
 
@@ -184,15 +193,16 @@ def token_surprise(
     return logp_N, entropy_N, variance_N
 
 
-def _chunk(rows: int, vocab: int) -> int:
+def _chunk(rows: int, vocab: int, device: torch.device) -> int:
     """Rows of a chunk."""
-    if rows * vocab <= KEPT_CHUNKS * CHUNK_ELEMENTS:
+    elements = piece(device, CHUNK_ELEMENTS, BYTES_TO_A_LOGIT)
+    if rows * vocab <= KEPT_CHUNKS * elements:
         return max(1, rows)
-    return max(1, CHUNK_ELEMENTS // vocab)
+    return max(1, elements // vocab)
 
 
 def _chunks(hidden: Tensor, targets: Tensor, vocab: int) -> list[tuple[Tensor, Tensor]]:
-    step = _chunk(len(hidden), vocab)
+    step = _chunk(len(hidden), vocab, hidden.device)
     return list(zip(hidden.split(step), targets.split(step), strict=True))
 
 
@@ -204,11 +214,11 @@ def _slices(
     The first two are the same memory every time, and may be overwritten.
     """
     rows, vocab = product_n_V.shape
-    size = rows
-    if product_n_V.device.type == "cpu":
-        size = min(rows, max(1, SLICE_ELEMENTS * torch.get_num_threads() // vocab))
+    device = product_n_V.device
+    elements = piece(device, SLICE_ELEMENTS * torch.get_num_threads(), BYTES_TO_A_LOGIT)
+    size = min(rows, max(1, elements // vocab))
     dtype = torch.float64 if product_n_V.dtype == torch.float64 else torch.float32
-    memory = torch.empty((2, size, vocab), dtype=dtype, device=product_n_V.device)
+    memory = torch.empty((2, size, vocab), dtype=dtype, device=device)
     for product, targets in zip(product_n_V.split(size), targets_n.split(size), strict=True):
         logits, spare = memory[:, : len(product)]
         logits.copy_(product)
@@ -285,7 +295,7 @@ class _TokenLogProbs(torch.autograd.Function):
         per_row = torch.stack([scale_N, entropy_N, of_logp, of_entropy])
         hidden_gradient: list[Tensor] = []
         of_weight = bias_gradient = None
-        step = _chunk(len(hidden), len(weight))
+        step = _chunk(len(hidden), len(weight), hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for (part, targets), rows in zip(
                 _chunks(hidden, targets_N, len(weight)), per_row.split(step, dim=1), strict=True

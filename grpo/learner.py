@@ -43,14 +43,22 @@ from grpo.batch import (
 )
 from grpo.canary import canary_logits, canary_logprob
 from grpo.casts import casts_kept
-from grpo.entropy import bonus_weights, top_entropy
+from grpo.entropy import chosen
 from grpo.errors import LearnerError
-from grpo.forward import can_share_prompts, check_model, completion_logprobs, completion_surprise
+from grpo.forward import (
+    Placed,
+    can_share_prompts,
+    check_model,
+    completion_logprobs,
+    completion_surprise,
+    place,
+)
 from grpo.learner_metrics import Sums
 from grpo.objective import find_objective
-from grpo.optimizers import check_sharding, make_optimizer
+from grpo.optimizers import check_sharding, learning_rate, make_optimizer
 from grpo.policy import (
     Policy,
+    add_up_embedding,
     blocks,
     checkpoint_activations,
     load_policy,
@@ -59,6 +67,7 @@ from grpo.policy import (
 )
 from grpo.saved import save_policy
 from grpo.token_losses import Clip, LossInputs, sampling_weights
+from grpo.transfer import to_device, to_host
 from grpo.types import Metrics, Row, Sampling, Version
 from grpo.weights import content_hash
 
@@ -73,29 +82,20 @@ T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def learning_rate(config: LearnerConfig, step: int) -> float:
-    """The rate of rollout batch `step` (from 0): linear warm-up, then the schedule down to 0."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    match config.lr_scheduler_type:
-        case "constant":
-            return config.learning_rate
-        case "linear":
-            return config.learning_rate * max(0.0, 1.0 - progress)
-        case "cosine":
-            return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Prepared:
     """A micro-batch with what is computed once per rollout batch."""
 
-    batch: MicroBatch
+    placed: Placed
     logp_old: Tensor | None = None
     logp_ref: Tensor | None = None
     high_entropy: Tensor | None = None
     entropy_weights: Tensor | None = None
+
+    @property
+    def batch(self) -> MicroBatch:
+        """The same on the host."""
+        return self.placed.batch
 
 
 class TorchLearner:
@@ -159,6 +159,7 @@ class TorchLearner:
         else:
             self.model = load_policy(model)
         nn.Module.to(self.model, self.device)
+        add_up_embedding(self.model)
         check_model(self.model)
         self.share_prompts = config.share_prompts and can_share_prompts(self.model)
         if config.gradient_checkpointing:
@@ -199,10 +200,8 @@ class TorchLearner:
         rate = learning_rate(self.config, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        parts = [
-            [rows[i] for i in part]
-            for part in split_minibatches(rows, self.algorithm.num_minibatches)
-        ]
+        split = split_minibatches(rows, self.algorithm.num_minibatches)
+        parts = [[rows[i] for i in part] for part in split]
         updates = self.algorithm.num_iterations * len(parts)
         prepared = [self._prepare(part, recompute=updates > 1) for part in parts]
         sums = Sums()
@@ -223,9 +222,11 @@ class TorchLearner:
         if taken:
             self._version = None
         finite = [n for n in norms if math.isfinite(n)]
+        metrics = sums.metrics(self.ranks, max(1, len(norms)))
+        # Read first: on a card that is when the last optimizer step is known to be over.
         seconds = time.perf_counter() - started
         return {
-            **sums.metrics(self.ranks, max(1, len(norms))),
+            **metrics,
             "grad_norm": sum(finite) / max(1, len(finite)),
             "learning_rate": rate,
             "optimizer_steps": float(taken),
@@ -244,26 +245,24 @@ class TorchLearner:
         batches, total = self._cut_evenly(rows)
         if self.objective.per_micro_batch:
             batches = [replace(b, weights=equal_weights(b.weights, total)) for b in batches]
-        objective, selects = self.objective, self.objective.top_entropy_quantile < 1.0
+        placed = [place(batch, self.device) for batch in batches]
+        selects = self.objective.top_entropy_quantile < 1.0
         scored = [
-            self._no_grad(lambda m, b=batch: self._scored(m, b, selects))
-            for batch in batches
+            self._no_grad(lambda m, p=part: self._scored(m, p, selects))
+            for part in placed
             if recompute or selects
         ]
-        acting = [torch.from_numpy(b.weights != 0).to(self.device).float() for b in batches]
-        if selects:
-            entropies = [e for _, e in scored if e is not None]
-            acting = top_entropy(entropies, acting, objective.top_entropy_quantile, self.gather)
-        bonus = bonus_weights(acting, self.gather) if objective.entropy_coef else []
+        entropies = to_host(*(e for _, e in scored if e is not None))
+        there = to_device(self.device, **chosen(batches, entropies, self.objective, self.gather))
         return [
             _Prepared(
-                batch=batch,
+                placed=part,
                 logp_old=scored[i][0] if recompute else None,
-                logp_ref=self._reference(batch) if self.algorithm.beta > 0 else None,
-                high_entropy=acting[i] if selects else None,
-                entropy_weights=bonus[i] if bonus else None,
+                logp_ref=self._reference(part) if self.algorithm.beta > 0 else None,
+                high_entropy=there.get(f"high_entropy {i}"),
+                entropy_weights=there.get(f"entropy_weights {i}"),
             )
-            for i, batch in enumerate(batches)
+            for i, part in enumerate(placed)
         ]
 
     def _cut(self, rows: Sequence[Row]) -> list[MicroBatch]:
@@ -280,12 +279,8 @@ class TorchLearner:
         missing = max(counts) - len(batches)
         if missing:
             filler = batches[-1] if batches else self._cut([EMPTY_ROW])[0]
-            filler = replace(
-                filler,
-                weights=np.zeros_like(filler.weights),
-                advantages=np.zeros_like(filler.advantages),
-                rows=(),
-            )
+            nothing = np.zeros_like(filler.weights)
+            filler = replace(filler, weights=nothing, advantages=nothing, rows=())
             batches += [filler] * missing
         return batches, sum(counts)
 
@@ -299,17 +294,18 @@ class TorchLearner:
         return found
 
     def _scored(
-        self, model: PreTrainedModel, batch: MicroBatch, want_entropy: bool = False
+        self, model: PreTrainedModel, placed: Placed, want_entropy: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        temperature = self._temperature(batch)
-        return completion_logprobs(model, batch, temperature, want_entropy, self.truncation)
+        temperature = self._temperature(placed.batch)
+        return completion_logprobs(model, placed, temperature, want_entropy, self.truncation)
 
     def _temperature(self, batch: MicroBatch) -> float:
         return self.temperature if batch.temperature is None else batch.temperature
 
-    def _reference(self, batch: MicroBatch) -> Tensor:
+    def _reference(self, placed: Placed) -> Tensor:
         def score(model: PreTrainedModel) -> Tensor:
-            return completion_logprobs(model, batch, self._temperature(batch), False)[0]
+            temperature = self._temperature(placed.batch)
+            return completion_logprobs(model, placed, temperature, False)[0]
 
         if self.ref is not None:
             return self._no_grad(score, self.ref)
@@ -323,35 +319,34 @@ class TorchLearner:
 
     def loss(self, prepared: _Prepared) -> tuple[Tensor, LossInputs, dict[str, Tensor]]:
         """The loss of one micro-batch, what it was computed from, and per-token quantities."""
-        batch = prepared.batch
+        placed = prepared.placed
 
         def score(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-            return self._scored(model, batch, True)
+            return self._scored(model, placed, True)
 
         with self._autocast():
             logp, entropy = self.policy(score)
 
-        def tensor(array: np.ndarray) -> Tensor:
-            return torch.from_numpy(array).to(self.device)
-
         logp_old = logp.detach() if prepared.logp_old is None else prepared.logp_old
-        logp_sampler, completions = tensor(batch.logprobs), tensor(batch.completions)
+        num_completions = int(placed.batch.completions.max(initial=-1)) + 1
         correction = sampling_weights(
             logp_old,
-            logp_sampler,
-            completions,
+            placed.logprobs,
+            placed.completions,
             self.algorithm.sampling_correction,
             self.algorithm.sampling_correction_cap,
+            num_completions,
         )
         inputs = LossInputs(
             logp=logp,
             logp_old=logp_old,
-            logp_sampler=logp_sampler,
+            logp_sampler=placed.logprobs,
             logp_ref=prepared.logp_ref,
-            advantages=tensor(batch.advantages),
-            weights=tensor(batch.weights),
+            advantages=placed.advantages,
+            weights=placed.weights,
             entropy=entropy,
-            completions=completions,
+            completions=placed.completions,
+            num_completions=num_completions,
             correction=correction,
             high_entropy=prepared.high_entropy,
             entropy_weights=prepared.entropy_weights,
@@ -378,7 +373,8 @@ class TorchLearner:
                         # Data-parallel wrappers average gradients over ranks; the weights are
                         # already global, so the sum is wanted.
                         self.scaler.scale(loss * self.num_ranks).backward()
-                sums.add(loss, inputs, metrics, sampled)
+                tokens = int(np.count_nonzero(prepared.batch.weights))
+                sums.add(loss, inputs, metrics, tokens=tokens, sampled=sampled)
         self.scaler.unscale_(self.optimizer)
         limit = self.config.max_grad_norm or math.inf
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -395,12 +391,13 @@ class TorchLearner:
 
     def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """The policy's log-probs of each row's tokens, float32 [T]; NaN where not trained on."""
+
+        def score(model: PreTrainedModel, placed: Placed) -> Tensor:
+            return self._scored(model, placed)[0].float()
+
         found = [np.full(len(row.ids), np.nan, dtype=np.float32) for row in rows]
-        for batch in self._cut_evenly(rows)[0]:
-            logp, _ = self._no_grad(lambda model, b=batch: self._scored(model, b))
-            logp_N = logp.float().cpu().numpy()
-            for place, index in enumerate(batch.rows):
-                found[index][rows[index].mask] = logp_N[batch.completions == place]
+        for row, whole, trained in zip(rows, found, self._by_row(rows, score), strict=True):
+            whole[row.mask] = trained
         return found
 
     def surprise(self, rows: Sequence[Row]) -> np.ndarray:
@@ -409,17 +406,27 @@ class TorchLearner:
         The policy's log-prob, the entropy it was drawn at and the variance of -log p there; see
         `forward.completion_surprise`.
         """
-        found = [np.zeros((3, int(row.mask.sum()))) for row in rows]
-        for batch in self._cut_evenly(rows)[0]:
-            parts = self._no_grad(
-                lambda model, b=batch: completion_surprise(
-                    model, b, self._temperature(b), self.truncation
-                )
-            )
-            parts_3_N = torch.stack([p.double() for p in parts]).cpu().numpy()
-            for place, index in enumerate(batch.rows):
-                found[index] = parts_3_N[:, batch.completions == place]
+
+        def score(model: PreTrainedModel, placed: Placed) -> Tensor:
+            temperature = self._temperature(placed.batch)
+            parts = completion_surprise(model, placed, temperature, self.truncation)
+            return torch.stack([p.double() for p in parts])
+
+        found = self._by_row(rows, score)
         return np.concatenate(found, axis=1) if found else np.zeros((3, 0))
+
+    def _by_row(
+        self, rows: Sequence[Row], score: Callable[[PreTrainedModel, Placed], Tensor]
+    ) -> list[np.ndarray]:
+        """Scores [..., N] of micro-batches as those of each row; all come in one copy."""
+        batches = self._cut_evenly(rows)[0]
+        placed = [place(batch, self.device) for batch in batches]
+        scores = to_host(*(self._no_grad(lambda m, p=part: score(m, p)) for part in placed))
+        found: dict[int, np.ndarray] = {}
+        for batch, score_N in zip(batches, scores, strict=True):
+            for number, index in enumerate(batch.rows):
+                found[index] = score_N[..., batch.completions == number]
+        return [found[index] for index in range(len(rows))]
 
     # -- weights and state ------------------------------------------------------------------
 

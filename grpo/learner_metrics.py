@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from grpo.token_losses import LossInputs
+from grpo.transfer import to_host
 from grpo.types import Metrics
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ LARGEST_RATIO = 10.0
 
 
 class Sums:
-    """Running sums over micro-batches, kept on the device: one transfer per rollout batch."""
+    """Sums over each micro-batch, kept on the device: all are read in one copy a rollout batch."""
 
     def __init__(self) -> None:
         self.loss: list[Tensor] = []
@@ -34,18 +34,27 @@ class Sums:
         self.squares: list[Tensor] = []
 
     def add(
-        self, loss: Tensor, inputs: LossInputs, metrics: dict[str, Tensor], sampled: bool
+        self,
+        loss: Tensor,
+        inputs: LossInputs,
+        metrics: dict[str, Tensor],
+        *,
+        tokens: int,
+        sampled: bool,
     ) -> None:
-        """Add one micro-batch; `sampled`: its old log-probs are still to be compared."""
+        """Add one micro-batch of so many tokens that weigh something.
+
+        `sampled`: its old log-probs are still to be compared.
+        """
         real = (inputs.weights != 0).to(inputs.weights.dtype)
         self.loss.append(loss.detach())
-        self.tokens += int(real.sum())
+        self.tokens += tokens
         for name, values in metrics.items():
             self.sums.setdefault(name, []).append((values * real).sum())
         if sampled:
             signed = inputs.logp_old.detach() - inputs.logp_sampler
             difference = signed.abs() * real
-            self.sampled_tokens += int(real.sum())
+            self.sampled_tokens += tokens
             self.differences.append(difference.sum())
             ratio = torch.exp(signed.clamp(max=math.log(LARGEST_RATIO))) * real
             self.ratios.append(ratio.sum())
@@ -57,25 +66,23 @@ class Sums:
         if not self.loss:  # on any rank: all have the same number of micro-batches
             return {"loss": 0.0}
         names = sorted(self.sums)
-
-        def total(values: Iterable[Tensor]) -> float:
-            return float(sum(float(v) for v in values))
-
-        local = torch.tensor(
-            [
-                total(self.loss),
-                self.tokens,
-                self.sampled_tokens,
-                total(self.differences),
-                total(self.ratios),
-                total(self.squares),
-                *(total(self.sums[name]) for name in names),
-            ],
-            dtype=torch.float64 if ranks.device.type != "mps" else torch.float32,
-            device=ranks.device,
+        parts = [self.loss, self.differences, self.ratios, self.squares, self.largest]
+        parts += [self.sums[name] for name in names]
+        read = iter(to_host(*(value for part in parts for value in part)))
+        loss, differences, ratios, squares, largest, *rest = (
+            [float(next(read)) for _ in part] for part in parts
         )
-        loss, tokens, sampled, difference, ratios, squares, *rest = ranks.sum(local).tolist()
-        largest = max(ranks.gather([max(map(float, self.largest), default=0.0)]))
+        local = [
+            sum(loss),
+            float(self.tokens),
+            float(self.sampled_tokens),
+            sum(differences),
+            sum(ratios),
+            sum(squares),
+            *map(sum, rest),
+        ]
+        loss, tokens, sampled, difference, ratios, squares, *rest = _summed(local, ranks)
+        largest = max(ranks.gather([max(largest, default=0.0)]))
         means = {n: s / max(tokens, 1) for n, s in zip(names, rest, strict=True)}
         return {
             "loss": loss / steps,
@@ -85,3 +92,11 @@ class Sums:
             "sampling/sampling_logp_difference/mean": difference / max(sampled, 1),
             "sampling/sampling_logp_difference/max": largest,
         }
+
+
+def _summed(values: list[float], ranks: Ranks) -> list[float]:
+    """The sums over ranks; of one alone they do not travel."""
+    if ranks.count == 1:
+        return values
+    wide = torch.float64 if ranks.device.type != "mps" else torch.float32
+    return ranks.sum(torch.tensor(values, dtype=wide, device=ranks.device)).tolist()

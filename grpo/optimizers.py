@@ -1,13 +1,20 @@
-"""Optimizers of the learner by TRL's names: AdamW, and bitsandbytes' versions with small states."""
+"""Optimizers of the learner by TRL's names: AdamW, and bitsandbytes' versions with small states.
+
+And the learning rate of a step.
+"""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from grpo.errors import RecipeError
+
+if TYPE_CHECKING:
+    from grpo.schema import Learner as LearnerConfig
 
 # 8 bits: moments in blocks of 256 with a scale each (Dettmers et al. 2022, 2110.02861); tensors of
 # fewer than 4,096 numbers stay in 32. Paged: a GPU moves moments to main memory under pressure.
@@ -48,3 +55,17 @@ def check_sharding(quantization: str, optim: str) -> None:
             f"model.quantization = {quantization!r} and learner.optim = {optim!r} keep tensors "
             "that FSDP2 cannot shard; valid there: none, adamw_torch"
         )
+
+
+def learning_rate(config: LearnerConfig, step: int) -> float:
+    """The rate of rollout batch `step` (from 0): linear warm-up, then the schedule down to 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    match config.lr_scheduler_type:
+        case "constant":
+            return config.learning_rate
+        case "linear":
+            return config.learning_rate * max(0.0, 1.0 - progress)
+        case "cosine":
+            return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

@@ -45,16 +45,19 @@ def load_policy(
     )
     disable_dropout(loaded)
     fuse_layers(loaded)
-    _add_up_embedding(loaded)
     return loaded.eval()
 
 
-def _add_up_embedding(model: PreTrainedModel) -> None:
+def add_up_embedding(model: PreTrainedModel) -> None:
     """Where it is the head as well, add the embedding's gradient to the head's row by row.
 
     Otherwise a second tensor of the weight's size is made for each micro-batch. Not with several
-    ranks: data-parallel wrappers would expect the sum to be sparse.
+    ranks: data-parallel wrappers would expect the sum to be sparse. And on a CPU only: a card adds
+    rows up in whatever order its threads arrive (`index_add_` in `SparseCUDATensorMath.cu`), so
+    that a seed gives another model each time, and with a padding token it waits for a mask.
     """
+    if model.device.type != "cpu":
+        return
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head is not None and getattr(embedding, "weight", None) is head.weight
     if type(embedding) is nn.Embedding and tied and not torch.distributed.is_initialized():

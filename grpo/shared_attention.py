@@ -29,7 +29,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -44,15 +44,20 @@ from transformers.masking_utils import sdpa_mask
 
 from grpo.batch import Pack
 from grpo.flex_attention import attend_in_blocks, make_blocks, uses_flex
-from grpo.kernels.door import at
+from grpo.kernels.attention import SUFFIXES, call, has_tiles
 from grpo.kernels.native import library
+from grpo.pieces import piece
+from grpo.transfer import to_device
 
+Members = list[tuple[np.ndarray, np.ndarray]]  # places of queries and of the keys they attend to
 IMPLEMENTATION = "grpo_shared"  # the name in `config._attn_implementation`
 SOURCE = Path(__file__).parent / "kernels" / "attention.cpp"
 # Up to here the compiled forward pass without tiles is faster than PyTorch's flash kernel.
 FEW_KEYS = 256
-SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-TILE_ELEMENTS = 2**21  # scores that exist at a time in the backward pass
+TILE_ELEMENTS = 2**21  # scores that exist at a time in the backward pass, on a CPU
+# On a card one for each so many bytes of its memory: with what is made of it a score takes about
+# 16 bytes, so all of them a sixteenth.
+BYTES_TO_A_SCORE = 256
 SLACK = 0.75  # completions shorter than this part of a batch's longest go into another batch
 
 
@@ -61,24 +66,29 @@ class Job:
     """B attentions of equal size; indices are flat positions of tokens.
 
     Queries beyond an item's own are copies of some token: computed, and then left out by `real`.
+    `kept` says the same in places: how many a mask leaves, the host would have to wait for.
     """
 
     queries: Tensor  # int64 [B, S]
     keys: Tensor  # int64 [B, K]
     real: Tensor | None  # bool [B, S]; None: all
     causal: bool
+    kept: Tensor | None = None  # int64 [n], the places in B * S where `real` is; None: all
 
     def split(self, heads: int) -> Iterator[Job]:
-        """The same in tiles of queries whose scores over `heads` fit into `TILE_ELEMENTS`."""
+        """The same in tiles of queries whose scores over `heads` are no more than a piece.
+
+        A tile has no `kept`: what is computed of it is put together before anything is left out.
+        """
         B, S = self.queries.shape
         K = self.keys.shape[1]
-        many = max(1, TILE_ELEMENTS // (heads * S * K))
+        tile = piece(self.queries.device, TILE_ELEMENTS, BYTES_TO_A_SCORE)
+        many = max(1, tile // (heads * S * K))
         for first in range(0, B, many):
             part = slice(first, first + many)
             real = None if self.real is None else self.real[part]
-            yield Job(
-                queries=self.queries[part], keys=self.keys[part], real=real, causal=self.causal
-            )
+            queries, keys = self.queries[part], self.keys[part]
+            yield replace(self, queries=queries, keys=keys, real=real, kept=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,28 +104,39 @@ class Layout:
     longest: int  # keys that some token attends to
     end: int  # tokens of the row
 
-    @cached_property
+    @property
+    def compiled(self) -> tuple[Tensor, Tensor, int]:
+        """What the compiled kernels are told of it."""
+        return self.packs, self.completions, self.end
+
+    @property
     def jobs(self) -> tuple[Job, ...]:
         """The same without kernels: prompts, and completions to themselves."""
+        return self._all_jobs[0]
+
+    @property
+    def cross(self) -> tuple[Job, ...]:
+        """Completions to the prompt they share."""
+        return self._all_jobs[1]
+
+    @cached_property
+    def _all_jobs(self) -> tuple[tuple[Job, ...], tuple[Job, ...]]:
+        """Both, which are one copy to the device."""
         sequences: list[np.ndarray] = []
+        crossing: list[tuple[np.ndarray, np.ndarray]] = []
         for pack in self.source:
             prompt, spans = _places(pack)
             if len(pack.completions) == 1:  # one causal sequence
                 sequences.append(np.concatenate([prompt, *spans]))
             else:
                 sequences += [prompt, *spans]
-        batches = _batched([(s, s[:0]) for s in sequences])
-        return tuple(_job(members, True, self.device) for members in batches)
-
-    @cached_property
-    def cross(self) -> tuple[Job, ...]:
-        """Completions to the prompt they share."""
-        crossing: list[tuple[np.ndarray, np.ndarray]] = []
-        for pack in self.source:
-            prompt, spans = _places(pack)
-            if len(pack.completions) > 1 and spans:
-                crossing.append((np.concatenate(spans), prompt))
-        return tuple(_job(members, False, self.device) for members in _batched(crossing))
+                if spans:
+                    crossing.append((np.concatenate(spans), prompt))
+        own = _batched([(s, s[:0]) for s in sequences])
+        made = _jobs(
+            [(m, True) for m in own] + [(m, False) for m in _batched(crossing)], self.device
+        )
+        return tuple(made[: len(own)]), tuple(made[len(own) :])
 
     @cached_property
     def blocks(self) -> BlockMask:
@@ -151,25 +172,36 @@ def _places(pack: Pack) -> tuple[np.ndarray, list[np.ndarray]]:
     return np.arange(pack.start, pack.start + pack.prompt), spans
 
 
-def _job(members: list[tuple[np.ndarray, np.ndarray]], causal: bool, device: torch.device) -> Job:
-    S = max(len(queries) for queries, _ in members)
-    padded = [np.pad(queries, (0, S - len(queries)), mode="edge") for queries, _ in members]
-    lengths = np.array([len(queries) for queries, _ in members])
-    indices = torch.from_numpy(np.stack(padded)).to(device)
-    real = None
-    if (lengths < S).any():
-        real = torch.from_numpy(np.arange(S) < lengths[:, None]).to(device)
-    keys = indices
-    if not causal:
-        keys = torch.from_numpy(np.stack([prompt for _, prompt in members])).to(device)
-    return Job(queries=indices, keys=keys, real=real, causal=causal)
+def _jobs(batches: list[tuple[Members, bool]], device: torch.device) -> list[Job]:
+    """A job of each batch; `True`: causal, its queries are its keys."""
+    arrays: dict[str, np.ndarray] = {}
+    for number, (members, causal) in enumerate(batches):
+        lengths = np.array([len(queries) for queries, _ in members])
+        S = lengths.max()
+        arrays[f"queries {number}"] = np.stack(
+            [np.pad(queries, (0, S - len(queries)), mode="edge") for queries, _ in members]
+        )
+        if not causal:
+            arrays[f"keys {number}"] = np.stack([prompt for _, prompt in members])
+        if (lengths < S).any():
+            real = np.arange(S) < lengths[:, None]
+            arrays[f"real {number}"], arrays[f"kept {number}"] = real, np.flatnonzero(real)
+    there = to_device(device, **arrays)
+    return [
+        Job(
+            queries=there[f"queries {number}"],
+            keys=there[f"queries {number}" if causal else f"keys {number}"],
+            real=there.get(f"real {number}"),
+            kept=there.get(f"kept {number}"),
+            causal=causal,
+        )
+        for number, (_, causal) in enumerate(batches)
+    ]
 
 
-def _batched(
-    pairs: list[tuple[np.ndarray, np.ndarray]],
-) -> list[list[tuple[np.ndarray, np.ndarray]]]:
+def _batched(pairs: Members) -> list[Members]:
     """(queries, keys) in lists of equal numbers of keys and similar numbers of queries."""
-    batches: list[list[tuple[np.ndarray, np.ndarray]]] = []
+    batches: list[Members] = []
     for pair in sorted(pairs, key=lambda p: (-len(p[1]), -len(p[0]))):
         first = batches[-1][0] if batches else None
         if (
@@ -257,17 +289,17 @@ def attend(
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     norm = torch.empty((N, H), dtype=wide, device=query.device)
     kernels = _kernels(query, key, value)
-    if kernels is not None and (layout.longest <= FEW_KEYS or _has_tiles(kernels, query.dtype)):
-        _call(kernels, "attend", [(query, key, value, out)], norm, layout, scale)
+    if kernels is not None and (layout.longest <= FEW_KEYS or has_tiles(kernels, query.dtype)):
+        call(kernels, "attend", [(query, key, value, out)], norm, layout.compiled, scale)
         return out, norm
     for job in layout.jobs:
         found, own = _attend(job, query, key, value, scale)
-        places = _flat(job.queries, job.real)
-        out[places], norm[places] = _flat(found, job.real), _flat(own, job.real)
+        places = _flat(job.queries, job.kept)
+        out[places], norm[places] = _flat(found, job.kept), _flat(own, job.kept)
     for job in layout.cross:
         found, own = _attend(job, query, key, value, scale)
-        places = _flat(job.queries, job.real)
-        found, own = _flat(found, job.real), _flat(own, job.real)
+        places = _flat(job.queries, job.kept)
+        found, own = _flat(found, job.kept), _flat(own, job.kept)
         before = norm[places]
         total = torch.logaddexp(before, own)
         merged = out[places] * (before - total).exp_()[..., None]
@@ -291,7 +323,7 @@ def attend_backward(
     gradients = (*places, of_out.contiguous())
     kernels = _kernels(query, key, value, out, *gradients)
     if kernels is not None:
-        _call(kernels, "attend_backward", (saved[:4], gradients), norm, layout, scale)
+        call(kernels, "attend_backward", (saved[:4], gradients), norm, layout.compiled, scale)
         return
     delta = (of_out * out).sum(-1, dtype=norm.dtype)
     totals = [torch.zeros(t.shape, dtype=norm.dtype, device=t.device) for t in saved[:3]]
@@ -312,72 +344,10 @@ def _kernels(*tensors: Tensor) -> ctypes.CDLL | None:
     return library(SOURCE) if known else None
 
 
-def _has_tiles(kernels: ctypes.CDLL, dtype: torch.dtype) -> bool:
-    """Whether the kernels for this type work with the processor's matrix tiles."""
-    return dtype is torch.bfloat16 and bool(kernels.has_tiles())
-
-
-def _call(
-    kernels: ctypes.CDLL,
-    name: str,
-    tensors: Sequence[Sequence[Tensor]],
-    norm: Tensor,
-    layout: Layout,
-    scale: float,
-) -> None:
-    """`tensors`: queries, keys, values and outputs, and likewise their gradients."""
-    query, key = tensors[0][:2]
-    N, H, D = query.shape
-    K = key.shape[1]
-    # types and strides are as `_kernels` found them, which does not compare sizes
-    sizes = [(N, H, D), (N, K, D), (N, K, D), (N, H, D)]
-    if any([tuple(t.shape) for t in group] != sizes for group in tensors) or H % K:
-        shapes = [tuple(t.shape) for group in tensors for t in group]
-        raise ValueError(f"queries, keys, values and outputs do not belong together: {shapes}")
-    if layout.end > N:
-        raise ValueError(f"a layout of {layout.end} tokens is not one of {N}")
-    wide = at("normalizers", norm, torch.float32, (N, H))
-    packs, completions = len(layout.packs), len(layout.completions)
-    how = _Layout(
-        packs=at("packs", layout.packs, torch.int64, (packs, 4)),
-        completions=at("completions", layout.completions, torch.int64, (completions, 2)),
-        count=len(layout.packs),
-        heads=query.shape[1],
-        key_heads=key.shape[1],
-        dim=query.shape[2],
-        threads=torch.get_num_threads(),
-        scale=scale,
-    )
-    heads = [_heads(group) for group in tensors]
-    function = getattr(kernels, f"{name}_{SUFFIXES[query.dtype]}")
-    function(*heads, ctypes.c_void_p(wide), ctypes.byref(how))
-
-
-class _Heads(ctypes.Structure):
-    """`Heads` of attention.h."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64))
-
-
-class _Layout(ctypes.Structure):
-    """`Layout` of attention.h."""
-
-    _fields_ = (
-        ("packs", ctypes.c_void_p),
-        ("completions", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("count", "heads", "key_heads", "dim", "threads")),
-        ("scale", ctypes.c_float),
-    )
-
-
-def _heads(tensors: Sequence[Tensor]) -> ctypes.Array[_Heads]:
-    """`Tensors` of attention.h."""
-    return (_Heads * len(tensors))(*((t.data_ptr(), t.stride(0)) for t in tensors))
-
-
-def _flat(values_B_S: Tensor, real: Tensor | None) -> Tensor:
+def _flat(values_B_S: Tensor, kept: Tensor | None) -> Tensor:
     """[B, S, ...] -> [n, ...] without what is only there to fill up."""
-    return values_B_S.flatten(0, 1) if real is None else values_B_S[real]
+    flat = values_B_S.flatten(0, 1)
+    return flat if kept is None else flat[kept]
 
 
 def _folded(values: Tensor, keys: int) -> Tensor:

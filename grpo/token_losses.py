@@ -44,13 +44,14 @@ class LossInputs:
     correction: Tensor | None = None  # importance weights for the sampler's errors; None: 1
     high_entropy: Tensor | None = None  # 1 for tokens the policy term keeps, else 0; None: all kept
     entropy_weights: Tensor | None = None  # of the entropy bonus; they add up to 1 over the step
+    num_completions: int | None = None  # above all of `completions`; None: read, a wait for a GPU
     importance_sampling_level: Level = "token"
 
     def ratio(self) -> Tensor:
         """pi / pi_old [N] of the token, or the geometric mean over its completion (GSPO)."""
         log_ratio = self.logp - self.logp_old
         if self.importance_sampling_level == "sequence":
-            log_ratio = completion_means(log_ratio, self.completions)
+            log_ratio = completion_means(log_ratio, self.completions, self.num_completions)
         return torch.exp(log_ratio)
 
 
@@ -69,21 +70,35 @@ class Clip:
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
 
-def completion_sums(values_N: Tensor, completions_N: Tensor) -> Tensor:
-    """The sum of `values_N` over the completion each token belongs to, given to each token [N]."""
-    size = int(completions_N.max()) + 1 if len(completions_N) else 0
+def completion_sums(
+    values_N: Tensor, completions_N: Tensor, num_completions: int | None = None
+) -> Tensor:
+    """The sum of `values_N` over the completion each token belongs to, given to each token [N].
+
+    `num_completions` is above all of `completions_N`; None: read from there.
+    """
+    size = num_completions
+    if size is None:
+        size = int(completions_N.max()) + 1 if len(completions_N) else 0
     sums_size_1 = sums_at(values_N, completions_N, size)[:, None]
     return rows_at(sums_size_1, completions_N)[:, 0]
 
 
-def completion_means(values_N: Tensor, completions_N: Tensor) -> Tensor:
+def completion_means(
+    values_N: Tensor, completions_N: Tensor, num_completions: int | None = None
+) -> Tensor:
     """The mean of `values_N` over the completion each token belongs to, given to each token [N]."""
-    counts_N = completion_sums(torch.ones_like(values_N), completions_N)
-    return completion_sums(values_N, completions_N) / counts_N
+    counts_N = completion_sums(torch.ones_like(values_N), completions_N, num_completions)
+    return completion_sums(values_N, completions_N, num_completions) / counts_N
 
 
 def sampling_weights(
-    logp_old: Tensor, logp_sampler: Tensor, completions_N: Tensor, mode: str, cap: float
+    logp_old: Tensor,
+    logp_sampler: Tensor,
+    completions_N: Tensor,
+    mode: str,
+    cap: float,
+    num_completions: int | None = None,
 ) -> Tensor:
     """Importance weights [N] of tokens that were drawn from another distribution than assumed.
 
@@ -96,7 +111,7 @@ def sampling_weights(
     level, _, what = mode.partition("_")
     difference = logp_old - logp_sampler
     if level == "sequence":
-        difference = completion_sums(difference, completions_N)
+        difference = completion_sums(difference, completions_N, num_completions)
     ratio = torch.exp(difference)
     return ratio.clamp(max=cap) if what == "truncate" else ratio.masked_fill(ratio > cap, 0.0)
 
@@ -108,7 +123,9 @@ def off_policy_mask(inputs: LossInputs, threshold: float) -> Tensor:
     nats per token. Such completions push hard on what the policy would no longer write
     (DeepSeek-V3.2, 2512.02556, equation 9; TRL's `off_policy_mask_threshold`).
     """
-    drift = completion_means(inputs.logp_sampler - inputs.logp.detach(), inputs.completions)
+    drift = completion_means(
+        inputs.logp_sampler - inputs.logp.detach(), inputs.completions, inputs.num_completions
+    )
     return ((inputs.advantages >= 0) | (drift <= threshold)).to(inputs.logp.dtype)
 
 
@@ -218,7 +235,8 @@ def vespo(
         terms = (inputs.logp - inputs.logp_old).clamp(-20.0, 20.0)
         if inputs.correction is not None:
             terms = terms + torch.log(inputs.correction).clamp(smallest, 20.0)
-        log_w = completion_sums(terms, inputs.completions).clamp(smallest, 20.0)
+        sums = completion_sums(terms, inputs.completions, inputs.num_completions)
+        log_w = sums.clamp(smallest, 20.0)
         good = inputs.advantages >= 0
         k = torch.where(good, vespo_k_pos, vespo_k_neg).to(log_w.dtype)
         decay = torch.where(good, vespo_lambda_pos, vespo_lambda_neg).to(log_w.dtype)

@@ -113,7 +113,7 @@ class FusedDecoder:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         groups = self.cache.open(rows, [len(p) for p in prompts])
-        return in_passes(self._read, prompts, groups)
+        return in_passes(self._read, prompts, groups, self.embed.weight.device)
 
     def _read(self, prompts: Sequence[Sequence[int]], groups: Sequence[int]) -> Tensor:
         """Logits [B, V] after `prompts`, which become those of `groups`."""
@@ -136,8 +136,9 @@ class FusedDecoder:
         return self.head(x[last], self.norm)
 
     @torch.inference_mode()
-    def copy(self, source: int, target: Sequence[int], length: int) -> None:
-        self.cache.share(source, target)
+    def copy(self, source: Sequence[int], target: Sequence[int], lengths: Sequence[int]) -> None:
+        for row in dict.fromkeys(source):
+            self.cache.share(row, [t for s, t in zip(source, target, strict=True) if s == row])
 
     @torch.inference_mode()
     def compact(self, moves: Sequence[tuple[int, int]], count: int, length: int) -> None:

@@ -26,6 +26,7 @@ from grpo.rollout.decoding import completion_text, cut
 from grpo.rollout.rows import Job, Rows
 from grpo.rollout.sampling import Plan, make_plan, sample, uniforms, workspace
 from grpo.rollout.weights import copy_weights, own_weights, private_copy, resident_hash
+from grpo.transfer import to_host
 from grpo.types import Ack, Completion, EngineSpec, FinishReason, Metrics, Request, Segment, Version
 
 _STOP_MARGIN = 8  # tokens decoded beyond the stop string's bytes: some tokens have no text
@@ -284,7 +285,7 @@ class TorchEngine:
         """
         rows = self._rows
         unread: dict[int, Job] = {}
-        copies: list[tuple[Job, int, list[int]]] = []
+        copies: list[tuple[int, int, int]] = []  # from row, to row, tokens
         while self._queue and rows.count < rows.capacity:
             job = self._queue[0]
             homes = (r for r, owner in enumerate(rows.owners) if owner.job is job)
@@ -295,9 +296,8 @@ class TorchEngine:
             start = rows.count
             while job.waiting and rows.count < rows.capacity:
                 rows.set(rows.count, job, job.waiting.popleft(), self.version)
-            targets = [r for r in range(start, rows.count) if r != home]
-            if targets:
-                copies.append((job, home, targets))
+            length = len(job.request.ids)
+            copies += [(home, r, length) for r in range(start, rows.count) if r != home]
             if not job.waiting:
                 self._queue.popleft()
             if self._decoder.lockstep:
@@ -308,8 +308,8 @@ class TorchEngine:
             logits = self._decoder.prefill(prompts, list(unread))
             for job, first in zip(unread.values(), logits, strict=True):
                 job.first = first
-        for job, home, targets in copies:
-            self._decoder.copy(home, targets, len(job.request.ids))
+        if copies:
+            self._decoder.copy(*zip(*copies, strict=True))
 
     # Decoding
 
@@ -345,8 +345,9 @@ class TorchEngine:
             if self._room is None or self._room.shape[1] < len(logits):
                 self._room = workspace(logits)
             tokens, logprobs, raw = sample(logits, noise, plan, self._room)
-        drawn = tokens.cpu().numpy()
-        rows.append(at, drawn, logprobs.cpu().numpy(), None if raw is None else raw.cpu().numpy())
+        # One copy, as each is a wait for the device.
+        drawn, *found = to_host(tokens, logprobs, *([] if raw is None else [raw]))
+        rows.append(at, drawn, found[0], None if raw is None else found[-1])
         stopped = (rows.eos[at] == drawn[:, None]).any(1)
         full = rows.made[at] >= rows.limit[at]
         ended: dict[int, FinishReason] = {
@@ -354,12 +355,11 @@ class TorchEngine:
             for r, s in zip(at[stopped | full], stopped[stopped | full], strict=True)
         }
         texts: dict[int, str] = {}
-        for row, ending in zip(at, stopped, strict=True):
-            # An eos ends a completion before its text is looked at.
-            if rows.owners[row].job.request.sampling.stop and not ending:
-                text = self._stopped(int(row))
-                if text is not None:
-                    ended[int(row)], texts[int(row)] = "stop", text
+        # An eos ends a completion before its text is looked at.
+        for row in map(int, at[rows.reads[at] & ~stopped]):
+            text = self._stopped(row)
+            if text is not None:
+                ended[row], texts[row] = "stop", text
         if ended:
             self._finish(ended, texts)
 

@@ -26,7 +26,7 @@ from safetensors.numpy import save
 from torch import Tensor
 
 from grpo.batch import micro_batches
-from grpo.forward import completion_logprobs
+from grpo.forward import completion_logprobs, place
 from grpo.head import check_head
 from grpo.schema import SLM
 from grpo.stages.rows import TokenRow
@@ -155,8 +155,8 @@ def _with_reference(collate: Any) -> Callable[[list[dict[str, Any]]], dict[str, 
         if len(rows) != len(batch["labels"]):  # laid end to end
             rows = [torch.cat(rows)]
         laid = torch.zeros(batch["labels"].shape, dtype=torch.float32)
-        for place, row in enumerate(rows):
-            laid[place, : len(row)] = row
+        for number, row in enumerate(rows):
+            laid[number, : len(row)] = row
         return {**batch, COLUMN: laid}
 
     return call
@@ -173,9 +173,10 @@ def _computed(
     found: list[np.ndarray] = [np.empty(0, np.float32)] * len(rows)
     done = 0
     for batch in batches:
-        logps = completion_logprobs(reference, batch, 1.0, want_entropy=False)[0].float().cpu()
-        for place, index in enumerate(batch.rows):
-            found[index] = -logps.numpy()[batch.completions == place]
+        placed = place(batch, reference.device)
+        logps = completion_logprobs(reference, placed, 1.0, want_entropy=False)[0].float().cpu()
+        for number, index in enumerate(batch.rows):
+            found[index] = -logps.numpy()[batch.completions == number]
         done += len(batch.rows)
         if progress is not None:
             progress(done, len(rows))

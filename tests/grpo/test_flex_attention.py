@@ -183,7 +183,8 @@ def test_blocks_are_made_once_for_all_layers(gradients_on_a_cpu, monkeypatch):
     monkeypatch.setattr(shared_attention, "make_blocks", counting)
     packs, N = laid([(7, [5, 3])])
     ids, positions = torch.arange(N)[None] % V, torch.arange(N)[None]
-    forward._flat_hidden_states(tiny_model(num_hidden_layers=3), ids, positions, packs)
+    layout = make_layout(packs, CPU)
+    forward._flat_hidden_states(tiny_model(num_hidden_layers=3), ids, positions, layout)
     assert len(counted) == 1
 
 

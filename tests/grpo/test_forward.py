@@ -18,7 +18,7 @@ from grpo import head
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.batch import make_rows, micro_batches
 from grpo.errors import RecipeError
-from grpo.forward import can_share_prompts, completion_logprobs, completion_surprise
+from grpo.forward import can_share_prompts, completion_logprobs, completion_surprise, place
 from grpo.head import LEFT_OUT, Transform, check_head, token_logprobs
 from grpo.learner import TorchLearner
 from grpo.rollout.sampling import filtered_probs, make_plan
@@ -59,9 +59,11 @@ def check(model, share, temperature=0.7, tolerance=1e-6, budget=64):
     rows = rows_of(three_groups())
     with torch.no_grad():
         for batch in micro_batches(rows, budget, share_prompts=share, pad_id=0):
-            logp, entropy = completion_logprobs(model, batch, temperature, True)
-            for place, index in enumerate(batch.rows):
-                mine = torch.from_numpy(batch.completions == place)
+            logp, entropy = completion_logprobs(
+                model, place(batch, model.device), temperature, True
+            )
+            for number, index in enumerate(batch.rows):
+                mine = torch.from_numpy(batch.completions == number)
                 expected = plain(model, rows[index], temperature)
                 torch.testing.assert_close(
                     (logp[mine].double(), entropy[mine].double()),
@@ -91,7 +93,7 @@ def test_chunks_change_neither_value_nor_gradient(monkeypatch, share):
 
     def run():
         model.zero_grad()
-        logp, entropy = completion_logprobs(model, batch, 1.3, True)
+        logp, entropy = completion_logprobs(model, place(batch, model.device), 1.3, True)
         ((logp + 0.3 * entropy) * torch.from_numpy(batch.weights)).sum().backward()
         found = [p.grad.clone() for p in model.parameters()]
         return [logp.detach(), entropy.detach(), *found]
@@ -270,7 +272,8 @@ def test_surprise_against_sums_over_the_vocabulary(monkeypatch, sampling, chunke
     # Of all rows, in order, though they are cut into several micro-batches.
     expected = np.concatenate([surprises(model, row, sampling) for row in rows], axis=1)
     np.testing.assert_allclose(learner.surprise(rows), expected, rtol=1e-5, atol=1e-6)
-    for batch in micro_batches(rows, 200, share_prompts=True, pad_id=0):
+    for cut in micro_batches(rows, 200, share_prompts=True, pad_id=0):
+        batch = place(cut, model.device)
         logp, entropy, variance = completion_surprise(
             model, batch, sampling.temperature, truncation
         )

@@ -11,7 +11,7 @@ from grpo.adapter import add_adapter
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.batch import make_rows, micro_batches
 from grpo.casts import casts_kept, joined
-from grpo.forward import completion_logprobs
+from grpo.forward import completion_logprobs, place
 from grpo.layers import fuse_layers
 from grpo.policy import checkpoint_activations
 
@@ -51,7 +51,7 @@ def gradients(model, fused, dtype=None):
     if fused:
         fuse_layers(model)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-        logp, _ = completion_logprobs(model, batch(), 1.0, False)
+        logp, _ = completion_logprobs(model, place(batch(), model.device), 1.0, False)
     torch.manual_seed(1)
     logp.backward(torch.randn(len(logp)).to(logp.dtype))
     return {name: p.grad.double() for name, p in model.named_parameters() if p.requires_grad}
@@ -108,7 +108,7 @@ def test_layers_with_an_adapter_are_the_models_own(calls):
     model = tiny_model(dtype=torch.float32)
     fuse_layers(model)
     add_adapter(model, 4)
-    completion_logprobs(model, batch(), 1.0, False)
+    completion_logprobs(model, place(batch(), model.device), 1.0, False)
     assert not calls
 
 

@@ -10,7 +10,7 @@ from grpo.adapter import adapter_parameters, add_adapter, base_alone
 from grpo.batch import micro_batches
 from grpo.canary import canary_logprob
 from grpo.errors import RecipeError, RunError, WeightsError
-from grpo.forward import completion_logprobs
+from grpo.forward import completion_logprobs, place
 from grpo.learner import TorchLearner
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.schema import Algorithm
@@ -104,9 +104,10 @@ def test_the_reference_is_the_base():
     assert learner.step(rows)["kl"] == 0.0
     assert learner.step(rows)["kl"] > 0.0
     (batch,) = micro_batches(rows, 10_000, True, 0)
+    placed = place(batch, learner.device)
     with torch.no_grad():
-        expected, _ = completion_logprobs(tiny_model(), batch, 1.0, False)
-    torch.testing.assert_close(learner._reference(batch), expected, rtol=0, atol=0)
+        expected, _ = completion_logprobs(tiny_model(), placed, 1.0, False)
+    torch.testing.assert_close(learner._reference(placed), expected, rtol=0, atol=0)
     with base_alone(learner.model):
         assert canary_logprob(learner.model) == canary_logprob(tiny_model())
     assert learner.canary() != pytest.approx(canary_logprob(tiny_model()), abs=1e-3)

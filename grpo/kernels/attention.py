@@ -1,0 +1,79 @@
+"""The compiled attention over a shared prompt; called by `grpo/shared_attention.py`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from grpo.kernels.door import at
+
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+def has_tiles(kernels: ctypes.CDLL, dtype: torch.dtype) -> bool:
+    """Whether the kernels for this type work with the processor's matrix tiles."""
+    return dtype is torch.bfloat16 and bool(kernels.has_tiles())
+
+
+def call(
+    kernels: ctypes.CDLL,
+    name: str,
+    tensors: Sequence[Sequence[Tensor]],
+    norm: Tensor,
+    layout: tuple[Tensor, Tensor, int],
+    scale: float,
+) -> None:
+    """`tensors`: queries, keys, values and outputs, and likewise their gradients.
+
+    `layout`: packs [P, 4] and completions [C, 2] of `shared_attention.Layout`, and its end.
+    """
+    query, key = tensors[0][:2]
+    N, H, D = query.shape
+    K = key.shape[1]
+    # types and strides are as `_kernels` found them, which does not compare sizes
+    sizes = [(N, H, D), (N, K, D), (N, K, D), (N, H, D)]
+    if any([tuple(t.shape) for t in group] != sizes for group in tensors) or H % K:
+        shapes = [tuple(t.shape) for group in tensors for t in group]
+        raise ValueError(f"queries, keys, values and outputs do not belong together: {shapes}")
+    packs, completions, end = layout
+    if end > N:
+        raise ValueError(f"a layout of {end} tokens is not one of {N}")
+    wide = at("normalizers", norm, torch.float32, (N, H))
+    how = _Layout(
+        packs=at("packs", packs, torch.int64, (len(packs), 4)),
+        completions=at("completions", completions, torch.int64, (len(completions), 2)),
+        count=len(packs),
+        heads=query.shape[1],
+        key_heads=key.shape[1],
+        dim=query.shape[2],
+        threads=torch.get_num_threads(),
+        scale=scale,
+    )
+    heads = [_heads(group) for group in tensors]
+    function = getattr(kernels, f"{name}_{SUFFIXES[query.dtype]}")
+    function(*heads, ctypes.c_void_p(wide), ctypes.byref(how))
+
+
+class _Heads(ctypes.Structure):
+    """`Heads` of attention.h."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("stride", ctypes.c_int64))
+
+
+class _Layout(ctypes.Structure):
+    """`Layout` of attention.h."""
+
+    _fields_ = (
+        ("packs", ctypes.c_void_p),
+        ("completions", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("count", "heads", "key_heads", "dim", "threads")),
+        ("scale", ctypes.c_float),
+    )
+
+
+def _heads(tensors: Sequence[Tensor]) -> ctypes.Array[_Heads]:
+    """`Tensors` of attention.h."""
+    return (_Heads * len(tensors))(*((t.data_ptr(), t.stride(0)) for t in tensors))

@@ -26,6 +26,7 @@ from grpo.rollout.kv_cache import ATTENTION, SlotCache, bucketed
 from grpo.rollout.native_decoder import NativeDecoder
 from grpo.rollout.own_cache import OwnCacheDecoder, ReplayDecoder, rebuilt, reordered
 from grpo.rollout.prefill import read_prompts
+from grpo.transfer import to_device
 
 logger = logging.getLogger(__name__)
 
@@ -78,9 +79,6 @@ class SlotDecoder:
     def refresh(self) -> None:
         """Nothing to do: it runs the model itself."""
 
-    def _tensor(self, values: Any) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.int64, device=self.device)
-
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         longest = max(map(len, prompts))
@@ -90,20 +88,21 @@ class SlotDecoder:
     @torch.inference_mode()
     def copy(self, source: int, target: Sequence[int], length: int) -> None:
         self.cache.reserve(max(target) + 1, length)
-        rows = self._tensor(target)
+        rows = to_device(self.device, target=np.array(target))["target"]
         self.cache.copy_rows(torch.full_like(rows, source), rows, length)
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
         count, view = len(tokens), bucketed(int(positions.max()) + 1)
         self.cache.reserve(count, view)
-        slots = self._tensor(positions)
+        given = to_device(self.device, tokens=tokens, slots=positions)
+        slots = given["slots"]
         self.cache.begin_decode(torch.arange(count, device=self.device), slots, view)
         hidden = torch.arange(view, device=self.device) > slots[:, None]
         mask = torch.zeros(count, view, dtype=self.dtype, device=self.device)
         mask.masked_fill_(hidden, float("-inf"))
         return self._run(
-            input_ids=self._tensor(tokens)[:, None],
+            input_ids=given["tokens"][:, None],
             attention_mask=mask[:, None, None],
             position_ids=slots[:, None],
             past_key_values=self.cache,
@@ -114,8 +113,9 @@ class SlotDecoder:
     @torch.inference_mode()
     def compact(self, moves: Sequence[tuple[int, int]], count: int, length: int) -> None:
         if moves:
-            source, target = zip(*moves, strict=True)
-            self.cache.copy_rows(self._tensor(source), self._tensor(target), length)
+            source, target = np.array(moves).T
+            given = to_device(self.device, source=source, target=target)
+            self.cache.copy_rows(given["source"], given["target"], length)
 
 
 def make_decoder(model: nn.Module, *, packed: bool = True, compiled: bool = False) -> Decoder:

@@ -113,7 +113,7 @@ class FusedDecoder:
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         groups = self.cache.open(rows, [len(p) for p in prompts])
-        return in_passes(self._read, prompts, groups)
+        return in_passes(self._read, prompts, groups, self.embed.weight.device)
 
     def _read(self, prompts: Sequence[Sequence[int]], groups: Sequence[int]) -> Tensor:
         """Logits [B, V] after `prompts`, which become those of `groups`."""

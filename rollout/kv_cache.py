@@ -54,12 +54,15 @@ class SlotCache(Cache):
             self.buffers[layer] = (self._grown(keys), self._grown(values))
 
     def _grown(self, old: Tensor) -> Tensor:
-        new = self._empty(old)
-        new[: old.shape[0], :, : old.shape[2]] = old
+        (rows, slots), (old_rows, heads, old_slots, size) = self._capacity, old.shape
+        new = old.new_empty((rows, heads, slots, size))
+        new[:old_rows, :, :old_slots] = old
+        # Not uninitialized memory: masked slots still meet a multiplication by zero.
+        new[:old_rows, :, old_slots:].zero_()
+        new[old_rows:].zero_()
         return new
 
     def _empty(self, like: Tensor) -> Tensor:
-        # Zeros, not uninitialized memory: masked slots still meet a multiplication by zero.
         rows, slots = self._capacity
         return like.new_zeros((rows, like.shape[1], slots, like.shape[3]))
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo.rollout.prefill import in_passes, padded
+from grpo.transfer import to_device
 
 # What a forward pass calls the cache it gives back, and takes: attention, Mamba and xLSTM, RWKV.
 CACHES = ("past_key_values", "cache_params", "state")
@@ -96,32 +97,31 @@ class OwnCacheDecoder:
         (prompt,) = prompts
         self.free()
         self.count = 1
-        ids = torch.tensor([list(prompt)], dtype=torch.int64, device=self.device)
-        return self._run(ids, None)
+        return self._run(to_device(self.device, ids=padded([prompt]))["ids"], None)
 
-    def _pick(self, rows: Tensor) -> None:
-        self.cache = self.pick(self.cache, rows, self.count)
+    def _pick(self, rows: np.ndarray) -> None:
+        """Row rows[i] (int64 [N]) in place i."""
+        places = to_device(self.device, rows=rows)["rows"]
+        self.cache = self.pick(self.cache, places, self.count)
         self.count = len(rows)
 
     @torch.inference_mode()
     def copy(self, source: int, target: Sequence[int], length: int) -> None:
-        rows = torch.arange(max(target) + 1, device=self.device)
+        rows = np.arange(max(target) + 1)
         rows[list(target)] = source
         self._pick(rows)
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
-        ids = torch.as_tensor(tokens, dtype=torch.int64, device=self.device)[:, None]
-        return self._run(
-            ids, torch.as_tensor(positions, dtype=torch.int64, device=self.device)[:, None]
-        )
+        given = to_device(self.device, tokens=tokens, positions=positions)
+        return self._run(given["tokens"][:, None], given["positions"][:, None])
 
     @torch.inference_mode()
     def compact(self, moves: Sequence[tuple[int, int]], count: int, length: int) -> None:
         if count == 0:
             self.free()
             return
-        keep = torch.arange(count, device=self.device)
+        keep = np.arange(count)
         for source, target in moves:
             keep[target] = source
         self._pick(keep)
@@ -156,18 +156,17 @@ class ReplayDecoder:
     def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         for prompt, row in zip(prompts, rows, strict=True):
             self._set(row, prompt)
-        return in_passes(self._read, prompts, rows)
+        return in_passes(self._read, prompts, rows, self.device)
 
     def _read(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
-        given: dict[str, Any] = {}
-        ends = sorted({len(p) for p in prompts})
-        last = torch.tensor([len(p) - 1 for p in prompts], device=self.device)
+        last = np.array([len(p) - 1 for p in prompts])
+        ends, place = np.unique(last, return_inverse=True)
+        given = to_device(self.device, ids=padded(prompts), last=last, ends=ends, place=place)
+        kept, at = {}, given["last"]
         if "logits_to_keep" in self._takes:
-            given["logits_to_keep"] = torch.tensor(ends, device=self.device) - 1
-            last = torch.tensor([ends.index(len(p)) for p in prompts], device=self.device)
-        ids = torch.as_tensor(padded(prompts), device=self.device)
-        logits = self.model(input_ids=ids, use_cache=False, **given).logits
-        return logits[torch.arange(len(prompts), device=self.device), last]
+            kept, at = {"logits_to_keep": given["ends"]}, given["place"]
+        logits = self.model(input_ids=given["ids"], use_cache=False, **kept).logits
+        return logits[torch.arange(len(prompts), device=self.device), at]
 
     def copy(self, source: int, target: Sequence[int], length: int) -> None:
         for row in target:
@@ -178,7 +177,7 @@ class ReplayDecoder:
         for row, (token, position) in enumerate(zip(tokens, positions, strict=True)):
             self.rows[row] = [*self.rows[row][:position], int(token)]
         rows = range(len(tokens))
-        return in_passes(self._read, [self.rows[row] for row in rows], rows)
+        return in_passes(self._read, [self.rows[row] for row in rows], rows, self.device)
 
     def compact(self, moves: Sequence[tuple[int, int]], count: int, length: int) -> None:
         for source, target in moves:

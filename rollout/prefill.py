@@ -10,8 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_PREFILL_TOKENS = 4096  # padded tokens of one prefill pass: bounds its activations
-_PREFILL_LOGITS = 64  # rows of logits of one prefill pass (ragged prompts ask for several each)
+from grpo.transfer import to_device
+
+_TOKENS = 4096  # padded tokens of one pass: bounds its activations
+_LOGITS = 64  # rows of logits of one pass (ragged prompts ask for several each)
+_MORE = 4  # times as much elsewhere than on a CPU: a pass has many launches, however small it is
 
 
 class PromptCache(Protocol):
@@ -29,16 +32,20 @@ def read_prompts(
     model: nn.Module, cache: PromptCache, prompts: Sequence[Sequence[int]], rows: Sequence[int]
 ) -> Tensor:
     """Logits [B, V] after each of `prompts`; their keys and values go to places `rows`."""
-    return in_passes(functools.partial(_read, model, cache), prompts, rows)
+    device = next(model.parameters()).device
+    return in_passes(functools.partial(_read, model, cache, device), prompts, rows, device)
 
 
-def in_passes(read: Read, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
-    """`read` of as many prompts at a time as one forward pass should hold."""
+def in_passes(
+    read: Read, prompts: Sequence[Sequence[int]], rows: Sequence[int], device: torch.device
+) -> Tensor:
+    """`read` of as many prompts at a time as one forward pass on `device` should hold."""
+    times = 1 if device.type == "cpu" else _MORE
     out: list[Tensor] = []
     start = 0
     while start < len(prompts):
         end = start + 1
-        while end < len(prompts) and _fits(prompts[start : end + 1]):
+        while end < len(prompts) and _fits(prompts[start : end + 1], times):
             end += 1
         out.append(read(prompts[start:end], rows[start:end]))
         start = end
@@ -53,27 +60,33 @@ def padded(prompts: Sequence[Sequence[int]]) -> np.ndarray:
     return ids
 
 
-def _fits(prompts: Sequence[Sequence[int]]) -> bool:
+def _fits(prompts: Sequence[Sequence[int]], times: int) -> bool:
     lengths = [len(p) for p in prompts]
     return (
-        len(prompts) * max(lengths) <= _PREFILL_TOKENS
-        and len(prompts) * len(set(lengths)) <= _PREFILL_LOGITS
+        len(prompts) * max(lengths) <= times * _TOKENS
+        and len(prompts) * len(set(lengths)) <= times * _LOGITS
     )
 
 
 def _read(
-    model: nn.Module, cache: Any, prompts: Sequence[Sequence[int]], rows: Sequence[int]
+    model: nn.Module,
+    cache: Any,
+    device: torch.device,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[int],
 ) -> Tensor:
-    device = next(model.parameters()).device
-    lengths = [len(p) for p in prompts]
-    ids = padded(prompts)
-    ends = sorted(set(lengths))
-    cache.begin_prefill(torch.as_tensor(rows, dtype=torch.int64, device=device))
+    lengths = np.array([len(p) for p in prompts])
+    ends, place = np.unique(lengths, return_inverse=True)
+    given = to_device(
+        device, ids=padded(prompts), rows=np.array(rows), last=ends - 1, place=place
+    )
+    cache.begin_prefill(given["rows"])
+    ids = given["ids"]
     logits = model(
-        input_ids=torch.as_tensor(ids, device=device),
+        input_ids=ids,
         position_ids=torch.arange(ids.shape[1], device=device).expand(ids.shape),
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=torch.as_tensor(ends, dtype=torch.int64, device=device) - 1,
+        logits_to_keep=given["last"],
     ).logits
-    return logits[torch.arange(len(prompts)), [ends.index(n) for n in lengths]]
+    return logits[torch.arange(len(prompts), device=device), given["place"]]

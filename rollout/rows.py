@@ -38,8 +38,8 @@ class Rows:
     """Running completions; rows 0..count-1 are in use.
 
     Arrays over rows: `made` tokens so far, `prompt` length, `limit` on made tokens, `noise` key,
-    `deadline` (inf = none), `eos` ids padded with -1; over rows x tokens: `tokens`, `logprobs`,
-    `raw`.
+    `deadline` (inf = none), `eos` ids padded with -1, `reads` (whether there are stop strings to
+    look for); over rows x tokens: `tokens`, `logprobs`, `raw`.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -52,6 +52,7 @@ class Rows:
         self.noise = np.zeros(capacity, dtype=np.uint64)
         self.deadline = np.full(capacity, np.inf)
         self.eos = np.full((capacity, 1), -1, dtype=np.int64)
+        self.reads = np.zeros(capacity, dtype=bool)
         self.tokens = np.zeros((capacity, 64), dtype=np.int64)
         self.logprobs = np.zeros((capacity, 64), dtype=np.float32)
         self.raw = np.zeros((capacity, 64), dtype=np.float32)
@@ -75,6 +76,7 @@ class Rows:
             self.eos = _wider(self.eos, len(eos), -1)
         self.eos[row] = -1
         self.eos[row, : len(eos)] = eos
+        self.reads[row] = bool(request.sampling.stop)
 
     def append(
         self, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray, raw: np.ndarray | None
@@ -96,7 +98,7 @@ class Rows:
         """Row `target` becomes what row `source` was."""
         self.owners[target] = self.owners[source]
         arrays = (self.made, self.prompt, self.limit, self.noise, self.deadline, self.eos)
-        for array in (*arrays, self.tokens, self.logprobs, self.raw):
+        for array in (*arrays, self.reads, self.tokens, self.logprobs, self.raw):
             array[target] = array[source]
 
     def truncate(self, count: int) -> None:

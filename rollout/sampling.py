@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from grpo.rollout.native import draw
+from grpo.transfer import to_device
 from grpo.types import Sampling
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -60,11 +61,16 @@ class Plan:
     temperature [R, 1] float32 (1 for greedy rows) or one float for all; greedy [R] bool;
     top_k [R] int64 (vocabulary size = off); top_p, min_p [R, 1] float32; raw: log-probs of the
     unfiltered temperature-1 distribution are wanted.
+
+    What decides which operations run is known on the host, as reading it off a device is a wait:
+    only_greedy (all rows are), largest (of all top_k that are on; 1 where none is).
     """
 
     temperature: Tensor | float
     greedy: Tensor | None
+    only_greedy: bool
     top_k: Tensor | None
+    largest: int
     top_p: Tensor | None
     min_p: Tensor | None
     raw: bool
@@ -73,33 +79,42 @@ class Plan:
 def make_plan(rows: Sequence[Sampling], vocab_size: int, device: torch.device) -> Plan:
     """The plan of R rows, one `Sampling` each."""
     kinds = {id(s): s for s in rows}.values()
-
-    def column(name: str, dtype: torch.dtype) -> Tensor:
-        return torch.tensor([getattr(s, name) for s in rows], dtype=dtype, device=device)
-
+    arrays: dict[str, np.ndarray] = {}
     temperatures = {s.temperature or 1.0 for s in kinds}
-    temperature: Tensor | float = next(iter(temperatures))
-    if len(temperatures) > 1:
-        temperature = column("temperature", torch.float32).unsqueeze(1)
-        temperature = torch.where(temperature == 0, torch.ones_like(temperature), temperature)
-    top_k = None
+    some_greedy = any(s.temperature == 0 for s in kinds)
+    if some_greedy or len(temperatures) > 1:
+        values = np.array([s.temperature for s in rows], dtype=np.float32)
+        arrays["greedy"] = values == 0
+        arrays["temperature"] = np.where(arrays["greedy"], np.float32(1), values)
     if any(0 < s.top_k < vocab_size for s in kinds):
-        top_k = column("top_k", torch.int64).clamp(max=vocab_size)
-        top_k = torch.where(top_k == 0, torch.full_like(top_k, vocab_size), top_k)
+        arrays["top_k"] = np.array([min(s.top_k or vocab_size, vocab_size) for s in rows])
+    if any(s.top_p < 1 for s in kinds):
+        arrays["top_p"] = np.array([s.top_p for s in rows], dtype=np.float32)
+    if any(s.min_p > 0 for s in kinds):
+        arrays["min_p"] = np.array([s.min_p for s in rows], dtype=np.float32)
+    sent = _sent(arrays, device)
     return Plan(
-        temperature=temperature,
-        greedy=column("temperature", torch.float32) == 0
-        if any(s.temperature == 0 for s in kinds)
-        else None,
-        top_k=top_k,
-        top_p=column("top_p", torch.float32).unsqueeze(1)
-        if any(s.top_p < 1 for s in kinds)
-        else None,
-        min_p=column("min_p", torch.float32).unsqueeze(1)
-        if any(s.min_p > 0 for s in kinds)
-        else None,
+        temperature=sent["temperature"][:, None]
+        if len(temperatures) > 1
+        else next(iter(temperatures)),
+        greedy=sent["greedy"] if some_greedy else None,
+        only_greedy=some_greedy and bool(arrays["greedy"].all()),
+        top_k=sent.get("top_k"),
+        largest=max((s.top_k for s in kinds if 0 < s.top_k < vocab_size), default=1),
+        top_p=sent["top_p"][:, None] if "top_p" in sent else None,
+        min_p=sent["min_p"][:, None] if "min_p" in sent else None,
         raw=any(s.raw_logprobs for s in kinds),
     )
+
+
+def _sent(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
+    """The arrays [R] on `device`; those of one value are made there and are no copy."""
+    alike = {name: array for name, array in arrays.items() if (array == array[0]).all()}
+    found = to_device(device, **{n: array for n, array in arrays.items() if n not in alike})
+    for name, array in alike.items():
+        dtype = torch.from_numpy(array).dtype
+        found[name] = torch.full(array.shape, array[0].item(), dtype=dtype, device=device)
+    return found
 
 
 def filtered_probs(probs: Tensor, plan: Plan) -> Tensor:
@@ -111,9 +126,8 @@ def filtered_probs(probs: Tensor, plan: Plan) -> Tensor:
         return probs
     kept = probs
     if plan.top_k is not None:
-        largest = int(torch.where(plan.top_k == probs.shape[1], 1, plan.top_k).max())
-        values = probs.topk(largest, dim=1).values
-        index = plan.top_k.clamp(max=largest).unsqueeze(1) - 1
+        values = probs.topk(plan.largest, dim=1).values
+        index = plan.top_k.clamp(max=plan.largest).unsqueeze(1) - 1
         threshold = values.gather(1, index)
         threshold = torch.where(
             (plan.top_k == probs.shape[1]).unsqueeze(1), torch.zeros_like(threshold), threshold
@@ -131,15 +145,25 @@ def filtered_probs(probs: Tensor, plan: Plan) -> Tensor:
 
 def _top_p_threshold(probs: Tensor, top_p: Tensor) -> Tensor:
     """[R, 1]: the smallest probability in the smallest set whose mass reaches top_p [R, 1]."""
-    width = min(_TOP_P_PREFIX, probs.shape[1])
-    values = probs.topk(width, dim=1).values
-    if bool((values.sum(1, keepdim=True) < top_p).any()):
+    values = _prefix(probs, top_p)
+    if values is None:
         values = probs.sort(dim=1, descending=True).values
     before = values.double().cumsum(1) - values
     last = (before < top_p).sum(1, keepdim=True) - 1
     threshold = values.gather(1, last.clamp(min=0))
     # A little slack, so that scaling back and forth cannot drop the last token that was kept.
     return torch.where(top_p >= 1, torch.zeros_like(threshold), threshold * (1 - 1e-6))
+
+
+def _prefix(probs: Tensor, top_p: Tensor) -> Tensor | None:
+    """The largest of each row, where they are enough to find the threshold among.
+
+    Elsewhere than on a CPU it is None: whether they are enough would have to be waited for.
+    """
+    if probs.device.type != "cpu":
+        return None
+    values = probs.topk(min(_TOP_P_PREFIX, probs.shape[1]), dim=1).values
+    return None if bool((values.sum(1, keepdim=True) < top_p).any()) else values
 
 
 def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
@@ -186,10 +210,10 @@ def sample(
         scores.div_(plan.temperature)
     torch.softmax(scores, dim=1, out=probs)
     final = filtered_probs(probs, plan)
-    if plan.greedy is not None and bool(plan.greedy.all()):
+    if plan.only_greedy:
         tokens = _largest(scores)
     else:
-        tokens = inverse_cdf(final, torch.from_numpy(uniform).to(logits.device))
+        tokens = inverse_cdf(final, to_device(logits.device, uniform=uniform)["uniform"])
         if plan.greedy is not None:
             tokens = torch.where(plan.greedy, _largest(scores), tokens)
     logp = final.gather(1, tokens[:, None]).squeeze(1).log()
@@ -206,12 +230,14 @@ def _drawn(
     logits: Tensor, uniform: np.ndarray, plan: Plan
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """`sample` without filters by a compiled kernel; None where there is none."""
+    if logits.device.type != "cpu":  # before anything of the plan is read
+        return None
     if isinstance(plan.temperature, Tensor):
-        factor = plan.temperature.reciprocal().flatten().cpu().numpy()
+        factor = plan.temperature.reciprocal().flatten().numpy()
     else:
         factor = np.full(len(logits), 1.0 / plan.temperature, dtype=np.float32)
     if plan.greedy is not None:
-        uniform = np.where(plan.greedy.cpu().numpy(), -1.0, uniform)
+        uniform = np.where(plan.greedy.numpy(), -1.0, uniform)
     found = draw(logits, uniform, factor)
     if found is None:
         return None

@@ -26,6 +26,7 @@ from grpo.rollout.decoding import completion_text, cut
 from grpo.rollout.rows import Job, Rows
 from grpo.rollout.sampling import Plan, make_plan, sample, uniforms, workspace
 from grpo.rollout.weights import copy_weights, own_weights, private_copy, resident_hash
+from grpo.transfer import to_host
 from grpo.types import Ack, Completion, EngineSpec, FinishReason, Metrics, Request, Segment, Version
 
 _STOP_MARGIN = 8  # tokens decoded beyond the stop string's bytes: some tokens have no text
@@ -345,8 +346,9 @@ class TorchEngine:
             if self._room is None or self._room.shape[1] < len(logits):
                 self._room = workspace(logits)
             tokens, logprobs, raw = sample(logits, noise, plan, self._room)
-        drawn = tokens.cpu().numpy()
-        rows.append(at, drawn, logprobs.cpu().numpy(), None if raw is None else raw.cpu().numpy())
+        # One copy, as each is a wait for the device.
+        drawn, *found = to_host(tokens, logprobs, *([] if raw is None else [raw]))
+        rows.append(at, drawn, found[0], None if raw is None else found[-1])
         stopped = (rows.eos[at] == drawn[:, None]).any(1)
         full = rows.made[at] >= rows.limit[at]
         ended: dict[int, FinishReason] = {
@@ -354,12 +356,11 @@ class TorchEngine:
             for r, s in zip(at[stopped | full], stopped[stopped | full], strict=True)
         }
         texts: dict[int, str] = {}
-        for row, ending in zip(at, stopped, strict=True):
-            # An eos ends a completion before its text is looked at.
-            if rows.owners[row].job.request.sampling.stop and not ending:
-                text = self._stopped(int(row))
-                if text is not None:
-                    ended[int(row)], texts[int(row)] = "stop", text
+        # An eos ends a completion before its text is looked at.
+        for row in map(int, at[rows.reads[at] & ~stopped]):
+            text = self._stopped(row)
+            if text is not None:
+                ended[row], texts[row] = "stop", text
         if ended:
             self._finish(ended, texts)
 

@@ -108,6 +108,10 @@ class Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if torch.is_inference_mode_enabled() and func._can_decompose():
+            # Without autograd they come whole: `to` and not `_to_copy`, `item` and not its read.
+            with _Again(self):
+                return func.decompose(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if kwargs.get("pin_memory") or name in ("is_pinned", "_pin_memory"):
@@ -214,6 +218,19 @@ class Counting(TorchDispatchMode):
     def _refuse(self, what: str) -> None:
         self._add("synchronization", what)
         raise ShapeUnknown(f"{_where()}: the shape of {what} depends on values on the card")
+
+
+class _Again:
+    """The mode inside of its own handler, without what `Counting` does as it begins and ends."""
+
+    def __init__(self, mode: Counting) -> None:
+        self._mode = mode
+
+    def __enter__(self) -> None:
+        TorchDispatchMode.__enter__(self._mode)
+
+    def __exit__(self, *error: Any) -> None:
+        TorchDispatchMode.__exit__(self._mode, *error)
 
 
 _MAKERS: tuple[tuple[Any, str], ...] = (

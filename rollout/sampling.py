@@ -110,7 +110,8 @@ def make_plan(rows: Sequence[Sampling], vocab_size: int, device: torch.device) -
 def _sent(arrays: dict[str, np.ndarray], device: torch.device) -> dict[str, Tensor]:
     """The arrays [R] on `device`; those of one value are made there and are no copy."""
     alike = {name: array for name, array in arrays.items() if (array == array[0]).all()}
-    found = to_device(device, **{n: array for n, array in arrays.items() if n not in alike})
+    unlike = {name: array for name, array in arrays.items() if name not in alike}
+    found = to_device(device, **unlike) if unlike else {}
     for name, array in alike.items():
         dtype = torch.from_numpy(array).dtype
         found[name] = torch.full(array.shape, array[0].item(), dtype=dtype, device=device)

@@ -40,8 +40,8 @@ class Decoder(Protocol):
         """Read `prompts` into `rows`; logits [B, V] after the last token of each."""
         ...
 
-    def copy(self, source: int, target: Sequence[int], length: int) -> None:
-        """Rows `target` get the prompt of row `source`, its first `length` tokens."""
+    def copy(self, source: Sequence[int], target: Sequence[int], lengths: Sequence[int]) -> None:
+        """Row target[i] gets the first lengths[i] tokens of row source[i], its prompt."""
         ...
 
     def decode(self, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
@@ -86,10 +86,11 @@ class SlotDecoder:
         return read_prompts(self.model, self.cache, prompts, rows)
 
     @torch.inference_mode()
-    def copy(self, source: int, target: Sequence[int], length: int) -> None:
+    def copy(self, source: Sequence[int], target: Sequence[int], lengths: Sequence[int]) -> None:
+        length = max(lengths)  # what is copied beyond a prompt is masked
         self.cache.reserve(max(target) + 1, length)
-        rows = to_device(self.device, target=np.array(target))["target"]
-        self.cache.copy_rows(torch.full_like(rows, source), rows, length)
+        given = to_device(self.device, source=np.array(source), target=np.array(target))
+        self.cache.copy_rows(given["source"], given["target"], length)
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, positions: np.ndarray) -> Tensor:
@@ -278,7 +279,8 @@ def _mismatch(
     count = probe.prompts
     logits = [decoder.prefill(first[:count], list(range(count)))]
     if probe.copied:
-        decoder.copy(0, list(range(count, len(first))), len(first[0]))
+        copied = range(count, len(first))
+        decoder.copy([0 for _ in copied], list(copied), [len(first[0]) for _ in copied])
         logits.append(logits[0][:1].expand(probe.copied, -1))
     for texts in (second, third):
         if texts is third:

@@ -136,8 +136,9 @@ class FusedDecoder:
         return self.head(x[last], self.norm)
 
     @torch.inference_mode()
-    def copy(self, source: int, target: Sequence[int], length: int) -> None:
-        self.cache.share(source, target)
+    def copy(self, source: Sequence[int], target: Sequence[int], lengths: Sequence[int]) -> None:
+        for row in dict.fromkeys(source):
+            self.cache.share(row, [t for s, t in zip(source, target, strict=True) if s == row])
 
     @torch.inference_mode()
     def compact(self, moves: Sequence[tuple[int, int]], count: int, length: int) -> None:

@@ -106,7 +106,7 @@ class OwnCacheDecoder:
         self.count = len(rows)
 
     @torch.inference_mode()
-    def copy(self, source: int, target: Sequence[int], length: int) -> None:
+    def copy(self, source: Sequence[int], target: Sequence[int], lengths: Sequence[int]) -> None:
         rows = np.arange(max(target) + 1)
         rows[list(target)] = source
         self._pick(rows)
@@ -168,9 +168,9 @@ class ReplayDecoder:
         logits = self.model(input_ids=given["ids"], use_cache=False, **kept).logits
         return logits[torch.arange(len(prompts), device=self.device), at]
 
-    def copy(self, source: int, target: Sequence[int], length: int) -> None:
-        for row in target:
-            self._set(row, self.rows[source][:length])
+    def copy(self, source: Sequence[int], target: Sequence[int], lengths: Sequence[int]) -> None:
+        for come_from, to, length in zip(source, target, lengths, strict=True):
+            self._set(to, self.rows[come_from][:length])
 
     @torch.inference_mode()
     def decode(self, tokens: np.ndarray, positions: np.ndarray) -> Tensor:

@@ -285,7 +285,7 @@ class TorchEngine:
         """
         rows = self._rows
         unread: dict[int, Job] = {}
-        copies: list[tuple[Job, int, list[int]]] = []
+        copies: list[tuple[int, int, int]] = []  # from row, to row, tokens
         while self._queue and rows.count < rows.capacity:
             job = self._queue[0]
             homes = (r for r, owner in enumerate(rows.owners) if owner.job is job)
@@ -296,9 +296,8 @@ class TorchEngine:
             start = rows.count
             while job.waiting and rows.count < rows.capacity:
                 rows.set(rows.count, job, job.waiting.popleft(), self.version)
-            targets = [r for r in range(start, rows.count) if r != home]
-            if targets:
-                copies.append((job, home, targets))
+            length = len(job.request.ids)
+            copies += [(home, r, length) for r in range(start, rows.count) if r != home]
             if not job.waiting:
                 self._queue.popleft()
             if self._decoder.lockstep:
@@ -309,8 +308,8 @@ class TorchEngine:
             logits = self._decoder.prefill(prompts, list(unread))
             for job, first in zip(unread.values(), logits, strict=True):
                 job.first = first
-        for job, home, targets in copies:
-            self._decoder.copy(home, targets, len(job.request.ids))
+        if copies:
+            self._decoder.copy(*zip(*copies, strict=True))
 
     # Decoding
 

@@ -108,8 +108,8 @@ class Counting(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if torch.is_inference_mode_enabled() and func._can_decompose():
-            # Without autograd they come whole: `to` and not `_to_copy`, `item` and not its read.
+        if func._can_decompose():
+            # Those of inference mode come whole: `to` and not `_to_copy`, `item` and not its read.
             with _Again(self):
                 return func.decompose(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")

@@ -14,6 +14,8 @@ from .counting import CARD, Counting, ShapeUnknown
 X = torch.zeros(3, 4, device=CARD)
 I = torch.zeros(3, dtype=torch.int64, device=CARD)  # noqa: E741
 HERE = torch.zeros(3, 4)
+with torch.inference_mode():
+    MADE = torch.zeros(2, device=CARD)
 
 
 def counted(program):
@@ -68,6 +70,7 @@ PROGRAMS = {
     "places on the card": (lambda: X[I], (0, 0, 0, 0)),
     "slices": (lambda: X[1:, None, 0], (0, 0, 0, 0)),
     "of the host only": (lambda: HERE[HERE > 0].tolist(), (0, 0, 0, 0)),
+    "back, of inference mode": (lambda: MADE.cpu(), (0, 0, 1, 1)),
     "converted there": (lambda: X.double().to(CARD), (0, 0, 0, 0)),
 }
 

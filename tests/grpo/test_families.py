@@ -106,7 +106,7 @@ def test_a_cache_is_copied_cut_and_moved(family, pick):
         decoder = OwnCacheDecoder(model, pick)
         prompt, texts = [5, 9, 17, 33, 60, 71], [[44, 52], [8, 80], [31, 7]]
         first = decoder.prefill([prompt], [0])[0]
-        decoder.copy(0, [1, 2], len(prompt))
+        decoder.copy([0, 0], [1, 2], [len(prompt)] * 2)
         second = decoder.decode(np.array([t[0] for t in texts]), np.full(3, 6))
         decoder.compact([(2, 0)], 2, 7)
         third = decoder.decode(np.array([texts[2][1], texts[1][1]]), np.full(2, 7))

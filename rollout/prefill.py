@@ -77,9 +77,7 @@ def _read(
 ) -> Tensor:
     lengths = np.array([len(p) for p in prompts])
     ends, place = np.unique(lengths, return_inverse=True)
-    given = to_device(
-        device, ids=padded(prompts), rows=np.array(rows), last=ends - 1, place=place
-    )
+    given = to_device(device, ids=padded(prompts), rows=np.array(rows), last=ends - 1, place=place)
     cache.begin_prefill(given["rows"])
     ids = given["ids"]
     logits = model(

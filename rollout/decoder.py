@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from grpo.errors import EngineError
 from grpo.families import check_causal, check_family
+from grpo.rollout.attending import attending
 from grpo.rollout.fused import FusedDecoder, fusable
 from grpo.rollout.kv_cache import ATTENTION, SlotCache, bucketed
 from grpo.rollout.native_decoder import NativeDecoder
@@ -83,7 +84,8 @@ class SlotDecoder:
     def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         longest = max(map(len, prompts))
         self.cache.reserve(max(rows) + 1, bucketed(longest + 1))
-        return read_prompts(self.model, self.cache, prompts, rows)
+        with attending(self.device):
+            return read_prompts(self.model, self.cache, prompts, rows)
 
     @torch.inference_mode()
     def copy(self, source: Sequence[int], target: Sequence[int], lengths: Sequence[int]) -> None:
@@ -102,14 +104,15 @@ class SlotDecoder:
         hidden = torch.arange(view, device=self.device) > slots[:, None]
         mask = torch.zeros(count, view, dtype=self.dtype, device=self.device)
         mask.masked_fill_(hidden, float("-inf"))
-        return self._run(
-            input_ids=given["tokens"][:, None],
-            attention_mask=mask[:, None, None],
-            position_ids=slots[:, None],
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+        with attending(self.device):
+            return self._run(
+                input_ids=given["tokens"][:, None],
+                attention_mask=mask[:, None, None],
+                position_ids=slots[:, None],
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
 
     @torch.inference_mode()
     def compact(self, moves: Sequence[tuple[int, int]], count: int, length: int) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grpo.rollout.attending import attending
 from grpo.rollout.prefill import in_passes, padded
 from grpo.transfer import to_device
 
@@ -84,7 +85,8 @@ class OwnCacheDecoder:
             given["position_ids"] = positions
         if "logits_to_keep" in self._takes:
             given["logits_to_keep"] = 1
-        output = self.model(**given)
+        with attending(self.device):
+            output = self.model(**given)
         names = [name for name in CACHES if getattr(output, name, None) is not None]
         if not names:
             raise NotImplementedError("its forward pass gives back no cache")
@@ -165,7 +167,8 @@ class ReplayDecoder:
         kept, at = {}, given["last"]
         if "logits_to_keep" in self._takes:
             kept, at = {"logits_to_keep": given["ends"]}, given["place"]
-        logits = self.model(input_ids=given["ids"], use_cache=False, **kept).logits
+        with attending(self.device):
+            logits = self.model(input_ids=given["ids"], use_cache=False, **kept).logits
         return logits[torch.arange(len(prompts), device=self.device), at]
 
     def copy(self, source: Sequence[int], target: Sequence[int], lengths: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from grpo.rollout import sampling as module
 from grpo.rollout.sampling import (
     filtered_probs,
     inverse_cdf,
@@ -46,6 +47,29 @@ def test_top_p_keeps_the_token_that_crosses():
     assert kept(top_p=0.5) == pytest.approx([0, 0.4 / 0.65, 0, 0.25 / 0.65, 0])
     assert kept(top_p=0.7) == pytest.approx([0, 0.4 / 0.85, 0, 0.25 / 0.85, 0.2 / 0.85])
     assert kept(top_p=1e-6) == pytest.approx([0, 1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])  # needs more than the prefix, and less
+def test_top_p_without_a_prefix_keeps_the_same(spread, monkeypatch):
+    """A device sorts whole rows, as it would have to wait for whether the prefix is enough."""
+    logits = torch.randn(4, 3000, generator=torch.Generator().manual_seed(4)) * spread
+    rows = [Sampling(top_p=p) for p in (0.3, 0.9, 0.99, 1.0)]
+    args = torch.softmax(logits, -1), make_plan(rows, 3000, CPU)
+    want = filtered_probs(*args)
+    monkeypatch.setattr(module, "_prefix", lambda *_: None)
+    assert torch.equal(filtered_probs(*args), want)
+
+
+def test_a_plan_says_on_the_host_what_decides_about_operations():
+    greedy, warm = Sampling(temperature=0, top_k=3), Sampling(temperature=0.5, top_k=7)
+    plan = make_plan([greedy, warm, Sampling(top_k=99), Sampling(top_k=40)], 40, CPU)
+    assert (plan.largest, plan.only_greedy) == (7, False)  # 40 and more of 40 filter nothing
+    assert plan.top_k is not None
+    assert plan.top_k.tolist() == [3, 7, 40, 40]
+    assert isinstance(plan.temperature, torch.Tensor)
+    assert plan.temperature.tolist() == [[1.0], [0.5], [1.0], [1.0]]
+    assert make_plan([greedy, greedy], 40, CPU).only_greedy
+    assert make_plan([Sampling()], 40, CPU).largest == 1
 
 
 def test_min_p_is_relative_to_the_largest():

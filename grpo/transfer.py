@@ -1,0 +1,85 @@
+"""The one door between arrays of the host and tensors of a device.
+
+A copy from ordinary memory to a GPU blocks: the driver first moves it to pinned memory of its own,
+and the program waits for that. One from pinned memory is put into the stream and the program goes
+on. So everything that a pass needs is laid side by side in one pinned buffer and sent in one copy;
+what comes back comes in one copy too, since each is a wait for all that was started before.
+
+The buffer is given back while the copy may still run. That is safe: it is from torch's caching
+host allocator, and a non-blocking copy records an event with the block (`record_event` in
+`aten/src/ATen/native/cuda/Copy.cu`), before which `CachingHostAllocator.h` does not hand the block
+out again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Bytes between the beginnings of arrays, at least: the widest load of a GPU's thread.
+ALIGNMENT = 16
+
+
+def pins(device: torch.device) -> bool:
+    """Whether copies to `device` may leave from pinned memory without being waited for."""
+    return device.type == "cuda"
+
+
+def to_device(device: torch.device, **arrays: np.ndarray) -> dict[str, Tensor]:
+    """The arrays as tensors on `device`, of the same names, shapes, types and bytes.
+
+    On a CPU they share memory with the arrays. Elsewhere all are views of one buffer, which is one
+    copy; where `pins` says so, the program does not wait for it. The views count as one tensor for
+    autograd: writing to one makes it refuse to go back through any of them.
+    """
+    if device.type == "cpu":
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    starts, end = {}, 0
+    for name, array in arrays.items():
+        starts[name] = end
+        end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+    pinned = pins(device)
+    staging = torch.empty(end, dtype=torch.uint8, device="cpu", pin_memory=pinned)
+    host = staging.numpy()
+    for name, array in arrays.items():
+        place = host[starts[name] : starts[name] + array.nbytes].view(array.dtype)
+        place.reshape(array.shape)[...] = array
+    there = staging.to(device, non_blocking=pinned)
+    found = {}
+    for name, array in arrays.items():
+        part = there[starts[name] : starts[name] + array.nbytes]
+        found[name] = part.view(_torch_type(array.dtype)).view(array.shape)
+    return found
+
+
+def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    """The tensors, all on one device, as arrays of the same shapes, types and bytes.
+
+    On a CPU they share memory with the tensors. Elsewhere all come in one copy, for which the
+    program waits: nothing that was started before is still running. Raises TypeError for types
+    that NumPy lacks, such as bfloat16.
+    """
+    tensors = tuple(tensor.detach() for tensor in tensors)
+    if all(tensor.device.type == "cpu" for tensor in tensors):
+        return tuple(tensor.numpy() for tensor in tensors)
+    types = [_numpy_type(tensor.dtype) for tensor in tensors]
+    # Side by side, the widest elements first: each part begins at a multiple of its element.
+    order = sorted(range(len(tensors)), key=lambda i: -types[i].itemsize)
+    flat = [tensors[i].reshape(-1).view(torch.uint8) for i in order]
+    here = torch.cat(flat).cpu().numpy()
+    found: dict[int, np.ndarray] = {}
+    start = 0
+    for i in order:
+        stop = start + tensors[i].numel() * types[i].itemsize
+        found[i] = here[start:stop].view(types[i]).reshape(tensors[i].shape)
+        start = stop
+    return tuple(found[i] for i in range(len(tensors)))
+
+
+def _torch_type(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def _numpy_type(dtype: torch.dtype) -> np.dtype:
+    return torch.empty(0, dtype=dtype, device="cpu").numpy().dtype

@@ -27,7 +27,9 @@ from grpo import flex_attention, layers, shared_attention
 
 HERE = Path(__file__).parent
 REHEARSED = os.environ.get("GRPO_GPU_TESTS") == "cpu"
-CARD = torch.cuda.is_available() and not REHEARSED
+if REHEARSED:  # before anything looks: accelerate would take the card, and so would child processes
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+CARD = torch.cuda.is_available()
 SECONDS = 120  # for one test on a card, compilation included; a kernel that hangs costs no more
 _lost: list[str] = []  # the test that broke the context
 

@@ -55,8 +55,7 @@ def differing(one: TorchLearner, other: TorchLearner) -> list[str]:
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize(("tied", "share"), [(True, True), (False, True), (True, False)])
 def test_three_steps_twice_give_the_same_bits(
     device: torch.device, dtype: str, tied: bool, share: bool
 ) -> None:

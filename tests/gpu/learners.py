@@ -85,7 +85,9 @@ def long_groups(seed: int = 0) -> list[Group]:
 def gradients(learner: TorchLearner) -> Tensor:
     """float64 on the CPU, all of them in one row."""
     found = [p.grad for p in learner.model.parameters() if p.requires_grad]
-    return torch.cat([g.detach().to_dense().double().cpu().flatten() for g in found if g is not None])
+    return torch.cat(
+        [g.detach().to_dense().double().cpu().flatten() for g in found if g is not None]
+    )
 
 
 def distance(found: Tensor, exact: Tensor) -> float:

@@ -108,13 +108,13 @@ def test_completions_do_not_depend_on_the_rows_beside_them(
     requests = ragged(n=4, eos_ids=(3, 4, 5))
     wanted = run(engine(tiny("llama"), device), requests)
     check_same(
-        tiny("llama"), requests, run(engine(tiny("llama"), device, max_rows=max_rows), requests),
+        tiny("llama"),
+        requests,
+        run(engine(tiny("llama"), device, max_rows=max_rows), requests),
         wanted,
     )
     alone = run(engine(tiny("llama"), device, max_rows=max_rows), requests[2:3])
-    check_same(
-        tiny("llama"), requests, alone, {k: v for k, v in wanted.items() if k[0] == "r2"}
-    )
+    check_same(tiny("llama"), requests, alone, {k: v for k, v in wanted.items() if k[0] == "r2"})
 
 
 def test_the_same_twice(device: torch.device) -> None:

@@ -140,9 +140,7 @@ def test_losses_with_kl_and_entropy(device: torch.device, loss: dict[str, Any]) 
 
 @pytest.mark.parametrize("budget", [250, 500])
 @pytest.mark.parametrize("share", [True, False])
-def test_how_a_batch_is_cut_does_not_matter(
-    device: torch.device, budget: int, share: bool
-) -> None:
+def test_how_a_batch_is_cut_does_not_matter(device: torch.device, budget: int, share: bool) -> None:
     """Two sums of the same terms in another order: apart by rounding alone."""
     rows = rows_of(long_groups())
     shape = sizes(9, 3, 64)

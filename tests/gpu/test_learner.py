@@ -44,7 +44,9 @@ def trained(
     device: torch.device, dtype: str, steps: int, **settings: Any
 ) -> tuple[TorchLearner, list[dict[str, float]]]:
     config = {"tokens_per_micro_batch": 500, "weight_decay": 0.1, "max_grad_norm": 0.5}
-    made = learner(small(), device, dtype=dtype, config=config | settings.pop("config", {}), **settings)
+    made = learner(
+        small(), device, dtype=dtype, config=config | settings.pop("config", {}), **settings
+    )
     return made, [made.step(rows) for rows in batches(steps)]
 
 
@@ -190,5 +192,7 @@ def test_which_operations_of_a_step_have_no_fixed_order(card: torch.device) -> N
                 made.step(batches(1)[0])
     finally:
         torch.use_deterministic_algorithms(False)
-    found = sorted({str(w.message).partition(". ")[0] for w in said if "determinist" in str(w.message)})
+    found = sorted(
+        {str(w.message).partition(". ")[0] for w in said if "determinist" in str(w.message)}
+    )
     assert found == []

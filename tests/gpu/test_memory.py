@@ -30,9 +30,7 @@ LEFT = 2**28  # bytes of the card that are left
 
 
 @contextmanager
-def full(
-    device: torch.device, patch: pytest.MonkeyPatch, owner: Any, name: str
-) -> Iterator[None]:
+def full(device: torch.device, patch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[None]:
     """All but `LEFT` bytes of the card are taken by others. On a CPU `owner.name` fails as there."""
     gc.collect()
     if device.type == "cpu":
@@ -65,9 +63,7 @@ def sentence(folder: Path, act: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-def test_the_learner(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_learner(device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """466 tokens of 152k words: a product of 280 MiB, and as much again for its softmax twice."""
     words = 151_936 if device.type == "cuda" else 1000
     model = tiny_model(dtype=torch.float32, vocab_size=words, max_position_embeddings=512)
@@ -83,9 +79,7 @@ def test_the_learner(
     assert made.step(rows)["optimizer_steps"] == 1
 
 
-def test_the_engine(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_engine(device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """8,000 rows of 64 KiB of keys and values each; later ten rows are sampled as if nothing was."""
     many = 8000 if device.type == "cuda" else 10
     made = TorchEngine(tiny("llama").to(device), Letters(), version=V0, max_rows=many, packed=False)

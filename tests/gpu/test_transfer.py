@@ -35,9 +35,7 @@ def test_there_and_back(device: torch.device) -> None:
     there = to_device(device, **arrays)
     assert {t.device.type for t in there.values()} == {device.type}
     back = to_host(*there.values())
-    for (name, array), tensor, found in zip(
-        arrays.items(), there.values(), back, strict=True
-    ):
+    for (name, array), tensor, found in zip(arrays.items(), there.values(), back, strict=True):
         assert tensor.shape == array.shape, name
         assert found.dtype == array.dtype, name
         np.testing.assert_array_equal(found, array, err_msg=name)

@@ -174,7 +174,7 @@ def test_code_is_judged_beside_a_card(device: torch.device) -> None:
 
 REWARD = """
 def seen(completions, **_):
-    return [float(len(text) % 3) for text in completions]
+    return [float(sum(map(ord, text)) % 5) for text in completions]
 """
 
 

@@ -98,7 +98,7 @@ def distance(found: Tensor, exact: Tensor) -> float:
 def plain_gradients(model: Any, rows: Sequence[Row], dtype: torch.dtype) -> Tensor:
     """As anyone would write it: the model's own logits, cross entropy, autocast to `dtype`.
 
-    On policy and without correction the surrogate's gradient is that of weight * advantage * log-prob.
+    On policy and without correction the loss has the gradient of -weight * advantage * log-prob.
     """
     model = copy.deepcopy(model)
     where = model.device

@@ -1,7 +1,7 @@
 """Attention over shared prompts by FlexAttention's compiled kernels, against float64.
 
-First suspicion of a failure: Triton's kernel for that head size (wrong from one length of row on, or
-not compiled at all: then the error says so); of one in float32 alone, products in TF32.
+First suspicion of a failure: Triton's kernel for that head size (wrong from one length of row on,
+or not compiled at all: then the error says so); of one in float32 alone, products in TF32.
 """
 
 from __future__ import annotations

@@ -35,8 +35,8 @@ TRANSFORMS: dict[str, dict[str, Any]] = {
 def given(rows: int, words: int, width: int = 32) -> tuple[nn.Linear, Tensor, Tensor]:
     """Head with bias, hidden states [N, D] and targets [N], float32 on the host.
 
-    Logits of a spread of about 3: some words are likely, most are not. Of the six likeliest words of
-    a row one is its target, so that no filter leaves it out.
+    Logits of a spread of about 3: some words are likely, most are not. One of a row's six likeliest
+    words is its target, so that no filter leaves it out.
     """
     torch.manual_seed(0)
     layer = nn.Linear(width, words)

@@ -1,9 +1,8 @@
 """The learner on the card: the same bits twice, state that comes back, and what steps do.
 
-First suspicion: two runs differ, an operation that adds up by atomics (`torch.use_deterministic_
-algorithms(True)` names it: the last test here does that; docs/checks.md promises the same bits for a
-CPU only); resume differs alone, a part of the state that is not saved; the scaler, the unscaling of
-a gradient that overflowed.
+First suspicion: two runs differ, an operation that adds up by atomics (the last test here has torch
+name it; docs/checks.md promises the same bits for a CPU only); resume differs alone, a part of the
+state that is not saved; the scaler, the unscaling of a gradient that overflowed.
 """
 
 from __future__ import annotations
@@ -75,9 +74,9 @@ def test_three_steps_twice_give_the_same_bits(
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_resume_is_bit_identical(device: torch.device, tmp_path: Path, dtype: str) -> None:
-    """Nothing is computed twice here, so this one asks only for deterministic steps and a whole state.
+    """The whole state comes back, and two more steps go the same way.
 
-    Where steps are not the same twice (above), the first step after the load already differs.
+    Where steps are not the same twice (above), only the part after the load fails.
     """
     settings = {"lr_scheduler_type": "cosine", "warmup_steps": 2, "max_steps": 6}
     algorithm = {"beta": 0.05, "ref_model_sync_steps": 2}
@@ -139,8 +138,8 @@ def test_passes_over_one_batch_and_a_reference(device: torch.device) -> None:
     """Two passes of two optimizer steps with a KL term: weights and metrics of float64 on the host.
 
     Old log-probs, clips and the reference count from the second optimizer step on. AdamW divides by
-    the root of the second moment, so that a gradient near 0 moves a weight as far as a large one: of
-    the weights 99% are compared, to 1% of a step's length.
+    the root of the second moment, so that a gradient near 0 moves a weight as far as a large one:
+    99% of the weights are compared, to 1% of a step's length.
     """
     algorithm = {"num_iterations": 2, "num_minibatches": 2, "beta": 0.1, "epsilon": 0.05}
     rows = batches(1, num_minibatches=2)[0]

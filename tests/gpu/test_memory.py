@@ -31,7 +31,7 @@ LEFT = 2**28  # bytes of the card that are left
 
 @contextmanager
 def full(device: torch.device, patch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[None]:
-    """All but `LEFT` bytes of the card are taken by others. On a CPU `owner.name` fails as there."""
+    """All but `LEFT` bytes of the card are taken. On a CPU `owner.name` fails as it would there."""
     gc.collect()
     if device.type == "cpu":
         said = "CUDA out of memory. Tried to allocate 1.25 GiB. GPU 0 has a total capacity of"
@@ -80,7 +80,7 @@ def test_the_learner(device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def test_the_engine(device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """8,000 rows of 64 KiB of keys and values each; later ten rows are sampled as if nothing was."""
+    """8,000 rows of 64 KiB of keys and values each; later ten rows are sampled as ever."""
     many = 8000 if device.type == "cuda" else 10
     made = TorchEngine(tiny("llama").to(device), Letters(), version=V0, max_rows=many, packed=False)
     requests = ragged(count=1, n=many, max_tokens=100)

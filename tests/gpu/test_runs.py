@@ -1,8 +1,8 @@
 """Whole runs on the card: killed and resumed, fine-tuned, evaluated, with graders that run code.
 
 First suspicion: a resumed run has other bytes, look at test_learner (steps) and at `the_same_twice`
-of test_engine (sampling) first, and only if they pass at the checkpoint; a grader fails, the sandbox's
-process, which is started by a process that holds a card (it is a fresh interpreter, not a fork of
+of test_engine (sampling) first, and only if they pass at the checkpoint; a grader fails, the
+sandbox's process, which one that holds a card has started (it is a fresh interpreter, no fork of
 it); fine-tuning, accelerate's and TRL's own settings for a card.
 """
 
@@ -101,7 +101,7 @@ def test_a_killed_run_ends_in_the_same_bytes(device: torch.device, tmp_path: Pat
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_fine_tuning(device: torch.device, tmp_path: Path, dtype: str) -> None:
-    """Letters in capital order are learned: the loss falls, weights stay float32, and bytes repeat."""
+    """Letters in order are learned: the loss falls, weights stay float32, and bytes repeat."""
     if dtype == "float16" and device.type == "cpu":
         pytest.skip("the stage refuses float16 on a CPU")
     base = save_tiny_base(tmp_path / "base")

@@ -1,7 +1,7 @@
 """An engine's thread and a learner's on one card: what is sampled does not depend on who was quick.
 
-First suspicion: `one_step_off` differs from itself with pauses, a tensor that one thread reads while
-the other writes it (both use one stream, so kernels follow one another: then it is Python's side);
+First suspicion: `one_step_off` differs from itself with pauses, a tensor that one thread reads
+while the other writes it (both use one stream, so kernels follow one another: then Python's side);
 log-probs of a version differ, weights that had half arrived; both modes of `sync` differ, the steps
 themselves (test_learner says so too).
 """
@@ -124,8 +124,8 @@ def test_every_token_is_of_the_version_it_names(
 ) -> None:
     """Its log-prob is that of those very weights, on the host, whatever was going on beside it.
 
-    2e-4: float32 logits of two machines. Of a step's weights log-probs differ by 0.1 and more. After
-    a change of weights within a completion its keys and values are of the old ones: there only the
+    2e-4: float32 logits of two machines. Log-probs of two versions differ by 0.1 and more. After a
+    change of weights within a completion its keys and values are of the old ones: there only the
     tokens before the change are compared.
     """
     found = trained(device, pause=pause, **mode)

@@ -45,7 +45,7 @@ def test_the_record_names_the_card(card: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_products_are_of_full_precision(device: torch.device, dtype: torch.dtype) -> None:
-    """TF32 would be off by 3e-4. Torch leaves it off unless asked; an environment may have asked."""
+    """TF32 would be off by 3e-4. Torch leaves it off unless asked; a variable may have asked."""
     torch.manual_seed(0)
     a, b = torch.randn(2, 300, 300, dtype=dtype)
     found = (a.to(device) @ b.to(device)).cpu()

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from grpo.rollout.sampling import noise_key, uniforms
 from grpo.types import Request
 
-# Of a probability. Logits of the tiny models are below 20, their float32 errors below 2e-5 together,
-# and a probability moves by at most that.
+# Of a probability. Logits of the tiny models are below 20, their float32 errors below 2e-5, and a
+# probability moves by at most as much.
 NEAR = 1e-4
 
 

@@ -30,7 +30,7 @@ REHEARSED = os.environ.get("GRPO_GPU_TESTS") == "cpu"
 if REHEARSED:  # before anything looks: accelerate would take the card, and so would child processes
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 CARD = torch.cuda.is_available()
-SECONDS = 120  # for one test on a card, compilation included; a kernel that hangs costs no more
+SECONDS = 150  # for one test on a card, compilation included; a kernel that hangs costs no more
 _lost: list[str] = []  # the test that broke the context
 
 

@@ -218,7 +218,8 @@ def test_weights_that_arrive_are_those_that_were_sent(device: torch.device, dtyp
     assert ack.version == sender.version()
     assert ack.version.hash == content_hash((n, t.cpu()) for n, t in sender.weights())
     assert not torch.equal(before, receiver.model.lm_head.weight)
-    assert ack.canary == pytest.approx(sender.canary(), abs=1e-2 if dtype == "float32" else 3.0)
+    if dtype == "float32":  # a sum of 32 log-probs of two ways of attention, 1e-4 each
+        assert ack.canary == pytest.approx(sender.canary(), abs=3e-3)
     # The next completions are of the new weights: what a prompt left in the cache is not used.
     requests = ragged(n=2)
     run(receiver, requests)

@@ -194,4 +194,6 @@ def test_which_operations_of_a_step_have_no_fixed_order(card: torch.device) -> N
     found = sorted(
         {str(w.message).partition(". ")[0] for w in said if "determinist" in str(w.message)}
     )
+    # said of every product; cuBLAS differs between streams only, and all of this is on one
+    found = [text for text in found if "CuBLAS" not in text]
     assert found == []

@@ -64,7 +64,7 @@ def sentence(folder: Path, act: Callable[[], Any]) -> str:
 
 
 def test_the_learner(device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """466 tokens of 152k words: a product of 280 MiB, and as much again for its softmax twice."""
+    """625 tokens of 152k words: a product of 362 MiB, and as much again for its softmax twice."""
     words = 151_936 if device.type == "cuda" else 1000
     model = tiny_model(dtype=torch.float32, vocab_size=words, max_position_embeddings=512)
     made = learner(model, device, config={"tokens_per_micro_batch": 10_000})

@@ -69,7 +69,10 @@ def test_as_exact_as_plain_torch(
     ours = learner(model, device, dtype=dtype, algorithm=algorithm, config=config)
     ours.scaler.scale(torch.zeros((), device=device))  # the scaler makes its state on first use
     ours.scaler.update(2.0**10 if dtype == "float16" else None)
-    assert ours.step(rows)["optimizer_steps/overflow"] == 0
+    metrics = ours.step(rows)
+    assert metrics["optimizer_steps/overflow"] == 0
+    norm = float(gradients(ours).norm())
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4), "measured before it was unscaled"
     assert bool(flex_calls) == (way == "flex")
     assert distance(gradients(ours), exact()) < 1.5 * distance(theirs, exact())
     assert {p.dtype for p in ours.model.parameters()} == {torch.float32}

@@ -52,7 +52,7 @@ def test_logits_of_ragged_rows(device: torch.device, kind: str, dtype: torch.dty
     texts = [rng.integers(VOCAB, size=n).tolist() for n in (3, 17, 40)]
     logits = [decoder.prefill(texts, [0, 1, 2])]
     places = [(row, len(texts[row])) for row in range(3)]  # of each row of logits: text and length
-    decoder.copy(1, [3, 4], len(texts[1]))
+    decoder.copy([1, 1], [3, 4], [len(texts[1])] * 2)
     texts += [list(texts[1]), list(texts[1])]
     rows = list(range(5))  # the text in each row
     for step in range(40):

@@ -45,7 +45,9 @@ def test_logits_of_ragged_rows(device: torch.device, kind: str, dtype: torch.dty
     exact = tiny(kind).double()
     model = tiny(kind).to(device, dtype)
     plain = tiny(kind).to(device, dtype)
-    decoder = SlotDecoder(model) if kind == "deepseek" else make_decoder(model, packed=False)
+    if not isinstance(make_decoder(tiny(kind), packed=False), SlotDecoder):
+        pytest.skip(f"with this transformers the slot cache does not serve {kind} anywhere")
+    decoder = make_decoder(model, packed=False)
     assert isinstance(decoder, SlotDecoder)
     model.config._attn_implementation = "grpo_slots"
     rng = np.random.default_rng(0)

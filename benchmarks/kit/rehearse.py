@@ -15,12 +15,13 @@ import argparse
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 import venv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from record import origin, versions
 
-from kit.pack import CACHE, TOTAL, pack
+from kit.pack import CACHE, PARTS, TOTAL, pack
 from kit.pieces import KitError, Manifest
 from kit.play import play
-from kit.wheels import Machine, canonical
+from kit.wheels import Machine, canonical, needs
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "no_proxy": "", "http_proxy": "http://127.0.0.1:9"}
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "huggingface_hub", "accelerate")
@@ -120,16 +121,37 @@ def bare(folder: Path) -> Path:
     venv.EnvBuilder(symlinks=True, with_pip=False, clear=True).create(folder)
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     packages = folder / "lib" / version / "site-packages"
-    known = {canonical(name) for name in Machine.read().packages}
-    for found in importlib.metadata.distributions():
-        if canonical(found.metadata["Name"]) not in known:
-            continue
+    here = {
+        canonical(found.metadata["Name"]): found for found in importlib.metadata.distributions()
+    }
+    for name in seen(here):
+        found = here[name]
         for top in {file.parts[0] for file in found.files or () if ".." not in file.parts}:
             source, link = Path(str(found.locate_file(top))), packages / top
             if top == "__pycache__" or not source.exists() or link.exists():
                 continue
             link.symlink_to(source)
     return folder / "bin" / "python"
+
+
+def seen(here: Mapping[str, importlib.metadata.Distribution]) -> set[str]:
+    """Of the packages here, those that the machine has, and what these versions of them require.
+
+    What the kit brings is not among them, whoever requires it.
+    """
+    brought = {canonical(need.name) for part in PARTS for need in needs(part)}
+    left = [canonical(name) for name in Machine.read().packages]
+    found: set[str] = set()
+    while left:
+        name = left.pop()
+        if name in found or name in brought or name not in here:
+            continue
+        found.add(name)
+        lines = here[name].requires or ()
+        left += [
+            canonical(re.split(r"[^\w.-]", line)[0]) for line in lines if "extra ==" not in line
+        ]
+    return found
 
 
 if __name__ == "__main__":

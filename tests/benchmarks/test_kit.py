@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from kit import bundle
 from kit.archive import QUICK, archive
-from kit.pack import MIB, Packed, bounded, empty, placed, receiver
+from kit.pack import MIB, PARTS, Packed, bounded, empty, placed, receiver
 from kit.pieces import (
     ABSENT,
     DAMAGED,
@@ -236,7 +236,7 @@ def test_only_an_empty_folder_or_a_kit_is_packed_into(kit: Path, tmp_path: Path)
 
 def test_needs_are_what_the_machine_lacks_each_once() -> None:
     machine = Machine.read()
-    wanted = [need for part in ("tests", "trl", "smollm2", "vllm") for need in needs(part)]
+    wanted = [need for part in PARTS for need in needs(part)]
     names = [canonical(need.name) for need in wanted]
     assert len(names) == len(set(names))
     assert set(names) & {canonical(name) for name in machine.packages} == set()

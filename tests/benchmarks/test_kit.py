@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -173,6 +174,14 @@ def test_a_part_that_is_not_what_was_packed_is_not_there(kit: Path, tmp_path: Pa
     (kit / "piece-3").write_bytes(content)
     with pytest.raises(KitError, match=r"'late' is damaged: remove .*, and copy and add"):
         unpack(manifest, manifest.parts[1], kit, tmp_path / "late")
+    assert not (tmp_path / "late").exists()
+
+
+def test_a_part_with_another_checksum_is_not_there(kit: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(kit)
+    other = dataclasses.replace(manifest.parts[1], sha256="0" * 64)
+    with pytest.raises(KitError, match="'late' is damaged"):
+        unpack(manifest, other, kit, tmp_path / "late")
     assert not (tmp_path / "late").exists()
 
 
@@ -351,7 +360,10 @@ def test_what_is_brought_back_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     whole = _file(tmp_path / "joined.tar.gz", joined)
     listed = subprocess.run(["tar", "tzf", str(whole)], capture_output=True, text=True, check=True)
     assert listed.stdout.splitlines() == [f"run/traces/{number}.json" for number in range(3)]
+    monkeypatch.setattr(bundle, "FILES", 5)  # gpu.json, logs, state, the list and one of traces
     bundle.bundle(work, out)  # an older one is replaced
+    assert len(list(out.iterdir())) == 4
+    assert (out / "left-behind.txt").read_text().count("\n") == 4
     _file(out / "mine.txt", b"")
     with pytest.raises(KitError, match=r"mine.txt is not of an earlier `results`"):
         bundle.bundle(work, out)

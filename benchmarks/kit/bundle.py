@@ -14,11 +14,12 @@ from kit.work import Work
 MIB = 1 << 20
 FILES, LARGEST, TOGETHER = 8, 16 * MIB, 60 * MIB
 LEFT = "left-behind.txt"
-TRACES = (".gz", ".pt", ".pickle", ".nsys-rep", ".ncu-rep")
+TRACES = (".gz", ".pickle", ".nsys-rep", ".ncu-rep")
+MODELS = (".safetensors", ".bin", ".pt", ".gguf")  # these stay there
 
 
 def bundle(work: Work, out: Path) -> list[Path]:
-    """Copy results, the page, logs, state and traces into `out`, which is emptied of older ones.
+    """Copy results, the page, logs, state and traces, no models, into `out`, which is emptied of older ones.
 
     results.json and page.md as they are; logs.tar.xz; state.tar.xz; traces.tar.gz, cut as .00, .01
     ... for `cat traces.tar.gz.* | tar xz`. What does not fit is named in left-behind.txt.
@@ -38,7 +39,8 @@ def bundle(work: Work, out: Path) -> list[Path]:
     found = [path for path in sorted(work.run.rglob("*")) if path.is_file()]
     state = [path for path in found if work.run / "state" in path.parents]
     traces = [path for path in found if _is_trace(path, work)]
-    logs = [path for path in found if path not in state and path not in traces]
+    others = [path for path in found if path not in state and path not in traces]
+    logs = [path for path in others if path.suffix not in MODELS]
     logs += sorted(work.logs.glob("*.log"))
     left: list[str] = []
     for name, files in {"logs.tar.xz": logs, "state.tar.xz": state}.items():

@@ -340,6 +340,7 @@ def test_what_is_brought_back_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     _file(work.run / "gpu.json", b"{}")
     _file(work.run / "state" / "card" / "copy.json", b"{}")
     _file(work.run / "logs" / "card.log", b"log")
+    _file(work.run / "parity" / "model" / "model.safetensors", noise.randbytes(12_000))
     for number in range(4):
         _file(work.run / "traces" / f"{number}.json", noise.randbytes(12_000))
     out = tmp_path / "out"

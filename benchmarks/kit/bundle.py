@@ -19,10 +19,11 @@ MODELS = (".safetensors", ".bin", ".pt", ".gguf")  # these stay there
 
 
 def bundle(work: Work, out: Path) -> list[Path]:
-    """Copy results, the page, logs, state and traces, no models, into `out`, which is emptied of older ones.
+    """Copy results, page, logs, state and traces into `out`, in place of what an earlier call left.
 
-    results.json and page.md as they are; logs.tar.xz; state.tar.xz; traces.tar.gz, cut as .00, .01
-    ... for `cat traces.tar.gz.* | tar xz`. What does not fit is named in left-behind.txt.
+    gpu.json and gpu.md as they are; logs.tar.xz; state.tar.xz; traces.tar.gz, cut as .00, .01 ...
+    for `cat traces.tar.gz.* | tar xz`. Models stay where they are, and what does not fit is named
+    in left-behind.txt.
     Raises KitError where `out` has files of something else.
     """
     out.mkdir(parents=True, exist_ok=True)

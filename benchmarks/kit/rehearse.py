@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from record import origin, versions
 
-from kit.pack import CACHE, PARTS, TOTAL, pack
+from kit.pack import CACHE, SMALL, TOTAL, pack
 from kit.pieces import KitError, Manifest
 from kit.play import play
 from kit.wheels import Machine, canonical, needs
@@ -137,9 +137,9 @@ def bare(folder: Path) -> Path:
 def seen(here: Mapping[str, importlib.metadata.Distribution]) -> set[str]:
     """Of the packages here, those that the machine has, and what these versions of them require.
 
-    What the kit brings is not among them, whoever requires it.
+    What the small kit brings is not among them, whoever requires it.
     """
-    brought = {canonical(need.name) for part in PARTS for need in needs(part)}
+    brought = {canonical(need.name) for part in SMALL for need in needs(part)}
     left = [canonical(name) for name in Machine.read().packages]
     found: set[str] = set()
     while left:

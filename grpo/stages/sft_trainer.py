@@ -126,8 +126,15 @@ def settings(
 class StageTrainer(SFTTrainer):
     """The trainer of a stage: counts what it trains on, and leaves only the run's own files."""
 
-    loss_is_scaled_for_ga = True  # by the count that `get_batch_samples` gives
     tokens_trained = 0
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        # The loss is scaled, by the count that `get_batch_samples` gives. Not said on the class:
+        # before transformers 5.19, TRL takes that as a reason to put a text where SFTTrainer
+        # expects a loss function. These versions ask the second name.
+        self.loss_is_scaled_for_ga = True
+        self.model_accepts_loss_kwargs = True
 
     def get_batch_samples(
         self, epoch_iterator: Any, num_batches: int, device: torch.device

@@ -1,0 +1,1 @@
+"""What a machine with a GPU and without network lacks, in pieces; see `pack.py`, `run.sh`."""

@@ -142,9 +142,6 @@ class TorchLearner:
         self.ranks = ranks.join()
         self.device = self.ranks.device
         self.rank, self.num_ranks = self.ranks.rank, self.ranks.count
-        if self.device.type == "cuda":
-            # For the process, not for a forward pass: activations are computed again outside it.
-            torch.backends.cuda.enable_cudnn_sdp(False)  # see rollout/attending.py
         self.lora_rank = lora_rank
         if self.ranks.sharding:
             check_sharding(quantization, config.optim)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import random
 import signal
@@ -36,7 +37,12 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     # Nothing is reported to anyone.
     "VLLM_NO_USAGE_STATS": "1",
+    # The runner that this engine was written against. The new one, the default for dense models on
+    # GPUs since 0.26, rounds logits to the model's type once more after the temperature.
+    "VLLM_USE_V2_MODEL_RUNNER": "0",
 }
+# Its sampler imports flashinfer without being asked to, and dies where that is not installed.
+WITHOUT_FLASHINFER = {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +144,8 @@ def import_vllm() -> Any:
             f"vLLM {found[0]}.{found[1]} is installed; rollout.engine = 'vllm' knows {first} to "
             f"{last} (weights are loaded through internals that change between versions)"
         )
-    for key, value in ENVIRONMENT.items():
+    alone = {} if importlib.util.find_spec("flashinfer") else WITHOUT_FLASHINFER
+    for key, value in {**ENVIRONMENT, **alone}.items():
         if key == "VLLM_ENABLE_V1_MULTIPROCESSING":
             os.environ[key] = value
         else:

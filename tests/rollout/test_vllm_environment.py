@@ -26,7 +26,7 @@ def told(monkeypatch):
             monkeypatch.setenv(key, value)
         monkeypatch.setattr(vllm_compat, "version", lambda: (0, 26))
         monkeypatch.setattr(vllm_compat, "is_cpu", lambda: False)
-        monkeypatch.setattr(vllm_compat.importlib, "import_module", SimpleNamespace)
+        monkeypatch.setattr(vllm_compat.importlib, "import_module", lambda _: SimpleNamespace())
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in packages or None)
         vllm_compat.import_vllm()
         return dict(os.environ)

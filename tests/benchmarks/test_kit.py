@@ -322,6 +322,7 @@ def test_start_calls_a_runner_again_that_ended_with_something_left(
     kit: Path, tmp_path: Path
 ) -> None:
     work = Work.at(tmp_path / "work")
+    aside(kit, "piece-2", "piece-3")
     run_sh(kit, "start", kit, work.root, "--", "--failing")
     until(lambda: len(calls(work)) == 1 and idle(work))
     run_sh(kit, "add", kit, work.root)  # nothing has come
@@ -329,6 +330,17 @@ def test_start_calls_a_runner_again_that_ended_with_something_left(
     assert len(calls(work)) == 1
     run_sh(kit, "start", kit, work.root)
     until(lambda: len(calls(work)) == 2 and idle(work))
+
+
+def test_measuring_begins_before_the_later_parts_are_unpacked(kit: Path, tmp_path: Path) -> None:
+    work = Work.at(tmp_path / "work")
+    run_sh(kit, "start", kit, work.root)
+    until(lambda: (work.parts / "late").exists() and idle(work))
+    said = [line.split(maxsplit=1)[1] for line in _log(work)]
+    assert said[0].startswith("unpacked project in")
+    assert said[1] == "the runner begins: project"
+    assert said[2].startswith("unpacked late in")
+    assert "the runner begins: project late" in said[3:]
 
 
 def test_models_are_linked_also_where_the_keeper_was_killed_before(tmp_path: Path) -> None:
@@ -443,6 +455,10 @@ def _file(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
+
+
+def _log(work: Work) -> list[str]:
+    return (work.logs / "keeper.log").read_text().splitlines()
 
 
 def _processes(work: Work) -> list[int]:

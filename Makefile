@@ -46,7 +46,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-threads test-smollm2 test-gpu gpu gpu-kit gpu-kit-test test-ray test-vllm check format test-readme bench bench-rollout bench-rewards clean
+.PHONY: help install dev demo test test-threads test-smollm2 test-gpu gpu gpu-here gpu-kit gpu-kit-test test-ray test-vllm check format test-readme bench bench-rollout bench-rewards clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -106,7 +106,15 @@ test-threads: $(INSTALLED_DEV)
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
 
-gpu: $(INSTALLED_DEV) models/smollm2-135m-instruct/config.json
+# Nothing is installed where there is no GPU; for one, torch is the CUDA build of the ordinary index.
+gpu-here:
+	@nvidia-smi -L 2>/dev/null | grep -q GPU || { echo "make: nvidia-smi shows no GPU here; a rehearsal on" \
+		"the CPU: make dev && $(BIN)/python benchmarks/bench_gpu.py --device cpu --tiny" >&2; exit 1; }
+
+ifeq ($(origin TORCH_INDEX),file)
+gpu: TORCH_INDEX :=
+endif
+gpu: gpu-here $(INSTALLED_DEV) models/smollm2-135m-instruct/config.json
 	$(BIN)/python benchmarks/bench_gpu.py $(SECTIONS)
 
 gpu-kit: | $(BIN)/python

@@ -1,6 +1,6 @@
 """Everything that only a GPU can show, in sections that survive losing the machine.
 
-    python benchmarks/bench_gpu.py [SECTION ...] [--table | --list]
+    python benchmarks/bench_gpu.py [SECTION ...] [--table | --list | --take OUT]
 
 A process per section, ended after eight minutes. Every step is on disk the moment it ends, and the
 same command goes on where the last one was cut. A section goes into benchmarks/results/gpu.json,
@@ -18,9 +18,10 @@ import shlex
 import sys
 from pathlib import Path
 
+from gpu.home import take
 from gpu.needs import missing
 from gpu.results import so_far
-from gpu.runner import Plan, run, show
+from gpu.runner import Plan, claimed, run, show
 from gpu.section import Section, Setup
 from gpu.sections import SECTIONS, load
 from gpu.table import table
@@ -49,6 +50,12 @@ def main() -> int:
     add("--threads", type=int, default=os.cpu_count() or 1)
     add("--again", action="store_true", help="run what failed once more")
     add("--table", action="store_true", help="no measurement: print the tables")
+    add(
+        "--take",
+        type=Path,
+        metavar="OUT",
+        help="no measurement: take home what run.sh results left",
+    )
     add("--list", action="store_true", help="no measurement: sections, steps, needs, estimates")
     given = parser.parse_args()
     unknown = [name for name in given.sections if name not in SECTIONS]
@@ -78,15 +85,24 @@ def main() -> int:
     if given.list:
         listed([load(module) for module in plan.sections.values()], plan.setup)
         return 0
-    if given.table:
-        print(table(so_far(plan.results, plan.setup, plan.sections), plan.sections))
-        show(plan)
-        return 0
     try:
-        return run(plan)
+        if given.take:
+            with claimed(folder):  # a runner here writes into the same file
+                taken = take(given.take, plan.setup, plan.results, SECTIONS)
+            print(f"taken into {plan.results}: {', '.join(taken) or 'nothing that is newer'}")
+            show(plan)
+            return 0
+        return table_only(plan) if given.table else run(plan)
     except GrpoError as error:
         print(f"bench_gpu: {error}", file=sys.stderr)
         return 2
+
+
+def table_only(plan: Plan) -> int:
+    """Print the tables of what is known, and write the page."""
+    print(table(so_far(plan.results, plan.setup, plan.sections), plan.sections))
+    show(plan)
+    return 0
 
 
 def listed(sections: list[Section], setup: Setup) -> None:

@@ -33,7 +33,7 @@ PACKAGES = (
 
 _ASK = """
 import json, torch
-found = {"name": ""}
+found = {"name": "", "CUDA": torch.version.cuda}
 if torch.cuda.is_available():
     about = torch.cuda.get_device_properties(0)
     found = {
@@ -90,13 +90,20 @@ def gather(steps: Sequence[Step], state: State, ending: str) -> dict[str, Any]:
 
 def so_far(results: Path, setup: Setup, sections: Mapping[str, str]) -> dict[str, Any]:
     """A results file, and what the folder has of sections that have not come to their end."""
-    found = read(results)
+    found: dict[str, Any] = read(results)
     for name, module in sections.items():
         if (setup.folder / "state" / name / "_from.json").exists():
             gathered = gather(load(module).steps(setup), State.of(setup, name), "unfinished")
-            if len(gathered["steps"]) > len(found.get(name, {}).get("steps", {})):
+            if newest(gathered) > newest(found.get(name)):
                 found[name] = gathered
     return found
+
+
+def newest(section: Mapping[str, Any] | None) -> str:
+    """When the last step of a section ended, "" where there is none."""
+    return max(
+        (record["date"] for record in (section or {"steps": {}})["steps"].values()), default=""
+    )
 
 
 def status(steps: Sequence[Step], records: Mapping[str, Record], ending: str) -> str:

@@ -79,12 +79,22 @@ def find_card(setup: Setup) -> dict[str, Any]:
     card = results.find_card(setup.device)
     if not card["name"]:
         raise RunError(
-            "--device = 'cuda', and torch sees no card here; --device cpu --tiny shows that every "
-            "section runs"
+            f"--device = 'cuda', and torch sees no card here{without_cuda(card)}; "
+            "--device cpu --tiny shows that every section runs"
         )
     claim_kind(setup, card["name"], versions(["torch"]).get("torch", "not installed"))
     print(f"on {card['name']}", flush=True)
     return card
+
+
+def without_cuda(card: Mapping[str, Any]) -> str:
+    """What to do where torch could see no card, whatever there is."""
+    if card["CUDA"]:
+        return ""
+    return (
+        ", as it is built without CUDA: `make gpu VENV=.venv-gpu` makes an environment with "
+        "another torch"
+    )
 
 
 def run_section(name: str, plan: Plan, card: Mapping[str, Any]) -> bool:

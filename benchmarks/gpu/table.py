@@ -39,7 +39,7 @@ def part(name: str, module: str, results: Mapping[str, Any]) -> str:
     try:
         section = load(module)
         if found is None:
-            end = f"`{name}`: not run; about {section.minutes:g} minutes on an H200, estimated."
+            end = f"`{name}`: not run; about {section.minutes:g} min on an H200, estimated."
         made = section.table({} if found is None else shown(found))
     except Exception as error:
         return f"### {name}\n\nNo table: {type(error).__name__}: {error}\n\n{end}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 import tarfile
@@ -45,7 +46,7 @@ def bundle(work: Work, out: Path) -> list[Path]:
     logs += sorted(work.logs.glob("*.log"))
     left: list[str] = []
     for name, files in {"logs.tar.xz": logs, "state.tar.xz": state}.items():
-        written += _cut(_tar(work, files, "xz"), out / name, 1, left)
+        written += _cut(_fitting(work, files, left), out / name, 1, left)
     room = min(
         FILES - 1 - len(written), (TOGETHER - sum(p.stat().st_size for p in written)) // LARGEST
     )
@@ -70,11 +71,29 @@ def _is_trace(path: Path, work: Work) -> bool:
     return "traces" in path.relative_to(work.run).parts or path.name.endswith(TRACES)
 
 
+def _fitting(work: Work, files: list[Path], left: list[str]) -> bytes:
+    """Pack the smaller ones of some files, as many as fit into one; the others go to `left`."""
+    kept = sorted(files, key=_size)
+    while len(packed := _tar(work, sorted(kept), "xz")) > LARGEST:
+        left.append(f"{kept.pop().relative_to(work.root)}")
+    return packed
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 of one that has gone."""
+    return path.stat().st_size if path.exists() else 0
+
+
 def _tar(work: Work, files: Iterable[Path], how: str) -> bytes:
     packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode=f"w:{how}") as tar:
+    with tarfile.open(fileobj=packed, mode=f"w:{how}", dereference=True) as tar:
         for path in files:
-            tar.add(path, str(path.relative_to(work.root)))
+            # the runner goes on: what it has removed, or writes right now, is in the next `results`
+            with contextlib.suppress(FileNotFoundError):
+                content = path.read_bytes()
+                info = tar.gettarinfo(path, str(path.relative_to(work.root)))
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
     return packed.getvalue()
 
 

@@ -51,25 +51,30 @@ class Keeper:
     def look(self) -> bool:
         """Do what can be done now. False where nothing runs and nothing is left to do."""
         work = self.work
-        for part in work.ready():
-            if part.name not in self.broken:
-                self._unpack(part)
+        # one at a time: the first ones are enough to begin, and large ones take half a minute
+        ready = [part for part in work.ready() if part.name not in self.broken]
+        if ready:
+            self._unpack(ready[0])
         if self.runner is not None and self.runner.poll() is not None:
             say(work, f"the runner ended with status {self.runner.returncode}")
             if self.runner.returncode in (0, 1):  # by itself; after a signal it is called again
-                (work.root / "seen").write_text(self.called)
+                (work.root / "seen").write_text(f"{self.called}\n{self.runner.returncode}")
             self.runner = None
-        if self.runner is None and self.has_work():
+        if self.runner is None and self._is_due():
             wanted = _call(work)
+            work.link_models()  # also those of a part whose keeper was killed
             self.runner = _start(work)
             self.called = wanted if self.runner is not None else self.called
             return True
-        return self.runner is not None
+        return self.runner is not None or len(ready) > 1
 
     def has_work(self) -> bool:
         """Whether a part can be unpacked, or the runner was not called with what is here."""
         if any(part.name not in self.broken for part in self.work.ready()):
             return True
+        return self._is_due()
+
+    def _is_due(self) -> bool:
         return self.work.can_run() and _call(self.work) not in (self.called, _seen(self.work))
 
     def _unpack(self, part: Part) -> None:
@@ -77,7 +82,7 @@ class Keeper:
         try:
             self.work.make_env()
             unpack(self.work.manifest, part, self.work.pieces, self.work.parts / part.name)
-            self.work.link_models(part)
+            self.work.link_models()
         except (KitError, OSError) as error:
             self.broken.add(part.name)
             say(self.work, f"not unpacked: {part.name}: {error}")
@@ -93,7 +98,14 @@ def _call(work: Work) -> str:
 def _seen(work: Work) -> str:
     """With what the last runner that ended by itself was called."""
     path = work.root / "seen"
-    return path.read_text() if path.exists() else ""
+    return path.read_text().partition("\n")[0] if path.exists() else ""
+
+
+def forget_failure(work: Work) -> None:
+    """Let the runner be called again unless it has done all: it may have come to a limit."""
+    path = work.root / "seen"
+    if path.exists() and not path.read_text().endswith("\n0"):
+        path.unlink()
 
 
 def _start(work: Work) -> subprocess.Popen[bytes] | None:

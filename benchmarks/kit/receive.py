@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kit.bundle import bundle
-from kit.keeper import command_of, environment, keep
+from kit.keeper import command_of, environment, forget_failure, keep
 from kit.pieces import DAMAGED, SHORT, WHOLE, KitError, Manifest, Piece, condition
 from kit.work import Work, held, lock
 
@@ -46,7 +46,7 @@ def main() -> int:
         if given.command == "start":
             start(work, given.pieces, runner)
         return add(work, given.pieces)
-    except KitError as error:
+    except (KitError, OSError) as error:  # a full disk, a folder that cannot be written to
         print(f"run.sh: {error}", file=sys.stderr)
         return 2
 
@@ -74,6 +74,7 @@ def start(work: Work, folder: Path, runner: Sequence[str]) -> None:
             work.settle(runner)
         for name in ("run.sh", "receive.pyz"):
             _copy(_here() / name, work.root / name)
+        forget_failure(work)
 
 
 def add(work: Work, folder: Path) -> int:
@@ -137,7 +138,8 @@ def status(work: Work) -> int:
     if work.can_run() and work.python.exists():
         command = [str(work.python), *command_of(work, "--table")]
         subprocess.run(command, cwd=work.project, env=environment(work), stderr=subprocess.STDOUT)
-    print(f"\nkit of commit {manifest.commit}, in {work.root}")
+    free = shutil.disk_usage(work.root).free / 1e9
+    print(f"\nkit of commit {manifest.commit}, in {work.root}, where {free:.1f} GB are free")
     print("unpacked: " + (", ".join(part.name for part in work.unpacked()) or "nothing yet"))
     print(f"keeper: {_alive(work, 'keeper')}; runner: {_alive(work, 'runner')}")
     for name in ("keeper", "runner"):

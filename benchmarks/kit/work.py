@@ -25,7 +25,10 @@ from typing import IO
 
 from kit.pieces import MANIFEST, KitError, Manifest, Part, Piece, condition
 
-ENTRY = """#!{python}
+# Not `#!{python}`, which the kernel ends at a space: the shell calls Python on this same file.
+ENTRY = """#!/bin/sh
+'''exec' "{python}" "$0" "$@"
+' '''
 import sys
 
 from grpo.cli import main
@@ -141,12 +144,13 @@ class Work:
         entry.chmod(0o755)
         (self.env / "whole").touch()
 
-    def link_models(self, part: Part) -> None:
-        """Put links to a part's models where the runner looks for models."""
-        for name, inside in part.links.items():
-            link = self.assets / name
-            if not link.exists():
-                link.symlink_to(self.parts / part.name / inside)
+    def link_models(self) -> None:
+        """Put links to what models are unpacked where the runner looks for models."""
+        for part in self.unpacked():
+            for name, inside in part.links.items():
+                link = self.assets / name
+                if not link.exists():
+                    link.symlink_to(self.parts / part.name / inside)
 
 
 @contextmanager

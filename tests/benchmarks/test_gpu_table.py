@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import record as record_of
-from gpu import results, table
+from gpu import home, results, runner, table
 from gpu.sections import SECTIONS, load
-from gpu.state import State
+from gpu.state import State, claim_kind
+from kit import bundle
+from kit.work import Work
 from staged import plan
 
 from grpo.errors import RunError
@@ -69,7 +73,7 @@ def test_rows_without_figures_say_why(state: State) -> None:
 def test_a_section_that_was_never_run_has_its_rows(state: State) -> None:
     made = table.table({}, STAGED)
     assert made.count("| not run |") == 7
-    assert made.endswith("`mixed`: not run; about 1 minutes on an H200, estimated.")
+    assert made.endswith("`mixed`: not run; about 1 min on an H200, estimated.")
 
 
 @pytest.mark.parametrize("name", SECTIONS)
@@ -114,6 +118,32 @@ def test_what_a_lost_call_has_measured_is_shown_before_it_is_in_the_results(stat
     assert found["mixed"]["status"].startswith("interrupted")
 
 
+def test_figures_are_taken_home_newer_ones_only(state: State, tmp_path: Path) -> None:
+    out, file = tmp_path / "out", tmp_path / "home.json"
+    asked = plan(state.folder.parents[1], "staged_mixed")
+    work = Work.at(tmp_path / "work")
+    with pytest.raises(RunError, match=r"has no state.tar.xz; name what `run.sh results` has left"):
+        home.take(tmp_path, asked.setup, file, asked.sections)
+    shutil.copytree(asked.setup.folder, work.run)
+    bundle.bundle(work, out)
+    with pytest.raises(RunError, match="nothing was measured there"):
+        home.take(out, asked.setup, file, asked.sections)
+    claim_kind(replace(asked.setup, folder=work.run), "a card", "2.11.0")
+    bundle.bundle(work, out)
+    with pytest.raises(RunError, match=r"has measurements of .*, and this call is for"):
+        home.take(out, replace(asked.setup, tiny=not asked.setup.tiny), file, asked.sections)
+
+    other = {"steps": {"x": {"date": "2026-01-01"}}, "from": {}}
+    file.write_text(
+        json.dumps({"other": other, "mixed": other})
+    )  # an older one of the same section
+    assert home.take(out, asked.setup, file, asked.sections) == ["mixed"]
+    found = json.loads(file.read_text())
+    assert found["other"] == other
+    assert found["mixed"]["status"] == "unfinished after 4 of 7 steps (2 failed, 1 not run)"
+    assert home.take(out, asked.setup, file, asked.sections) == []
+
+
 def test_the_page_is_changed_between_its_markers_only(state: State, tmp_path: Path) -> None:
     file, page = tmp_path / "found.json", tmp_path / "page.md"
     file.write_text(json.dumps({"mixed": gathered(state)}))
@@ -156,6 +186,30 @@ def test_rehearsals_do_not_reach_the_results_and_docs(tmp_path: Path) -> None:
     done = bench("nothing", "--list")
     assert done.returncode == 2
     assert "unknown section 'nothing'; valid: card, tests" in done.stderr
+
+
+def test_the_page_shows_what_the_results_file_has() -> None:
+    text = (ROOT / "docs" / "gpu.md").read_text()
+    shown = text.partition(table.START)[2].partition(table.END)[0]
+    known = results.read(ROOT / "benchmarks" / "results" / "gpu.json")
+    assert shown == f"\n{table.table(known, SECTIONS)}\n", "benchmarks/bench_gpu.py --table"
+
+
+def test_without_a_gpu_it_is_said_before_anything_is_installed(tmp_path: Path) -> None:
+    none = tmp_path / "nvidia-smi"
+    none.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
+    none.chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    command = ["make", "gpu", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("make: nvidia-smi shows no GPU here; a rehearsal on the CPU: ")
+    assert not (tmp_path / "venv").exists()
+
+
+def test_a_torch_that_could_see_no_card_is_named() -> None:
+    assert runner.without_cuda({"name": "", "CUDA": "13.0"}) == ""
+    assert "built without CUDA: `make gpu VENV=.venv-gpu`" in runner.without_cuda({"CUDA": None})
 
 
 def test_the_list_has_steps_needs_and_the_sum() -> None:

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,8 @@ if "--table" in sys.argv:
     sys.exit(print("### the table"))
 with open(folder / "calls", "a") as calls:
     calls.write(f"late {importlib.util.find_spec('late') is not None} {os.environ['ONE']}\\n")
+if "--failing" in sys.argv:
+    sys.exit(1)
 if "--slow" in sys.argv and not (folder / "quick").exists():
     time.sleep(60)
 """
@@ -315,6 +318,84 @@ def test_killed_at_work_it_goes_on_and_many_calls_start_one_runner(
     assert len(calls(work)) == 2
 
 
+def test_start_calls_a_runner_again_that_ended_with_something_left(
+    kit: Path, tmp_path: Path
+) -> None:
+    work = Work.at(tmp_path / "work")
+    aside(kit, "piece-2", "piece-3")
+    run_sh(kit, "start", kit, work.root, "--", "--failing")
+    until(lambda: len(calls(work)) == 1 and idle(work))
+    run_sh(kit, "add", kit, work.root)  # nothing has come
+    until(lambda: idle(work))
+    assert len(calls(work)) == 1
+    run_sh(kit, "start", kit, work.root)
+    until(lambda: len(calls(work)) == 2 and idle(work))
+
+
+def test_measuring_begins_before_the_later_parts_are_unpacked(kit: Path, tmp_path: Path) -> None:
+    work = Work.at(tmp_path / "work")
+    run_sh(kit, "start", kit, work.root)
+    until(lambda: (work.parts / "late").exists() and idle(work))
+    said = [line.split(maxsplit=1)[1] for line in _log(work)]
+    assert said[0].startswith("unpacked project in")
+    assert said[1] == "the runner begins: project"
+    assert said[2].startswith("unpacked late in")
+    assert "the runner begins: project late" in said[3:]
+
+
+def test_models_are_linked_also_where_the_keeper_was_killed_before(tmp_path: Path) -> None:
+    work = Work.at(tmp_path)
+    part = Part(name="big", start=0, bytes=1, sha256="", first=True, links={"a.gguf": "in/a"})
+    work.adopt(Manifest(commit="", python="", environment={}, parts=[part], pieces=[]))
+    work.link_models()
+    assert not (work.assets / "a.gguf").is_symlink()
+    _file(work.parts / "big" / "in" / "a", b"model")
+    work.link_models()
+    work.link_models()
+    assert (work.assets / "a.gguf").read_bytes() == b"model"
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(kit: Path, tmp_path: Path) -> None:
+    _file(tmp_path / "file", b"")
+    done = run_sh(kit, "start", kit, tmp_path / "file")
+    assert done.returncode == 2
+    assert done.stderr.startswith("run.sh: ")
+    assert str(tmp_path / "file") in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_command_starts_in_a_folder_with_a_space(tmp_path: Path) -> None:
+    work = Work.at(tmp_path / "a folder")
+    work.adopt(described([1], [1]))
+    _file(work.parts / "part0" / "grpo" / "cli.py", b"def main():\n    print('here')\n")
+    work.make_env()
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    said = subprocess.run([work.env / "bin" / "grpo"], env=bare, capture_output=True, text=True)
+    assert said.stdout == "here\n"
+
+
+def test_a_log_that_does_not_fit_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "LARGEST", 10_000)
+    work = Work.at(tmp_path / "work")
+    _file(work.run / "logs" / "card.log", b"log")
+    _file(work.run / "logs" / "large.log", random.Random(3).randbytes(12_000))
+    _file(work.run / "lost.log", b"gone")
+    tar = bundle._tar
+
+    def losing(work: Work, files: list[Path], how: str) -> bytes:
+        (work.run / "lost.log").unlink(missing_ok=True)  # by the runner, which goes on
+        return tar(work, files, how)
+
+    monkeypatch.setattr(bundle, "_tar", losing)
+    out = tmp_path / "out"
+    bundle.bundle(work, out)
+    with tarfile.open(out / "logs.tar.xz") as packed:
+        assert packed.getnames() == ["run/logs/card.log"]
+    assert (out / "left-behind.txt").read_text() == "run/logs/large.log\n"
+
+
 def test_another_kit_another_python_and_nothing_started_are_refused(
     kit: Path, tmp_path: Path
 ) -> None:
@@ -374,6 +455,10 @@ def _file(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
+
+
+def _log(work: Work) -> list[str]:
+    return (work.logs / "keeper.log").read_text().splitlines()
 
 
 def _processes(work: Work) -> list[int]:

@@ -155,7 +155,7 @@ def test_rehearsals_do_not_reach_the_results_and_docs(tmp_path: Path) -> None:
         assert "figures of --tiny or --device cpu do not go to" in done.stderr
     done = bench("nothing", "--list")
     assert done.returncode == 2
-    assert "unknown section 'nothing'; valid: card, tests" in done.stderr
+    assert "unknown section 'nothing'; valid: card, learner" in done.stderr
 
 
 def test_the_list_has_steps_needs_and_the_sum() -> None:

@@ -114,4 +114,7 @@ def save_random(name: str, out: Path, device: str) -> None:
     with torch.device(device):
         made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     made.save_pretrained(out)
+    if device == "cuda":  # others measure beside this process
+        del made
+        torch.cuda.empty_cache()
     transformers.AutoTokenizer.from_pretrained(TINY).save_pretrained(out)

@@ -8,8 +8,6 @@ ENVIRONMENT = {
     # vLLM 0.26 imports flashinfer for its sampler unless it is told not to, and fails without it;
     # the kit leaves flashinfer out. At temperature 1 without top-k and top-p it is not used.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    # As `grpo/rollout/vllm_compat.py` has it, so that TRL and ours sample by the same runner.
-    "VLLM_USE_V2_MODEL_RUNNER": "0",
     # Only the CPU build reads it: its threads stay where they are put, two workers may share cores.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     # Start-up alone writes sixty lines of INFO.

@@ -1,4 +1,7 @@
-"""Generation by transformers' `generate`; rows that ended are padded until the longest has."""
+"""Generation by transformers' `generate`; rows that ended are padded until the longest has.
+
+The setting `generate` has further arguments: with a static cache it compiles its decoding on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,7 @@ def prepare(settings: Settings) -> Any:
             max_new_tokens=limit,
             num_return_sequences=samples,
             stopping_criteria=stop,
+            **settings.get("generate", {}),
         )
         return {"seconds": now(settings) - started, "tokens": sum(planned)}
 

@@ -185,7 +185,7 @@ def test_rehearsals_do_not_reach_the_results_and_docs(tmp_path: Path) -> None:
         assert "figures of --tiny or --device cpu do not go to" in done.stderr
     done = bench("nothing", "--list")
     assert done.returncode == 2
-    assert "unknown section 'nothing'; valid: card, tests" in done.stderr
+    assert "unknown section 'nothing'; valid: card, learner" in done.stderr
 
 
 def test_the_page_shows_what_the_results_file_has() -> None:

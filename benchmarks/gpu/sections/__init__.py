@@ -1,4 +1,7 @@
-"""The sections of the GPU measurements, in the order in which they run."""
+"""The sections of the GPU measurements, in the order in which they run.
+
+A machine may go away at any moment: figures that nothing else can give come first.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ from gpu.section import Section
 
 SECTIONS = {
     "card": "gpu.sections.card",
-    "tests": "gpu.sections.tests",
-    "parity": "gpu.sections.parity",
     "learner": "gpu.sections.learner",
     "generation": "gpu.sections.generation",
-    "weights": "gpu.sections.weights",
     "step": "gpu.sections.step",
-    "vllm": "gpu.sections.vllm",
-    "recipes": "gpu.sections.recipes",
-    "long": "gpu.sections.long",
+    "tests": "gpu.sections.tests",
+    "parity": "gpu.sections.parity",
+    "weights": "gpu.sections.weights",
     "profile": "gpu.sections.profile",
+    "long": "gpu.sections.long",
+    "recipes": "gpu.sections.recipes",
+    "vllm": "gpu.sections.vllm",
 }
 
 

@@ -1,4 +1,4 @@
-"""On a GPU no forward pass of the engine's asks cuDNN for attention, whose plans are slow to make."""
+"""No forward pass of the engine asks a GPU's cuDNN for attention, whose plans take long to make."""
 
 from __future__ import annotations
 

@@ -251,7 +251,8 @@ def _expected(model: nn.Module, probe: _Probe, prompts: list[list[int]]) -> Tens
     for texts in _contexts(probe, prompts):
         for ids in texts:
             tensor = torch.tensor([ids], device=device)
-            found.append(_plain(model, tensor)[0, -1].float())
+            with attending(device):  # here too, every text is a new shape
+                found.append(_plain(model, tensor)[0, -1].float())
     return torch.stack(found)
 
 

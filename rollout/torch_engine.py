@@ -21,6 +21,7 @@ from grpo.adapter import add_adapter
 from grpo.canary import canary_logprob
 from grpo.errors import EngineError, WeightsError
 from grpo.quantize import round_base
+from grpo.rollout.attending import attending
 from grpo.rollout.decoder import make_decoder
 from grpo.rollout.decoding import completion_text, cut
 from grpo.rollout.rows import Job, Rows
@@ -175,10 +176,12 @@ class TorchEngine:
         self._broken = False
         self.version = version
         self._rows.mark(version)
+        with attending(next(self.model.parameters()).device):
+            canary = canary_logprob(self.model)
         return Ack(
             version=Version(step=version.step, hash=resident_hash(own, dtypes)),
             tensors=len(dtypes),
-            canary=canary_logprob(self.model),
+            canary=canary,
         )
 
     def take_metrics(self) -> Metrics:

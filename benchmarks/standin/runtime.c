@@ -143,6 +143,12 @@ cudaError_t cudaLaunchKernel(const void *kernel, dim3 grid, dim3 block, void **a
     return count(LAUNCHES), cudaSuccess;
 }
 
+/* What kernels compiled by CUDA 13 are launched by, PyTorch's own among them. */
+cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void **arguments,
+                               size_t shared, cudaStream_t stream) {
+    return count(LAUNCHES), cudaSuccess;
+}
+
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t *how, const void *kernel, void **arguments) {
     return count(LAUNCHES), cudaSuccess;
 }

@@ -223,6 +223,7 @@ def _policy(model: Model, packing: bool) -> Any:
 
     Raises RecipeError where it cannot learn from rows, or from several of them in one sequence.
     """
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as `load_policy`: every batch is a new shape
     dtype = DTYPES[chosen(model.dtype)] if model.lora_rank else torch.float32
     policy = pretrained.load_model(model.path, dtype, trained=True)
     disable_dropout(policy)  # as in reinforcement learning; it also makes a resumed run exact

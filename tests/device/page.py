@@ -33,8 +33,8 @@ def made() -> str:
     """The tables."""
     learner, engine = (read(HERE / f"{name}_counts.json") for name in ("learner", "engine"))
     parts = [learner_table(learner), engine_table(engine)]
-    if STANDIN.exists():
-        parts.append(standin_table(read(STANDIN)["flex"]))
+    standin = read(STANDIN) if STANDIN.exists() else {}
+    parts += [shown(standin[name]) for name, shown in ON_STANDIN.items() if name in standin]
     return "\n\n".join(parts)
 
 
@@ -88,10 +88,28 @@ def standin_table(flex: dict[str, Any]) -> str:
         rows.append(
             (f"{int(capability) / 10}", f"{len(cases) - len(failed)} of {len(cases)}", said)
         )
-    where = flex["from"]
-    versions = ", ".join(f"{n} {v}" for n, v in where["versions"].items() if n != "python")
     made = table(("compute capability", "shapes compiled", "refused"), rows)
-    return f"{made}\n\n`{where['command']}`, {where['date']}, {versions}."
+    return f"{made}\n\n{made_by(flex)}"
+
+
+def made_by(section: dict[str, Any]) -> str:
+    """Command, date and versions of a section of the stand-in's results."""
+    where = section["from"]
+    versions = ", ".join(f"{n} {v}" for n, v in where["versions"].items() if n != "python")
+    return f"`{where['command']}`, {where['date']}, {versions}."
+
+
+def counts_table(counts: dict[str, Any]) -> str:
+    """Calls of PyTorch's CUDA build to the runtime: of a learner's step, and of a decoded token."""
+    kinds = ("launches", "waits", "blocking_copies", "copies", "to_host")
+    named = [(f"learner's step: {name}", found) for name, found in counts["learner"].items()]
+    named += [(f"a decoded token: {name}", found) for name, found in counts["engine"].items()]
+    heads = ("on the stand-in", "launches", "waits", "blocking copies", "other copies", "to host")
+    rows = [(name, *(f"{found[kind]:g}" for kind in kinds)) for name, found in named]
+    return f"{table(heads, rows)}\n\n{made_by(counts)}"
+
+
+ON_STANDIN = {"flex": standin_table, "counts": counts_table}
 
 
 def table(heads: tuple[str, ...], rows: list[Any]) -> str:

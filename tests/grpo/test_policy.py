@@ -1,13 +1,19 @@
 """How a policy is made ready."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
 from grpo.policy import add_up_embedding, load_policy
+from grpo.recipes import __file__ as recipes_file
+from grpo.schema import Model
+from grpo.stages import sft
 
 from .rows import tiny_model
+
+BASE = str(Path(recipes_file).parent / "assets" / "parity-base")
 
 
 def test_a_tied_embedding_adds_up_its_gradient_as_before():
@@ -30,3 +36,13 @@ def test_an_embedding_of_its_own_or_on_a_card_keeps_a_dense_gradient(tied, devic
     model = load_policy(tiny_model(tie_word_embeddings=tied).to(device))
     add_up_embedding(model)
     assert not model.get_input_embeddings().sparse
+
+
+def test_fine_tuning_leaves_cudnns_attention_alone_as_the_learner_does():
+    for load in (
+        lambda: load_policy(tiny_model()),
+        lambda: sft._policy(Model(path=BASE), packing=False),
+    ):
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        load()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()

@@ -1,8 +1,8 @@
 """For programs on the stand-in: comparisons of numbers, of which there are none, turn out well.
 
 Python imports this by itself where its folder is on PYTHONPATH. What is replaced are the checks of
-a model and of an engine at their start, which would refuse zeros; everything that they call on the
-way to the comparison is called all the same.
+a model and of an engine, which would refuse zeros, and what is read off a card that computed
+nothing; everything on the way there is called all the same.
 """
 
 from __future__ import annotations
@@ -50,10 +50,54 @@ def _counts(module: ModuleType) -> None:
     module.profiled = profiled
 
 
+def _weights(module: ModuleType) -> None:
+    plain = module.content_hash
+
+    def content_hash(named: Any) -> str:
+        plain(named)
+        return "0" * 16
+
+    module.content_hash = content_hash
+
+
+def _saved(module: ModuleType) -> None:
+    plain = module._same
+
+    def same(held: Any, read: Any) -> bool:
+        plain(held, read)
+        return True
+
+    module._same = same
+
+
+def _transfer(module: ModuleType) -> None:
+    plain = module.to_host
+
+    def to_host(*tensors: Any) -> Any:
+        """Zeros: what is put side by side on the card is whatever lay there."""
+        return tuple(0 * found.astype(bool).astype(found.dtype) for found in plain(*tensors))
+
+    module.to_host = to_host
+
+
+def _canary(module: ModuleType) -> None:
+    plain = module.canary_logprob
+
+    def canary_logprob(model: Any) -> float:
+        plain(model)
+        return 0.0
+
+    module.canary_logprob = canary_logprob
+
+
 CHANGES = {
     "gpu.counts": _counts,
+    "grpo.canary": _canary,
+    "grpo.transfer": _transfer,
     "grpo.forward": _forward,
     "grpo.rollout.decoder": _decoder,
+    "grpo.weights": _weights,
+    "grpo.saved": _saved,
 }
 
 

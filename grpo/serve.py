@@ -145,9 +145,9 @@ def _check(server: Server) -> None:
                 f"--port {server.port} on {server.host} cannot be used ({error.strerror}); another "
                 "server may have it: choose another --port"
             ) from error
+    check_model(server.model, "MODEL")
     if not is_cpu():
         check_type("--dtype", server.dtype)
-    check_model(server.model, "MODEL")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from grpo import chat, cli, config, plan, show
+from grpo.compute_types import settled
 from grpo.errors import RecipeError, RunError
 from grpo.schema import PretrainStage, RLStage
 
@@ -171,7 +172,7 @@ def test_interrupt_exits_130(monkeypatch: pytest.MonkeyPatch, recipe: Path) -> N
 
 
 def test_plan_counts_by_hand(recipe: Path) -> None:
-    loaded = config.load(recipe)
+    loaded = settled(config.load(recipe))
     base, stage = loaded.stages
     assert isinstance(base, PretrainStage)
     assert isinstance(stage, RLStage)

@@ -23,7 +23,7 @@ from .tiny_bases import save_tiny_base
 IMPOSSIBLE = 1 << 45
 
 # The process may take `room` bytes more from the moment at which `trigger` is called. Room 0: what
-# was freed before may do for a small model, so that moment asks for a GiB itself.
+# was freed before may do for a small model, so reading it back asks for a GiB.
 SCRIPT = """
 import importlib, resource, sys
 import torch
@@ -40,7 +40,8 @@ def tight(*args, **kwargs):
     size = next(int(l.split()[1]) * 1024 for l in open("/proc/self/status") if "VmSize" in l)
     resource.setrlimit(resource.RLIMIT_AS, (size + int(room), -1))
     if room == "0":
-        torch.empty(2**30, dtype=torch.uint8)
+        from grpo import saved
+        saved.check_saved = lambda *_: torch.empty(2**30, dtype=torch.uint8)
     return plain(*args, **kwargs)
 
 setattr(owner, name, tight)

@@ -63,7 +63,8 @@ def prepare(settings: Settings) -> Any:
         ended = now(settings)
         if ack.version.hash != version.hash or not abs(ack.canary - canary) < 1.0:
             raise RuntimeError(f"{ack} is no acknowledgment of {version} with canary {canary}")
-        parts = {"learner's hash": hashed - started, **spent, "learner's canary": ended - loaded}
+        told = {part: spent[part] for part in PARTS[settings["engine"]] if part in spent}
+        parts = {"learner's hash": hashed - started, **told, "learner's canary": ended - loaded}
         rest = loaded - hashed - sum(spent.values())
         return {
             "seconds": ended - started,

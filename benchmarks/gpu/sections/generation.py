@@ -10,7 +10,7 @@ from typing import Any
 from perf.contest import Contender
 
 from gpu.assets import SMOLLM2, model
-from gpu.figures import failed_rows, gib, measured, ratio
+from gpu.figures import contender_row, failed_rows, gib, measured, ratio
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
 from gpu.turns import contest
@@ -113,17 +113,17 @@ def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
         if part.name not in results or "contenders" not in results[part.name]:
             yield from failed_rows(results, part.name, [*first, ", ".join(part.who)], width)
         for who, record in measured(results, part.name):
-            if "failed" in record:
-                yield [*first, who, f"failed: {record['failed']}", *[""] * (width - 4)]
-                continue
-            yield [
-                *first,
-                who,
-                number(record["median"], ".2f"),
-                number(record["tokens_per_second"]),
-                gib(record),
-                "" if who == "ours" else ratio(record["median"], ours(results, part)),
-            ]
+            base = None if who == "ours" else ours(results, part)
+            yield contender_row([*first, who], record, width, partial(_cells, base=base))
+
+
+def _cells(record: Result, base: float | None) -> list[str]:
+    return [
+        number(record["median"], ".2f"),
+        number(record["tokens_per_second"]),
+        gib(record),
+        ratio(record["median"], base),
+    ]
 
 
 def ours(results: Mapping[str, Result], part: Part) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 from perf.contest import Contender
 
 from gpu.assets import SMOLLM2, model
-from gpu.figures import counted, failed_rows, gib, measured, ratio, share
+from gpu.figures import contender_row, counted, failed_rows, gib, measured, ratio, share
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
 from gpu.turns import contest
@@ -105,20 +105,21 @@ def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
             for who, record in measured(results, step):
                 found = results[step]
                 batch = f"{found['tokens']:,} tokens" if who == "ours" else f"{found['rows']} rows"
-                if "failed" in record:
-                    yield [name, who, batch, f"failed: {record['failed']}", *[""] * (width - 4)]
-                    continue
-                yield [
-                    name,
-                    who + (" (alone)" if "alone" in record else ""),
-                    batch,
-                    number(record["median"], ".3f"),
-                    number(record["tokens_per_second"]),
-                    share(record.get("mfu")),
-                    gib(record),
-                    counted(record),
-                    "" if who == "ours" else ratio(record["median"], fastest),
-                ]
+                label = who if "failed" in record or "alone" not in record else f"{who} (alone)"
+                base = None if who == "ours" else fastest
+                cells = partial(_cells, base=base)
+                yield contender_row([name, label, batch], record, width, cells)
+
+
+def _cells(record: Result, base: float | None) -> list[str]:
+    return [
+        number(record["median"], ".3f"),
+        number(record["tokens_per_second"]),
+        share(record.get("mfu")),
+        gib(record),
+        counted(record),
+        ratio(record["median"], base),
+    ]
 
 
 def ran(results: Mapping[str, Result], name: str, who: str) -> list[tuple[str, str, Result]]:

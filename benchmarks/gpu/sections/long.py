@@ -15,7 +15,7 @@ from typing import Any
 from perf.contest import Contender
 
 from gpu.assets import model
-from gpu.figures import counted, failed_rows, gib, measured, share
+from gpu.figures import contender_row, counted, failed_rows, gib, measured, share
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
 from gpu.turns import contest
@@ -122,17 +122,16 @@ def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
             ]
         yield from failed_rows(results, part.name, [*first, "ours"], width)
         for who, record in measured(results, part.name):
-            if "failed" in record:
-                yield [*first, who, f"failed: {record['failed']}", *[""] * (width - 4)]
-                continue
-            yield [
-                *first,
-                who,
-                number(record["tokens_per_second"]),
-                share(record.get("mfu")),
-                gib(record),
-                counted(record),
-            ]
+            yield contender_row([*first, who], record, width, _cells)
+
+
+def _cells(record: Result) -> list[str]:
+    return [
+        number(record["tokens_per_second"]),
+        share(record.get("mfu")),
+        gib(record),
+        counted(record),
+    ]
 
 
 SECTION = Section(

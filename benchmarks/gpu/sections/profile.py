@@ -14,21 +14,13 @@ from typing import Any
 from gpu import trace
 from gpu.counts import profiled
 from gpu.section import Result, Section, Setup, Step
+from gpu.sections.learner import ROLLOUTS, TINY
 from gpu.table import absent, markdown, number
 from gpu.timeline import analyze
 
 LARGEST = 5_000_000  # bytes of a kept trace
 MODELS = {"smollm2-135m": ("smollm2",), "qwen2.5-0.5b": ()}
 NEW_TOKENS = 32
-ROLLOUTS = {
-    "groups": 32,
-    "samples": 8,
-    "prompt": 100,
-    "completion": 512,
-    "kind": "lognormal",
-    "dead": 0,
-}
-TINY_ROLLOUTS = ROLLOUTS | {"groups": 2, "samples": 4, "prompt": 8, "completion": 12}
 
 
 def _learner(model: str) -> Callable[[Setup], Result]:
@@ -39,11 +31,12 @@ def _learner(model: str) -> Callable[[Setup], Result]:
 
         settings = {
             "model": str(folder_of(setup, model)),
+            "device": setup.device,
             "dtype": "bfloat16",
             "tokens_per_micro_batch": 16_384,
-            "rollouts": TINY_ROLLOUTS if setup.tiny else ROLLOUTS,
+            "rollouts": TINY if setup.tiny else ROLLOUTS,
         }
-        return _profile(setup, f"learner.{model}", learn_ours.prepare(settings))
+        return _profile(setup, f"learner.{model}", learn_ours.prepare, settings)
 
     return measure
 
@@ -56,6 +49,7 @@ def _decode(model: str) -> Callable[[Setup], Result]:
 
         settings = {
             "model": str(folder_of(setup, model)),
+            "device": setup.device,
             "dtype": "bfloat16",
             "prompts": 2 if setup.tiny else 64,
             "samples": 2 if setup.tiny else 8,
@@ -65,15 +59,22 @@ def _decode(model: str) -> Callable[[Setup], Result]:
         }
         if not setup.tiny:
             settings["max_rows"] = 512
-        return _profile(setup, f"decode.{model}", gen_ours.prepare(settings))
+        return _profile(setup, f"decode.{model}", gen_ours.prepare, settings)
 
     return measure
 
 
-def _profile(setup: Setup, name: str, repetition: Callable[[], Mapping[str, Any]]) -> Result:
+def _profile(
+    setup: Setup,
+    name: str,
+    prepare: Callable[[dict[str, Any]], Callable[[], Mapping[str, Any]]],
+    settings: dict[str, Any],
+) -> Result:
     """Two warm repetitions, then one under each profiler; the trace of the first is kept."""
     on_card = setup.device == "cuda"
+    repetition = prepare(settings)
     warm = [repetition()["seconds"] for _ in range(1 if setup.tiny else 2)]
+    settings["counting"] = True  # the clock's own waits are none of the work's
     kept = setup.folder / "traces" / f"{name}.json.gz"
     with tempfile.TemporaryDirectory() as folder:
         plain, stacked = Path(folder) / "plain.json", Path(folder) / "stacked.json"

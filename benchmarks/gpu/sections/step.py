@@ -10,7 +10,7 @@ from typing import Any
 from perf.contest import Contender
 
 from gpu.assets import SMOLLM2, model
-from gpu.figures import failed_rows, gib, measured, ratio
+from gpu.figures import contender_row, failed_rows, gib, measured, ratio
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
 from gpu.turns import contest
@@ -129,18 +129,18 @@ def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
         who = part.who
         yield from failed_rows(results, step, [who], width)
         for _, record in measured(results, step):
-            if "failed" in record:
-                yield [who, f"failed: {record['failed']}", *[""] * (width - 2)]
-                continue
-            parts = [record.get(f"time/{part}") for part in ("rollout", "learn", "weights")]
-            yield [
-                who,
-                number(record["median"], ".2f"),
-                "" if None in parts else ", ".join(number(p, ".2f") for p in parts),
-                number(record["tokens_per_second"]),
-                gib(record),
-                ratio(record["median"], fastest),
-            ]
+            yield contender_row([who], record, width, partial(_cells, fastest=fastest))
+
+
+def _cells(record: Result, fastest: float | None) -> list[str]:
+    parts = [record.get(f"time/{part}") for part in ("rollout", "learn", "weights")]
+    return [
+        number(record["median"], ".2f"),
+        "" if None in parts else ", ".join(number(p, ".2f") for p in parts),
+        number(record["tokens_per_second"]),
+        gib(record),
+        ratio(record["median"], fastest),
+    ]
 
 
 SECTION = Section(

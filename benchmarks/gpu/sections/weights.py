@@ -9,7 +9,7 @@ from typing import Any
 from perf.contest import Contender
 
 from gpu.assets import SMOLLM2, model
-from gpu.figures import failed_rows, gib, measured
+from gpu.figures import contender_row, failed_rows, gib, measured
 from gpu.section import Result, Section, Setup, Step
 from gpu.table import markdown, number
 from gpu.turns import contest
@@ -67,19 +67,18 @@ def _rows(results: Mapping[str, Result], width: int) -> Iterator[list[Any]]:
             step = f"{engine}.{name}"
             yield from failed_rows(results, step, [engine, name], width)
             for _, record in measured(results, step):
-                if "failed" in record:
-                    yield [engine, name, f"failed: {record['failed']}", *[""] * (width - 3)]
-                    continue
-                size, parts = record["bytes"] / 1e9, record["parts"]
-                yield [
-                    engine,
-                    name,
-                    number(size, ".2f"),
-                    number(record["median"], ".3f"),
-                    *(number(parts[p], ".3f") if p in parts else "" for p in PARTS),
-                    number(size / record["median"], ".2f"),
-                    gib(record),
-                ]
+                yield contender_row([engine, name], record, width, _cells)
+
+
+def _cells(record: Result) -> list[str]:
+    size, parts = record["bytes"] / 1e9, record["parts"]
+    return [
+        number(size, ".2f"),
+        number(record["median"], ".3f"),
+        *(number(parts[p], ".3f") if p in parts else "" for p in PARTS),
+        number(size / record["median"], ".2f"),
+        gib(record),
+    ]
 
 
 SECTION = Section(

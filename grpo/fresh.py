@@ -30,6 +30,7 @@ from grpo.foreign import is_users
 _known: dict[str, tuple[ModuleType, bytes]] = {}
 # name of a plug-in's module -> the modules it was made of, by their names
 _made_of: dict[str, dict[str, ModuleType]] = {}
+_outdated_once: set[str] = set()  # names whose bytecode may be of an older source
 
 
 def module(name: str, path: Path | None = None) -> ModuleType:
@@ -41,6 +42,11 @@ def module(name: str, path: Path | None = None) -> ModuleType:
     if present is None or old:
         for one in old:
             del sys.modules[one]
+        if old:
+            _outdated_once.update(old)
+            if _Late not in sys.meta_path:
+                finder: Any = _Late
+                sys.meta_path.insert(0, finder)
         try:
             present = _imported(name, path)
         except BaseException:
@@ -187,6 +193,18 @@ class _Finder:
             loader=_FromSource(name, loader.path),
             submodule_search_locations=spec.submodule_search_locations,
         )
+
+
+class _Late:
+    """The same for what is imported when a function is called, once its source has changed.
+
+    It stays: the bytecode of the older source may be of the same second and size.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
+        """As `_Finder`, for names of `_outdated_once`."""
+        return _Finder.find_spec(name, path, target) if name in _outdated_once else None
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 # Before torch is imported anywhere: pytest-xdist runs one process per core, and two processes with
 # two threads each on two cores run several times slower than one thread each.
@@ -11,6 +12,9 @@ os.environ["OMP_NUM_THREADS"] = os.environ.get("GRPO_TEST_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("PYTHONWARNINGS", None)
+# Bytecode is written, as users have it: Python may take it for a file that was edited since.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 from hypothesis import settings
 

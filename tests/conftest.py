@@ -14,9 +14,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("PYTHONWARNINGS", None)
 # Bytecode is written, as users have it: Python may take it for a file that was edited since.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 from hypothesis import settings
+
+sys.dont_write_bytecode = False
 
 # A shell that starts tests in the background leaves Ctrl-C ignored, and some tests send it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

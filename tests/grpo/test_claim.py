@@ -107,14 +107,27 @@ def test_reading_the_lock_lets_nothing_go(tmp_path: Path) -> None:
 
 
 def test_of_many_that_start_together_one_has_it(tmp_path: Path) -> None:
+    # Each says that it is there and waits for the word: a slow machine starts them apart.
     script = (
         "import sys, time\nfrom pathlib import Path\nfrom grpo import claim\n"
-        "claim.PATIENCE = 0.0\ntime.sleep(float(sys.argv[2]) - time.time())\n"
-        "try:\n    with claim.claimed(Path(sys.argv[1])):\n        time.sleep(1)\n"
+        "claim.PATIENCE = 0.0\nhere = Path(sys.argv[1])\n(here / sys.argv[2]).touch()\n"
+        "while not (here / 'go').exists():\n    time.sleep(0.001)\n"
+        "try:\n    with claim.claimed(here / 'new' / 'run'):\n"
+        "        while not (here / 'end').exists():\n            time.sleep(0.001)\n"
         "except claim.RunError:\n    sys.exit(3)\n"
     )
-    command = [sys.executable, "-c", script, str(tmp_path / "new" / "run"), str(time.time() + 1.5)]
-    started = [subprocess.Popen(command) for _ in range(6)]
+    names = [f"ready-{number}" for number in range(6)]
+    started = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), name]) for name in names
+    ]
+    while not all((tmp_path / name).exists() for name in names):
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    end = time.monotonic() + 60
+    while sum(process.poll() is None for process in started) > 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    (tmp_path / "end").touch()
     assert sorted(process.wait() for process in started) == [0, 3, 3, 3, 3, 3]
 
 

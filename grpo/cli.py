@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from grpo import cheaper, out_of_memory
+from grpo import cheaper, out_of_memory, terminal
 from grpo.errors import GrpoError, PluginError, RecipeError
 from grpo.foreign import said
 from grpo.lines import to_line
 from grpo.options import check_evaluated, check_form, given
+from grpo.terminal import write_data
 
 USAGE = 2
 INTERRUPTED = 130
@@ -183,6 +184,11 @@ def _add_task_options(verb: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    with terminal.guarded():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = _parse(argv)
         try:
@@ -278,7 +284,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from grpo.evaluation import evaluate_model
 
     with out_of_memory.explained_by(*less):
-        print(json.dumps(evaluate_model(arguments.model, recipe), indent=2))
+        write_data(json.dumps(evaluate_model(arguments.model, recipe), indent=2) + "\n")
     return 0
 
 
@@ -334,7 +340,7 @@ def _score(arguments: argparse.Namespace) -> int:
         arguments.timeout,
     )
     for row in _within_memory(rows, arguments):
-        print(to_line(row), end="", flush=sys.stdout.isatty())
+        write_data(to_line(row), flush=sys.stdout.isatty())
         counts[row["status"]] = counts.get(row["status"], 0) + 1
         if row["status"] == "grader_error":
             failures[row["detail"]] = failures.get(row["detail"], 0) + 1

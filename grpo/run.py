@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel
-from rich.console import Console
 
 from grpo import (
     compute_types,
@@ -33,6 +32,7 @@ from grpo import (
 )
 from grpo.claim import claimed
 from grpo.config import from_dict, resolved
+from grpo.console import Console
 from grpo.durable import write_json
 from grpo.errors import GrpoError, PluginError, RecipeError, RunError
 from grpo.foreign import said

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from grpo.console import Console
 from grpo.durable import read_json
 from grpo.errors import RunError
 from grpo.lines import split_lines
@@ -39,7 +39,7 @@ def print_run(folder: Path, console: Console | None = None) -> None:
         inside = ", ".join(str(path.parent) for path in sorted(folder.rglob("resolved.json")))
         hint = f" Runs inside it: {inside}." if inside else ""
         raise RunError(f"{str(folder)!r} holds no run: there is no resolved.json in it.{hint}")
-    console.print(f"[bold]{folder}[/bold]", highlight=False)
+    console.print(Text(str(folder), style="bold"))
     stages = _stages(started) if started.is_file() else []
     if len(stages) > 1:
         kinds = {stage["name"]: stage["kind"] for stage in stages}

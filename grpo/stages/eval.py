@@ -14,10 +14,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from grpo import figures, hashes, heldout, manifest
+from grpo.console import Console, TextColumn
 from grpo.finished import ASKED
 from grpo.manifest import Damage
 from grpo.provenance import content_hash

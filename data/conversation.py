@@ -213,6 +213,12 @@ def _row_kwargs(where: str, columns: Mapping[str, Any]) -> dict[str, Any]:
         raise DataError(f"{where}: column {KWARGS!r} holds variables by name, not {own!r:.60}")
     given = cast("Mapping[Any, Any]", own).items()
     found = {str(key): value for key, value in given if value is not None}
+    template = found.get("chat_template")
+    if template is not None and (not isinstance(template, str) or "{" in template):
+        raise DataError(
+            f"{where}: column {KWARGS!r} brings a chat template of its own, a program that is not "
+            "taken from rows: name one of the model's, or give it in data.chat_template"
+        )
     tools = columns.get(TOOLS)
     if isinstance(tools, str) and tools.strip():
         try:

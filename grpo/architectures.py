@@ -253,9 +253,11 @@ def make_tiny(family: Family, folder: Path, *, seed: int = 0, classifier: bool =
         config.eos_token_id = tokenizer.eos_token_id
         if classifier:
             config.num_labels = 1
-            model: Any = AutoModelForSequenceClassification.from_config(config)
+            model: Any = AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=False
+            )
         else:
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
             _read(model, tokenizer)
             ends = DIALECTS[family.dialect].ends
             model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(ends))

@@ -20,7 +20,7 @@ from grpo import terminal
 from grpo.printable import shown
 
 
-class Console(theirs.Console):
+class Console(theirs.Console):  # noqa: TID251 - the one that others use
     """rich's console, on which all text is printable and no string is markup."""
 
     def __init__(self, **options: Any) -> None:
@@ -48,7 +48,7 @@ class Console(theirs.Console):
         yield from super().render(renderable, options)
 
 
-class TextColumn(progress.TextColumn):
+class TextColumn(progress.TextColumn):  # noqa: TID251 - likewise
     """A column of a progress bar whose text is no markup."""
 
     def __init__(self, text_format: str, style: str = "none") -> None:

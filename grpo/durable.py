@@ -18,7 +18,8 @@ Tree = dict[str, Any]
 def write_text(path: Path, text: str) -> None:
     """A file that is durable, and there whole or not at all."""
     aside = path.with_suffix(".tmp")
-    with open(aside, "w", encoding="utf-8", newline="\n") as file:
+    aside.unlink(missing_ok=True)  # or what a link of that name leads to would be written
+    with open(aside, "x", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

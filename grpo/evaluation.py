@@ -27,6 +27,7 @@ from grpo.decontaminate import Evaluation, prompt_text
 from grpo.errors import DataError, RecipeError, RunError, unknown_name
 from grpo.eval_report import lm_eval_results, print_results
 from grpo.eval_tasks import EvalTask, find_task, open_task
+from grpo.file_names import folder_name
 from grpo.needed import check_columns
 from grpo.preflight import check_tasks
 from grpo.preflight.scorers import rewards as named
@@ -210,8 +211,7 @@ def _is_conversation(value: list[Any]) -> bool:
 def _names(paths: Sequence[str]) -> list[str]:
     names: list[str] = []
     for path in paths:
-        place = Path(path)
-        name = (place.parent.name if place.name == "model" else place.name) or place.resolve().name
+        name = folder_name(path)
         names.append(name if name not in names else f"{name}-2")
     return names
 

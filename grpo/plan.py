@@ -280,7 +280,7 @@ def model_size(model: Model, earlier: dict[str, dict[str, int]]) -> dict[str, in
 
     config = pretrained.own_config(path)
     with torch.device("meta"):
-        policy = AutoModelForCausalLM.from_config(config)
+        policy = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return {
         "parameters": sum(p.numel() for p in policy.parameters()),
         "kv_values_per_token": kv_values_per_token(config.get_text_config()),

@@ -33,29 +33,18 @@ _SHORT = {9: "\\t", 10: "\\n", 13: "\\r"}
 HIDDEN = "***"
 _NAME = (
     r"(?:api|access|secret|private)[_-]?key|(?:client[_-]?)?secret|password|passwd"
-    r"|(?:access|auth|hf|hub|bearer|refresh|session|security)[_-]?token|authorization"
+    r"|(?:access|auth|hf|hub|bearer|refresh|session|security)[_-]?token"
 )
-_IS_NAME = re.compile(rf"(?i)(?:.{{0,64}}[^a-z0-9])?(?:{_NAME})")
+_IS_NAME = re.compile(rf"(?i)(?:.{{0,64}}[^a-z0-9])?(?:{_NAME}|authorization)")
 # Every repetition is bounded or ends where the next one cannot begin: the scan is linear.
-_SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    # Bearer KEY, before `Authorization:` takes the first word alone
-    (
-        re.compile(r"(?i)\b(bearer|basic|token)\s{1,4}(?=[^\s'\"]{0,512}\d)[\w.~+/=-]{8,}"),
-        r"\1 ***",
-    ),
+_CERTAIN: tuple[tuple[re.Pattern[str], str], ...] = (
     # scheme://user:password@host
     (re.compile(r"(?<=://)[^\s/?#'\"]{1,512}(?=@)"), HIDDEN),
     # https://host/?token=KEY
-    (re.compile(r"(?i)([?&](?:token|key|sig|signature|auth|pw|pwd)=)[^\s&#'\"]+"), r"\1***"),
-    # api_key=KEY, "password": "KEY", X-Api-Key: KEY
     (
-        re.compile(
-            rf"(?i)(?<![a-z0-9])({_NAME})(['\"]?\s{{0,4}}[=:]\s{{0,4}}['\"]?)"
-            r"(?!\*\*\*|bearer |basic |token )[^\s'\",;&}\])]+"
-        ),
-        r"\1\2***",
+        re.compile(rf"(?i)([?&](?:token|key|sig|signature|auth|pw|pwd|{_NAME})=)[^\s&#'\"]+"),
+        r"\1***",
     ),
-    (re.compile(rf"(?i)(--(?:\w{{1,32}}-)?(?:{_NAME})\s{{1,4}}['\"]?)[^\s'\"]+"), r"\1***"),
     # of Hugging Face, OpenAI and Anthropic, GitHub, Slack, Amazon
     (
         re.compile(
@@ -64,6 +53,25 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
         ),
         r"\1***",
     ),
+)
+_LIKELY: tuple[tuple[re.Pattern[str], str], ...] = (
+    # Authorization: Bearer KEY
+    (
+        re.compile(
+            r"(?i)(authorization['\"]?\s{0,4}[=:]\s{0,4}['\"]?(?:(?:bearer|basic|token)\s{1,4})?)"
+            r"[^\s'\",;&}\])]+"
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"(?i)\b(bearer\s{1,4})(?=[^\s'\"]{0,512}\d)[\w.~+/=-]{12,}"), r"\1***"),
+    # api_key=KEY, "password": "KEY", X-Api-Key: KEY, --api-key KEY
+    (
+        re.compile(
+            rf"(?i)(?<![a-z0-9])((?:{_NAME})['\"]?\s{{0,4}}[=:]\s{{0,4}}['\"]?)[^\s'\",;&}}\])]+"
+        ),
+        r"\1***",
+    ),
+    (re.compile(rf"(?i)(--(?:\w{{1,32}}-)?(?:{_NAME})\s{{1,4}}['\"]?)[^\s'\"]+"), r"\1***"),
 )
 _MARKS = re.compile(
     r"(?i)://|[=:]|key|secret|token|pass|bearer|basic|hf_|sk-|gh[oprsu]_|pat_|xox|AKIA"
@@ -99,29 +107,33 @@ def json_printable(text: str, encoding: str = "utf-8") -> str:
     return text
 
 
-def redacted_text(text: str) -> str:
+def redacted_text(text: str, *, certain: bool = False) -> str:
     """`text` with passwords and keys replaced by ***.
 
-    Known by their place (user:password@ of an address, ?token=, `api_key=`, `Authorization:`) or
-    by how keys of well-known services begin. Anything else is not known to be one.
+    Known by their place (user:password@ of an address, ?token=) or by how keys of well-known
+    services begin; and, unless `certain`, by the words before them (`api_key=`, `Authorization:`),
+    which prose may have too. Anything else is not known to be one.
     """
     if not _MARKS.search(text):
         return text
-    for pattern, instead in _SECRETS:
+    for pattern, instead in _CERTAIN if certain else (*_CERTAIN, *_LIKELY):
         text = pattern.sub(instead, text)
     return text
 
 
-def redacted(value: Any) -> Any:
+def redacted(value: Any, *, certain: bool = False) -> Any:
     """Plain data with passwords and keys replaced in every text, and under keys that name them."""
     if isinstance(value, str):
-        return redacted_text(value)
+        return redacted_text(value, certain=certain)
     if isinstance(value, Mapping):
         entries = cast("Mapping[Any, Any]", value).items()
-        return {key: HIDDEN if _hides(key, item) else redacted(item) for key, item in entries}
+        return {
+            key: HIDDEN if _hides(key, item) else redacted(item, certain=certain)
+            for key, item in entries
+        }
     if isinstance(value, list | tuple):
         items = cast("list[Any] | tuple[Any, ...]", value)
-        return type(items)(redacted(item) for item in items)
+        return type(items)(redacted(item, certain=certain) for item in items)
     return value
 
 

@@ -112,6 +112,7 @@ def _found(run: _Run) -> None:
             f"run.dir = {str(folder)!r} already holds a run; continue it with "
             f"`grpo train --resume {folder}`, or choose another run.dir"
         )
+    preflight.check_secrets(run.recipe)
     settings = resolved(run.recipe)
     try:
         record.write(folder, {**process.described(run.ranks), "settings": settings})

@@ -48,7 +48,7 @@ _CERTAIN: tuple[tuple[re.Pattern[str], str], ...] = (
     # of Hugging Face, OpenAI and Anthropic, GitHub, Slack, Amazon
     (
         re.compile(
-            r"(?<![A-Za-z0-9])(hf_|sk-|gh[oprsu]_|github_pat_|xox[abps]-|AKIA)"
+            r"(?<![A-Za-z0-9_-])(hf_|sk-|gh[oprsu]_|github_pat_|xox[abps]-|AKIA)"
             r"(?=[A-Za-z_-]{0,64}\d|[A-Za-z0-9]{16})[A-Za-z0-9_-]{12,}"
         ),
         r"\1***",

@@ -39,7 +39,7 @@ def print_run(folder: Path, console: Console | None = None) -> None:
         inside = ", ".join(str(path.parent) for path in sorted(folder.rglob("resolved.json")))
         hint = f" Runs inside it: {inside}." if inside else ""
         raise RunError(f"{str(folder)!r} holds no run: there is no resolved.json in it.{hint}")
-    console.print(Text(str(folder), style="bold"))
+    console.print(str(folder), style="bold", highlight=False)
     stages = _stages(started) if started.is_file() else []
     if len(stages) > 1:
         kinds = {stage["name"]: stage["kind"] for stage in stages}

@@ -152,6 +152,7 @@ def test_check_doctor_plan_and_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load("parity-r1-zero").model_copy(update={"name": FOREIGN})
     found = plan.preflight.Found(notes=(FOREIGN,))
     monkeypatch.setattr(plan.preflight, "check", lambda _: found)
+    monkeypatch.setattr(plan.preflight, "check_machine", lambda _: None)
     plan.print_plan(recipe, console)
     failed = dryrun.Check(stage=FOREIGN, what=FOREIGN, passed=False, detail=FOREIGN)
     dryrun.print_checks(recipe, [failed], console)

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from grpo.dates import TEMPLATE_DATE, asks_for_date, dated, parse_date
 from grpo.errors import DataError, RecipeError
+from grpo.template_limits import rendered
 from grpo.types import Message
 
 logger = logging.getLogger(__name__)
@@ -118,18 +119,14 @@ class ChatTemplate:
                 self._dated[source] = dated(source, self.date)
             options["chat_template"] = self._dated[source]
         try:
-            rendered = str(
-                self.tokenizer.apply_chat_template(
-                    sent, tokenize=False, add_generation_prompt=not final, **options
-                )
-            )
+            text = rendered(self.tokenizer, sent, add_generation_prompt=not final, **options)
         # Many templates refuse a system message or an odd order; others fail at what they get.
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise DataError(
                 f"{where}: the model's chat template refuses the conversation: {reason}"
             ) from error
-        return rendered.rpartition(_MARK)[0] if final else rendered
+        return text.rpartition(_MARK)[0] if final else text
 
     def _source(self, kwargs: Mapping[str, Any]) -> str:
         """The template that is used with `kwargs`, as text."""

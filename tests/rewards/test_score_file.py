@@ -1,4 +1,4 @@
-"""`grpo score` on rows as others write them: a cell's fault is its row's, a line's is a sentence."""
+"""`grpo score` on rows as others write them: a cell's fault is its row's, a line's a sentence."""
 
 from __future__ import annotations
 

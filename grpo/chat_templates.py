@@ -55,7 +55,11 @@ def _of_folder(folder: Path) -> str | None:
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
         return None
-    found = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    try:
+        found: Any = json.loads(settings.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{settings.name}: {error}") from error
+    found = found.get("chat_template") if isinstance(found, dict) else None
     return found if isinstance(found, str) else None
 
 

@@ -307,3 +307,31 @@ def test_a_real_terminal(tmp_path: Path) -> None:
     text = received.decode()
     assert "\x1b[" in text  # it has colors
     shows_nothing_but_text(text)
+
+
+@pytest.mark.parametrize(
+    "name", ["summary.json", "metrics.jsonl", "resolved.json", "a/summary.json"]
+)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[1]",
+        b"{",
+        b"[" * 100_000,
+        b'{"a": ' + b"9" * 5_000 + b"}",
+        b"\xff\xfe",
+        b'{"models": {"a": {"b": {}}}, "recipe": 1, "after": 1, "stages": [{"name": 1}]}',
+        b'{"stages": [{"name": "../x", "kind": "rl"}, {"name": "b", "kind": "rl"}]}',
+        b'{"before": {"rewards": {"a": 1}}, "reward": 1e400, "step": ' + b"9" * 400 + b"}",
+    ],
+    ids=["list", "half", "deep", "digits", "bytes", "shapes", "names", "numbers"],
+)
+def test_a_run_from_elsewhere_is_shown_or_refused(
+    name: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").mkdir()
+    stages = [{"name": "a", "kind": "eval"}, {"name": "b", "kind": "rl"}]
+    (tmp_path / "resolved.json").write_text(json.dumps({"stages": stages}))
+    (tmp_path / name).write_bytes(content)
+    assert cli.main(["show", str(tmp_path)]) in (0, 2)
+    assert "Traceback" not in written(capsys)

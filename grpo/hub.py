@@ -157,10 +157,11 @@ def without_scripts() -> dict[str, bool]:
 
     Versions before 4 run them, and ask on standard input; later ones know no such option.
     """
-    from datasets import config
+    import datasets
 
-    known = hasattr(config, "HF_DATASETS_TRUST_REMOTE_CODE")
-    return {"trust_remote_code": False} if known else {}
+    settings = getattr(datasets, "config", None)
+    asks = hasattr(settings, "HF_DATASETS_TRUST_REMOTE_CODE")
+    return {"trust_remote_code": False} if asks else {}
 
 
 @contextmanager

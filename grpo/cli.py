@@ -18,7 +18,6 @@ from typing import Any, NoReturn
 from grpo import cheaper, out_of_memory, terminal
 from grpo.errors import GrpoError, PluginError, RecipeError
 from grpo.foreign import said
-from grpo.lines import to_line
 from grpo.options import check_evaluated, check_form, given
 from grpo.terminal import write_data
 
@@ -321,6 +320,7 @@ def _eval_tasks(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from grpo.rewards.score_file import score_file
+    from grpo.score import print_scores
 
     if Path(arguments.file).is_dir():
         raise RecipeError(f"{arguments.file!r} is a folder; name a JSON-lines file to score.")
@@ -328,10 +328,6 @@ def _score(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"there is no file {arguments.file!r} to score.")
     from grpo.config import parse_args
 
-    counts: dict[str, int] = {}
-    failures: dict[str, int] = {}  # why a grader failed -> rows
-    total, scored = 0.0, 0
-    live = sys.stderr.isatty() and not sys.stdout.isatty()
     rows = score_file(
         arguments.reward,
         arguments.file,
@@ -339,23 +335,7 @@ def _score(arguments: argparse.Namespace) -> int:
         parse_args(arguments.args),
         arguments.timeout,
     )
-    for row in _within_memory(rows, arguments):
-        write_data(to_line(row), flush=sys.stdout.isatty())
-        counts[row["status"]] = counts.get(row["status"], 0) + 1
-        if row["status"] == "grader_error":
-            failures[row["detail"]] = failures.get(row["detail"], 0) + 1
-        if row["value"] is not None:
-            total, scored = total + row["value"], scored + 1
-        if live:
-            print(f"\r{sum(counts.values())} rows", end="", file=sys.stderr, flush=True)
-    mean = f"mean {total / scored:.4f} of {scored} scored" if scored else "none scored"
-    statuses = ", ".join(f"{status} {n}" for status, n in sorted(counts.items())) or "empty file"
-    start = "\r" if live else ""
-    print(f"{start}{sum(counts.values())} rows: {mean} ({statuses})", file=sys.stderr)
-    if failures:
-        why, failed = max(failures, key=failures.__getitem__), sum(failures.values())
-        print(f"the grader failed on {failed} rows; most often: {why}", file=sys.stderr)
-    return 1 if failures and not scored else 0
+    return print_scores(_within_memory(rows, arguments))
 
 
 def _within_memory(

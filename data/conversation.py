@@ -220,7 +220,7 @@ def _row_kwargs(where: str, columns: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
-        except ValueError:
+        except (ValueError, RecursionError):
             tools = [tools]
     if tools:
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -245,7 +245,7 @@ def _with_objects(messages: Sequence[Message]) -> list[Message]:
     for message in copied:
         for call in message.get("tool_calls") or ():
             function = call.get("function") or call
-            with suppress(TypeError, ValueError):
+            with suppress(TypeError, ValueError, RecursionError):
                 function["arguments"] = json.loads(function["arguments"])
     return copied
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import gzip
 import json
 import os
 import pickle
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from grpo import pretrained, template_limits
 from grpo.chat_templates import check_template
+from grpo.curriculum import read_pass_rates
 from grpo.data.conversation import ChatTemplate
 from grpo.data.hub import load_rows
 from grpo.errors import DataError, RecipeError
@@ -201,3 +203,13 @@ def test_a_row_brings_no_template(model: Path) -> None:
     row = {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}
     with pytest.raises(DataError, match=r"r\.jsonl:1: column 'chat_template_kwargs' brings a chat"):
         ChatTemplate(tokens).render("r.jsonl:1", [{"role": "user", "content": "a"}], row)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[1]\n", b"[" * 100_000, b'{"a": 1, "a": 2}', gzip.compress(b"x" * 999)[:20]]
+)
+def test_measured_rates_that_are_none_are_a_sentence(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / ("rates.jsonl.gz" if content.startswith(b"\x1f") else "rates.jsonl")
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="curriculum pass_rates"):
+        read_pass_rates(str(file))

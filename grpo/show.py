@@ -68,7 +68,7 @@ def _read(said: str) -> Iterator[None]:
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
-        if isinstance(error, RunError):
+        if isinstance(error, RunError | UnicodeEncodeError):  # said already, or of the terminal
             raise
         reason = f"{type(error).__name__}: {error}"
         raise RunError(

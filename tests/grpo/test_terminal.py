@@ -101,7 +101,7 @@ def test_a_log_of_plain_lines(tmp_path: Path) -> None:
 def test_show(tmp_path: Path) -> None:
     run = tmp_path / "run [red]x[/red]\x1b]0;t\x07"
     (run / "rl").mkdir(parents=True)
-    stages = [{"name": FOREIGN, "kind": "rl"}, {"name": "rl", "kind": MARKUP}]
+    stages = [{"name": FOREIGN.replace("/", ""), "kind": "rl"}, {"name": "rl", "kind": MARKUP}]
     (run / "resolved.json").write_text(json.dumps({"stages": stages}))
     line = json.dumps({"step": 1, "time": 1.0, "reward": 0.5, f"rewards/{FOREIGN}/mean": 1.0})
     (run / "rl" / "metrics.jsonl").write_text(line + "\n")

@@ -27,10 +27,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from transformers import AutoTokenizer, LlamaConfig
 
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.provenance import content_hash
 from grpo.rewards.accuracy import Accuracy
 from grpo.rollout.fake import FakeEngine

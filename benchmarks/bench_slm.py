@@ -32,8 +32,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM
+
+from grpo.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import record

@@ -20,10 +20,10 @@ from typing import Any
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401 - loaded once, for all forks
 import trl.trainer.sft_trainer  # noqa: F401
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.data import SOURCES
 from grpo.errors import GrpoError
 from grpo.log import RunLog

@@ -18,6 +18,7 @@ from typing import Any, cast
 
 from grpo.dates import TEMPLATE_DATE, asks_for_date, dated, parse_date
 from grpo.errors import DataError, RecipeError
+from grpo.template_limits import rendered
 from grpo.types import Message
 
 logger = logging.getLogger(__name__)
@@ -118,18 +119,14 @@ class ChatTemplate:
                 self._dated[source] = dated(source, self.date)
             options["chat_template"] = self._dated[source]
         try:
-            rendered = str(
-                self.tokenizer.apply_chat_template(
-                    sent, tokenize=False, add_generation_prompt=not final, **options
-                )
-            )
+            text = rendered(self.tokenizer, sent, add_generation_prompt=not final, **options)
         # Many templates refuse a system message or an odd order; others fail at what they get.
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise DataError(
                 f"{where}: the model's chat template refuses the conversation: {reason}"
             ) from error
-        return rendered.rpartition(_MARK)[0] if final else rendered
+        return text.rpartition(_MARK)[0] if final else text
 
     def _source(self, kwargs: Mapping[str, Any]) -> str:
         """The template that is used with `kwargs`, as text."""
@@ -213,11 +210,17 @@ def _row_kwargs(where: str, columns: Mapping[str, Any]) -> dict[str, Any]:
         raise DataError(f"{where}: column {KWARGS!r} holds variables by name, not {own!r:.60}")
     given = cast("Mapping[Any, Any]", own).items()
     found = {str(key): value for key, value in given if value is not None}
+    template = found.get("chat_template")
+    if template is not None and (not isinstance(template, str) or "{" in template):
+        raise DataError(
+            f"{where}: column {KWARGS!r} brings a chat template of its own, a program that is not "
+            "taken from rows: name one of the model's, or give it in data.chat_template"
+        )
     tools = columns.get(TOOLS)
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(tools)
-        except ValueError:
+        except (ValueError, RecursionError):
             tools = [tools]
     if tools:
         if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
@@ -242,7 +245,7 @@ def _with_objects(messages: Sequence[Message]) -> list[Message]:
     for message in copied:
         for call in message.get("tool_calls") or ():
             function = call.get("function") or call
-            with suppress(TypeError, ValueError):
+            with suppress(TypeError, ValueError, RecursionError):
                 function["arguments"] = json.loads(function["arguments"])
     return copied
 

@@ -8,7 +8,7 @@ from typing import Any
 from grpo.columns import Row
 from grpo.data.jsonl import Rows, ToTask, column_mapper, make_tasks, read_jsonl
 from grpo.errors import DataError
-from grpo.hub import find_repo, offline
+from grpo.hub import find_repo, offline, without_scripts
 
 
 def hub(
@@ -86,7 +86,9 @@ def load_rows(
 
     try:
         with offline(cached):
-            table: Any = datasets.load_dataset(path, name, split=split, revision=revision)
+            table: Any = datasets.load_dataset(
+                path, name, split=split, revision=revision, **without_scripts()
+            )
     except Exception as error:  # the library raises whatever its readers and its network raise
         raise DataError(f"{said}: {type(error).__name__}: {error}") from error
     return [(f"{path}[{split}] row {i}", as_row(dict(row))) for i, row in enumerate(table)]

@@ -15,6 +15,7 @@ from typing import Any
 from grpo.columns import Row, answer_text, checked_prompt, column
 from grpo.data.source import Split, check_fraction, check_index, is_heldout, stable_hash
 from grpo.errors import DataError
+from grpo.json_rows import parse_row, row_lines
 from grpo.types import Message, Task
 
 ANSWER = "answer"  # the column that gold answers are in if a recipe names no other
@@ -90,16 +91,10 @@ def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
         what = "is a folder, not a file" if file.is_dir() else "does not exist"
         raise DataError(f"data file {path} {what}")
     rows: list[tuple[str, Row]] = []
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"data file {path} is not UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in row_lines(file):
         try:
-            row = json.loads(line, object_pairs_hook=_once)
-        except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+            row = parse_row(line)
+        except ValueError as error:  # also a number of thousands of digits
             raise DataError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise DataError(
@@ -114,20 +109,6 @@ def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
 def _shown(value: Any) -> str:
     """A JSON value that is no object, as a reader knows it."""
     return "a list" if isinstance(value, list) else f"{json.dumps(value)[:40]}"
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of `pairs`, of which plain readers silently keep the last of a key.
-
-    Raises ValueError for a key with several values.
-    """
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        key = next(key for key in keys if keys.count(key) > 1)
-        values = " and ".join(f"{value!r:.40}" for k, value in pairs if k == key)
-        raise ValueError(f"the key {key!r} stands there more than once, with {values}")
-    return found
 
 
 def make_tasks(

@@ -226,14 +226,21 @@ def family_of(path: str, architecture: str | None = None) -> Family:
     for pattern, family in FAMILIES:
         if fnmatch(path, pattern):
             return family
-    config = Path(path) / "config.json"
-    kind = json.loads(config.read_text()).get("model_type") if config.is_file() else None
+    kind = _model_type(Path(path) / "config.json")
     if kind in _BY_MODEL_TYPE:
         return _BY_MODEL_TYPE[kind]
     raise RecipeError(
         f"no family is known for model.path = {path!r}; say which one it is of with "
         f"--architecture, one of {', '.join(_BY_MODEL_TYPE)}"
     )
+
+
+def _model_type(config: Path) -> str:
+    """What a model says it is; "" where it says nothing that can be read."""
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
 
 
 def make_tiny(family: Family, folder: Path, *, seed: int = 0, classifier: bool = False) -> None:
@@ -253,9 +260,11 @@ def make_tiny(family: Family, folder: Path, *, seed: int = 0, classifier: bool =
         config.eos_token_id = tokenizer.eos_token_id
         if classifier:
             config.num_labels = 1
-            model: Any = AutoModelForSequenceClassification.from_config(config)
+            model: Any = AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=False
+            )
         else:
-            model = AutoModelForCausalLM.from_config(config)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
             _read(model, tokenizer)
             ends = DIALECTS[family.dialect].ends
             model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(ends))

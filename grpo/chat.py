@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.columns import Columns
-from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
 from grpo import pretrained
+from grpo.console import Console
 from grpo.errors import DataError
 from grpo.model_files import models_in
+from grpo.printable import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +47,15 @@ def chat(
         try:
             answers = [reply(s, question, template, max_tokens, temperature) for s in speakers]
         except DataError as error:  # a question that the model cannot read does not end the talk
-            console.print(f"{error}", markup=False, style="yellow")
+            console.print(str(error), style="yellow")
             continue
         width = max(20, console.width // len(speakers) - 1)
         panels = [
             Panel(
-                Text(answer, overflow="fold"), title=speaker.name, title_align="left", width=width
+                Text(printable(answer), overflow="fold"),
+                title=Text(speaker.name),
+                title_align="left",
+                width=width,
             )
             for speaker, answer in zip(speakers, answers, strict=True)
         ]
@@ -66,7 +70,7 @@ def questions(console: Console) -> Iterator[str]:
     console.print("One question a line; empty line or Ctrl-D to leave.", style="dim")
     while True:
         try:
-            line = console.input("[bold]> [/bold]").strip()
+            line = console.input(Text("> ", style="bold")).strip()
         except EOFError:
             return
         if line in ("", "quit", "exit"):

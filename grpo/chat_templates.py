@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.errors import RecipeError
+from grpo.template_limits import rendered
 
 SETTING = "data.chat_template"
 _ASKED, _SAID = "grpo asks", "grpo answers"
@@ -54,7 +55,11 @@ def _of_folder(folder: Path) -> str | None:
     settings = folder / "tokenizer_config.json"
     if not settings.is_file():
         return None
-    found = json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    try:
+        found: Any = json.loads(settings.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"{settings.name}: {error}") from error
+    found = found.get("chat_template") if isinstance(found, dict) else None
     return found if isinstance(found, str) else None
 
 
@@ -91,9 +96,7 @@ def _rendered(tokenizer: Any, said: list[str], begin: bool, setting: str) -> str
     roles = ("user", "assistant")
     messages = [{"role": role, "content": text} for role, text in zip(roles, said, strict=False)]
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin)
-        )
+        return rendered(tokenizer, messages, add_generation_prompt=begin)
     except TemplateSyntaxError as error:
         raise RecipeError(f"{setting}, line {error.lineno}: {error.message}") from error
     except Exception as error:  # it is a program

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import Console
-from rich.markup import escape
-
 from grpo import plugins
+from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.preflight import check_tasks
 from grpo.rewards import REWARDS
@@ -71,7 +69,7 @@ def print_doctor(console: Console | None = None) -> bool:
         said += [f"lets through: {action}" for action in report.leaks]
         said += [f"cannot {action}: {reason}" for action, reason in report.broken.items()]
         for line in [*said, *(f"cannot grade: {fault}" for fault in faults)]:
-            console.print(f"         {escape(line)}", highlight=False)
+            console.print(f"         {line}", highlight=False)
         if best is None and report.holds:
             best, sound = report, not faults
     if best is None:
@@ -92,7 +90,7 @@ def _tasks(source: TaskSource, limit: int) -> Iterator[Task]:
 
 def _line(fault: Fault) -> str:
     what = "refuses the gold" if fault.kind == "gold" else "accepts the planted"
-    return escape(
+    return (
         f"{fault.reward} {what} {fault.answer[:60]!r} of task {fault.task!r}: "
         f"{fault.score.status} {fault.score.detail[:120]}"
     )

@@ -57,7 +57,7 @@ def _locked(path: Path, folder: Path) -> int:
     """A descriptor of the file at `path`, locked. Raises RunError where another one is."""
     patience = time.monotonic() + PATIENCE
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
             taken = _take(descriptor)
             if taken and _is_at(descriptor, path):

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from grpo import cheaper, out_of_memory
+from grpo import cheaper, out_of_memory, terminal
 from grpo.errors import GrpoError, PluginError, RecipeError
 from grpo.foreign import said
-from grpo.lines import to_line
 from grpo.options import check_evaluated, check_form, given
+from grpo.terminal import write_data
 
 USAGE = 2
 INTERRUPTED = 130
@@ -183,6 +183,11 @@ def _add_task_options(verb: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    with terminal.guarded():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = _parse(argv)
         try:
@@ -278,7 +283,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     from grpo.evaluation import evaluate_model
 
     with out_of_memory.explained_by(*less):
-        print(json.dumps(evaluate_model(arguments.model, recipe), indent=2))
+        write_data(json.dumps(evaluate_model(arguments.model, recipe), indent=2) + "\n")
     return 0
 
 
@@ -315,6 +320,7 @@ def _eval_tasks(arguments: argparse.Namespace) -> int:
 
 def _score(arguments: argparse.Namespace) -> int:
     from grpo.rewards.score_file import score_file
+    from grpo.score import print_scores
 
     if Path(arguments.file).is_dir():
         raise RecipeError(f"{arguments.file!r} is a folder; name a JSON-lines file to score.")
@@ -322,10 +328,6 @@ def _score(arguments: argparse.Namespace) -> int:
         raise RecipeError(f"there is no file {arguments.file!r} to score.")
     from grpo.config import parse_args
 
-    counts: dict[str, int] = {}
-    failures: dict[str, int] = {}  # why a grader failed -> rows
-    total, scored = 0.0, 0
-    live = sys.stderr.isatty() and not sys.stdout.isatty()
     rows = score_file(
         arguments.reward,
         arguments.file,
@@ -333,23 +335,7 @@ def _score(arguments: argparse.Namespace) -> int:
         parse_args(arguments.args),
         arguments.timeout,
     )
-    for row in _within_memory(rows, arguments):
-        print(to_line(row), end="", flush=sys.stdout.isatty())
-        counts[row["status"]] = counts.get(row["status"], 0) + 1
-        if row["status"] == "grader_error":
-            failures[row["detail"]] = failures.get(row["detail"], 0) + 1
-        if row["value"] is not None:
-            total, scored = total + row["value"], scored + 1
-        if live:
-            print(f"\r{sum(counts.values())} rows", end="", file=sys.stderr, flush=True)
-    mean = f"mean {total / scored:.4f} of {scored} scored" if scored else "none scored"
-    statuses = ", ".join(f"{status} {n}" for status, n in sorted(counts.items())) or "empty file"
-    start = "\r" if live else ""
-    print(f"{start}{sum(counts.values())} rows: {mean} ({statuses})", file=sys.stderr)
-    if failures:
-        why, failed = max(failures, key=failures.__getitem__), sum(failures.values())
-        print(f"the grader failed on {failed} rows; most often: {why}", file=sys.stderr)
-    return 1 if failures and not scored else 0
+    return print_scores(_within_memory(rows, arguments))
 
 
 def _within_memory(

@@ -10,22 +10,19 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from grpo.errors import RecipeError, unknown_name
 from grpo.locate import locate
 from grpo.schema import STAGES, AnyStage, PretrainStage, Recipe, RLStage, Run
+from grpo.yaml_tree import Tree, read_yaml, read_yaml_file
 
 __all__ = ["PretrainStage", "RLStage", "Recipe", "Run", "from_dict", "load", "resolved", "shipped"]
-
-Tree = dict[str, Any]
 
 _PLAIN = {
     "Input should be": "it should be",
@@ -92,7 +89,7 @@ def parse_args(pairs: Sequence[str]) -> Tree:
             raise RecipeError(f"argument {pair!r} is not of the form key=value.")
         if key in parsed:
             raise RecipeError(f"argument {pair!r}: {key!r} is given twice.")
-        parsed[key] = _yaml(text, f"the value of {key}")
+        parsed[key] = read_yaml(text, f"the value of {key}")
     return parsed
 
 
@@ -155,59 +152,8 @@ def num_fields(stage: type[AnyStage], known: Sequence[type[AnyStage]] = ()) -> i
     return count(stage, set(met)) - len({"name", "kind"})
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with two repairs: 1e-4 is a number, and a key written twice is an error."""
-
-
-_Loader.add_implicit_resolver(  # pyright: ignore[reportUnknownMemberType]
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
-    pairs: list[tuple[Any, Any]] = [
-        (_construct(loader, key), _construct(loader, value))
-        for key, value in cast(list[tuple[yaml.Node, yaml.Node]], node.value)
-    ]
-    found: Tree = {}
-    for key, value in pairs:
-        if type(key) is int:  # {1: 8192, 1001: 16384}; text in JSON
-            key = str(key)
-        if not isinstance(key, str):
-            raise RecipeError(f"key {key!r} is not text (line {node.start_mark.line + 1}).")
-        if key in found:
-            raise RecipeError(f"key {key!r} appears twice (line {node.start_mark.line + 1}).")
-        found[key] = value
-    return found
-
-
-def _construct(loader: _Loader, node: yaml.Node) -> Any:
-    construct = cast(Callable[..., Any], loader.construct_object)  # pyright: ignore[reportUnknownMemberType]
-    return construct(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", 0) + 1
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise RecipeError(f"{where} is not valid YAML: line {line}: {problem}.") from error
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from error
-
-
 def _parse(file: Path) -> Tree:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"the recipe {str(file)!r} cannot be read: {error}.") from error
-    tree = _yaml(text, f"the recipe {str(file)!r}")
+    tree = read_yaml_file(file, f"the recipe {str(file)!r}")
     if not isinstance(tree, dict):
         raise RecipeError(f"the recipe {str(file)!r} is not a mapping of sections to settings.")
     return {"name": file.stem, **cast(Tree, tree)}
@@ -249,7 +195,7 @@ def _override(tree: Tree, override: str) -> None:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise RecipeError(f"override {override!r} is not of the form section.key=value.")
-    value = _yaml(text, f"the value of {key}")
+    value = read_yaml(text, f"the value of {key}")
     stages: list[Tree] = tree["stages"]
     named = [stage for stage in stages if stage["name"] == parts[0] and len(parts) > 1]
     if parts[0] in ("run", "ray", "name"):

@@ -17,14 +17,15 @@ together with `state` a resumed run asks what the uninterrupted one would have.
 from __future__ import annotations
 
 import gzip
-import json
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from grpo.data.source import stable_hash
 from grpo.errors import DataError, PluginError
+from grpo.json_rows import parse_row
 from grpo.rewards.verdicts import first_verdict, verdict
 from grpo.types import Metrics, Score, Task
 
@@ -275,6 +276,9 @@ def _lines(file: Path) -> Iterable[dict[str, Any]]:
     opened = gzip.open if file.suffix == ".gz" else open
     try:
         with opened(file, "rt", encoding="utf-8-sig", newline="\n") as lines:
-            return [json.loads(line) for line in lines if line.strip()]
-    except (OSError, ValueError) as error:
+            found = [parse_row(line) for line in lines if line.strip()]
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise DataError(f"curriculum pass_rates: {file} cannot be read: {error}") from error
+    if not all(isinstance(line, dict) for line in found):
+        raise DataError(f"curriculum pass_rates: {file} holds lines that are no objects")
+    return found

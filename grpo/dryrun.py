@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from grpo import ledger, pretrained
 from grpo.architectures import Family, family_of, make_tiny
 from grpo.config import from_dict, resolved
+from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.lines import from_lines
 from grpo.loop import Step
@@ -283,7 +284,7 @@ def print_checks(recipe: Recipe, checks: list[Check], console: Console) -> None:
     for heading in ("stage", "check", "", "detail"):
         table.add_column(heading, overflow="fold")
     for check in checks:
-        verdict = "[green]ok[/green]" if check.passed else "[red]FAILED[/red]"
+        verdict = Text("ok", "green") if check.passed else Text("FAILED", "red")
         table.add_row(check.stage, check.what, verdict, check.detail)
     console.print(table)
     failed = sum(not check.passed for check in checks)

@@ -18,12 +18,19 @@ Tree = dict[str, Any]
 def write_text(path: Path, text: str) -> None:
     """A file that is durable, and there whole or not at all."""
     aside = path.with_suffix(".tmp")
-    with open(aside, "w", encoding="utf-8", newline="\n") as file:
+    with open(aside, "w", encoding="utf-8", newline="\n", opener=opener) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
     sync(path.parent)
+
+
+def opener(path: str, flags: int) -> int:
+    """What `open` opens a file by that is written aside: never what a link of its name leads to."""
+    if os.path.islink(path):
+        os.unlink(path)
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

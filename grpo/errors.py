@@ -22,9 +22,19 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from grpo.printable import printable, redacted_text
+
+_LONGEST = 20_000  # characters of a message, which may quote what a server or a file says
+
 
 class GrpoError(Exception):
-    """Base of all errors raised on purpose; the message says what to do next."""
+    """Base of all errors raised on purpose; the message says what to do next.
+
+    What it quotes can do nothing to a terminal, and shows no password (`grpo/printable.py`).
+    """
+
+    def __str__(self) -> str:
+        return printable(redacted_text(super().__str__()), width=_LONGEST)
 
 
 class RecipeError(GrpoError, ValueError):

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from grpo.console import Console
 from grpo.eval_tasks import EvalTask
 
 TASK_VERSION = 1  # of the built-in tasks: raised when a prompt or a verdict changes

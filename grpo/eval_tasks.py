@@ -16,6 +16,7 @@ from grpo import plugins
 from grpo.data import SOURCES
 from grpo.data.jsonl import read_jsonl
 from grpo.errors import RecipeError, unknown_name
+from grpo.file_names import check_file_name
 from grpo.schema import RewardSpec
 from grpo.types import TaskSource
 
@@ -123,6 +124,7 @@ def find_task(name: str, file: str | None) -> EvalTask:
             raise RecipeError(unknown_name("task", name, TASKS) + hint)
         return TASKS[name]
     if name not in TASKS:
+        check_file_name(name, "the task of --data")  # OUT/<model>/<task>.<template>.jsonl
         programs = "tests" in read_jsonl(file)[0][1]
         task = PROGRAM_ROWS if programs else ROWS
     else:

@@ -16,20 +16,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from grpo import heldout, plugins, pretrained
 from grpo.compute_types import check_type, chosen
+from grpo.console import Console, TextColumn
 from grpo.data.jsonl import read_jsonl
 from grpo.data.prompts import TEMPLATES, PromptTemplate
 from grpo.decontaminate import Evaluation, prompt_text
 from grpo.errors import DataError, RecipeError, RunError, unknown_name
 from grpo.eval_report import lm_eval_results, print_results
 from grpo.eval_tasks import EvalTask, find_task, open_task
+from grpo.file_names import folder_name
 from grpo.needed import check_columns
 from grpo.preflight import check_tasks
 from grpo.preflight.scorers import rewards as named
+from grpo.printable import redacted
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.extract import final_answer
 from grpo.rollout import ENGINES, LOADING
@@ -141,7 +143,7 @@ def evaluate_tasks(model: str, asked: Asked, console: Console | None = None) -> 
         "models": figures,
         "paths": dict(zip(names, paths, strict=True)),
         "differences": _differences(lines, asked.seed),
-        "settings": {k: v for k, v in vars(asked).items() if v is not None},
+        "settings": redacted({k: v for k, v in vars(asked).items() if v is not None}),
     }
     write_json(out / "results.json", json.loads(json.dumps(results, default=str)))
     for name in names:
@@ -209,8 +211,7 @@ def _is_conversation(value: list[Any]) -> bool:
 def _names(paths: Sequence[str]) -> list[str]:
     names: list[str] = []
     for path in paths:
-        place = Path(path)
-        name = (place.parent.name if place.name == "model" else place.name) or place.resolve().name
+        name = folder_name(path)
         names.append(name if name not in names else f"{name}-2")
     return names
 

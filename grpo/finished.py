@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from grpo import durable, hashes, litter, manifest
 from grpo.checkpoint import BEST, LOG, MODEL, remove
+from grpo.console import Console
 from grpo.errors import GrpoError, RunError
 from grpo.manifest import Damage
 

@@ -19,6 +19,7 @@ import numpy as np
 from grpo import behaviors, evaluate
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import stable_hash
+from grpo.durable import opener
 from grpo.errors import DataError
 from grpo.lines import from_lines, to_line
 from grpo.rewards.combine import UNUSABLE
@@ -57,7 +58,8 @@ class HeldOut:
         lines = [self._line(mode, place, c, s) for mode, place, c, s in groups]
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".tmp")
-        aside.write_text("".join(map(to_line, lines)), encoding="utf-8", newline="\n")
+        with open(aside, "w", encoding="utf-8", newline="\n", opener=opener) as file:
+            file.write("".join(map(to_line, lines)))
         os.replace(aside, path)
         return figures(lines, [name for name, _, _ in self.rewards.rewards], self.seed)
 

@@ -152,6 +152,18 @@ def _cached(name: str, kind: Kind, revision: str | None) -> str | None:
     return name if any(r.repo_id == name and r.repo_type == kind for r in repos) else None
 
 
+def without_scripts() -> dict[str, bool]:
+    """What `datasets.load_dataset` is told so that no script of a data set runs.
+
+    Versions before 4 run them, and ask on standard input; later ones know no such option.
+    """
+    import datasets
+
+    settings = getattr(datasets, "config", None)
+    asks = hasattr(settings, "HF_DATASETS_TRUST_REMOTE_CODE")
+    return {"trust_remote_code": False} if asks else {}
+
+
 @contextmanager
 def offline(wanted: bool) -> Iterator[None]:
     """Within it (where wanted) Hugging Face's libraries take what their caches hold."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from grpo.durable import opener
 from grpo.lines import to_line
 from grpo.types import Group
 
@@ -35,7 +36,7 @@ def append(folder: Path, step: int, groups: Sequence[Group], advantages_P_G: np.
     ]
     path = shard(folder, step)
     aside = path.with_suffix(".tmp")
-    with open(aside, "wb") as raw:
+    with open(aside, "wb", opener=opener) as raw:
         with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0, compresslevel=3) as packed:
             packed.write("".join(lines).encode())
         raw.flush()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from rich.console import Console
-
 from grpo.checkpoint import remove
+from grpo.console import Console
 from grpo.errors import RunError
 
 FILES = (

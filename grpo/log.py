@@ -15,15 +15,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from grpo.console import Console, TextColumn
 from grpo.errors import RunError
 from grpo.health import Health
+from grpo.printable import printable, redacted
 from grpo.rewards.sentinel import warnings
 from grpo.types import Metrics
 
@@ -80,7 +82,7 @@ class RunLog:
             self._health.observe(line)
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -131,7 +133,7 @@ class RunLog:
         for name, heading in shown.items():
             self.history.setdefault(heading, []).append(metrics[name])
         self.current = set(shown.values())
-        self.samples = list(samples)
+        self.samples = [printable(sample) for sample in samples]
         self._progress.update(self._bar, completed=step)
         tripped = {
             warning.partition(" ")[0]: f"look at some completions: {warning}"
@@ -199,7 +201,7 @@ def _trackers(folder: Path, names: Sequence[str], config: dict[str, Any]) -> Any
                 f"run.trackers names {name!r}, whose package is not installed: pip install {name}"
             )
     accelerator = Accelerator(log_with=list(names), project_dir=str(folder))
-    accelerator.init_trackers("grpo", config=_flat(config))
+    accelerator.init_trackers("grpo", config=_flat(redacted(config)))
     return accelerator
 
 

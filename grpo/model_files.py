@@ -80,7 +80,7 @@ def _shards(folder: Path, first: str, said: str) -> list[str]:
     try:
         index = json.loads((folder / first).read_text(encoding="utf-8"))
         return sorted(set(map(str, index["weight_map"].values())))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RecipeError(f"{said}: {first} is no index of weights: {error}") from error
 
 
@@ -121,7 +121,7 @@ def _adapter(place: Path) -> str:
     try:
         settings = json.loads((place / _ADAPTER).read_text(encoding="utf-8"))
         base = settings.get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         base = None
     of = f" of {base!r}" if base else ""
     if (place.parent / _CONFIG).is_file():

@@ -10,10 +10,11 @@ import os
 from math import ceil
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from grpo import compute_types, preflight, pretrained
+from grpo.console import Console
 from grpo.schema import (
     AnyStage,
     DistillStage,
@@ -38,7 +39,7 @@ def print_plan(recipe: Recipe, console: Console | None = None) -> None:
     of use elsewhere. Raises GrpoError.
     """
     console = console or Console()
-    console.print(f"[bold]{recipe.name}[/bold] -> {recipe.run_dir}", highlight=False)
+    console.print(Text.assemble((recipe.name, "bold"), f" -> {recipe.run_dir}"))
     found = preflight.check(recipe)
     recipe = compute_types.settled(recipe)
     threads = recipe.run.threads or os.cpu_count() or 1
@@ -279,7 +280,7 @@ def model_size(model: Model, earlier: dict[str, dict[str, int]]) -> dict[str, in
 
     config = pretrained.own_config(path)
     with torch.device("meta"):
-        policy = AutoModelForCausalLM.from_config(config)
+        policy = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return {
         "parameters": sum(p.numel() for p in policy.parameters()),
         "kv_values_per_token": kv_values_per_token(config.get_text_config()),

@@ -64,7 +64,9 @@ def config(path: str, setting: str = "model.path") -> Any:
         from transformers import AutoConfig
 
         with _sentences(path, setting, where):
-            _configs[key] = _load(AutoConfig, where)
+            found: Any = _load(AutoConfig, where)
+            _check_no_kernels(found, f"{setting} = {path!r}")
+        _configs[key] = found
     return _configs[key]
 
 
@@ -179,6 +181,7 @@ def _made(path: str, setting: str, kind: str, **options: Any) -> Any:
             where,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they come by name; they are refused below
+            weights_only=True,  # a pickle's tensors and no other objects
             **options,
         )
     model, report = made
@@ -229,8 +232,9 @@ def _unreadable(path: str, setting: str, where: Repo, error: Exception, what: st
     text = _COLORS.sub("", str(error))
     if "trust_remote_code" in text:
         return (
-            f"{said} brings code of its own (auto_map in its configuration), which is not run: name"
-            " a model whose architecture transformers has"
+            f"{said} brings code of its own (auto_map in its configuration), which is not run, and "
+            "no setting says otherwise: name a model whose architecture transformers has, or "
+            "install its code as a package that registers it (AutoConfig.register)"
         )
     if what == "tokenizer" and folder.is_dir() and not any(folder.glob("*token*")):
         return f"{said} holds no tokenizer: save one there with tokenizer.save_pretrained({path!r})"
@@ -262,6 +266,19 @@ def _no_report() -> Iterator[None]:
 
 
 # What is checked
+
+
+def _check_no_kernels(found: Any, said: str) -> None:
+    """Refuse a configuration that has kernels of a repository loaded, which are code."""
+    parts = [found, *(part for part in vars(found).values() if hasattr(part, "model_type"))]
+    for part in parts:
+        for name in ("_attn_implementation", "_experts_implementation"):
+            value = getattr(part, name, None)
+            if isinstance(value, str) and "/" in value:
+                raise RecipeError(
+                    f"{said} has {name[1:]} = {value!r} in its configuration, which is code of a "
+                    "repository and is not run: take the key out of its config.json"
+                )
 
 
 def _check_text_model(found: Any, said: str) -> None:

@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from grpo.printable import redacted_command
+
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
 CHUNK = 1 << 20
 
@@ -22,7 +24,7 @@ def provenance() -> dict[str, Any]:
         "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
         "commit": _commit(),
         "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": redacted_command([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.errors import GrpoError, RecipeError, RunError
 from grpo.rollout.ray_pool import connect
 from grpo.run import recipe_of, resume_run, train_recipe

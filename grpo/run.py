@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from pydantic import BaseModel
-from rich.console import Console
 
 from grpo import (
     compute_types,
@@ -33,6 +32,7 @@ from grpo import (
 )
 from grpo.claim import claimed
 from grpo.config import from_dict, resolved
+from grpo.console import Console
 from grpo.durable import write_json
 from grpo.errors import GrpoError, PluginError, RecipeError, RunError
 from grpo.foreign import said
@@ -112,6 +112,7 @@ def _found(run: _Run) -> None:
             f"run.dir = {str(folder)!r} already holds a run; continue it with "
             f"`grpo train --resume {folder}`, or choose another run.dir"
         )
+    preflight.check_secrets(run.recipe)
     settings = resolved(run.recipe)
     try:
         record.write(folder, {**process.described(run.ranks), "settings": settings})

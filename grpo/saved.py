@@ -126,7 +126,7 @@ def load_saved(path: str, dtype: torch.dtype | str = torch.float32) -> PreTraine
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             found: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, output_loading_info=True
+                path, dtype=dtype, output_loading_info=True, trust_remote_code=False
             )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from grpo.console import Console
 from grpo.durable import read_json
 from grpo.errors import RunError
 from grpo.lines import split_lines
@@ -27,6 +29,7 @@ FIRST = (
     "kl",
 )
 WIDTH = 40
+LARGEST = 1e300  # of what is drawn: sums of more are infinite
 
 
 def print_run(folder: Path, console: Console | None = None) -> None:
@@ -39,15 +42,17 @@ def print_run(folder: Path, console: Console | None = None) -> None:
         inside = ", ".join(str(path.parent) for path in sorted(folder.rglob("resolved.json")))
         hint = f" Runs inside it: {inside}." if inside else ""
         raise RunError(f"{str(folder)!r} holds no run: there is no resolved.json in it.{hint}")
-    console.print(f"[bold]{folder}[/bold]", highlight=False)
+    console.print(str(folder), style="bold", highlight=False)
     stages = _stages(started) if started.is_file() else []
     if len(stages) > 1:
         kinds = {stage["name"]: stage["kind"] for stage in stages}
         done = {name: folder / name / "summary.json" for name in kinds}
         found = {name: read_json(at) for name, at in done.items() if at.is_file()}
-        print_stages(kinds, found, console)
+        with _read(", ".join(str(done[name]) for name in found)):
+            print_stages(kinds, found, console)
     if summary.is_file():
-        _print_summary(read_json(summary), console)
+        with _read(str(summary)):
+            _print_summary(read_json(summary), console)
     else:
         console.print(f"not finished; continue with: grpo train --resume {folder}")
     for file in files:
@@ -57,24 +62,49 @@ def print_run(folder: Path, console: Console | None = None) -> None:
             console.print(metrics_table(steps, f"{title}: {len(steps)} steps"))
 
 
+@contextmanager
+def _read(said: str) -> Iterator[None]:
+    """RunError for what is JSON and not what a run writes: it may come from elsewhere."""
+    try:
+        yield
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, RunError | UnicodeEncodeError):  # said already, or of the terminal
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        raise RunError(
+            f"{said} is damaged: it does not hold what a run writes ({reason})"
+        ) from error
+
+
 def _stages(resolved: Path) -> list[dict[str, Any]]:
     """The stages of a run, by its resolved.json. Raises RunError."""
     stages = read_json(resolved).get("stages")
     if not isinstance(stages, list) or not all(isinstance(s, dict) for s in stages):
         raise RunError(f"{resolved} is damaged: it has no list of stages")
+    for stage in stages:
+        name = stage.get("name")
+        if not isinstance(name, str) or not isinstance(stage.get("kind"), str) or "/" in name:
+            raise RunError(f"{resolved} is damaged: {name!r} is the name of no stage")
     return stages
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line cut off by a crash is left out."""
-    lines = split_lines(file.read_text(encoding="utf-8"))
+    try:
+        lines = split_lines(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RunError(f"{str(file)!r} is not UTF-8 text: {error}") from error
     steps: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         try:
-            steps.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            step = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if number < len(lines):
                 raise RunError(f"{str(file)!r} line {number} is not JSON.") from error
+            continue
+        if not isinstance(step, dict):
+            raise RunError(f"{str(file)!r} line {number} is no object with metrics.")
+        steps.append(step)
     return steps
 
 
@@ -139,4 +169,6 @@ def _shown(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return abs(value) < LARGEST  # so is no NaN, and no infinity

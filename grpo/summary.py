@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from grpo import figures
+from grpo.console import Console
 
 
 def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> None:

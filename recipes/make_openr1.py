@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from grpo.hub import without_scripts
 from grpo.lines import to_line
 
 DATASET = "open-r1/OpenR1-Math-220k"
@@ -47,7 +48,7 @@ def main() -> None:
     import datasets
     from rich.progress import track
 
-    rows = datasets.load_dataset(DATASET, split="train", streaming=True)
+    rows = datasets.load_dataset(DATASET, split="train", streaming=True, **without_scripts())
     count = 0
     with arguments.out.open("w", encoding="utf-8", newline="\n") as file:
         for row in track(islice(convert(rows), arguments.limit), description=DATASET):

@@ -34,7 +34,7 @@ def convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    where = {"gguf_file": gguf.name}
+    where = {"gguf_file": gguf.name, "trust_remote_code": False}
     # Without dequantize=True transformers 5 keeps the packed tensors, which cannot be saved.
     model = AutoModelForCausalLM.from_pretrained(
         gguf.parent, **where, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16

@@ -20,6 +20,7 @@ from grpo.dates import dated
 from grpo.errors import PluginError, RecipeError, unknown_name
 from grpo.rewards.extract import last_answer_block, split_thought
 from grpo.rewards.verifier import text_of
+from grpo.template_limits import rendered
 from grpo.types import Message, Score
 
 PARTS = ("all", "answer")
@@ -147,9 +148,7 @@ class RewardModel:
             return prompt + text
         said = [{"role": "assistant", "content": text}]
         template = dated(tokenizer.get_chat_template())  # the same on every day
-        return tokenizer.apply_chat_template(
-            [*prompt, *said], tokenize=False, chat_template=template
-        )
+        return rendered(tokenizer, [*prompt, *said], chat_template=template)
 
     def _score(self, logit: float) -> Score:
         if not math.isfinite(logit):

@@ -7,10 +7,10 @@ key is a column of the reward, as in training.
 from __future__ import annotations
 
 import inspect
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -18,11 +18,14 @@ from typing import Any, cast
 from grpo.columns import is_missing
 from grpo.errors import DataError
 from grpo.foreign import guarded
+from grpo.json_rows import parse_row, row_lines
 from grpo.rewards import deadline
 from grpo.rewards.calling import as_scores, finished, invoke, named
 from grpo.rewards.graded import GradedReward
 from grpo.rewards.verifier import VerifierReward, make_task, missing_columns, text_of
 from grpo.types import Score, Task
+
+Row = dict[str, Any] | Score  # columns, or what a row comes to that cannot be scored
 
 CHUNK = 32  # rows handed to one thread at a time
 _NOT_COLUMNS = ("prompt", "completion", "completion_ids")
@@ -38,9 +41,10 @@ def score_file(
     """One {"value", "status", "detail", "parts"} per row of the file, in order, as they finish.
 
     `reward` is a reward object or a plug-in name with its `args`. Rows are read as they are
-    needed, so files may be longer than memory. `timeout`: seconds that one call may take. Raises
-    DataError, with the line number, for bad JSON or a missing column, and RewardError where the
-    reward fails.
+    needed, so files may be longer than memory. `timeout`: seconds that one call may take. A cell
+    that is empty (null, NaN) or holds what is no text leaves its row without a value. Raises
+    DataError, with the line number, for bad JSON and for a column that is missing or empty in
+    every row, and RewardError where the reward fails.
     """
     if isinstance(reward, str):
         from grpo import rewards
@@ -55,7 +59,7 @@ def score_file(
         name, scorer = getattr(reward, "__name__", type(reward).__name__), reward
     try:
         with (
-            Path(path).open(encoding="utf-8-sig", newline="\n") as lines,
+            closing(row_lines(path)) as lines,
             ThreadPoolExecutor(workers) as threads,
         ):
             rows = _rows(lines, path, name, scorer)
@@ -72,7 +76,7 @@ def score_file(
             finally:
                 for future in waiting:
                     future.cancel()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
     except deadline.LateError:
         scorer = None  # its `close` might wait for what hangs
@@ -83,37 +87,71 @@ def score_file(
             close()
 
 
-def _rows(lines: Any, path: str | Path, name: str, scorer: Any) -> Iterator[Any]:
+def _rows(
+    lines: Iterator[tuple[int, str]], path: str | Path, name: str, scorer: Any
+) -> Iterator[Row]:
+    """Rows that can be scored, and the outcome of those that cannot. Raises DataError."""
     needs: tuple[str, ...] = getattr(scorer, "needs", ())
     needs_ids = _needs_ids(scorer)
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    first, whole = "", False  # what the first row lacks; whether any row lacks nothing
+    for number, line in lines:
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            row = parse_row(line)
+        except ValueError as error:
             raise DataError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: a row must be a JSON object")
         record = cast("dict[str, Any]", row)
-        if not isinstance(record.get("completion"), str | list):
-            raise DataError(f"{path}, line {number}: column 'completion' (text) is missing")
-        if not isinstance(record["completion"], str) and not all(
-            isinstance(message, dict) for message in record["completion"]
-        ):
-            raise DataError(f"{path}, line {number}: a 'completion' list holds messages (objects)")
+        _check_texts(f"{path}, line {number}", record)
         missing = missing_columns(needs, _task(record, _columns(record)))
         if missing:
-            raise DataError(
+            says = (
                 f"{path}, line {number}: reward {name!r} needs column {missing[0]!r}; the row has "
                 f"{', '.join(sorted(k for k, v in record.items() if not is_missing(v)))}"
             )
+            if not any(column in record for column in missing[0].split("|")):
+                raise DataError(says)
+            first = first or says
         if needs_ids and record.get("completion_ids") is None:  # none of them is a length of 0
             raise DataError(
                 f"{path}, line {number}: reward {name!r} takes completion_ids and the row has "
                 "none; add the column, or give the parameter the default None"
             )
-        yield record
+        outcome = _outcome(record, missing, needs)
+        whole = whole or outcome is None
+        yield record if outcome is None else outcome
+    if first and not whole:
+        raise DataError(first)
+
+
+def _check_texts(place: str, record: dict[str, Any]) -> None:
+    """Raise DataError for a prompt or completion that is neither text nor messages nor null."""
+    if "completion" not in record:
+        raise DataError(f"{place}: column 'completion' (text) is missing")
+    for column in ("completion", "prompt"):
+        said = record.get(column)
+        if said is not None and not isinstance(said, str | list):
+            raise DataError(f"{place}: column {column!r} is text or messages, not {said!r:.40}")
+        messages = cast("list[Any]", said) if isinstance(said, list) else []
+        if not all(isinstance(message, dict) for message in messages):
+            raise DataError(f"{place}: a {column!r} list holds messages (objects)")
+
+
+def _outcome(record: dict[str, Any], missing: list[str], needs: tuple[str, ...]) -> Score | None:
+    """What a row comes to that cannot be scored; None for one that can be."""
+    if missing:
+        return Score(value=None, status="not_applicable", detail=f"{missing[0]} is empty")
+    if record["completion"] is None:
+        return Score(value=None, status="not_applicable", detail="completion is empty")
+    for column in ("answer", "solution"):
+        gold = record.get(column)
+        if isinstance(gold, list | dict) and any(column in need.split("|") for need in needs):
+            kind = "list" if isinstance(gold, list) else "object"
+            detail = f"{column} is a JSON {kind}, not text or a number"
+            return Score(value=None, status="unparseable_gold", detail=detail)
+        if not is_missing(gold):
+            return None
+    return None
 
 
 def _needs_ids(scorer: Any) -> bool:
@@ -130,9 +168,13 @@ def _task(record: dict[str, Any], columns: dict[str, Any]) -> Task:
     return make_task(record.get("prompt") or "", columns)
 
 
-def _score_rows(
-    name: str, scorer: Any, records: list[dict[str, Any]], timeout: float
-) -> list[Score]:
+def _score_rows(name: str, scorer: Any, rows: list[Row], timeout: float) -> list[Score]:
+    """One score a row, in order; those that are scores already stay."""
+    found = iter(_scored(name, scorer, [r for r in rows if not isinstance(r, Score)], timeout))
+    return [row if isinstance(row, Score) else next(found) for row in rows]
+
+
+def _scored(name: str, scorer: Any, records: list[dict[str, Any]], timeout: float) -> list[Score]:
     if isinstance(scorer, VerifierReward) and not isinstance(scorer, GradedReward):
         return deadline.within(name, timeout, lambda: _verified(name, scorer, records))
     scores: list[Score] = []

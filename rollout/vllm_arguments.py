@@ -21,6 +21,7 @@ def fixed(spec: EngineSpec, length: int, speculation: Speculation | None) -> dic
     arguments: dict[str, Any] = {
         **_model(spec.model),
         "dtype": spec.dtype,
+        "trust_remote_code": False,
         "seed": spec.seed,
         "max_model_len": length,
         "logprobs_mode": "processed_logprobs",  # of the distribution that was sampled

@@ -8,9 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from grpo.config import load
+from grpo.console import Console
 from grpo.run import train_recipe
 from perf.worker import Settings, serve
 

@@ -19,10 +19,20 @@ from grpo.preflight.machine import check_machine
 from grpo.preflight.paths import check_paths
 from grpo.preflight.plugs import Pieces, check_plugins
 from grpo.preflight.rows import check_rows
+from grpo.preflight.secrets import check_secrets
 from grpo.schema import AnyStage, Recipe
 from grpo.types import TaskSource
 
-__all__ = ["Found", "check", "check_machine", "check_tasks", "first", "known", "start"]
+__all__ = [
+    "Found",
+    "check",
+    "check_machine",
+    "check_secrets",
+    "check_tasks",
+    "first",
+    "known",
+    "start",
+]
 
 
 # The recipe that `first` looked at, and what was read of it, until `start` goes on from there.
@@ -31,6 +41,7 @@ _first: list[tuple[Recipe, Mapping[str, Pieces]]] = []
 
 def first(recipe: Recipe) -> None:
     """What can be known of a new run without torch; `start` does not do it again. GrpoError."""
+    check_secrets(recipe)
     pieces = known(recipe, hub=True)
     check_machine(recipe)
     _first[:] = [(recipe, pieces)]
@@ -58,6 +69,8 @@ def check(
     and models may be asked for on the hub. Raises GrpoError, naming the setting as a person would
     write it, and for rows file and line.
     """
+    if folder is None:  # a new run; one that goes on has kept what it has
+        check_secrets(recipe)
     pieces = known(recipe, done, hub=hub)
     from grpo.preflight.texts import check_texts  # torch: only once the rest is known to be good
 

@@ -126,6 +126,6 @@ def weights_in(folder: Path) -> int | None:
                     for size in tensor["shape"]:
                         count *= int(size)
                     total += count
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None  # what is wrong with the file is said by who loads it
     return total if files else None

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from grpo import plugins, pretrained
 from grpo.compute_types import chosen
+from grpo.console import Console
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.data.source import stable_hash

@@ -14,10 +14,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from grpo import figures, hashes, heldout, manifest
+from grpo.console import Console, TextColumn
+from grpo.file_names import folder_name
 from grpo.finished import ASKED
 from grpo.manifest import Damage
 from grpo.provenance import content_hash
@@ -78,8 +79,7 @@ def model_names(paths: Sequence[str]) -> list[str]:
     """A name for each model, all different: NAME of `…/NAME/model`, else the folder's own."""
     names: list[str] = []
     for path in paths:
-        place = Path(path)
-        name = (place.parent.name if place.name == "model" else place.name) or str(path)
+        name = folder_name(path)
         number, unique = 1, name
         while unique in names:
             number += 1

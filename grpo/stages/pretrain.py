@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 
 from grpo import checkpoint, plugins
+from grpo.console import Console
 from grpo.data import SOURCES
 from grpo.data.source import DemonstrationSource, TaskOrder, stable_hash
 from grpo.errors import DataError, RecipeError

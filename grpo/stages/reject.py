@@ -21,9 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from grpo import checkpoint, durable, manifest, provenance
+from grpo.console import Console
 from grpo.data.conversation import template_columns
 from grpo.data.mixture import task_sampling
 from grpo.data.source import TaskOrder, stable_hash

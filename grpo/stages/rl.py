@@ -23,11 +23,10 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from rich.console import Console
-
 from grpo import checkpoint, figures, hashes, heldout, ledger, litter, plugins, record
 from grpo.adapter import described
 from grpo.checkpoint import BEST, Found
+from grpo.console import Console
 from grpo.evaluate import paired_difference
 from grpo.hashes import Known
 from grpo.log import RunLog

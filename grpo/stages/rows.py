@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from grpo.columns import Row, checked_prompt, column, message_text
+from grpo.console import Console
 from grpo.data.conversation import template_columns
 from grpo.data.hub import as_row, load_rows
 from grpo.data.jsonl import read_jsonl

@@ -19,14 +19,14 @@ import datasets
 import torch
 import transformers
 from accelerate.state import AcceleratorState
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
 from grpo import checkpoint, litter, pretrained
 from grpo.adapter import described, peft_model
 from grpo.canary import canary_logits
 from grpo.compute_types import chosen
+from grpo.console import Console, TextColumn
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.errors import RecipeError
 from grpo.families import check_causal, check_family, check_packing

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from grpo.config import load
+from grpo.console import Console
 from grpo.learner import TorchLearner
 from grpo.quantize import PackedLinear, round_base
 from grpo.rollout.torch_engine import TorchEngine

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from grpo.config import load
+from grpo.console import Console
 from grpo.run import train_recipe
 from tests.gpu.memory import Peak
 

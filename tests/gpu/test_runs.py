@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from grpo import ledger
 from grpo.config import from_dict, load
+from grpo.console import Console
 from grpo.recipes import __file__ as recipes_file
 from grpo.rewards.code import Code
 from grpo.run import resume_run, train_recipe

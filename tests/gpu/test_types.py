@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from grpo.compute_types import chosen
 from grpo.config import load
+from grpo.console import Console
 from grpo.process import described
 from grpo.ranks import join
 from grpo.run import train_recipe

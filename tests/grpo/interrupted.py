@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.run import resume_run, train_recipe
 
 from .tiny_bases import save_tiny_base

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from transformers import AutoTokenizer
 
 from grpo import pretrained
 from grpo.config import from_dict, load, resolved
+from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.run import resume_run, train_recipe
 from grpo.stages.endings import warn_of_turn_end

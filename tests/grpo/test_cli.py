@@ -10,10 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from grpo import chat, cli, config, plan, show
 from grpo.compute_types import settled
+from grpo.console import Console
 from grpo.errors import RecipeError, RunError
 from grpo.schema import PretrainStage, RLStage
 

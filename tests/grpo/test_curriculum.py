@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from grpo import config
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.curriculum import Adaptive, Curriculum, PassRates, pass_rate, read_pass_rates
 from grpo.data.source import TaskOrder
 from grpo.errors import DataError, PluginError, RecipeError

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from grpo import checkpoint, ledger
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.errors import RunError
 from grpo.run import resume_run, train_recipe
 from grpo.stages.shards import read_lines

@@ -16,10 +16,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.errors import DataError, RecipeError
 from grpo.provenance import content_hash
 from grpo.rollout.fake import FakeEngine

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.errors import EngineError, RecipeError, RunError
 from grpo.recipes import __file__ as recipes_file
 from grpo.run import resume_run, train_recipe

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from grpo import figures, heldout, show
 from grpo.batch import group_metrics
 from grpo.config import load
+from grpo.console import Console
 from grpo.curriculum import group_pass_rate, read_pass_rates
 from grpo.errors import DataError
 from grpo.gathering import to_json

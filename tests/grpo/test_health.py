@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
+from grpo.console import Console
 from grpo.health import Health
 from grpo.log import RunLog
 

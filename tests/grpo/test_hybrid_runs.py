@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.plan import print_plan
 from grpo.run import train_recipe

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from grpo import plan
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.data.jsonl import jsonl
 from grpo.data.mixture import Mixture
 from grpo.data.prompts import PromptTemplate

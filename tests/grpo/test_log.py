@@ -6,8 +6,8 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
+from grpo.console import Console
 from grpo.errors import RunError
 from grpo.log import RunLog
 

@@ -11,11 +11,11 @@ import warnings
 import pytest
 import torch
 from peft import PeftModel
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from grpo.adapter import adapter_parameters, described
 from grpo.canary import canary_logits
+from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.learner import TorchLearner
 from grpo.policy import load_with_adapter

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 import grpo.run
 from grpo import config, finished, plan, preflight
+from grpo.console import Console
 from grpo.errors import GrpoError
 
 QUIET = Console(quiet=True)

@@ -7,10 +7,10 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo import config
+from grpo.console import Console
 from grpo.data.parity import Parity
 from grpo.data.source import TaskOrder
 from grpo.errors import DataError, RecipeError

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from transformers import (
 from grpo import chat, pretrained
 from grpo.cli import main
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.errors import GrpoError, PluginError, RecipeError
 from grpo.plan import print_plan
 from grpo.policy import load_policy

@@ -10,9 +10,9 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from rich.console import Console
 
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.errors import DataError, PluginError, RunError
 from grpo.provenance import content_hash
 from grpo.run import resume_run, train_recipe

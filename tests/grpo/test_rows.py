@@ -11,10 +11,10 @@ import datasets
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from grpo.console import Console
 from grpo.data.prompts import PromptTemplate
 from grpo.errors import DataError
 from grpo.stages.pretrain import build_tokenizer

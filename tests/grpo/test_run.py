@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo import ledger
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.data import SOURCES
 from grpo.errors import RecipeError, RunError
 from grpo.evaluation import evaluate_model

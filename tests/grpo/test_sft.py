@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from rich.console import Console
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.errors import LearnerError, RecipeError
 from grpo.run import resume_run, train_recipe
 from grpo.schema import Model, Run, SFTLearner

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from transformers import AutoModelForCausalLM
 
 from grpo.config import from_dict
+from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.schema import SLM, Model, Run, SFTLearner
 from grpo.stages import sft_trainer, slm

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo import config, dryrun, saved
 from grpo.architectures import DIALECTS, FAMILIES, family_of, make_tiny
 from grpo.cli import main
+from grpo.console import Console
 from grpo.dryrun import TinyModels, dry_run
 from grpo.errors import GrpoError, RecipeError
 from grpo.plan import print_plan

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from grpo.config import load
+from grpo.console import Console
 from grpo.run import train_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from grpo.config import load
+from grpo.console import Console
 from grpo.data.bilingual import Bilingual
 from grpo.rewards.language import LanguageConsistency
 from grpo.run import train_recipe

@@ -6,9 +6,9 @@ import dataclasses
 import io
 
 import pytest
-from rich.console import Console
 
 from grpo import check
+from grpo.console import Console
 from grpo.errors import RewardError
 from grpo.rewards import kernel, probe, sandbox
 from grpo.rewards import known as known_answers

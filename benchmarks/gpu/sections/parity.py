@@ -26,9 +26,8 @@ GAP = "sampling/sampling_logp_difference"
 
 def _run(dtype: str) -> Callable[[Setup], Result]:
     def measure(setup: Setup) -> Result:
-        from rich.console import Console
-
         from grpo.config import load
+        from grpo.console import Console
         from grpo.run import train_recipe
 
         folder = setup.folder / "parity" / dtype

@@ -1,0 +1,78 @@
+"""The one place where standard output and standard error are written, so that nothing is forgotten.
+
+`guarded` puts a `Door` in front of both: text that comes through `print`, a warning, a log of a
+library or a traceback is `printable.shown`. What is not text for people goes beside it: data by
+`write_data`, and the colors and cursor of our own tables by `grpo.console`. Processes that other
+packages start write past it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from grpo.printable import json_printable, shown
+
+_COLORS = re.compile(r"\x1b\[[0-9;]{0,32}m")
+
+
+class Door:
+    """A stream of text in front of `raw`, through which no control character passes.
+
+    Colors are left out, as libraries write them. A carriage return at the very beginning of what is
+    written passes: there it redraws a line of progress. A character that the encoding of `raw` does
+    not have is written out instead of raising.
+    """
+
+    def __init__(self, raw: Any) -> None:
+        self.raw = raw
+        if hasattr(raw, "reconfigure"):
+            raw.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """Write `text`, printable; its length."""
+        if text.isascii() and text.isprintable() and len(text) < 4:
+            self.raw.write(text)  # pieces of a line
+            return len(text)
+        start = "\r" if text.startswith("\r") else ""
+        rest = text.replace("\r\n", "\n") if "\r\n" in text else text
+        self.raw.write(start + shown(_COLORS.sub("", rest.removeprefix(start))))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write each of `lines`."""
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Standard output and error behind doors, which stay there for the traceback of an error."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = door(sys.stdout), door(sys.stderr)
+    yield
+    sys.stdout, sys.stderr = before
+
+
+def door(stream: Any) -> Any:
+    """`stream` behind a door, if it is not behind one already."""
+    return stream if isinstance(stream, Door) else Door(stream)
+
+
+def behind(stream: Any) -> Any:
+    """The stream behind a door, for those who write what is printable already."""
+    return stream.raw if isinstance(stream, Door) else stream
+
+
+def write_data(text: str, *, flush: bool = False) -> None:
+    """Write JSON to standard output: exact data, its control characters as escapes of JSON."""
+    raw = behind(sys.stdout)
+    raw.write(json_printable(text, getattr(raw, "encoding", None) or "utf-8"))
+    if flush:
+        raw.flush()

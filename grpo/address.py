@@ -53,8 +53,8 @@ class Address:
             parts, valid = None, False
         if parts is not None and "@" in parts.netloc:
             raise RecipeError(
-                f"{self.setting} = {shown!r} has a name or a password in it, which would be kept in "
-                "the run's records; leave them out, and name a key by api_key_env"
+                f"{self.setting} = {shown!r} has a name or a password in it, which would be "
+                "kept in the run's records; leave them out, and name a key by api_key_env"
             )
         if not valid or not _PRINTABLE.fullmatch(self.url):
             raise RecipeError(

@@ -34,7 +34,9 @@ def make(path: Path) -> None:
             each.mkdir(mode=0o700, exist_ok=True)
             found = os.lstat(each)
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-                raise RunError(f"{each} is not a folder of your own; remove it, or set XDG_CACHE_HOME")
+                raise RunError(
+                    f"{each} is not a folder of your own; remove it, or set XDG_CACHE_HOME"
+                )
             each.chmod(0o700)
     except OSError as error:
         raise RunError(

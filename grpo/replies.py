@@ -7,12 +7,10 @@ before it was looked at: `part` takes a value out of it only if it is of the typ
 from __future__ import annotations
 
 import json
-import re
 from typing import Any, TypeVar
 
+_LARGEST = 1 << 63  # a whole number that is taken for a float
 DEEPEST = 64  # lists and objects of an answer within one another
-# Unclosed strings match as well, so that no second attempt starts inside of one.
-_STRINGS = re.compile(rb'"[^"\\]*+(?:\\.?[^"\\]*+)*+"?', re.S)
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 T = TypeVar("T")
@@ -60,14 +58,15 @@ def part(answer: Any, *path: str | int, kind: type[T]) -> T:
     `part({"data": [{"id": "m"}]}, "data", 0, "id", kind=str)` is "m". A bool is no number, and
     a whole number is a float as well.
     """
-    found = answer
+    found: Any = answer
     for step in path:
-        fits = isinstance(found, dict if isinstance(step, str) else list)
-        try:
-            found = found[step] if fits else None
-        except LookupError:
+        if isinstance(found, dict):
+            found = found.get(step)
+        elif isinstance(found, list) and isinstance(step, int) and step < len(found):
+            found = found[step]
+        else:
             found = None
-    if kind is float and type(found) is int:
+    if kind is float and type(found) is int and abs(found) < _LARGEST:
         found = float(found)
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         where = ".".join(map(str, path)) or "top"
@@ -87,7 +86,10 @@ def _is_deep(content: bytes) -> bool:
     """Whether brackets stand deeper than `DEEPEST`; twice as deep for some that are mixed."""
     if content.count(b"[") + content.count(b"{") <= DEEPEST:
         return False
-    brackets = _STRINGS.sub(b"", content).translate(None, _NO_BRACKETS)
+    if b"\\" in content:  # pairs first, so that the quote behind one ends its string
+        content = content.replace(rb"\\", b"").replace(rb"\"", b"")
+    outside = b"".join(content.split(b'"')[::2])  # of strings
+    brackets = outside.translate(None, _NO_BRACKETS)
     for _ in range(DEEPEST):
         if not brackets:
             return False

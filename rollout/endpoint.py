@@ -235,12 +235,15 @@ def _read(answer: Any) -> tuple[str, FinishReason]:
     choice = part(answer, "choices", 0, kind=dict)
     said = part(choice, "message", kind=dict) if "message" in choice else choice
     text = said.get("content" if "message" in choice else "text")
-    thought = said.get("reasoning_content") or said.get("reasoning")
+    thought = said.get("reasoning_content") or said.get("reasoning") or ""
     if text is None and not thought:
         raise Strange("the answer has no text")
-    if not all(isinstance(each, str) for each in (text or "", thought or "")):
+    text = text or ""
+    if not isinstance(text, str) or not isinstance(thought, str):
         raise Strange("the answer has something else where its text should be")
     if thought:
-        text = f"<think>\n{thought.strip()}\n</think>\n\n{text or ''}"
+        text = f"<think>\n{thought.strip()}\n</think>\n\n{text}"
     finish = choice.get("finish_reason")
-    return whole_characters(text), _ENDED.get(finish, "abort") if isinstance(finish, str) else "abort"
+    return whole_characters(text), _ENDED.get(finish, "abort") if isinstance(
+        finish, str
+    ) else "abort"

@@ -1,8 +1,9 @@
 """What the engines behind a URL share: calls that are due, under way, answered and given up.
 
-Calls are made from threads of their own (`grpo/web.py`), each with one deadline from its first byte to
-its last; everything else happens on the caller's thread, inside `poll`. A call that fails is made again under a new name, and only the answer to the latest call of
-a piece of work is looked at, so that nothing is given out twice.
+Calls are made from threads of their own (`grpo/web.py`), each with one deadline from its first byte
+to its last; everything else happens on the caller's thread, inside `poll`. A call that fails is
+made again under a new name, and only the answer to the latest call of a piece of work is looked at,
+so that nothing is given out twice.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ is given the last weights again (a copy is kept in main memory) before anything 
 
 Trust: whoever has the server's token can pause it and change its weights. `grpo serve` writes a new
 one at each start to a file of its user (`server_token.py`), which is read anew for every call, and
-asks for it on every route (`server_guard.py`). Nothing is encrypted: keep the server on localhost, or
-on a network that is yours. Weights travel through memory shared on one machine (`segments.py`).
+asks for it on every route (`server_guard.py`). Nothing is encrypted: keep the server on localhost,
+or on a network that is yours. Weights travel through memory shared on one machine (`segments.py`).
 """
 
 from __future__ import annotations

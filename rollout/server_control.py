@@ -306,7 +306,8 @@ class Control:
         if len(rows) != len(ids):
             raise Unreachable(f"log-probs of {len(rows)} tokens came, and not of {len(ids)}")
         return sum(
-            part(row, str(i), "logprob", kind=float) for i, row in zip(ids[1:], rows[1:], strict=True)
+            part(row, str(i), "logprob", kind=float)
+            for i, row in zip(ids[1:], rows[1:], strict=True)
         )
 
 

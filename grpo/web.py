@@ -219,7 +219,6 @@ class _Line(threading.Thread):
         key = self._address.bearer()
         headers = [
             (b"Host", parts.netloc.encode()),
-            (b"Accept", b"application/json"),
             (b"Accept-Encoding", b"identity"),  # a small answer could unpack to a large one
             (b"Content-Type", b"application/json"),
             (b"Content-Length", b"%d" % len(content)),

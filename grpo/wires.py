@@ -63,24 +63,36 @@ class Wire(httpcore.NetworkBackend):
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection by the clock of its wire."""
+    """A connection by the clock of its wire.
+
+    Head and body of a request, which httpcore writes one after the other, leave together.
+    """
 
     def __init__(self, stream: httpcore.NetworkStream, wire: Wire) -> None:
         self._stream, self._wire = stream, wire
+        self._held = b""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         del timeout
+        self._flush()
         return self._stream.read(max_bytes, self._wire.left())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         del timeout
-        for start in range(0, len(buffer), _PIECE):
-            self._stream.write(buffer[start : start + _PIECE], self._wire.left())
+        self._held += buffer
+        if len(self._held) >= _PIECE:
+            self._flush()
+
+    def _flush(self) -> None:
+        held, self._held = self._held, b""
+        for start in range(0, len(held), _PIECE):
+            self._stream.write(held[start : start + _PIECE], self._wire.left())
 
     def start_tls(
         self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         del timeout
+        self._flush()
         left = self._wire.left()
         return self._wire.keep(self._stream.start_tls(ssl_context, server_hostname, left))
 

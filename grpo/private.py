@@ -17,17 +17,19 @@ _GROUP_AND_OTHERS = 0o077
 
 
 def folder() -> Path:
-    """Where this user's own files lie: the session's runtime folder, else the cache's (XDG)."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if runtime and _is_ours_alone(Path(runtime)):
-        return Path(runtime) / "grpo"
+    """Where this user's own files lie: in the cache (XDG).
+
+    Not in XDG_RUNTIME_DIR: it goes when the user logs out, and a server may stay.
+    """
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "grpo"
+    return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")) / "grpo"
 
 
 def make(path: Path) -> None:
     """Make the folder `path` below `folder()`, mode 0700. Raises RunError where it is not ours."""
     top = folder()
+    if not top.is_absolute():
+        raise RunError("this user has no home folder; set XDG_CACHE_HOME to a folder of your own")
     try:
         top.parent.mkdir(parents=True, exist_ok=True)
         for each in (top, path):
@@ -67,12 +69,3 @@ def read_key(path: str | Path) -> str:
         if found.st_mode & _GROUP_AND_OTHERS:
             raise RunError(f"others may read the key file {path}; first: chmod 600 {path}")
         return file.read(_LONGEST).decode(errors="replace").strip()
-
-
-def _is_ours_alone(path: Path) -> bool:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return False
-    mine = found.st_uid == os.geteuid()
-    return stat.S_ISDIR(found.st_mode) and mine and not found.st_mode & _GROUP_AND_OTHERS

@@ -119,7 +119,7 @@ def _check_engine_args(engine: str, args: Mapping[str, Any], where: str) -> None
     if engine == "torch" and (type(rows) is not int or rows < 1):
         raise RecipeError(f"{where}.engine_args.max_rows = {rows!r}: it is a whole number above 0")
     if engine in ("server", "endpoint") and "url" in args:
-        Address(url=str(args["url"]), setting=f"{where}.engine_args.url")  # not called
+        Address(url=str(args["url"]))  # not called
 
 
 def _has(kind: str, spec: str, found: Any, methods: Sequence[str]) -> None:

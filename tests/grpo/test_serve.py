@@ -81,7 +81,6 @@ def test_log_probs_are_those_of_the_sampled_distribution(monkeypatch: pytest.Mon
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this user's files lie in a test."""
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "grpo"
 

@@ -128,7 +128,6 @@ def test_what_is_no_server_is_a_sentence(server: FakeServer) -> None:
 def test_the_token_of_a_server_beside_us_is_found_and_read_anew(
     server: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     address = Address(url=server.url)
     first = write_token(address).read_text()

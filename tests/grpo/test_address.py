@@ -145,3 +145,14 @@ def test_a_new_file_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
     assert (target.read_text(), link.read_text()) == ("precious", "log")
     assert not link.is_symlink()
     assert link.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_link_laid_at_the_last_moment_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("precious")
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: path.symlink_to(target))
+    with pytest.raises(FileExistsError):
+        private.create(link)
+    assert target.read_text() == "precious"

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 _LARGEST = 1 << 63  # a whole number that is taken for a float
 DEEPEST = 64  # lists and objects of an answer within one another
-_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_OTHERS = bytes(set(range(256)) - set(b'"[]{}'))
 
 T = TypeVar("T")
 
@@ -88,13 +88,15 @@ def _is_deep(content: bytes) -> bool:
         return False
     if b"\\" in content:  # pairs first, so that the quote behind one ends its string
         content = content.replace(rb"\\", b"").replace(rb"\"", b"")
-    outside = b"".join(content.split(b'"')[::2])  # of strings
-    brackets = outside.translate(None, _NO_BRACKETS)
+    # Two quotes side by side begin and end nothing that matters; what is left are few strings.
+    kept = content.translate(None, _OTHERS).replace(b'""', b"")
+    if b'"' in kept:
+        kept = b"".join(kept.split(b'"')[::2])
     for _ in range(DEEPEST):
-        if not brackets:
+        if not kept:
             return False
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
-    return bool(brackets)
+        kept = kept.replace(b"[]", b"").replace(b"{}", b"")
+    return bool(kept)
 
 
 def _no_number(name: str) -> Any:

@@ -145,6 +145,11 @@ def _add_serve(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument("--threads", type=_count, default=0, metavar="N", help="CPU threads")
     verb.add_argument(
+        "--no-token",
+        action="store_true",
+        help="let every user of this machine control the server (it asks for a token otherwise)",
+    )
+    verb.add_argument(
         "--vllm",
         action="append",
         default=[],
@@ -423,6 +428,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             max_model_len=arguments.max_model_len,
             kv_cache_gib=arguments.kv_cache_gib,
             threads=arguments.threads,
+            token=not arguments.no_token,
             options=tuple(arguments.vllm),
         )
     )

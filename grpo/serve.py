@@ -2,8 +2,12 @@
 
 It is vLLM's own OpenAI server with three things added: our worker extension and weight-transfer
 backend (rollout/server_transport.py), its development routes, through which weights are updated,
-and log-probs of the distribution that is sampled. It runs in a process group of its own that ends
-with this process, however that ends.
+and log-probs of the distribution that is sampled. Those routes obey whoever reaches them, so a
+guard stands before all (rollout/server_guard.py) and asks for a token that is made here at each
+start. The server runs in a process group of its own that ends with this process, however that ends.
+
+Token and log lie in a folder of this user alone, so no other user can read them, or make the log a
+link to something else beforehand.
 """
 
 from __future__ import annotations
@@ -11,30 +15,33 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import shlex
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from grpo import private
+from grpo.address import Address
 from grpo.compute_types import AUTO, check_type, chosen
 from grpo.errors import EngineError, RecipeError, RunError
 from grpo.pretrained import check_model
+from grpo.replies import Refused, Unreachable
+from grpo.rollout.server_guard import ANYWHERE, LOOPBACK, MIDDLEWARE, SETTINGS, Settings
+from grpo.rollout.server_token import folder_of, write_token
+from grpo.web import Client
 
 START_SECONDS = 1800.0  # large models take long to read
 _STOP_SECONDS = 15.0
 # The guard reads a pipe that only this process holds open: when this process is killed, the pipe
 # ends, and the guard kills the whole group. A server asked politely waits for its open requests.
 _GUARDED = 'exec 3<&0; (cat <&3 >/dev/null; kill -9 0) & exec "$@" 3<&- </dev/null'
-_LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +55,15 @@ class Server:
     max_model_len: int = 0
     kv_cache_gib: float = 0.0
     threads: int = 0  # CPU threads; 0: as vLLM chooses
+    token: bool = True
     options: tuple[str, ...] = ()  # more of vLLM's own, say --tensor-parallel-size=2
 
     @property
-    def url(self) -> str:
+    def address(self) -> Address:
         """Where a learner on this machine finds it."""
-        host = "127.0.0.1" if self.host in ("0.0.0.0", "::", *_LOCAL) else self.host
-        return f"http://{host}:{self.port}"
+        host = "127.0.0.1" if self.host in (*ANYWHERE, *LOOPBACK[:2]) else self.host
+        host = f"[{host}]" if ":" in host else host
+        return Address(url=f"http://{host}:{self.port}", setting="--host and --port")
 
 
 def serve(server: Server) -> None:
@@ -63,23 +72,47 @@ def serve(server: Server) -> None:
     Raises RecipeError for settings that cannot work, RunError where the server does not come up.
     """
     _check(server)
-    log = Path(tempfile.gettempdir()) / f"grpo-serve-{server.port}.log"
-    if server.host not in _LOCAL:
+    folder = folder_of(server.address)
+    private.make(folder)
+    log = folder / "log"
+    if not server.token:
+        print(f"grpo: warning: --no-token: {_reached(server)}", file=sys.stderr)
+    elif server.host not in LOOPBACK:
         print(
-            f"grpo: warning: whoever reaches {server.host}:{server.port} can pause this server and "
-            "change its weights: vLLM's development routes know no password. Use --host other than "
-            "127.0.0.1 on private networks only.",
+            f"grpo: warning: what goes to and from {server.host}:{server.port} is not encrypted, "
+            "the token included: use --host on private networks only",
             file=sys.stderr,
         )
-    with log.open("wb") as output, _child(command(server), environment(server), output) as child:
-        _await_health(child, server, log)
-        print(
-            f"serving {server.model} at {server.url} (log: {log}); Ctrl-C stops it\n"
-            f"  grpo train RECIPE rollout.engine=server rollout.engine_args.url={server.url}",
-            flush=True,
-        )
-        code = child.wait()
+    token = write_token(server.address) if server.token else None
+    try:
+        with (
+            open(private.create(log), "wb") as output,
+            _child(command(server), environment(server, token), output) as child,
+        ):
+            _await_health(child, server, log)
+            print(_started(server, log, token), flush=True)
+            code = child.wait()
+    finally:
+        if token is not None:
+            token.unlink(missing_ok=True)
     raise RunError(f"the server ended by itself with code {code}:\n{_tail(log)}")
+
+
+def _reached(server: Server) -> str:
+    who = "every user of this machine" if server.host in LOOPBACK else "whoever reaches it"
+    return f"{who} can pause this server, change its weights and read what it is asked"
+
+
+def _started(server: Server, log: Path, token: Path | None) -> str:
+    """What a learner has to be told."""
+    url = server.address.url
+    lines = [
+        f"serving {server.model} at {url} (log: {log}); Ctrl-C stops it",
+        f"  grpo train RECIPE rollout.engine=server rollout.engine_args.url={url}",
+    ]
+    if token is not None:
+        lines[1] += f" \\\n      rollout.engine_args.key_file={shlex.quote(str(token))}"
+    return "\n".join(lines)
 
 
 def command(server: Server) -> list[str]:
@@ -93,6 +126,7 @@ def command(server: Server) -> list[str]:
         "generation-config": "vllm",  # what is sampled from is the recipe's business alone
         "worker-extension-cls": "grpo.rollout.server_transport.ServerWorker",
         "weight-transfer-config": '{"backend": "grpo_shared_memory"}',
+        "middleware": MIDDLEWARE,
     }
     if server.max_model_len:
         options["max-model-len"] = server.max_model_len
@@ -109,8 +143,12 @@ def command(server: Server) -> list[str]:
     return [*entry, *named, *flags, *server.options]
 
 
-def environment(server: Server) -> dict[str, str]:
-    """The environment of the server's process; what the user has set stays."""
+def environment(server: Server, token: Path | None = None) -> dict[str, str]:
+    """The environment of the server's process; what the user has set stays.
+
+    It names the file with the token; the token itself is in no environment.
+    """
+    guard = Settings(host=server.host, port=server.port, token_file=str(token or ""))
     wanted = {
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # the learner computes on the same cores
         "VLLM_NO_USAGE_STATS": "1",
@@ -118,7 +156,10 @@ def environment(server: Server) -> dict[str, str]:
     }
     if server.threads:
         wanted["OMP_NUM_THREADS"] = str(server.threads)
-    return {**wanted, **os.environ, "VLLM_SERVER_DEV_MODE": "1"}
+    ours = {"VLLM_SERVER_DEV_MODE": "1", SETTINGS: guard.dumps()}
+    if token is not None:
+        ours["VLLM_API_KEY"] = ""  # a call has one key
+    return {**wanted, **os.environ, **ours}
 
 
 def is_cpu() -> bool:
@@ -136,7 +177,18 @@ def _check(server: Server) -> None:
             "grpo serve needs vLLM, which is not installed: pip install 'grpo-toolkit[vllm]' on a "
             "GPU machine, make test-vllm or docs/vllm.md on a CPU"
         )
-    with socket.socket() as probe:
+    for option in server.options:
+        name = option.partition("=")[0].replace("_", "-")
+        if name == "--api-key" and server.token:
+            raise RecipeError(
+                "--vllm=--api-key: a call has one key, and this server asks for the token of grpo "
+                "serve on every route; leave --api-key out"
+            )
+        if name in ("--host", "--port", "--uds"):
+            raise RecipeError(
+                f"--vllm={option}: say where to serve by --host and --port of grpo serve itself"
+            )
+    with socket.socket(socket.AF_INET6 if ":" in server.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((server.host, server.port))
@@ -161,6 +213,7 @@ def _child(argv: list[str], env: dict[str, str], output: Any) -> Iterator[subpro
         stdout=output,
         stderr=subprocess.STDOUT,
         start_new_session=True,
+        umask=0o077,  # what vLLM leaves among temporary files is this user's alone
     )
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
@@ -192,6 +245,7 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
 
 def _await_health(child: subprocess.Popen[bytes], server: Server, log: Path) -> None:
     """Return once the server answers; a line on the terminal says how long it has been."""
+    client = Client(server.address)
     started = time.monotonic()
     live = sys.stderr.isatty()
     print(f"vLLM starts with {server.model}; this takes 20 to 60 s on a CPU", file=sys.stderr)
@@ -202,9 +256,9 @@ def _await_health(child: subprocess.Popen[bytes], server: Server, log: Path) -> 
         if seconds > START_SECONDS:
             raise RunError(f"vLLM did not answer within {START_SECONDS:.0f} s; see {log}")
         try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=5):
-                break
-        except (urllib.error.URLError, OSError):
+            client.call("GET", "/health", timeout=5)
+            break
+        except (Unreachable, Refused):
             if live:
                 print(f"\r{seconds:.0f} s ", end="", file=sys.stderr, flush=True)
             time.sleep(0.5)

@@ -2,7 +2,9 @@
 
 It is never used unless a recipe lists it. Requests are limited in rate and number in flight,
 answers are cached on disk by what was asked, tokens and cost are counted, and a budget ends the
-spending: beyond it completions are unscored, not 0.
+spending: beyond it completions are unscored, not 0. So they are where the judge does not answer,
+or not with a grade: N completions of one call take N / concurrency * timeout seconds of a judge
+that is late with all of them, and never more than `deadline`.
 """
 
 from __future__ import annotations
@@ -13,15 +15,17 @@ import json
 import os
 import re
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from grpo.errors import PluginError
+from grpo.address import USUAL_KEY, Address, key_from
+from grpo.errors import GrpoError, PluginError
+from grpo.replies import Refused, Unreachable, part
 from grpo.rewards.verifier import make_task, text_of
 from grpo.types import Message, Score
+from grpo.web import Client
 
 PROMPT = """Grade the answer to the question{reference}. Reply with one line and nothing else:
 GRADE: a number from 0 (useless) to 10 (perfect)
@@ -35,16 +39,20 @@ Question:
 {completion}
 {mark}>>>
 """
-_GRADE = re.compile(r"^\s*GRADE:\s*([0-9]+(?:\.[0-9]+)?)\s*$", re.M)
-_RETRIED = (408, 409, 429, 500, 502, 503, 504)
+_GRADE = re.compile(r"^[ \t]*GRADE:[ \t]*([0-9]{1,3}(?:\.[0-9]{1,9})?)[ \t\r]*$", re.M)
+_RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
+_LARGEST = 1 << 20  # bytes of a reply
 
 
 class Judge:
-    """grade / 10 by a model at `url` (…/v1/chat/completions is added), in [0, 1].
+    """grade / 10 by a model at `url`, say https://host/v1 (/chat/completions is added), in [0, 1].
 
     api_key_env: the environment variable with the key; recipes hold no keys. requests_per_minute
-    and concurrency limit the rate. cache: a folder, or None. price_in, price_out: per million
-    tokens; budget: the most to spend (0: no limit). Asynchronous: other rewards go on meanwhile.
+    and concurrency limit the rate. timeout: seconds of one call, from looking up the host to the
+    last byte; retries: calls made again where the judge is busy or hung up, not where it is late.
+    deadline: seconds of all completions that are scored together, below what a reward may take
+    (600). cache: a folder, or None. price_in, price_out: per million tokens; budget: the most to
+    spend (0: no limit). Asynchronous: other rewards go on meanwhile.
     """
 
     __name__ = "judge"
@@ -54,10 +62,11 @@ class Judge:
         url: str,
         model: str,
         prompt: str = PROMPT,
-        api_key_env: str = "OPENAI_API_KEY",
+        api_key_env: str = USUAL_KEY,
         requests_per_minute: float = 60.0,
         concurrency: int = 8,
         timeout: float = 60.0,
+        deadline: float = 540.0,
         retries: int = 3,
         max_tokens: int = 512,
         cache: str | None = None,
@@ -65,17 +74,18 @@ class Judge:
         price_out: float = 0.0,
         budget: float = 0.0,
     ) -> None:
-        if not url.startswith(("http://", "https://")):
-            raise PluginError(f"judge: url {url!r} is not an http address")
         if requests_per_minute <= 0 or concurrency < 1:
             raise PluginError("judge: requests_per_minute and concurrency must be positive")
+        if timeout <= 0 or deadline <= 0:
+            raise PluginError("judge: timeout and deadline are seconds, above 0")
+        key = key_from(api_key_env, "judge: api_key_env")
+        self.client = Client(Address(url=url, key=key, setting="judge: url"))
         self.url = url.rstrip("/") + "/chat/completions"
         self.model = model
         self.prompt = prompt
-        self.key = os.environ.get(api_key_env, "")
         self.interval = 60.0 / requests_per_minute
         self.concurrency = concurrency
-        self.timeout = timeout
+        self.timeout, self.deadline = timeout, deadline
         self.retries = retries
         self.max_tokens = max_tokens
         self.cache = Path(cache) if cache else None
@@ -100,13 +110,14 @@ class Judge:
         """One `Score` per completion: scored, or grader_error where no grade could be had."""
         asked = prompts if prompts is not None else [""] * len(completions)
         limit = asyncio.Semaphore(self.concurrency)
+        end = time.monotonic() + self.deadline
 
         async def one(row: int) -> Score:
             gold = columns["answer"][row] if columns.get("answer") else None
             task = make_task(asked[row], {"answer": gold})
             async with limit:
                 return await self._grade(
-                    text_of(asked[row]), text_of(completions[row]), task.answer
+                    text_of(asked[row]), text_of(completions[row]), task.answer, end
                 )
 
         scores = list(await asyncio.gather(*(one(row) for row in range(len(completions)))))
@@ -116,7 +127,11 @@ class Judge:
             log_metric("judge/cached", float(self.cached))
         return scores
 
-    async def _grade(self, prompt: str, completion: str, gold: str | None) -> Score:
+    def close(self) -> None:
+        """Let connections go."""
+        self.client.close()
+
+    async def _grade(self, prompt: str, completion: str, gold: str | None, end: float) -> Score:
         # The marker depends on the text, so that the text cannot hold its own end.
         mark = hashlib.blake2b(completion.encode(errors="replace"), digest_size=6).hexdigest()
         content = self.prompt.format(
@@ -137,41 +152,58 @@ class Judge:
             if self.budget and self.cost >= self.budget:
                 return _failed("the budget is spent")
             try:
-                reply = await self._ask(body)
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                return _failed(f"{type(error).__name__}: {error}")
+                left = end - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                async with asyncio.timeout(left):
+                    reply = await self._ask(body)
+            except TimeoutError:
+                return _failed(f"no time was left of the deadline of {self.deadline:g} s")
+            except (Unreachable, Refused, GrpoError) as error:
+                return _failed(str(error))
             self._write(body, reply)
         grades = _GRADE.findall(reply)
         if len(grades) != 1 or float(grades[0]) > 10:
             return _failed(f"no grade in {reply[:80]!r}")
-        return Score(value=float(grades[0]) / 10, status="scored", detail=reply.strip()[:80])
+        detail = reply.strip()[:80].encode(errors="replace").decode()
+        return Score(value=float(grades[0]) / 10, status="scored", detail=detail)
 
     async def _ask(self, body: dict[str, Any]) -> str:
+        """The judge's text. Raises Unreachable, Refused and GrpoErrors."""
         for attempt in range(self.retries + 1):
             now = time.monotonic()
             self._next = max(self._next, now) + self.interval
-            await asyncio.sleep(self._next - self.interval - now)
             try:
-                answer = await asyncio.to_thread(self._post, body)
-            except urllib.error.HTTPError as error:
-                if error.code not in _RETRIED or attempt == self.retries:
+                await asyncio.sleep(self._next - self.interval - now)
+            except asyncio.CancelledError:
+                self._next -= self.interval  # the turn was not taken
+                raise
+            try:
+                answer = await self.client.ask(
+                    "/chat/completions", body, timeout=self.timeout, largest=_LARGEST
+                )
+            except (Unreachable, Refused) as error:
+                late = isinstance(error, Unreachable) and error.late
+                lasting = isinstance(error, Refused) and error.status not in _RETRIED
+                if late or lasting or attempt == self.retries:
                     raise
                 await asyncio.sleep(2.0**attempt * self.interval)
                 continue
             self.requests += 1
-            usage: dict[str, Any] = answer.get("usage") or {}
-            self.cost += self.prices[0] * float(usage.get("prompt_tokens", 0))
-            self.cost += self.prices[1] * float(usage.get("completion_tokens", 0))
-            return str(answer["choices"][0]["message"]["content"])
-        raise OSError("no attempt was made")
+            self._count(body, answer)
+            return part(answer, "choices", 0, "message", "content", kind=str)
+        raise Unreachable("no attempt was made")
 
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            return json.loads(response.read())
+    def _count(self, body: dict[str, Any], answer: Any) -> None:
+        """Add up what an answer cost; where it does not say, the most that it may have."""
+        for name, most, price in (
+            ("prompt_tokens", len(body["messages"][0]["content"].encode(errors="replace")), 0),
+            ("completion_tokens", self.max_tokens, 1),
+        ):
+            tokens = float(most)  # a token has a byte at least
+            with suppress(Unreachable):
+                tokens = max(0.0, part(answer, "usage", name, kind=float))
+            self.cost += self.prices[price] * tokens
 
     def _file(self, body: dict[str, Any]) -> Path | None:
         if self.cache is None:
@@ -180,11 +212,17 @@ class Judge:
         return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
 
     def _read(self, body: dict[str, Any]) -> str | None:
+        """A reply that was kept; None also where its file is damaged, and then it is asked for."""
         file = self._file(body)
-        if file is None or not file.is_file():
+        if file is None:
+            return None
+        try:
+            kept = json.loads(file.read_text(encoding="utf-8"))
+            reply = part(kept, "reply", kind=str)
+        except (OSError, ValueError, RecursionError, Unreachable):
             return None
         self.cached += 1
-        return str(json.loads(file.read_text(encoding="utf-8"))["reply"])
+        return reply
 
     def _write(self, body: dict[str, Any], reply: str) -> None:
         file = self._file(body)
@@ -196,4 +234,5 @@ class Judge:
 
 
 def _failed(why: str) -> Score:
-    return Score(value=None, status="grader_error", detail=why[:200])
+    plain = " ".join(why.split()).encode(errors="replace").decode()
+    return Score(value=None, status="grader_error", detail=plain[:200])

@@ -65,6 +65,7 @@ def make_server(
     retries: int = 3,
     wait: float = 300.0,
     concurrency: int = 64,
+    key_file: str = "",
     api_key_env: str = "",
 ) -> Engine:
     """A server that `grpo serve` started; rollout/server.py has the settings.
@@ -81,6 +82,7 @@ def make_server(
         retries=retries,
         wait=wait,
         concurrency=concurrency,
+        key_file=key_file,
         api_key_env=api_key_env,
         tokenizer=pretrained.tokenizer(spec.model),
     )

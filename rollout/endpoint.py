@@ -11,21 +11,22 @@ A stop string ends a completion here and not at the server, which would cut it o
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
 
+from grpo.address import USUAL_KEY, Address, key_from
 from grpo.errors import EngineError, WeightsError
+from grpo.replies import Refused, Unreachable, part
 from grpo.rollout.decoding import cut, whole_characters
 from grpo.rollout.http_engine import HttpEngine, Work
 from grpo.rollout.server_answers import Strange, seed_of
-from grpo.rollout.server_http import Address, Refused, Unreachable
 from grpo.types import (
     Ack,
     Completion,
@@ -82,12 +83,12 @@ class EndpointEngine(HttpEngine[_Sample]):
         timeout: float = 600.0,
         retries: int = 6,
         concurrency: int = 16,
-        api_key_env: str = "OPENAI_API_KEY",
+        api_key_env: str = USUAL_KEY,
         body: Mapping[str, Any] | None = None,
         limit_field: str = "max_tokens",
     ) -> None:
         super().__init__(
-            Address(url=url.rstrip("/"), key=os.environ.get(api_key_env, "")),
+            Address(url=url, key=key_from(api_key_env, "rollout.engine_args.api_key_env")),
             spec.version,
             timeout=timeout,
             retries=retries,
@@ -99,9 +100,9 @@ class EndpointEngine(HttpEngine[_Sample]):
 
     def _first_model(self) -> str:
         try:
-            listed = self.address.call("GET", "/models", timeout=min(30.0, self._timeout))
-            return str(listed["data"][0]["id"])
-        except (Unreachable, Refused, LookupError, TypeError) as error:
+            listed = self.client.call("GET", "/models", timeout=min(30.0, self._timeout))
+            return part(listed, "data", 0, "id", kind=str)
+        except (Unreachable, Refused) as error:
             raise EngineError(
                 f"{self.address.url} does not say which models it serves ({error}): is it the "
                 "address of a server with OpenAI's API, up to and with /v1, and is its key set? "
@@ -172,7 +173,7 @@ class EndpointEngine(HttpEngine[_Sample]):
         if not isinstance(outcome, Exception):
             try:
                 text, finish = _read(outcome)
-            except Strange as strange:
+            except (Strange, Unreachable) as strange:
                 outcome = strange
             else:
                 self._count(outcome)
@@ -196,13 +197,15 @@ class EndpointEngine(HttpEngine[_Sample]):
         self._call_again(sample, wait * _JITTER.uniform(0.5, 1.0))
 
     def _count(self, answer: Any) -> None:
-        usage = answer.get("usage") or {}
-        self._counts["completion_tokens"] += float(usage.get("completion_tokens") or 0)
+        with suppress(Unreachable):  # many servers do not say
+            self._counts["completion_tokens"] += part(
+                answer, "usage", "completion_tokens", kind=float
+            )
 
     def _expire(self) -> None:
         """Give up what is past its deadline."""
         now = time.monotonic()
-        for sample in list(self._work.values()):
+        for sample in list(self._timed.values()):
             deadline = sample.request.deadline
             if deadline is not None and deadline <= now:
                 self._give(sample, "", "abort")
@@ -224,20 +227,23 @@ class EndpointEngine(HttpEngine[_Sample]):
 
 
 def _read(answer: Any) -> tuple[str, FinishReason]:
-    """Text and ending of an answer's one choice. Raises Strange.
+    """Text and ending of an answer's one choice. Raises Strange and Unreachable.
 
     A thought that the server took out of the text (`reasoning_content`, or `reasoning`) is put back
     in its tags. Endings other than stop and length, say by a content filter, are aborts.
     """
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not choices:
-        raise Strange("the answer has no choices")
-    choice = choices[0]
-    message = choice.get("message") or {}
-    text = message.get("content") if "message" in choice else choice.get("text")
-    thought = message.get("reasoning_content") or message.get("reasoning")
+    choice = part(answer, "choices", 0, kind=dict)
+    said = part(choice, "message", kind=dict) if "message" in choice else choice
+    text = said.get("content" if "message" in choice else "text")
+    thought = said.get("reasoning_content") or said.get("reasoning") or ""
     if text is None and not thought:
         raise Strange("the answer has no text")
+    text = text or ""
+    if not isinstance(text, str) or not isinstance(thought, str):
+        raise Strange("the answer has something else where its text should be")
     if thought:
-        text = f"<think>\n{thought.strip()}\n</think>\n\n{text or ''}"
-    return whole_characters(str(text)), _ENDED.get(choice.get("finish_reason"), "abort")
+        text = f"<think>\n{thought.strip()}\n</think>\n\n{text}"
+    finish = choice.get("finish_reason")
+    return whole_characters(text), _ENDED.get(finish, "abort") if isinstance(
+        finish, str
+    ) else "abort"

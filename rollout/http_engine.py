@@ -1,8 +1,9 @@
 """What the engines behind a URL share: calls that are due, under way, answered and given up.
 
-Calls are made from threads of their own; everything else happens on the caller's thread, inside
-`poll`. A call that fails is made again under a new name, and only the answer to the latest call of
-a piece of work is looked at, so that nothing is given out twice.
+Calls are made from threads of their own (`grpo/web.py`), each with one deadline from its first byte
+to its last; everything else happens on the caller's thread, inside `poll`. A call that fails is
+made again under a new name, and only the answer to the latest call of a piece of work is looked at,
+so that nothing is given out twice.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from grpo.rollout.server_http import Address, Call
+from grpo.address import Address
 from grpo.types import Completion, Metrics, Request, Version
+from grpo.web import Call, Client
 
 
 @dataclass(kw_only=True, eq=False)
@@ -37,6 +40,9 @@ class Work:
         return self.request.uid
 
 
+# A token comes with its id, its log-prob and its text; the rest of an answer is short.
+_TOKEN_BYTES, _OTHER_BYTES = 1024, 16 << 20
+
 W = TypeVar("W", bound=Work)
 
 
@@ -51,8 +57,10 @@ class HttpEngine(ABC, Generic[W]):
         self, address: Address, version: Version, *, timeout: float, retries: int, concurrency: int
     ) -> None:
         self.address, self.version = address, version
+        self.client = Client(address)
         self._timeout, self._retries, self._concurrency = timeout, retries, concurrency
         self._work: dict[Hashable, W] = {}  # asked for and not given out
+        self._timed: dict[Hashable, W] = {}  # of those, what may have to be given up
         self._waiting: deque[W] = deque()
         self._running: dict[str, W] = {}  # by the name of the call
         self._outcomes: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -100,6 +108,7 @@ class HttpEngine(ABC, Generic[W]):
         for work in list(self._work.values()):
             self._forget(work)
         self._done.clear()
+        self.client.close()
 
     # What the engines differ in
 
@@ -122,26 +131,35 @@ class HttpEngine(ABC, Generic[W]):
 
     def _add(self, work: W) -> None:
         self._work[work.key] = work
+        if work.request.deadline is not None:
+            self._timed[work.key] = work
         self._waiting.append(work)
 
     def _queued(self) -> set[str]:
         """The uids of all requests that were not given out whole."""
         return {w.request.uid for w in self._work.values()} | {c.request for c in self._done}
 
-    def _due(self) -> list[W]:
+    def _due(self, most: int) -> list[W]:
+        """The first `most` calls that may be made now."""
         now = time.monotonic()
-        return [work for work in self._waiting if work.not_before <= now]
+        return list(islice((work for work in self._waiting if work.not_before <= now), most))
 
     def _issue(self) -> None:
         """Make the calls that are due."""
-        for work in self._due()[: max(0, self._concurrency - len(self._running))]:
+        for work in self._due(max(0, self._concurrency - len(self._running))):
             self._waiting.remove(work)
             work.attempts += 1
             work.name = f"{secrets.token_hex(8)}-{work.attempts}"
             path, body = self._asked(work)
             self._running[work.name] = work
-            done = partial(self._arrived, work.name)
-            work.call = Call(self.address, path, body, self._timeout, done)
+            work.call = self.client.start(
+                path,
+                body,
+                timeout=self._timeout,
+                done=partial(self._arrived, work.name),
+                largest=_OTHER_BYTES
+                + _TOKEN_BYTES * work.request.n * work.request.sampling.max_tokens,
+            )
 
     def _arrived(self, name: str, outcome: Any) -> None:
         self._outcomes.put((name, outcome))  # on the call's thread
@@ -150,8 +168,9 @@ class HttpEngine(ABC, Generic[W]):
         """Seconds until something has to be done even if no answer comes."""
         now = time.monotonic()
         times = [now + 1.0 if end is None else end]
-        times += [work.not_before for work in self._waiting if work.not_before > now]
-        times += [d for work in self._work.values() if (d := work.request.deadline) is not None]
+        if len(self._running) < self._concurrency:
+            times += [work.not_before for work in self._waiting if work.not_before > now]
+        times += [d for work in self._timed.values() if (d := work.request.deadline) is not None]
         return min(1.0, max(0.01, min(times) - now))
 
     def _take(self, patience: float) -> None:
@@ -162,7 +181,15 @@ class HttpEngine(ABC, Generic[W]):
                 self._settle(*item)
                 item = self._outcomes.get_nowait()
         except queue.Empty:
+            self._hang_up_late()
             self._look()
+
+    def _hang_up_late(self) -> None:
+        """Give up calls whose own threads are held, by the lookup of a name say."""
+        now = time.monotonic()
+        for work in self._running.values():
+            if work.call is not None and work.call.deadline < now:
+                work.call.drop(late=True)
 
     def _answered(self, name: str) -> W | None:
         """What the call `name` was made for; None if that was canceled or given up meanwhile."""
@@ -184,6 +211,7 @@ class HttpEngine(ABC, Generic[W]):
     def _forget(self, work: W) -> None:
         """Nothing that still comes for `work` will be looked at."""
         self._work.pop(work.key, None)
+        self._timed.pop(work.key, None)
         self._running.pop(work.name, None)
         if work in self._waiting:
             self._waiting.remove(work)

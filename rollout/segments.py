@@ -7,11 +7,13 @@ pickled, and the receiver opens nothing but such files of its own user.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import re
 import secrets
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -79,41 +81,55 @@ def _send(bucket: list[tuple[str, Tensor]]) -> Iterator[dict[str, Any]]:
         path.unlink(missing_ok=True)
 
 
-def read_segment(path: str, placed: Iterable[Mapping[str, Any]]) -> list[tuple[str, Tensor]]:
+def read_segment(path: str, placed: Any) -> list[tuple[str, Tensor]]:
     """The tensors of one message, as views of the file; they outlive its unlinking.
 
-    Raises WeightsError for a path that is not a segment of this user's, or tensors beyond its end.
+    Raises WeightsError for a path that is not a segment of this user's alone, and for tensors that
+    are described otherwise than `send_segments` does, or lie beyond its end.
     """
-    file = Path(path)
+    file = Path(path) if isinstance(path, str) else Path()
     if file.parent not in _folders() or not _NAME.fullmatch(file.name):
         raise WeightsError(f"{path!r} is not the name of a weights segment")
     try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+        # Without O_NONBLOCK, a pipe that another user has laid there would hold us.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise WeightsError(
             f"the weights segment {path!r} cannot be opened ({error.strerror}); "
             "server and learner must run on one machine, as one user, with one /dev/shm"
         ) from error
     with open(descriptor, "rb") as opened:
-        if os.fstat(descriptor).st_uid != os.geteuid():
-            raise WeightsError(f"the weights segment {path!r} belongs to another user")
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+            raise WeightsError(f"the weights segment {path!r} is not of this user alone")
+        if not stat.S_ISREG(found.st_mode) or not found.st_size:
+            raise WeightsError(f"the weights segment {path!r} is not a file with something in it")
         # Copy-on-write, as torch wants memory that it may write.
         memory = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
-    return [(str(entry["name"]), _view(memory, entry)) for entry in placed]
+    if not isinstance(placed, list | tuple):
+        raise WeightsError("a weights segment comes with a list of its tensors")
+    return [_view(memory, entry) for entry in placed]
 
 
-def _view(memory: mmap.mmap, entry: Mapping[str, Any]) -> Tensor:
-    dtype = getattr(torch, str(entry["dtype"]), None)
-    shape = torch.Size(entry["shape"])
-    offset, count = int(entry["offset"]), shape.numel()
+def _view(memory: mmap.mmap, entry: Any) -> tuple[str, Tensor]:
+    described = entry if isinstance(entry, Mapping) else {}
+    name, shape, offset = (described.get(key) for key in ("name", "shape", "offset"))
+    dtype = getattr(torch, str(described.get("dtype")), None)
     if (
-        not isinstance(dtype, torch.dtype)
-        or not 0 <= offset <= len(memory) - count * dtype.itemsize
+        not isinstance(name, str)
+        or not isinstance(dtype, torch.dtype)
+        or not isinstance(shape, list | tuple)
+        or not all(type(size) is int and size >= 0 for size in shape)
+        or type(offset) is not int
+        or offset % _ALIGNMENT
     ):
-        raise WeightsError(f"tensor {entry['name']!r} does not lie within its segment")
+        raise WeightsError(f"{str(entry)[:200]} does not describe a tensor of a weights segment")
+    count = math.prod(shape)
+    if not 0 <= offset <= len(memory) - count * dtype.itemsize:
+        raise WeightsError(f"tensor {name!r} does not lie within its segment")
     if not count:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).reshape(shape)
+        return name, torch.zeros(shape, dtype=dtype)
+    return name, torch.frombuffer(memory, dtype=dtype, count=count, offset=offset).reshape(shape)
 
 
 def _folders() -> list[Path]:

@@ -8,14 +8,14 @@ weights are not those delivered by this engine when its call was made, or since,
 server that was restarted and lost its weights is caught even if the connection just came back; it
 is given the last weights again (a copy is kept in main memory) before anything is asked of it.
 
-Trust: the control routes have no authentication (vLLM's --api-key covers /v1 and /inference alone),
-so whoever reaches the port can pause the server and change its weights. Keep it on localhost, or on
-a network that is yours. Weights travel through memory shared on one machine (`segments.py`).
+Trust: whoever has the server's token can pause it and change its weights. `grpo serve` writes a new
+one at each start to a file of its user (`server_token.py`), which is read anew for every call, and
+asks for it on every route (`server_guard.py`). Nothing is encrypted: keep the server on localhost,
+or on a network that is yours. Weights travel through memory shared on one machine (`segments.py`).
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from grpo.address import Address, checked_file, key_from
 from grpo.errors import EngineError, WeightsError
+from grpo.replies import Refused, Unreachable
 from grpo.rollout.http_engine import HttpEngine, Work
 from grpo.rollout.server_answers import (
     Strange,
@@ -34,7 +36,7 @@ from grpo.rollout.server_answers import (
     plain_completions,
 )
 from grpo.rollout.server_control import GENERATE, Control
-from grpo.rollout.server_http import Address, Refused, Unreachable
+from grpo.rollout.server_token import found_token
 from grpo.types import Ack, Completion, EngineSpec, Metrics, Request, Version
 
 _PAUSE_MODES = {"finish": "wait", "continue": "keep", "abort": "abort"}
@@ -57,7 +59,9 @@ class ServerEngine(HttpEngine[_Job]):
     retries      how often a call is made again before the run stops
     wait         seconds that a server may be gone, for one that is being restarted
     concurrency  calls under way at a time
-    api_key_env  environment variable with the server's key
+    key_file     file with the server's token; "": of a server that this user started on this
+                 machine it is found by its port
+    api_key_env  environment variable with the server's key, for one that was started otherwise
     tokenizer    makes the text of a completion from its ids; None: the text is the server's own
     """
 
@@ -70,12 +74,12 @@ class ServerEngine(HttpEngine[_Job]):
         retries: int = 3,
         wait: float = 300.0,
         concurrency: int = 64,
+        key_file: str = "",
         api_key_env: str = "",
         tokenizer: Any = None,
     ) -> None:
-        key = os.environ.get(api_key_env, "") if api_key_env else ""
         super().__init__(
-            Address(url=url.rstrip("/"), key=key),
+            _address(url, key_file, api_key_env),
             spec.version,
             timeout=timeout,
             retries=retries,
@@ -86,7 +90,7 @@ class ServerEngine(HttpEngine[_Job]):
         self._broken = ""
         self._suspect = False  # a failure that a restart would explain; look before the next call
         self._heard = time.monotonic()  # when the last answer came
-        self.server = Control(spec, self.address, timeout=timeout, retries=retries, wait=wait)
+        self.server = Control(spec, self.client, timeout=timeout, retries=retries, wait=wait)
 
     # The Engine protocol
 
@@ -141,6 +145,7 @@ class ServerEngine(HttpEngine[_Job]):
         if in_flight == "abort":
             for job in self._running.values():
                 job.abort_by = time.monotonic() + _GRACE_SECONDS
+                self._timed[job.key] = job
         self._broken = "the last load_weights failed half-way; load a full set first"
         ack = self.server.deliver(kept, version, _PAUSE_MODES[in_flight])
         self._broken, self.version = "", version
@@ -180,7 +185,7 @@ class ServerEngine(HttpEngine[_Job]):
 
     def _issue(self) -> None:
         """Make the calls that are due, once the server is known to be the one we think it is."""
-        if self._suspect and self._due():
+        if self._suspect and self._due(1):
             self.server.ensure_ready()
             self._suspect = False
         super()._issue()
@@ -220,7 +225,7 @@ class ServerEngine(HttpEngine[_Job]):
         if not isinstance(outcome, Exception):
             try:
                 completions = self._read(job, outcome)
-            except Strange as strange:
+            except (Strange, Unreachable) as strange:
                 outcome = strange
             else:
                 self._finish(job, completions)
@@ -258,7 +263,7 @@ class ServerEngine(HttpEngine[_Job]):
     def _expire(self) -> None:
         """Abort what is past its deadline; the server then answers with what it has."""
         now = time.monotonic()
-        for job in list(self._work.values()):
+        for job in list(self._timed.values()):
             if job.abort_by is None:
                 if job.request.deadline is None or job.request.deadline > now:
                     continue
@@ -268,3 +273,18 @@ class ServerEngine(HttpEngine[_Job]):
                     continue
             if not job.name or job.abort_by < now:
                 self._finish(job, nothing(job.request, self.version))
+
+
+def _address(url: str, key_file: str, api_key_env: str) -> Address:
+    """The server, with the key that the user names, else the one that lies beside it."""
+    if key_file and api_key_env:
+        raise EngineError(
+            "rollout.engine_args.key_file and api_key_env are both set, and a call has one key: "
+            "leave one of them out"
+        )
+    if api_key_env:
+        return Address(url=url, key=key_from(api_key_env, "rollout.engine_args.api_key_env"))
+    if key_file:
+        file = checked_file(key_file, "rollout.engine_args.key_file")
+        return Address(url=url, key_file=file)
+    return Address(url=url, key_file=found_token(Address(url=url)))

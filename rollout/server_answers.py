@@ -11,13 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
+from grpo.replies import Unreachable, part
 from grpo.rollout.decoding import completion_text, cut, whole_characters
 from grpo.types import Completion, FinishReason, Request, Segment, Version
 
+_ROUNDED_UP = 1e-3  # a log-prob of 0 may come out a little above it
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
 
 
@@ -65,7 +68,7 @@ def completions_from(
     aborted: bool,
     tokenizer: Any = None,
 ) -> list[Completion]:
-    """The completions of a token-route answer, in sample order. Raises Strange.
+    """The completions of a token-route answer, in sample order. Raises Strange and Unreachable.
 
     `versions` has the labels that this answer may carry; `aborted`: we asked for its abort. Texts
     are what `tokenizer` makes of the ids; the server's own without one.
@@ -84,36 +87,75 @@ def _completion(
     finish = _finish(choice)
     if finish == "abort" and not aborted:
         raise Strange("the server aborted it")
-    ids = np.array(choice["token_ids"] or [], dtype=np.int64)
-    entries = (choice.get("logprobs") or {}).get("content") or []
-    logprobs = np.array([entry["logprob"] for entry in entries], dtype=np.float32)
-    spans = choice.get("weight_versions") or []
+    ids = _ids(choice, request.sampling.max_tokens)
+    logprobs = _logprobs(choice)
     if len(logprobs) != len(ids):
         raise Strange(f"{len(ids)} tokens came with {len(logprobs)} log-probs")
-    if [s["start"] for s in spans] != [0, *(s["end"] for s in spans)][: len(spans)] or (
-        (spans[-1]["end"] if spans else 0) != len(ids)
+    spans = [
+        (
+            part(span, "start", kind=int),
+            part(span, "end", kind=int),
+            part(span, "version", kind=str),
+        )
+        for span in _list(choice, "weight_versions")
+    ]
+    ends = [0, *(end for _, end, _ in spans)]
+    if (
+        [start for start, _, _ in spans] != ends[:-1]
+        or ends != sorted(ends)
+        or ends[-1] != len(ids)
     ):
         raise Strange(f"the server does not say which weights sampled all {len(ids)} tokens")
-    unknown = {s["version"] for s in spans} - set(versions)
+    unknown = {label for _, _, label in spans} - set(versions)
     if unknown:
         raise Strange(
             f"it was sampled from weights {sorted(unknown)} that this run did not deliver"
         )
     segments = [
-        Segment(
-            ids=ids[s["start"] : s["end"]],
-            version=versions[s["version"]],
-            logprobs=logprobs[s["start"] : s["end"]],
-        )
-        for s in spans
+        Segment(ids=ids[start:end], version=versions[label], logprobs=logprobs[start:end])
+        for start, end, label in spans
     ]
     return Completion(
         request=request.uid,
         index=choice["index"],
         segments=tuple(segments) or (_no_tokens(list(versions.values())[-1]),),
-        text=choice["text"] if tokenizer is None else _text(request, ids.tolist(), tokenizer),
+        text=_own_text(choice) if tokenizer is None else _text(request, ids.tolist(), tokenizer),
         finish=finish,
     )
+
+
+def _list(choice: Mapping[str, Any], name: str) -> list[Any]:
+    """What may be missing where nothing was sampled."""
+    return part(choice, name, kind=list) if choice.get(name) is not None else []
+
+
+def _ids(choice: Mapping[str, Any], most: int) -> Any:
+    """Token ids, int64 [T]. Raises Strange for other numbers, and for more than were asked for."""
+    found = _list(choice, "token_ids")
+    if not set(map(type, found)) <= {int} or not all(0 <= each < 2**31 for each in found):
+        raise Strange("its token ids are not whole numbers from 0")
+    if len(found) > most:
+        raise Strange(f"{len(found)} tokens came, and at most {most} were asked for")
+    return np.array(found, dtype=np.int64)
+
+
+def _logprobs(choice: Mapping[str, Any]) -> Any:
+    """Log-probs of the sampled tokens, float32 [T]. Raises Strange for what is none."""
+    held = choice.get("logprobs") or {}
+    entries = _list(held, "content") if isinstance(held, dict) else [held]
+    found = [entry.get("logprob") if isinstance(entry, dict) else None for entry in entries]
+    logprobs = np.array([n if _is_number(n) else np.nan for n in found], np.float32)
+    if not np.all((logprobs > -np.inf) & (logprobs < _ROUNDED_UP)):
+        raise Strange("its log-probs are not numbers up to 0")
+    return logprobs
+
+
+def _is_number(found: Any) -> bool:
+    return type(found) in (float, int) and abs(found) < 1e30
+
+
+def _own_text(choice: Mapping[str, Any]) -> str:
+    return part(choice, "text", kind=str)
 
 
 def _text(request: Request, ids: list[int], tokenizer: Any) -> str:
@@ -142,10 +184,13 @@ def plain_body(request: Request, model: str) -> dict[str, Any]:
 def plain_completions(
     request: Request, answer: Any, versions: Mapping[str, Version]
 ) -> list[Completion]:
-    """The completions of a text-route answer: text without tokens. Raises Strange."""
+    """The completions of a text-route answer: text without tokens.
+
+    Raises Strange and Unreachable.
+    """
     found: list[Completion] = []
     for choice in _choices(request, answer):
-        text, finish = whole_characters(choice["text"]), _finish(choice)
+        text, finish = whole_characters(_own_text(choice)), _finish(choice)
         kept = cut(text, request.sampling.stop)
         found.append(
             Completion(
@@ -181,15 +226,17 @@ def _no_tokens(version: Version) -> Segment:
 
 def _choices(request: Request, answer: Any) -> list[Mapping[str, Any]]:
     """The answer's choices, exactly one for each sample."""
-    choices = answer.get("choices", []) if isinstance(answer, dict) else []
-    choices = sorted(choices, key=lambda choice: choice["index"])
-    if [choice["index"] for choice in choices] != list(range(request.n)):
-        raise Strange(f"{len(choices)} of {request.n} samples came")
-    return choices
+    numbered: list[tuple[int, Mapping[str, Any]]] = []
+    with suppress(Unreachable):  # no choices, or without numbers: fewer than were asked for
+        numbered = [(part(c, "index", kind=int), c) for c in part(answer, "choices", kind=list)]
+    if sorted(index for index, _ in numbered) != list(range(request.n)):
+        raise Strange(f"{len(numbered)} of {request.n} samples came")
+    choices = dict(numbered)
+    return [choices[index] for index in range(request.n)]
 
 
 def _finish(choice: Mapping[str, Any]) -> FinishReason:
     reason = choice.get("finish_reason")
-    if reason not in _FINISH:
+    if not isinstance(reason, str) or reason not in _FINISH:
         raise Strange(f"it ended with {reason!r}")
     return _FINISH[reason]

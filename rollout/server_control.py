@@ -8,6 +8,7 @@ and no label that may be sampled from is set while they change.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,16 @@ from torch import Tensor
 
 from grpo.canary import canary_ids
 from grpo.errors import EngineError, WeightsError
+from grpo.replies import Refused, Unreachable, part
 from grpo.rollout.segments import send_segments
-from grpo.rollout.server_http import Address, Refused, Unreachable
 from grpo.types import Ack, EngineSpec, Version
+from grpo.web import Client
 
 GENERATE = "/inference/v1/generate"
 _AS_STARTED = "default"  # vLLM's label of weights that nobody delivered
 _LOADING = "loading"  # label while weights change: no completion may carry it
 _CONTROL_SECONDS = 30.0  # for a control call that does no work
+_HELLO = {"instance": str, "model": str, "dtype": str, "vocab_size": int, "max_length": int}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +39,7 @@ class _Resident:
 
 
 class Control:
-    """The server at `address`, as far as one engine knows it.
+    """The server that `client` calls, as far as one engine knows it.
 
     gives_tokens   it has the token route
     takes_weights  it is one of `grpo serve`
@@ -47,9 +50,9 @@ class Control:
     """
 
     def __init__(
-        self, spec: EngineSpec, address: Address, *, timeout: float, retries: int, wait: float
+        self, spec: EngineSpec, client: Client, *, timeout: float, retries: int, wait: float
     ) -> None:
-        self.spec, self.address = spec, address
+        self.spec, self.client, self.address = spec, client, client.address
         self.restarts = 0
         self.labels: dict[str, Version] = {_AS_STARTED: spec.version}
         self._timeout, self._retries, self._wait = timeout, retries, wait
@@ -80,7 +83,7 @@ class Control:
     def is_same(self) -> bool:
         """Whether the server answers, and is the one it was."""
         with suppress(Unreachable, Refused):
-            return self._rpc("grpo_hello")["instance"] == self._hello["instance"]
+            return self._ask_hello()["instance"] == self._hello["instance"]
         return False
 
     def forget(self) -> None:
@@ -88,37 +91,63 @@ class Control:
         self._resident = None
 
     def _control(self, path: str, body: Any = None, *, timeout: float = _CONTROL_SECONDS) -> Any:
-        return self.address.call("POST", path, body, timeout=timeout)
+        return self.client.call("POST", path, body, timeout=timeout)
 
-    def _rpc(self, method: str) -> Any:
-        """What the server's first worker answers to `method` of our extension."""
-        return self._control("/collective_rpc", {"method": method})["results"][0]
+    def _rpc(self, method: str, kinds: Mapping[str, type]) -> dict[str, Any]:
+        """What the server's first worker answers to `method` of our extension, with these parts."""
+        answer = self._control("/collective_rpc", {"method": method})
+        found = part(answer, "results", 0, kind=dict)
+        for name, kind in kinds.items():
+            part(found, name, kind=kind)
+        return found
+
+    def _ask_hello(self) -> dict[str, Any]:
+        return self._rpc("grpo_hello", _HELLO)
 
     def _routes(self) -> tuple[bool, bool]:
         """Whether the server takes and gives tokens, and whether it can take weights."""
         try:
-            found = self.address.call("GET", "/openapi.json", timeout=_CONTROL_SECONDS)
-        except Refused:
+            found = self.client.call("GET", "/openapi.json", timeout=_CONTROL_SECONDS)
+        except Refused as refusal:
+            self._check_token(refusal)
             return False, False  # it answers, and is not vLLM
         except Unreachable as error:
             raise EngineError(
                 f"no server answers at rollout.engine_args.url = {self.address.url} ({error}); "
                 f"start one with `grpo serve {self.spec.model}`"
             ) from error
-        paths = found.get("paths", {}) if isinstance(found, dict) else {}
+        try:
+            paths = part(found, "paths", kind=dict)
+        except Unreachable:
+            paths = {}
         if "/collective_rpc" not in paths:
             return GENERATE in paths, False
         try:
-            self._hello = self._rpc("grpo_hello")
+            self._hello = self._ask_hello()
         except Refused:
             return GENERATE in paths, False  # development routes, and not our worker
+        except Unreachable as error:
+            raise EngineError(
+                f"the server at {self.address.url} does not say what it holds ({error}); restart "
+                f"it with `grpo serve {self.spec.model}`"
+            ) from error
         return True, True
+
+    def _check_token(self, refusal: Refused) -> None:
+        """Say so where it is the key that is wrong. Raises EngineError."""
+        if refusal.status == 401:
+            raise EngineError(
+                f"the server at {self.address.url} does not take our key ({refusal}); set "
+                "rollout.engine_args.key_file to the file that `grpo serve` named at its start, or "
+                "rollout.engine_args.api_key_env to the environment variable with its key"
+            ) from refusal
 
     def _first_model(self) -> str:
         """The name a text-only server has for its model."""
         try:
-            return self.address.call("GET", "/v1/models", timeout=_CONTROL_SECONDS)["data"][0]["id"]
-        except (Refused, Unreachable, LookupError, TypeError) as error:
+            listed = self.client.call("GET", "/v1/models", timeout=_CONTROL_SECONDS)
+            return part(listed, "data", 0, "id", kind=str)
+        except (Refused, Unreachable) as error:
             raise EngineError(
                 f"{self.address.url} is not an OpenAI-compatible server: /v1/models gives {error}"
             ) from error
@@ -146,12 +175,13 @@ class Control:
         for _ in range(self._retries + 1):
             with suppress(Unreachable):
                 self._await_hello()
-                label = self.address.call("GET", "/weight_info", timeout=_CONTROL_SECONDS)
-                if label["weight_version"] == self.label:
+                info = self.client.call("GET", "/weight_info", timeout=_CONTROL_SECONDS)
+                label = part(info, "weight_version", kind=str)
+                if label == self.label:
                     if self._resident is None:
                         self._check_same_model()
                     return
-                self._restore(label["weight_version"])
+                self._restore(label)
                 return
         raise EngineError(f"the server at {self.address.url} keeps going away; see its log")
 
@@ -160,9 +190,11 @@ class Control:
         end = time.monotonic() + self._wait
         while True:
             try:
-                hello = self._rpc("grpo_hello")
+                hello = self._ask_hello()
                 break
             except (Unreachable, Refused) as error:
+                if isinstance(error, Refused):
+                    self._check_token(error)
                 if time.monotonic() > end:
                     raise EngineError(
                         f"the server at {self.address.url} has been gone for {self._wait:.0f} s "
@@ -231,20 +263,20 @@ class Control:
         self._control(f"/pause?mode={mode}", timeout=self._timeout)
         try:
             self._control("/update_weight_version", {"new_version": _LOADING})
-            self._rpc("grpo_begin")
+            self._control("/collective_rpc", {"method": "grpo_begin"})
             self._control("/start_weight_update", timeout=self._timeout)
             for message in send_segments(weights):
                 self._control("/update_weights", {"update_info": message}, timeout=self._timeout)
             self._control("/finish_weight_update", timeout=self._timeout)
             # Keys and values of the old weights, also those of completions that were paused.
             self._control("/reset_prefix_cache?reset_running_requests=true")
-            report = self._rpc("grpo_report")
+            report = self._rpc("grpo_report", {"hash": str, "tensors": int, "missing": list})
             if report["missing"]:
                 raise WeightsError(
                     f"{len(report['missing'])} parameters of the server got no weights, among "
                     f"them {report['missing'][:3]}"
                 )
-            if report["different"]:
+            if report.get("different"):
                 raise WeightsError(
                     f"weights {version} arrived in the server, and {report['different']!r} is not "
                     "resident as it was sent; restart the server"
@@ -270,8 +302,13 @@ class Control:
         ids = canary_ids(self._hello["vocab_size"])
         body = {"token_ids": ids, "sampling_params": {"max_tokens": 1, "prompt_logprobs": 0}}
         answer = self._control(GENERATE, body, timeout=self._timeout)
-        rows = answer["prompt_logprobs"][1:]
-        return sum(row[str(i)]["logprob"] for i, row in zip(ids[1:], rows, strict=True))
+        rows = part(answer, "prompt_logprobs", kind=list)
+        if len(rows) != len(ids):
+            raise Unreachable(f"log-probs of {len(rows)} tokens came, and not of {len(ids)}")
+        return sum(
+            part(row, str(i), "logprob", kind=float)
+            for i, row in zip(ids[1:], rows[1:], strict=True)
+        )
 
 
 def _place(model: str) -> str:

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any
 
 from grpo import plugins
+from grpo.address import Address
 from grpo.data import SOURCES
 from grpo.errors import PluginError, RecipeError, at
 from grpo.preflight.scorers import all_rewards
 from grpo.rollout import ENGINES
-from grpo.rollout.server_http import Address
 from grpo.schema import (
     AnyStage,
     DistillStage,
@@ -119,7 +119,7 @@ def _check_engine_args(engine: str, args: Mapping[str, Any], where: str) -> None
     if engine == "torch" and (type(rows) is not int or rows < 1):
         raise RecipeError(f"{where}.engine_args.max_rows = {rows!r}: it is a whole number above 0")
     if engine in ("server", "endpoint") and "url" in args:
-        Address(url=str(args["url"])).connect(1.0)  # not opened
+        Address(url=str(args["url"]))  # not called
 
 
 def _has(kind: str, spec: str, found: Any, methods: Sequence[str]) -> None:

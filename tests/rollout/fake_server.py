@@ -36,6 +36,8 @@ class FakeServer:
         self.spoil: Callable[[dict[str, Any]], None] = lambda report: None  # lies about weights
         self.refuse = ""  # a path that answers 500
         self.ours = self.tokens = True
+        self.strange: dict[str, Any] = {}  # path, or method of a worker: what it answers instead
+        self.keys: list[str | None] = []  # that came with the calls
         self.hold = threading.Event()  # cleared: completions are held back
         self.hold.set()
         self.forget()
@@ -53,6 +55,8 @@ class FakeServer:
         """The JSON for `body` at `path`; an int is a bare status, None hangs up."""
         if self.refuse and path.startswith(self.refuse):
             return 500
+        if path in self.strange:
+            return self.strange[path]
         if path == "/openapi.json":
             paths = ["/inference/v1/generate"] if self.tokens else []
             return {"paths": dict.fromkeys(paths + ["/collective_rpc"] * self.ours)}
@@ -88,6 +92,8 @@ class FakeServer:
         return {}
 
     def rpc(self, method: str) -> Any:
+        if method in self.strange:
+            return self.strange[method]
         if method == "grpo_hello":
             return {
                 "instance": self.instance,
@@ -150,6 +156,7 @@ def running() -> Iterator[FakeServer]:
             self.reply(json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or "0"))
 
         def reply(self, body: Any) -> None:
+            fake.keys.append(self.headers["Authorization"])
             found = fake.answer(self.path, body)
             if found is None:
                 self.close_connection = True

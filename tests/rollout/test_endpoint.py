@@ -20,6 +20,7 @@ from grpo.rollout.collect import collect
 from grpo.rollout.endpoint import EndpointEngine
 from grpo.rollout.server_answers import seed_of
 from grpo.types import EngineSpec, Request, Sampling, Version
+from tests.grpo.hostile import drips, hostile
 
 SPEC = EngineSpec(model="student", max_length=64)
 CHAT = [{"role": "system", "content": "Think."}, {"role": "user", "content": "7 * 8?"}]
@@ -52,7 +53,7 @@ class Served:
             time.sleep(0.5)
         if isinstance(fault, int) or fault == "drop":
             return None if fault == "drop" else fault
-        if isinstance(fault, dict):
+        if isinstance(fault, (dict, list, tuple)):
             return fault
         text = f"<answer>{body['seed']}</answer> and more"
         said = {"message": {"content": text}} if "messages" in body else {"text": text}
@@ -154,7 +155,20 @@ def test_text_goes_to_the_route_for_text(server: Served) -> None:
 
 @pytest.mark.parametrize(
     "fault",
-    [500, 429, 503, "drop", {"choices": []}, {"choices": [{"message": {"content": None}}]}],
+    [
+        500,
+        429,
+        503,
+        "drop",
+        [],
+        {"choices": []},
+        {"choices": {"a": 1}},
+        {"choices": [[]]},
+        {"choices": [{"message": None}]},
+        {"choices": [{"message": {"content": None}}]},
+        {"choices": [{"message": {"content": [{"type": "text", "text": "7"}]}}]},
+        {"choices": [{"message": {"content": "7", "reasoning": {"a": 1}}}]},
+    ],
 )
 def test_what_fails_is_asked_again_and_given_out_once(server: Served, fault: Any) -> None:
     server.faults = [fault, None, fault, fault]
@@ -178,6 +192,18 @@ def test_an_answer_that_comes_too_late_is_not_looked_at(server: Served) -> None:
     assert len(group) == 2
     time.sleep(0.5)  # the first call's answer would be here by now
     assert engine.poll(0.1) == []
+
+
+def test_a_byte_now_and_then_does_not_hold_the_engine() -> None:
+    drip = drips(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + b" " * 999, 0.05)
+    with hostile(drip) as slow:
+        engine = EndpointEngine(
+            SPEC, url=slow.url, model="m", say=lambda _: "", timeout=0.3, retries=0
+        )
+        started = time.monotonic()
+        with pytest.raises(EngineError, match=r"of request '0' failed 1 times .*in time"):
+            dict(collect(engine, requests(1), text=True))
+        assert time.monotonic() - started < 1.5
 
 
 def test_failures_without_end_and_refusals_stop_the_run(server: Served) -> None:

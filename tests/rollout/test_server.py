@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 import threading
@@ -357,5 +358,47 @@ def test_only_segments_are_opened(tmp_path: Path) -> None:
         link.unlink()
     beyond = {"name": "a", "dtype": "float32", "shape": [99], "offset": 0}
     for message in send_segments({"a": torch.zeros(4)}.items()):
-        with pytest.raises(WeightsError, match="within its segment"):
-            read_segment(message["segment"], [beyond])
+        path = message["segment"]
+        assert Path(path).stat().st_mode & 0o777 == 0o600
+        for shape in ([99], [2**32, 2**32], [2**62, 4]):
+            with pytest.raises(WeightsError, match="within its segment"):
+                read_segment(path, [beyond | {"shape": shape}])
+        for odd in (
+            {},
+            None,
+            "a",
+            beyond | {"name": None},
+            beyond | {"dtype": "save"},
+            beyond | {"dtype": "Tensor"},
+            beyond | {"shape": [-1]},
+            beyond | {"shape": 4},
+            beyond | {"shape": [1.0]},
+            beyond | {"shape": [True]},
+            beyond | {"offset": -64},
+            beyond | {"offset": 2},
+            beyond | {"offset": "0"},
+        ):
+            with pytest.raises(WeightsError, match=r"does not describe a tensor|within its"):
+                read_segment(path, [odd])
+        with pytest.raises(WeightsError, match="a list of its tensors"):
+            read_segment(path, {"name": "a"})
+        Path(path).chmod(0o640)
+        with pytest.raises(WeightsError, match="not of this user alone"):
+            read_segment(path, [])
+
+
+def test_what_lies_under_the_name_of_a_segment() -> None:
+    path = Path(tempfile.gettempdir()) / f"grpo-{'2' * 32}"
+    path.unlink(missing_ok=True)
+    os.mkfifo(path, 0o600)  # opening it would wait for a writer
+    try:
+        with pytest.raises(WeightsError, match="not a file with something in it"):
+            read_segment(str(path), [])
+        path.unlink()
+        path.touch(0o600)
+        with pytest.raises(WeightsError, match="not a file with something in it"):
+            read_segment(str(path), [])
+    finally:
+        path.unlink()
+    with pytest.raises(WeightsError, match="not the name of a weights segment"):
+        read_segment(["/dev/shm"], [])  # pyright: ignore[reportArgumentType]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import subprocess
 import sys
 import time
@@ -12,10 +13,14 @@ from typing import Any
 import pytest
 import torch
 
+from grpo.address import Address
 from grpo.canary import canary_logprob
 from grpo.errors import WeightsError
+from grpo.replies import Refused
 from grpo.rollout.collect import collect
+from grpo.rollout.server_token import found_token
 from grpo.types import EngineSpec, Request, Sampling, Version
+from grpo.web import Client
 from grpo.weights import content_hash
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(280)]
@@ -42,6 +47,36 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
+
+
+def test_the_server_obeys_whoever_has_its_token(url: str) -> None:
+    """Of vLLM's own routes, and of one that it shows to all where it has a key of its own."""
+    address = Address(url=url)
+    file = found_token(address)
+    assert Path(file).stat().st_mode & 0o777 == 0o600
+    assert (Path(file).parent / "log").stat().st_mode & 0o777 == 0o600
+    assert Client(address).call("GET", "/health", timeout=5) is None
+    rpc = {"method": "save_sharded_state", "args": ["/tmp/x"]}
+    for path, body in (("/pause", None), ("/collective_rpc", rpc), ("/v1/models", None)):
+        with pytest.raises(Refused, match="status 401"):
+            Client(address).call("POST", path, body, timeout=5)
+    client = Client(Address(url=url, key_file=file))
+    with pytest.raises(Refused, match="status 403: /collective_rpc runs"):
+        client.call("POST", "/collective_rpc", rpc, timeout=5)
+    hello = client.call("POST", "/collective_rpc", {"method": "grpo_hello"}, timeout=5)
+    assert hello["results"][0]["model"] == MODEL
+    key = {"Authorization": f"Bearer {Path(file).read_text()}"}
+    for extra, status in (
+        ({}, 200),
+        ({"Host": "evil.example"}, 421),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Content-Type": "text/plain"}, 415),
+    ):
+        sent = {"Content-Type": "application/json", **key, **extra}
+        connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
+        connection.request("POST", "/update_weight_version", '{"new_version": "default"}', sent)
+        assert connection.getresponse().status == status
+        connection.close()
 
 
 @pytest.fixture

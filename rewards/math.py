@@ -14,12 +14,15 @@ from itertools import pairwise
 from typing import Literal
 
 from grpo.errors import PluginError, unknown_name
+from grpo.rewards.clauses import undress
 from grpo.rewards.exact import number
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
 from grpo.rewards.latex import both_signs, compare, respell
 from grpo.rewards.pool import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.probe import choose
+from grpo.rewards.ruling import rule
 from grpo.rewards.sandbox import Limits, Sandbox
+from grpo.rewards.statement import conclusion
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 
@@ -35,7 +38,6 @@ _JOINER = re.compile(
     r"(?:[\s$,;~}{&]|\\[,;:! ()\[\]]|\\q?quad(?![a-z])|\\(?:text|mathrm)\{|for part \([a-z]\)"
     r"|(?:and|or)(?![A-Za-z])|[A-Za-z](?:_\{?\w\}?)? ?=)*"
 )
-_STATED = re.compile(r"\$([^$]+)\$|([^$\n]*?)(?:\.\s|\.?$|\n)")  # a formula, or the sentence
 BOXES = ("join", "last", "zero")
 
 
@@ -135,7 +137,7 @@ class Math(VerifierReward):
         boxed = joined_boxes(text, self.boxes)
         if boxed is None:
             return None
-        found = boxed or stated((last_answer_block(text) or "").strip())
+        found = boxed or conclusion(last_answer_block(text) or "")
         if not found and self.lenient:
             found = last_number(text) or ""
         return found or None
@@ -170,9 +172,15 @@ class Math(VerifierReward):
             return _verdict(True, answer, gold)
         if fault := over_limit(answer):
             return Score(value=0.0, status="limit", detail=f"answer: {fault}")
-        answer, gold = respell(answer), respell(gold)
-        same = compare(answer, gold, self.tolerance)
-        return (answer, gold) if same is None else _verdict(same, answer, gold)
+        answer, gold = respell(undress(answer)), respell(undress(gold))
+        ruling = rule(answer, gold, self._compare)
+        if ruling.why:
+            detail = f"answer {answer[:80]!r}: {ruling.why}"
+            return Score(value=0.0, status="unparseable_answer", detail=detail)
+        return ruling.pair or _verdict(ruling.same, answer, gold)
+
+    def _compare(self, answer: str, gold: str) -> bool | None:
+        return compare(answer, gold, self.tolerance)
 
     def _by_algebra(self, pair: tuple[str, str]) -> Score:
         found = self._ruled(*pair)
@@ -216,15 +224,10 @@ class Math(VerifierReward):
         return _verdict(found["same"], answer, gold)
 
 
-def stated(block: str) -> str:
-    """What an answer block that talks says its final answer is; the block itself otherwise."""
-    _, said, rest = block.rpartition("inal answer is")
-    match = _STATED.match(rest.lstrip(" :")) if said else None
-    return (match.group(1) or match.group(2) or block).strip() if match else block
-
-
 def gold_of(answer: str | None) -> str:
-    r"""The gold answer in a data set's field: after GSM8K's ####, else the last box, else all."""
+    r"""The gold answer in a data set's field: after GSM8K's ####, else the last box, else
+    the sentence that states it, else all.
+    """
     if not answer:
         return ""
     if "####" in answer:
@@ -235,7 +238,7 @@ def gold_of(answer: str | None) -> str:
         if not any(c.isalnum() for text in outside for c in text):  # nothing but boxes: all of them
             return ", ".join(content.strip() for _, _, content in everything)
         return found
-    return answer.strip()
+    return conclusion(answer) if "inal answer" in answer else answer.strip()
 
 
 def _verdict(same: bool, answer: str, gold: str) -> Score:

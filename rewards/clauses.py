@@ -27,6 +27,7 @@ _TWICE = re.compile(
 )
 _COMMA_LAST = re.compile(r"(?<![\\,;.\s])(?:[,;](\$*)|\.(\$+))$")
 _DOLLARS = re.compile(r"(?<!\\)\$\$?")
+_NO_SPACE = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})")
 _BRACKETS = re.compile(r"\\[()\[\]]")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}|(?<![\\A-Za-z])[A-Za-z]{4,}")
 _LETTER = "[^\\W\\d_]"
@@ -46,7 +47,7 @@ _TOKEN = re.compile(
     r"|(?P<question>[?\uff1f])"
     r"|(?P<comma>[,;\uff0c\u3001\uff1b])"
     r"|(?P<colon>[:\uff1a])"
-    r"|(?P<sign>!=|!(?=[^\s.,;!?]| [^\sA-Za-z]))"
+    r"|(?P<sign>!=|!(?=[^\s,;!?]| [^\sA-Za-z]))"
     r"|(?P<stop>[.!\u3002\uff01\"\u201c\u201d\u2018'`])"
     r"|(?P<other>.)",
     re.IGNORECASE | re.DOTALL,
@@ -84,9 +85,12 @@ def undress(text: str) -> str:
         return text
     if "\\\\" in text:
         text = _TWICE.sub(r"\\", text)
+    text = text[:-1] if text.endswith("$.") else text
     text = _COMMA_LAST.sub(r"\1\2", text)
-    while text.startswith(("{", "${")) and text.endswith(("}", "}$")) and _braced(text.strip("$")):
-        text = text.strip("$")[1:-1].strip()
+    if text.startswith("$") and text.endswith("$") and len(_DOLLARS.findall(text)) == 2:
+        text = text.strip("$").strip() if not text.endswith("\\$") else text
+    while text.startswith("{") and text.endswith("}") and _braced(text):
+        text = text[1:-1].strip()
     if any(c in text for c in "*_`"):
         for _ in range(2):
             text = _EMPHASIS.sub(lambda m: m[2] or m[4] or m[5] or "", text)
@@ -112,6 +116,7 @@ def plain(text: str) -> str:
     if "$" in text:
         text = _undelimited(text)
     if "\\" in text:
+        text = _NO_SPACE.sub("", text)
         text = _BRACKETS.sub(" ", text)
         for _ in range(4):
             text, count = _DRESS.subn(_inside, text)
@@ -218,17 +223,26 @@ def _kind(text: str, found: list[re.Match[str]], index: int) -> str:
     if group == "letter":
         return "word" if _article(text, match) else "formula"
     if group == "word":
-        if written.lower() in FUNCTIONS or not _is_word(text, match):
-            return "formula"
-        return "word"
+        if written.lower() in FUNCTIONS:
+            return "word" if _is_unit(text, match) else "formula"
+        return "word" if _is_word(text, match) else "formula"
     return group
 
 
 def _article(text: str, match: re.Match[str]) -> bool:
     """Whether a lone letter is the article or the pronoun: "a cat", "I think"."""
-    after = text[match.end() : match.end() + 3]
-    spaced = len(after) > 2 and after[0] == " " and after[1:].isalpha()
+    after = text[match.end() : match.end() + 4]
+    spaced = len(after) > 2 and after[0] == " " and after[1:3].isalpha()
+    if match[0] == "A" and after[1:].strip() in ("or", "and", "is"):
+        return False
     return match[0] in "aAI" and spaced and text[match.start() - 1 : match.start()] in ("", " ", "\n")
+
+
+def _is_unit(text: str, match: re.Match[str]) -> bool:
+    """Whether a function's name is a unit after a number: "20 min"."""
+    after = text[match.end() : match.end() + 2].lstrip()[:1]
+    counted = text[: match.start()].rstrip()[-1:].isdigit()
+    return match[0] in ("min", "deg") and counted and not (after.isdigit() or after in tuple("({\\^_"))
 
 
 def _is_word(text: str, match: re.Match[str]) -> bool:

@@ -43,10 +43,11 @@ MODALS = _words("may might could can")
 # After the value.
 AFTERWARDS = _words("ish or so-ish tops minimum maximum onwards upwards plus environ etwa ungefähr")
 AFTER = re.compile(
-    r"(?:or|and) (?:so|more|less|fewer|greater|higher|lower|larger|smaller|above|below|over|under|"
+    r"\b(?:or|and) (?:so|more|less|fewer|greater|higher|lower|larger|smaller|above|below|over|under|"
     r"up|beyond|something|thereabouts|similar|another|other|others|not|maybe|else)\b"
-    r"|(?:ou|oder|o) (?:plus|moins|mehr|weniger|más|menos)\b|and a (?:half|third|quarter)\b"
-    r"|at (?:least|most)\b|give or take\b|(?:ish|tops|plus|minus|onwards?|upwards?)$|more or less\b"
+    r"|\b(?:ou|oder|o) (?:plus|moins|mehr|weniger|más|menos)\b|\band a (?:half|third|quarter)\b"
+    r"|\bat (?:least|most)\b|\bgive or take\b|\b(?:ish|tops|plus|minus|onwards?|upwards?)$"
+    r"|\bmore or less\b"
 )
 # A number after one of these is a name.
 LABELS = _words(
@@ -123,7 +124,16 @@ def bounded(before: Sequence[str]) -> bool:
 def trailing(after: Sequence[str]) -> bool:
     """Whether the words right after a value take it back: "or so", "or more", "at least"."""
     text = " ".join(after)
-    return bool(AFTER.match(text)) or any(denies(word) or word in _FALSE for word in after)
+    return bool(AFTER.search(text)) or any(denies(word) or word in _FALSE for word in after)
+
+
+def disowned(before: Sequence[str]) -> bool:
+    """Whether the words right before a box take it back: "it is not", "maybe", "it could be"."""
+    last = before[-1:] and before[-1]
+    if not last:
+        return False
+    modal = len(before) > 1 and last in ("be", "equal") and before[-2] in (*MODALS, "not", "cannot")
+    return modal or denies(last) or (last in DOUBT and last != "if")
 
 
 def doubtful(text: str) -> bool:

@@ -14,7 +14,8 @@ from itertools import pairwise
 from typing import Literal
 
 from grpo.errors import PluginError, unknown_name
-from grpo.rewards.clauses import undress
+from grpo.rewards import hedges
+from grpo.rewards.clauses import plain, tokens, undress
 from grpo.rewards.exact import number
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
 from grpo.rewards.latex import both_signs, compare, respell
@@ -135,7 +136,7 @@ class Math(VerifierReward):
         if text is None:
             return last_number(completion) if self.lenient else None
         boxed = joined_boxes(text, self.boxes)
-        if boxed is None:
+        if boxed is None or (boxed and _taken_back(text)):
             return None
         found = boxed or conclusion(last_answer_block(text) or "")
         if not found and self.lenient:
@@ -222,6 +223,19 @@ class Math(VerifierReward):
         if not found["answer"]:
             return Score(value=0.0, status="unparseable_answer", detail=f"answer {answer[:80]!r}")
         return _verdict(found["same"], answer, gold)
+
+
+def _taken_back(text: str) -> bool:
+    r"""Whether the words around the last box deny it: "it is not \boxed{5}", "\boxed{5}?"."""
+    start, end, _ = boxes(text)[-1]
+    before = text[max(0, start - 80) : start].rstrip(" $({[\\:")
+    if before.endswith(("\\neq", "\\ne", "\u2260")):
+        return True
+    said = [token for token in tokens(plain(before)) if token.kind != "comma"]
+    words = [token.text for token in said[-2:] if token.kind == "word"]
+    if said and said[-1].kind == "word" and hedges.disowned(words):
+        return True
+    return text[end : end + 8].lstrip(" $})\\*").startswith(("?", "\uff1f"))
 
 
 def gold_of(answer: str | None) -> str:

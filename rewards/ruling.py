@@ -32,7 +32,7 @@ _TAIL_ENDS = frozenset(
 _ARROW = re.compile(
     r"\\(?:to|(?:long)?(?:left)?rightarrow|mapsto)(?![A-Za-z])|[\u2192\u21a6\u2194]|[-=]>"
 )
-_DOTS = re.compile(r"\\[lcv]?d?dots[cbmio]?(?![A-Za-z])|\.\.|\u2026|\u22ef")
+_DOTS = re.compile(r"\\[lcv]?d?dots[cbmio]?(?![A-Za-z])|\.\.+|\u2026|\u22ef")
 _TAKEN_BACK = (
     re.compile(r"\\(?:lor|vee|land|wedge|oplus)(?![A-Za-z])|[\u2228\u2227]|\|\||&&"),
     re.compile(r"\\(?:neq?|lnot|neg|not)(?![A-Za-z])|[\u2260\u00ac]|!=|=/="),
@@ -46,6 +46,14 @@ _JOINED = re.compile(rf"[0-9]+{_GAP}[0-9]+ ?/ ?[0-9]+|[0-9]{{1,3}}(?:(?: |\\,|~)
 _OPEN_ENDED = re.compile(r"(?<![\^{(_])[-+<>~]$|(?:\\pm|\u00b1)$")
 _APPROXIMATE = re.compile(r"\\(?:approx|sim|simeq|thickapprox|doteq)(?![A-Za-z])|[\u2248\u2243~\u223c]")
 _COMPARES = re.compile(r"[<>\u2264\u2265]|\\(?:[lg](?:eq?|t|eqslant)|cup|in|infty)(?![A-Za-z])")
+_SEVERAL = re.compile(r"\b(?:or|and)\b")
+_WHOLE_RATIO = re.compile(r"[0-9.]+ to [0-9.]+")
+_DISTANCE = ("?", "\uff1f", "<", ">", "\u2260", "\\ne", "\u2248", "\\approx")
+_FIRST = re.compile(r"(?<![A-Za-z_^{\\])[0-9]")
+_LEAST = re.compile(r"\b(?:at least|no (?:less|fewer) than|not less than) ([0-9][0-9.,]*)", re.IGNORECASE)
+_MOST = re.compile(r"\b(?:at most|no more than|not more than|up to) ([0-9][0-9.,]*)", re.IGNORECASE)
+_OR_MORE = re.compile(r"\bor (?:greater|above|higher|larger|over|up)\b", re.IGNORECASE)
+_OR_LESS = re.compile(r"\bor (?:fewer|below|lower|smaller|under)\b", re.IGNORECASE)
 _UNITED = re.compile(r"[0-9})] ?(?:\\\s|~)*[A-Za-z\u00b0%][A-Za-z./^0-9 ]*$")  # "5 m"
 _COPULA = re.compile(r"\b(?:is|are|was|were|it|she|he|they)\b|[:\uff1a]|是|为", re.IGNORECASE)
 
@@ -73,7 +81,10 @@ def rule(answer: str, gold: str, compare: Compare) -> Ruling:
         return _against_value(mine, wanted, compare)
     if gold_letters and mine.kind == "formula" and words.commute(gold_letters, gold_letters):
         return _formula(mine.text, Claim(kind="formula", text=gold), compare)
-    if mine.kind != "nothing" and compare(answer, gold) is True:
+    whole = wanted.kind in ("words", "mixed") and mine.kind not in ("nothing", "formula")
+    if any(sign in answer and sign not in gold for sign in _DISTANCE):
+        return Ruling(why="signs that take it back")
+    if (whole or _WHOLE_RATIO.fullmatch(gold)) and compare(answer, gold) is True:
         return Ruling(same=True)
     return Ruling(same=any(_same_whole(text, gold, compare) for text in _predicates(answer)))
 
@@ -98,6 +109,8 @@ def _letters(text: str) -> str:
 def _against_value(mine: Claim, gold: Claim, compare: Compare) -> Ruling:
     """An answer against a gold that is a formula, a list of values or a quantity."""
     if mine.kind == "formula":
+        if _SEVERAL.search(mine.text) and _letter(gold.text):
+            return Ruling(why="several choices")
         return _formula(mine.text, gold, compare)
     if _chooses(mine, gold, compare):
         return Ruling(same=True)
@@ -121,10 +134,15 @@ def _against_value(mine: Claim, gold: Claim, compare: Compare) -> Ruling:
     return _formula(", ".join(" ".join((v, *u)) for v, u in distinct), gold, compare)
 
 
+def _letter(gold: str) -> str:
+    """The letter of a gold that is a choice, or ""."""
+    letter = normalize(gold).strip("().")
+    return letter if len(letter) == 1 and letter.isupper() else ""
+
+
 def _chooses(mine: Claim, gold: Claim, compare: Compare) -> bool:
     """Whether the gold is a choice's letter and the answer names it: "option B", "(B) 12 cm"."""
-    letter = normalize(gold.text).strip("().")
-    if len(letter) != 1 or not letter.isupper():
+    if not _letter(gold.text):
         return False
     said = [token.text for token in tokens(plain(mine.text)) if token.kind == "word"]
     if hedges.doubts(said, False) or any(hedges.denies(word) or word == "or" for word in said):
@@ -259,12 +277,21 @@ def _predicates(answer: str) -> list[str]:
         if len(found) > 8 or hedges.doubts(before, True) or hedges.denied_subject(before):
             break
         found.append(text[mark.end() :])
+    counted = _FIRST.search(text)
+    if counted and not claim(text).why:
+        found.append(text[counted.start() :])  # "it takes 3 hours 20 minutes"
     return found
+
+
+def _bounds(text: str) -> str:
+    """A text with one name for each kind of bound: "at least 12" is "12 or more"."""
+    text = _LEAST.sub(r"\1 or more", text)
+    return _MOST.sub(r"\1 or less", _OR_MORE.sub("or more", _OR_LESS.sub("or less", text)))
 
 
 def _same_whole(answer: str, gold: str, compare: Compare) -> bool:
     """Whether two answers with words are the same words and numbers."""
-    mine, theirs = tokens(answer), tokens(plain(gold))
+    mine, theirs = tokens(_bounds(answer)), tokens(_bounds(plain(gold)))
     said, wanted = ([t.text for t in both if t.kind == "word"] for both in (mine, theirs))
     if len(said) == len(mine) and len(wanted) == len(theirs) and words.same_words(said, wanted):
         return True

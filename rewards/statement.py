@@ -14,7 +14,7 @@ from grpo.rewards.clauses import plain, tokens
 
 _FINAL = re.compile(r"final answer(?: is|'s)?(?: ?:)?[\s*:]*", re.IGNORECASE)
 _BREAK = re.compile(
-    r"\n+|(?<=[.!?;]\$)\s+(?=[A-Z])|(?<=[.!?;]\$\$)\s+(?=[A-Z])|(?<=[.!?;]\\[)\]])\s+(?=[A-Z])|(?<=[.!?;])\s+(?=[A-Z$\\*(0-9<\"'-])|(?<=[\u3002\uff01\uff1f\uff1b])"
+    r"\n+|(?<=[.!?;]\$)\s+(?=[A-Z])|(?<=[.!?;]\$\$)\s+(?=[A-Z])|(?<=[.!?;]\\[)\]])\s+(?=[A-Z])|(?<=[^\\][.!?;])\s+(?=[A-Z$\\*(0-9<\"'-])|(?<=[\u3002\uff01\uff1f\uff1b])"
 )
 _ABBREVIATION = re.compile(
     r"(?:\b(?:[ap]\.m|mr|mrs|ms|dr|st|no|vs|eq|approx|ca|sq|cu|ft|in|lb|oz|min|sec|hr|hrs|yd|mi|"

@@ -73,9 +73,19 @@ def number_of(words: Sequence[str]) -> int | None:
 
 def phrase(words: Sequence[str]) -> str:
     """Words as they are compared: stems, without articles, synonyms under one name."""
+    text = _stemmed(words)
+    return _SYNONYMS.get(text, text)
+
+
+def _stemmed(words: Sequence[str]) -> str:
     kept = [stem(word.rstrip(".")) for word in words if word not in ("a", "an", "the")]
-    text = " ".join(kept).replace("-", " ").replace("can not", "cannot")
-    return _SAME.get(text, text)
+    return " ".join(kept).replace("-", " ").replace("can not", "cannot")
+
+
+_SYNONYMS = {
+    _stemmed(words.split()): name if "\\" in name else _stemmed(name.split())
+    for words, name in _SAME.items()
+}
 
 
 def same_words(answer: Sequence[str], gold: Sequence[str]) -> bool:

@@ -24,6 +24,7 @@ _COPULAS = frozenset(
 )
 _HAN_COPULA = re.compile("[是为於于得]$")
 _THEN = re.compile(r"\\(?:Rightarrow|implies|therefore|Longrightarrow)(?![A-Za-z])|[\u21d2\u2234]|=>")
+MAX_VALUES = 32  # of one answer
 _ASIDE = re.compile(r"[(\[]\s*(?:\\text\{\s*)?(?:or|and)\b")
 _CONCLUDING = frozenset("so thus hence therefore then since because given as which whose".split())
 _CONTRAST = frozenset("but rather instead which it's sondern sino mais 而是".split())
@@ -80,6 +81,9 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     if hedges.bounded([word for word in before if word not in _ABOUT]):
         return Claim(kind="nothing", text=text, why="a bound, a negation or a name")
     groups: list[tuple[str, list[str]]] = []
+    count = sum(token.kind == "value" for token in tail)
+    if count > MAX_VALUES:
+        return Claim(kind="nothing", text=text, why="many values")
     listed = True  # only separators between values
     for token in tail:
         if token.kind == "value":
@@ -89,8 +93,8 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
             return Claim(kind="nothing", text=text, why="a range")
         elif token.kind == "word" and (token.text not in SEPARATORS or token is tail[-1]):
             groups[-1][1].append(token.text)
-        elif token.kind == "word" and groups[-1][1] and _between(tail, token):
-            groups[-1][1].append(token.text)
+        elif token.kind == "word" and groups[-1][1] and len(groups) == count:
+            groups[-1][1].append(token.text)  # "5 apples and pears"
     after = [token.text for token in tail if token.kind == "word"]
     rest = [token.text for token in tail[1:] if token.kind == "word"]
     if hedges.doubts(after, False) or hedges.trailing(rest):
@@ -101,30 +105,18 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     return Claim(kind=kind, text=text, values=made, headed=headed, about=bool(about))
 
 
-def _between(tail: Sequence[Token], token: Token) -> bool:
-    """Whether no value follows a separator: "5 apples and pears"."""
-    index = next(i for i, other in enumerate(tail) if other is token)
-    return all(other.kind != "value" for other in tail[index:])
-
-
 def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], Sequence[Token]]:
     """(before the copula, between it and the first value, from the first value on).
 
     The copula is the last one with a value after it. Of a contrast ("not 3 but 5") the last part
     is read, if it and what comes before hold values.
     """
-    for index in range(len(found) - 1, 0, -1):
-        token = found[index]
-        if token.kind == "word" and token.text in _CONTRAST and _held(found[:index]):
-            following = found[index + 1 :]
-            denied = any(hedges.denies(t.text) for t in found[:index] if t.kind == "word")
-            if _held(following) and (denied or token.text in ("which", "it's", "rather")):
-                found = following
-                break
-    first = next((i for i, token in enumerate(found) if token.kind == "value"), len(found))
+    found = _last_contrast(found)
+    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    first = held[0] if held else len(found)
+    last = held[-1] if held else -1
     for index in range(len(found) - 1, -1, -1):
-        token = found[index]
-        if _copula(token) and (_held(found[index + 1 :]) or first == len(found)):
+        if _copula(found[index]) and (index < last or not held):
             rest = found[index + 1 :]
             start = next((i for i, t in enumerate(rest) if t.kind == "value"), len(rest))
             # a negation or a modal right before the copula is about what follows it
@@ -134,9 +126,25 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
                 for t in near
                 if t.text in hedges.MODALS or (t is found[index - 1] and hedges.denies(t.text))
             ]
-            own = [token] if not token.text.isascii() else []
+            own = [found[index]] if not found[index].text.isascii() else []
             return found[: index + 1], [*kept, *own, *rest[:start]], rest[start:]
     return (), found[:first], found[first:]
+
+
+def _last_contrast(found: Sequence[Token]) -> Sequence[Token]:
+    """What follows the last contrast ("not 3 but 5"), if both sides hold a value; else all."""
+    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    if len(held) < 2:
+        return found
+    denied = next(
+        (i for i, t in enumerate(found) if t.kind == "word" and hedges.denies(t.text)), len(found)
+    )
+    for index in range(held[-1] - 1, held[0], -1):
+        token = found[index]
+        if token.kind == "word" and token.text in _CONTRAST:
+            if denied < index or token.text in ("which", "it's", "rather"):
+                return found[index + 1 :]
+    return found
 
 
 def _claims_before(head: Sequence[Token]) -> bool:
@@ -163,10 +171,6 @@ def _copula(token: Token) -> bool:
     if token.kind == "word" and not token.text.isascii():
         return bool(_HAN_COPULA.search(token.text)) or token.text in _COPULAS
     return token.kind == "colon" or (token.kind == "word" and token.text in _COPULAS)
-
-
-def _held(found: Sequence[Token]) -> bool:
-    return any(token.kind == "value" for token in found)
 
 
 def _concluded(text: str) -> str:

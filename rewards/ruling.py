@@ -16,6 +16,7 @@ from grpo.rewards.clauses import plain, relation, tokens
 from grpo.rewards.latex import normalize, structure
 from grpo.rewards.prose import SEPARATORS, Claim, claim
 
+MAX_SENTENCE = 400  # characters of an answer in words
 Compare = Callable[[str, str], bool | None]
 
 _MAGNITUDES = frozenset(
@@ -272,9 +273,11 @@ def _predicates(answer: str) -> list[str]:
     """An answer, and what it says after its copula: "the day is Monday", "Monday"."""
     text = plain(answer)
     found = [text]
+    if len(text) > MAX_SENTENCE:
+        return found
     for mark in _COPULA.finditer(text):
         before = [t.text for t in tokens(text[: mark.start()]) if t.kind == "word"]
-        if len(found) > 8 or hedges.doubts(before, True) or hedges.denied_subject(before):
+        if len(found) > 3 or hedges.doubts(before, True) or hedges.denied_subject(before):
             break
         found.append(text[mark.end() :])
     counted = _FIRST.search(text)

@@ -20,6 +20,7 @@ DOUBT = _words(
     "maybe perhaps possibly probably presumably supposedly guess guesses guessing guessed unsure "
     "uncertain unclear doubt doubtful dunno idk whether unless otherwise depends depending except "
     "excluding unable unsolvable unanswerable anyone's random randomly speculate hypothetically "
+    "insufficient indeterminate undetermined possibility suppose supposing assume assuming sorry "
     "arguably hopefully allegedly conceivably hmm tentative tentatively if n/a na "
     "peut-être pourrait devine vielleicht könnte vermutlich wahrscheinlich quizás quizá acaso "
     "podría probablemente peut-etre quizas podria forse talvez peutêtre возможно может наверное"
@@ -39,6 +40,12 @@ BOUND = _words(
     "mas mayor menor unos casi cerca almeno meno più oltre около примерно более менее больше "
     "меньше hasta jusqu'à bis maximal minimal"
 )
+# The value is only what something is done to: "the square of 5", "5 squared".
+_OPERATIONS = _words(
+    "square cube root twice half double triple thrice third quarter reciprocal inverse factorial "
+    "logarithm log power sum product difference quotient plus times"
+)
+_OPERATED = _words("squared cubed factorial divided doubled tripled halved")
 MODALS = _words("may might could can")
 # After the value.
 AFTERWARDS = _words("ish or so-ish tops minimum maximum onwards upwards plus environ etwa ungefähr")
@@ -56,7 +63,7 @@ LABELS = _words(
     "theorem lemma corollary proposition method approach formula hint note ref reference appendix "
     "task item point scenario statement condition rule attempt try candidate guess version model "
     "type group team player bus track platform gate lane route level grade class unit module "
-    "volume paragraph article clause subsection definition remark see factor suite apartment "
+    "volume paragraph article clause subsection definition remark see factor error errors code suite apartment "
     "building house schritt teil étape partie paso parte gleichung équation ecuación"
 )
 # Between a relativizer and the copula a negation speaks of things, not of the claim: "the number
@@ -68,7 +75,7 @@ _DISOWNED = _words(
 )
 _FALSE = _words("wrong false incorrect untrue mistaken unlikely impossible")
 _PHRASES = re.compile(
-    r"\b(?:no idea|not sure|not certain|do(?:es)? ?n[o']t know|can ?not|can't|could(?: not|n't)|"
+    r"\b(?:is unknown|are unknown|no idea|not sure|not certain|do(?:es)? ?n[o']t know|can ?not|can't|could(?: not|n't)|"
     r"(?:a|one|another) possible (?:answer|value|solution)|it seems|seems? to be|appears? to be|"
     r"in the range|ranges? from|n/a|multiple answers|any of|one of|some of|anything|"
     r"(?:may|might|could|can)(?: also| well)? (?:be|equal)|at least|at most|say,|"
@@ -116,7 +123,7 @@ def denied_subject(words: Sequence[str]) -> bool:
 
 def bounded(before: Sequence[str]) -> bool:
     """Whether the words right before a value make a bound, a negation or a name of it."""
-    if any(word in BOUND or denies(word) for word in before):
+    if any(word in BOUND or word in _OPERATIONS or denies(word) for word in before):
         return True
     return bool(before) and before[-1] in LABELS
 
@@ -124,6 +131,8 @@ def bounded(before: Sequence[str]) -> bool:
 def trailing(after: Sequence[str]) -> bool:
     """Whether the words right after a value take it back: "or so", "or more", "at least"."""
     text = " ".join(after)
+    if after and after[0] in _OPERATED:
+        return True
     return bool(AFTER.search(text)) or any(denies(word) or word in _FALSE for word in after)
 
 

@@ -25,6 +25,7 @@ _COPULAS = frozenset(
 _HAN_COPULA = re.compile("[是为於于得]$")
 _THEN = re.compile(r"\\(?:Rightarrow|implies|therefore|Longrightarrow)(?![A-Za-z])|[\u21d2\u2234]|=>")
 MAX_VALUES = 32  # of one answer
+_NUMBERED = re.compile(r"\([0-9]+\)")  # an equation's name
 _ASIDE = re.compile(r"[(\[]\s*(?:\\text\{\s*)?(?:or|and)\b")
 _CONCLUDING = frozenset("so thus hence therefore then since because given as which whose".split())
 _CONTRAST = frozenset("but rather instead which it's sondern sino mais 而是".split())
@@ -80,6 +81,9 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     about = [word for word in before if word in _ABOUT]
     if hedges.bounded([word for word in before if word not in _ABOUT]):
         return Claim(kind="nothing", text=text, why="a bound, a negation or a name")
+    if not any(_copula(token) for token in head) and before and _NUMBERED.fullmatch(tail[0].text):
+        return Claim(kind="nothing", text=text, why="a reference")
+    sign = "-" if before and before[-1] in ("minus", "negative") else ""
     groups: list[tuple[str, list[str]]] = []
     count = sum(token.kind == "value" for token in tail)
     if count > MAX_VALUES:
@@ -88,7 +92,7 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     for token in tail:
         if token.kind == "value":
             listed = listed and (not groups or not groups[-1][1])
-            groups.append((token.text, []))
+            groups.append((token.text if groups else sign + token.text, []))
         elif token.kind == "dots":
             return Claim(kind="nothing", text=text, why="a range")
         elif token.kind == "word" and (token.text not in SEPARATORS or token is tail[-1]):
@@ -126,6 +130,8 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
                 for t in near
                 if t.text in hedges.MODALS or (t is found[index - 1] and hedges.denies(t.text))
             ]
+            if found[index].text in ("equal", "equals"):  # "greater than or equal to 5"
+                kept += [t for t in found[max(0, index - 3) : index] if t.text == "than"]
             own = [found[index]] if not found[index].text.isascii() else []
             return found[: index + 1], [*kept, *own, *rest[:start]], rest[start:]
     return (), found[:first], found[first:]

@@ -154,7 +154,8 @@ def _chooses(mine: Claim, gold: Claim, compare: Compare) -> bool:
 def _in_words(mine: Claim, gold: Claim, compare: Compare) -> Ruling:
     """An answer without a value: a number word ("five apples"), a sign's name, or no claim."""
     value = words.number_of(mine.said[:1])
-    if value is not None and not hedges.trailing(mine.said[1:]):
+    several = any(word in SEPARATORS or words.number_of([word]) for word in mine.said[1:])
+    if value is not None and not several and not hedges.trailing(mine.said[1:]):
         return _one(str(value), mine.said[1:], gold, compare)
     named = words.phrase(mine.said).replace(" ", "") == normalize(gold.text).replace(" ", "")
     return Ruling(same=named or compare(mine.text, gold.text) is True)

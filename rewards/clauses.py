@@ -41,7 +41,8 @@ _TOKEN = re.compile(
     r"|(?P<number>(?:\\?[$\u20ac\u00a3\u00a5] ?)?(?:[0-9]+(?:(?:,|\{,\}|:)[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:st|nd|rd|th)?(?![A-Za-z])|(?:\\?[$\u20ac\u00a3\u00a5] ?)?[0-9]+(?:\.[0-9]+)?)"
     r"|(?P<command>\\[A-Za-z]+\*?|\\.)"
-    rf"|(?P<word>n/a(?![a-z])|{_LETTER}{{2,}}(?:['\u2019\-]{_LETTER}+|(?: ?/ ?){_LETTER}+(?![(\[^]))*"
+    r"|(?P<word>n/a(?![a-z])|[\u0400-\u04ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|"
+    rf"{_LETTER}{{2,}}(?:['\u2019\-]{_LETTER}+|(?: ?/ ?){_LETTER}+(?![(\[^]))*"
     r"(?: ?\^ ?(?:\{ ?-?[0-9] ?\}|[0-9])|[\u00b2\u00b3])?)"
     rf"|(?P<letter>{_LETTER})"
     r"|(?P<question>[?\uff1f])"
@@ -180,6 +181,8 @@ def tokens(text: str) -> tuple[Token, ...]:
     for index, (match, kind) in enumerate(zip(found, kinds, strict=True)):
         written = match[0]
         if kind == "formula":
+            if depth == 0 and start >= 0 and _second_number(text, found, index):
+                flush()
             # a bracket around words is an aside: "5 (five)"
             if written[-1] in _OPENING + _CLOSING and depth_of_words[index]:
                 flush()
@@ -199,6 +202,20 @@ def tokens(text: str) -> tuple[Token, ...]:
                 made.append(Token(kind=kind, text=written))
     flush()
     return tuple(made)
+
+
+def _second_number(text: str, found: list[re.Match[str]], index: int) -> bool:
+    """Whether a number stands beside another one, with nothing but space between: "5 2020".
+
+    Not in a mixed number (1 2/3), nor where spaces group the digits by three (1 000 000).
+    """
+    match = found[index]
+    if index < 2 or match.lastgroup != "number" or found[index - 1].lastgroup != "space":
+        return False
+    before = found[index - 2]
+    if before.lastgroup != "number" or text[match.end() : match.end() + 2].lstrip()[:1] == "/":
+        return False
+    return not (len(before[0]) <= 3 and len(match[0]) == 3)
 
 
 def _deeper(written: str) -> int:
@@ -235,14 +252,18 @@ def _article(text: str, match: re.Match[str]) -> bool:
     spaced = len(after) > 2 and after[0] == " " and after[1:3].isalpha()
     if match[0] == "A" and after[1:].strip() in ("or", "and", "is"):
         return False
-    return match[0] in "aAI" and spaced and text[match.start() - 1 : match.start()] in ("", " ", "\n")
+    return (
+        match[0] in "aAI" and spaced and text[match.start() - 1 : match.start()] in ("", " ", "\n")
+    )
 
 
 def _is_unit(text: str, match: re.Match[str]) -> bool:
     """Whether a function's name is a unit after a number: "20 min"."""
     after = text[match.end() : match.end() + 2].lstrip()[:1]
     counted = text[: match.start()].rstrip()[-1:].isdigit()
-    return match[0] in ("min", "deg") and counted and not (after.isdigit() or after in tuple("({\\^_"))
+    return (
+        match[0] in ("min", "deg") and counted and not (after.isdigit() or after in tuple("({\\^_"))
+    )
 
 
 def _is_word(text: str, match: re.Match[str]) -> bool:
@@ -253,7 +274,7 @@ def _is_word(text: str, match: re.Match[str]) -> bool:
     before = text[: match.start()][-2:]
     after = text[match.end() : match.end() + 2]
     touching = (before[-1:].isdigit() or before[-1:] in "^_}") and before != ""
-    if touching or after[:1].isdigit() or after[:1] in tuple("^_(") :
+    if touching or after[:1].isdigit() or after[:1] in tuple("^_("):
         return False
     near = before.strip()[-1:] + after.strip()[:1]
     return not any(char in _OPERATORS for char in near)

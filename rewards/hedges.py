@@ -31,7 +31,7 @@ NEGATION = _words(
 )
 # Before the value, or between the copula and the value.
 BOUND = _words(
-    "least most than over under above below exceeding exceeds exceed beyond up between within "
+    "least most than over under above below exceeding exceeds exceed beyond between within "
     "around about approximately roughly nearly almost circa ca approx approximate near close "
     "estimate estimated estimates estimating from outside inside upwards barely slightly "
     "nearest multiple multiples factor divisible "
@@ -82,7 +82,9 @@ _PHRASES = re.compile(
     r"(?:tal vez|pu[eé]de ser|je ne sais pas|no s[eé]|wei(?:ß|ss) nicht|keine ahnung|or maybe))"
 )
 _FLOATING = re.compile(r"\b(?:could|may|might|can)(?: also| well)? (?:be|equal)\b")
-_HAN_INNOCENT = re.compile("不等式|不同|不变|不变量|不定积分|不动点|不含|不重复|互不|到达|得到|未知数|非负|可能的?值")
+_HAN_INNOCENT = re.compile(
+    "不等式|不同|不变|不变量|不定积分|不动点|不含|不重复|互不|到达|得到|未知数|非负|可能的?值"
+)
 _HAN = re.compile(
     "不|没|未|非|或|还是|至少|至多|最多|最少|大于|小于|多于|少于|超过|不足|低于|高于|可能|也许|大概|"
     "大约|约为|约|左右|以上|以下|之间|猜|到|至|なら|かも|たぶん|およそ|ではない|じゃない|または|"
@@ -103,8 +105,10 @@ def doubts(words: Sequence[str], value_follows: bool) -> bool:
     text = " ".join(words)
     if any(word in DOUBT for word in words):
         return True
-    found = _PHRASES.search(_FLOATING.sub("", text).replace("at least", "")) if value_follows else (
-        _PHRASES.search(text)
+    found = (
+        _PHRASES.search(_FLOATING.sub("", text).replace("at least", ""))
+        if value_follows
+        else (_PHRASES.search(text))
     )
     if found:
         return True
@@ -121,11 +125,11 @@ def denied_subject(words: Sequence[str]) -> bool:
     return bool(_FALSE.intersection(words))
 
 
-def bounded(before: Sequence[str]) -> bool:
+def bounded(before: list[str]) -> bool:
     """Whether the words right before a value make a bound, a negation or a name of it."""
     if any(word in BOUND or word in _OPERATIONS or denies(word) for word in before):
         return True
-    return bool(before) and before[-1] in LABELS
+    return before[-2:] == ["up", "to"] or (bool(before) and before[-1] in LABELS)
 
 
 def trailing(after: Sequence[str]) -> bool:
@@ -149,11 +153,16 @@ def doubtful(text: str) -> bool:
     """Whether a passage of work, beside its conclusion, says that nobody knows."""
     words = text.lower().replace("\u2019", "'").split()
     bare = [word.strip(".,;:!?()*\"'") for word in words]
-    if any(word in DOUBT and word not in ("if", "na", "unless", "otherwise") for word in bare):
+    if _UNSURE.intersection(bare):
         return True
     return bool(_UNKNOWING.search(" ".join(bare)))
 
 
+# Of work only these count: it may suppose, except and ask "if" without doubting its end.
+_UNSURE = _words(
+    "maybe perhaps possibly probably guess guessing unsure uncertain dunno idk sorry vielleicht "
+    "quizás talvez forse peut-être"
+)
 _UNKNOWING = re.compile(
     r"\b(?:no idea|not (?:sure|certain)|do(?:es)? not know|don't know|can ?not (?:solve|answer|be)|"
     r"can't (?:solve|answer)|unable to)\b"

@@ -23,13 +23,18 @@ _COPULAS = frozenset(
     "vaut égale entspricht lautet è igual".split()
 )
 _HAN_COPULA = re.compile("[是为於于得]$")
-_THEN = re.compile(r"\\(?:Rightarrow|implies|therefore|Longrightarrow)(?![A-Za-z])|[\u21d2\u2234]|=>")
+_THEN = re.compile(
+    r"\\(?:Rightarrow|implies|therefore|Longrightarrow)(?![A-Za-z])|[\u21d2\u2234]|=>"
+)
 MAX_VALUES = 32  # of one answer
 _NUMBERED = re.compile(r"\([0-9]+\)")  # an equation's name
 _ASIDE = re.compile(r"[(\[]\s*(?:\\text\{\s*)?(?:or|and)\b")
 _CONCLUDING = frozenset("so thus hence therefore then since because given as which whose".split())
+_RELATING = hedges.RELATIVE | {"by", "as", "than", "from", "into", "on", "at"}
 _CONTRAST = frozenset("but rather instead which it's sondern sino mais 而是".split())
-_ABOUT = frozenset("about approximately approx approx. roughly around circa ca environ ungefähr".split())
+_ABOUT = frozenset(
+    "about approximately approx approx. roughly around circa ca environ ungefähr".split()
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,9 +94,10 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     if count > MAX_VALUES:
         return Claim(kind="nothing", text=text, why="many values")
     listed = True  # only separators between values
-    for token in tail:
+    for previous, token in zip((tail[0], *tail), tail, strict=False):
         if token.kind == "value":
-            listed = listed and (not groups or not groups[-1][1])
+            apart = token is tail[0] or previous.kind != "value"
+            listed = listed and apart and (not groups or not groups[-1][1])
             groups.append((token.text if groups else sign + token.text, []))
         elif token.kind == "dots":
             return Claim(kind="nothing", text=text, why="a range")
@@ -166,7 +172,7 @@ def _claims_before(head: Sequence[Token]) -> bool:
     for index, token in enumerate(head[:-1]):
         if _copula(token):
             for later in head[index + 1 : -1]:
-                if _copula(later) or later.kind == "comma" or later.text in hedges.RELATIVE:
+                if _copula(later) or later.kind == "comma" or later.text in _RELATING:
                     break
                 if later.kind == "value":
                     return True

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from grpo.rewards import hedges, words
 from grpo.rewards.clauses import plain, relation, tokens
+from grpo.rewards.exact import clean, number
 from grpo.rewards.latex import normalize, structure
 from grpo.rewards.prose import SEPARATORS, Claim, claim
 
@@ -39,23 +40,35 @@ _TAKEN_BACK = (
     re.compile(r"\\(?:neq?|lnot|neg|not)(?![A-Za-z])|[\u2260\u00ac]|!=|=/="),
     re.compile(r"[?\uff1f]"),
     re.compile(r"[0-9A-Za-z)}] +(?:\||\\mid|\\vert|\\parallel) +[-+0-9A-Za-z\\]|[0-9] ?// ?[0-9]"),
+    re.compile(r"[0-9] +[oy\u00f3] +[-+0-9\\]"),
     re.compile(r"[0-9] ?(?:~|\\sim|\u301c|\uff5e) ?[0-9]"),
 )
 _GAP = r"(?:\s|\\[;:, ]|~|\\q?quad(?![A-Za-z]))+"
 _APART = re.compile(rf"(?<![0-9/.,_^{{])[0-9.]+{_GAP}[-+]?[0-9]")
-_JOINED = re.compile(rf"[0-9]+{_GAP}[0-9]+ ?/ ?[0-9]+|[0-9]{{1,3}}(?:(?: |\\,|~)[0-9]{{3}})+(?![0-9])")
+_JOINED = re.compile(
+    rf"[0-9]+{_GAP}[0-9]+ ?/ ?[0-9]+|(?<![0-9])[0-9]{{1,3}}(?:(?: |\\,|~)[0-9]{{3}})+(?![0-9])"
+)
 _OPEN_ENDED = re.compile(r"(?<![\^{(_])[-+<>~]$|(?:\\pm|\u00b1)$")
-_APPROXIMATE = re.compile(r"\\(?:approx|sim|simeq|thickapprox|doteq)(?![A-Za-z])|[\u2248\u2243~\u223c]")
+_APPROXIMATE = re.compile(
+    r"\\(?:approx|sim|simeq|thickapprox|doteq)(?![A-Za-z])|[\u2248\u2243~\u223c]"
+)
 _COMPARES = re.compile(r"[<>\u2264\u2265]|\\(?:[lg](?:eq?|t|eqslant)|cup|in|infty)(?![A-Za-z])")
 _SEVERAL = re.compile(r"\b(?:or|and)\b")
 _WHOLE_RATIO = re.compile(r"[0-9.]+ to [0-9.]+")
 _DISTANCE = ("?", "\uff1f", "<", ">", "\u2260", "\\ne", "\u2248", "\\approx")
+_SUBJECT = re.compile(r"(?:the|this|that|its|their) [a-z]{3,20} ", re.IGNORECASE)
+_REASON = re.compile(r",? (?:because|since|as) ")
 _FIRST = re.compile(r"(?<![A-Za-z_^{\\])[0-9]")
-_LEAST = re.compile(r"\b(?:at least|no (?:less|fewer) than|not less than) ([0-9][0-9.,]*)", re.IGNORECASE)
+_LEAST = re.compile(
+    r"\b(?:at least|no (?:less|fewer) than|not less than) ([0-9][0-9.,]*)", re.IGNORECASE
+)
 _MOST = re.compile(r"\b(?:at most|no more than|not more than|up to) ([0-9][0-9.,]*)", re.IGNORECASE)
 _OR_MORE = re.compile(r"\bor (?:greater|above|higher|larger|over|up)\b", re.IGNORECASE)
 _OR_LESS = re.compile(r"\bor (?:fewer|below|lower|smaller|under)\b", re.IGNORECASE)
 _UNITED = re.compile(r"[0-9})] ?(?:\\\s|~)*[A-Za-z\u00b0%][A-Za-z./^0-9 ]*$")  # "5 m"
+_BOUNDS = re.compile(
+    r"[<>\u2264\u2265\u00b1]|\\(?:pm|mp)(?![A-Za-z])|\\(?:[lg](?:eq?|t|eqslant))(?![A-Za-z])"
+)
 _COPULA = re.compile(r"\b(?:is|are|was|were|it|she|he|they)\b|[:\uff1a]|是|为", re.IGNORECASE)
 
 
@@ -124,7 +137,10 @@ def _against_value(mine: Claim, gold: Claim, compare: Compare) -> Ruling:
     if mine.about and not _inexact(gold.text):
         return Ruling(why="only about")
     distinct: list[tuple[str, Sequence[str]]] = []
-    for value, unit in mine.values:
+    if len(mine.values) == 2 and mine.values[0][1] == ("to",) and ":" in gold.text:
+        return Ruling(same=compare(":".join(v for v, _ in mine.values), gold.text) is True)
+    for value, words_after in mine.values:
+        unit = _noun(words_after)
         text = " ".join((value, *unit))
         if not any(compare(text, " ".join((v, *u))) or compare(value, v) for v, u in distinct):
             distinct.append((value, unit))
@@ -163,8 +179,7 @@ def _in_words(mine: Claim, gold: Claim, compare: Compare) -> Ruling:
 
 def _one(value: str, unit: Sequence[str], gold: Claim, compare: Compare) -> Ruling:
     """One value and the words after it against the gold: its unit or noun, then the rest."""
-    end = next((i for i, word in enumerate(unit) if word in _TAIL_ENDS), len(unit))
-    unit = unit[:end]
+    unit = _noun(unit)
     if any(words.stem(word) in _MAGNITUDES for word in unit[:1]):
         text = f"{value} {' '.join(unit)}"
         return Ruling(same=any(compare(t, gold.text) is True for t in (text, f"{value} {unit[0]}")))
@@ -182,10 +197,18 @@ def _one(value: str, unit: Sequence[str], gold: Claim, compare: Compare) -> Ruli
     return _formula(value, Claim(kind="formula", text=theirs[0]) if unit else gold, compare)
 
 
+def _noun(unit: Sequence[str]) -> Sequence[str]:
+    """The words after a value that may be its unit or noun: "marbles" of "marbles left"."""
+    end = next((i for i, word in enumerate(unit) if word in _TAIL_ENDS), len(unit))
+    return unit[:end]
+
+
 def _same_unit(unit: Sequence[str], gold: Sequence[str], compare: Compare) -> bool:
     """Whether words after a value name the gold's unit: "red marbles left" and "marbles"."""
     wanted = " ".join(gold)
-    if any(compare(f"1 {' '.join(unit[:n])}", f"1 {wanted}") for n in range(1, min(len(unit), 4) + 1)):
+    if any(
+        compare(f"1 {' '.join(unit[:n])}", f"1 {wanted}") for n in range(1, min(len(unit), 4) + 1)
+    ):
         return True
     return words.stem(gold[-1]) in [words.stem(word) for word in unit] and len(gold[-1]) > 2
 
@@ -197,6 +220,7 @@ def _formula(text: str, gold: Claim, compare: Compare) -> Ruling:
         text = text.replace("\\\\", ", ")
     if text.lstrip(" $").startswith("~") and "\\" not in text and not _inexact(target):
         return Ruling(why="only about")
+    text = text.lstrip(" $").removeprefix("=") if text.lstrip(" $").startswith("=") else text
     squeezed, wanted = _squeezed(text), _squeezed(target)
     if squeezed == wanted:
         return Ruling(same=True)
@@ -205,11 +229,12 @@ def _formula(text: str, gold: Claim, compare: Compare) -> Ruling:
             return Ruling(same=compare(text, target) is True)
         if sign.search(text):
             return Ruling(why="a range, not a value")
-    if any(sign.search(text) and not sign.search(target) for sign in _TAKEN_BACK):
+    bare = plain(text)
+    if any(sign.search(bare) and not sign.search(target) for sign in _TAKEN_BACK):
         return Ruling(why="signs that take it back")
     if _OPEN_ENDED.search(squeezed) and not _OPEN_ENDED.search(wanted):
         return Ruling(why="open ended")
-    if _APART.search(_JOINED.sub("0", text)) and not _APART.search(target):
+    if _APART.search(_JOINED.sub("0", bare)) and not _APART.search(target):
         return Ruling(why="several numbers")
     text, target, why = _approximated(text, target)
     if why:
@@ -218,6 +243,8 @@ def _formula(text: str, gold: Claim, compare: Compare) -> Ruling:
         return Ruling(same=compare(text, target) is True)
     if relation(text) and not _COMPARES.search(target):
         return Ruling(why="a bound")
+    if _BOUNDS.search(bare) and number(clean(target)) is not None:
+        return Ruling(why="a bound, or two values")
     same = compare(text, target)
     if same is not None:
         return Ruling(same=same)
@@ -281,6 +308,10 @@ def _predicates(answer: str) -> list[str]:
         if len(found) > 3 or hedges.doubts(before, True) or hedges.denied_subject(before):
             break
         found.append(text[mark.end() :])
+    if subject := _SUBJECT.match(text):
+        found.append(text[subject.end() :])  # "the limit does not exist"
+    if reason := _REASON.search(text):
+        found.append(text[: reason.start()])
     counted = _FIRST.search(text)
     if counted and not claim(text).why:
         found.append(text[counted.start() :])  # "it takes 3 hours 20 minutes"

@@ -63,8 +63,11 @@ def conclusion(block: str) -> str:
     contradicts = _TRIED.search(sentences[last]) and any(
         _TRIED.search(s) and n for s, n in zip(sentences[:last], held[:last], strict=True)
     )
-    work = not any(held[:last]) or (concluding and not contradicts) or (
-        all(_is_work(s) for s, n in zip(sentences[:last], held[:last], strict=True) if n)
+    work = (
+        not any(held[:last])
+        or _repeats(sentences[: last + 1])
+        or (concluding and not contradicts)
+        or (all(_is_work(s) for s, n in zip(sentences[:last], held[:last], strict=True) if n))
     )
     return sentences[last] if work else ", ".join(s.rstrip(".;") for s in sentences)
 
@@ -84,8 +87,10 @@ def _withdraws(sentence: str) -> bool:
     found = tokens(plain(sentence))
     said = sum(token.kind == "word" for token in found)
     bare = said <= 3 and said < len(found)
-    return bare or bool(_TRIED.search(sentence) or _AGAIN.match(sentence)) or (
-        hedges.doubtful(sentence)
+    return (
+        bare
+        or bool(_TRIED.search(sentence) or _AGAIN.match(sentence))
+        or (hedges.doubtful(sentence))
     )
 
 
@@ -112,6 +117,15 @@ def _values(sentence: str) -> int:
     return sum(token.kind == "value" for token in tokens(plain(sentence)))
 
 
+def _repeats(sentences: list[str]) -> bool:
+    """Whether every sentence with a value ends with the same one: it is stated again."""
+    ends = set[str]()
+    for sentence in sentences:
+        values = [token.text for token in tokens(plain(sentence)) if token.kind == "value"]
+        ends.update(values[-1:])
+    return len(ends) == 1
+
+
 def _is_work(sentence: str) -> bool:
     """Whether a sentence is a step: an equation, or several words around its values.
 
@@ -119,4 +133,4 @@ def _is_work(sentence: str) -> bool:
     """
     found = tokens(plain(sentence))
     said = sum(token.kind == "word" for token in found)
-    return said >= 4 or ("=" in sentence and not _NAMED.match(sentence.strip(" $")))
+    return said >= 4 or ("=" in sentence and not _NAMED.match(sentence.strip(" $*")))

@@ -1,4 +1,5 @@
-r"""An answer cut into words and values: "She has $12$ marbles left." is two words, a value, two words.
+r"""An answer cut into words and values: "She has $12$ marbles left." is two words, a value and
+two words.
 
 A value is a run of formula: numbers, names of one letter, commands, operators, brackets. Everything
 else is a word. Each function is one linear scan: answers are hostile.
@@ -11,25 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-# Commands whose argument is text, or only looks: what they hold is read as if it stood there.
-_DRESS = re.compile(
-    r"\\(?:text(?:bf|it|rm|tt|sf|sc|normal|up)?|mbox|emph|underline|mathrm|mathbf|mathit|mathsf|"
-    r"operatorname|hbox|bold|boldsymbol)\*? ?\{([^{}]*)\}"
-)
-_EMPHASIS = re.compile(
-    r"(?<![\w*])(\*{1,3})(?=[^\s*])([^*\n]{1,400})(?<=\S)\1(?![\w*])"
-    r"|(?<![\w_])(__?)(?=[^\s_])([^_\n{}\\^]{1,400})(?<=\S)\3(?![\w_])|`([^`\n]+)`"
-)
-# A command that was escaped once too often, as in JSON: nothing of LaTeX reads "\\\\frac".
-_TWICE = re.compile(
-    r"(?<!\\)\\\\(?=(?:[dt]?frac|left|right|sqrt|text|mathrm|pi|infty|cdot|times|[lg]eq?|cup|cap|in|"
-    r"pm|angle|circ|alpha|beta|theta|sin|cos|tan|log|ln|boxed|quad|begin|end)(?![A-Za-z])|[{}%$](?!\\))"
-)
-_COMMA_LAST = re.compile(r"(?<![\\,;.\s])(?:[,;](\$*)|\.(\$+))$")
-_DOLLARS = re.compile(r"(?<!\\)\$\$?")
-_NO_SPACE = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})")
-_BRACKETS = re.compile(r"\\[()\[\]]")
-_PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}|(?<![\\A-Za-z])[A-Za-z]{4,}")
+from grpo.rewards import vocabulary
+
 _LETTER = "[^\\W\\d_]"
 _TOKEN = re.compile(
     r"(?P<space>[\s\u200b-\u200d\u2060\ufeff]+|\\[,;:! ]|~(?=\S)|\\q?quad(?![A-Za-z])|"
@@ -38,7 +22,8 @@ _TOKEN = re.compile(
     r"|(?P<block>\\(?:begin|end) ?\{[A-Za-z]+\*?\}(?: ?\{[lcr| ]*\})?)"
     r"|(?P<line>\\\\(?:\[[0-9a-z. ]*\])?)"
     r"|(?P<clock>[ap]\. ?m\b\.?)"
-    r"|(?P<number>(?:\\?[$\u20ac\u00a3\u00a5] ?)?(?:[0-9]+(?:(?:,|\{,\}|:)[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)"
+    r"|(?P<number>(?:\\?[$\u20ac\u00a3\u00a5] ?)?"
+    r"(?:[0-9]+(?:(?:,|\{,\}|:)[0-9]+)*(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:st|nd|rd|th)?(?![A-Za-z])|(?:\\?[$\u20ac\u00a3\u00a5] ?)?[0-9]+(?:\.[0-9]+)?)"
     r"|(?P<command>\\[A-Za-z]+\*?|\\.)"
     r"|(?P<word>n/a(?![a-z])|[\u0400-\u04ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+|"
@@ -53,18 +38,9 @@ _TOKEN = re.compile(
     r"|(?P<other>.)",
     re.IGNORECASE | re.DOTALL,
 )
-FUNCTIONS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min lim gcd lcm mod "
-    "det dim ker deg arg inf sup sqrt pi infty infinity".split()
-)
-_RELATIONS = frozenset(
-    "< > \u2264 \u2265 \u2260 \u2248 ~ \u2243 \u223c \\lt \\gt \\le \\ge \\leq \\geq \\leqslant "
-    "\\geqslant \\ne \\neq \\approx \\sim \\simeq \\not \\neg \\lnot \u00ac".split()
-)
-# Words of two and three letters that stand beside a sign without being a product: "2 and -2".
-_SHORT = frozenset(
-    "and or is are to of in by at for no not the an on per than was so but we it if as out has had "
-    "get all any be et und ou est ist es son non el la le une un los das der die sum he she".split()
+_RELATION = re.compile(
+    r"\\(?:l[et]q?|g[et]q?|[lg]eqslant|neq?|approx|sim|simeq|not|neg|lnot)(?![A-Za-z])|"
+    r"[<>~\u2264\u2265\u2260\u2248\u2243\u223c\u00ac]"
 )
 _OPENING, _CLOSING = "([{", ")]}"
 _OPERATORS = "+-*/=^_<>|\u2264\u2265\u2260\u2248\u00b1\u00d7\u00b7\u2212"
@@ -77,87 +53,6 @@ class Token:
     kind: Literal["word", "value", "comma", "colon", "line", "question", "dots"]
     text: str
     written: str = ""  # a word as it was
-
-
-def undress(text: str) -> str:
-    r"""A text without Markdown's emphasis, quotes around it, and headings' signs."""
-    text = text.strip()
-    if text.isalnum():
-        return text
-    if "\\\\" in text:
-        text = _TWICE.sub(r"\\", text)
-    text = text[:-1] if text.endswith("$.") else text
-    text = _COMMA_LAST.sub(r"\1\2", text)
-    if text.startswith("$") and text.endswith("$") and len(_DOLLARS.findall(text)) == 2:
-        text = text.strip("$").strip() if not text.endswith("\\$") else text
-    while text.startswith("{") and text.endswith("}") and _braced(text):
-        text = text[1:-1].strip()
-    if any(c in text for c in "*_`"):
-        for _ in range(2):
-            text = _EMPHASIS.sub(lambda m: m[2] or m[4] or m[5] or "", text)
-    text = text.lstrip("#").strip() if text.startswith("#") else text
-    for opening, closing in (("\u201c", "\u201d"), ('"', '"'), ("\u2018", "\u2019"), ("``", "''")):
-        if len(text) > 2 and text.startswith(opening) and text.endswith(closing):
-            text = text[len(opening) : -len(closing)].strip()
-    return text
-
-
-def _braced(text: str) -> bool:
-    """Whether the brace at index 0 closes at the end."""
-    depth = 0
-    for index, char in enumerate(text):
-        depth += (char == "{") - (char == "}")
-        if depth == 0:
-            return index == len(text) - 1
-    return False
-
-
-def plain(text: str) -> str:
-    r"""A text without delimiters of math and without `\text`: words beside formulas."""
-    if "$" in text:
-        text = _undelimited(text)
-    if "\\" in text:
-        text = _NO_SPACE.sub("", text)
-        text = _BRACKETS.sub(" ", text)
-        for _ in range(4):
-            text, count = _DRESS.subn(_inside, text)
-            if not count:
-                break
-    return text
-
-
-def _undelimited(text: str) -> str:
-    r"""A text without dollars that delimit formulas; a dollar before an amount becomes `\$`.
-
-    A dollar is currency if a number follows, and no other dollar before words do: "$5 and $7 left".
-    """
-    marks = list(_DOLLARS.finditer(text))
-    made: list[str] = []
-    start = index = 0
-    while index < len(marks):
-        mark = marks[index]
-        made.append(text[start : mark.start()])
-        start = mark.end()
-        closing = marks[index + 1] if index + 1 < len(marks) else None
-        inside = text[start : closing.start()] if closing else text[start:]
-        amount = mark[0] == "$" and inside[:2].lstrip()[:1].isdigit()
-        if closing and not (amount and _PROSE.search(_DRESS.sub(" ", inside))):
-            made.append(f" {inside} ")
-            start = closing.end()
-            index += 2
-            continue
-        made.append("\\$" if amount else " ")
-        index += 1
-    made.append(text[start:])
-    return "".join(made)
-
-
-def _inside(match: re.Match[str]) -> str:
-    """A text command's content; one letter in a style of its own stays a name (a vector)."""
-    content = match[1]
-    if match[0].startswith("\\math") and len(content.strip()) == 1 and content.strip().isalpha():
-        return match[0].replace("{", "\ue001").replace("}", "\ue002")
-    return f" {content} "
 
 
 @lru_cache(maxsize=4096)
@@ -240,7 +135,7 @@ def _kind(text: str, found: list[re.Match[str]], index: int) -> str:
     if group == "letter":
         return "word" if _article(text, match) else "formula"
     if group == "word":
-        if written.lower() in FUNCTIONS:
+        if written.lower() in vocabulary.FUNCTIONS:
             return "word" if _is_unit(text, match) else "formula"
         return "word" if _is_word(text, match) else "formula"
     return group
@@ -269,7 +164,7 @@ def _is_unit(text: str, match: re.Match[str]) -> bool:
 def _is_word(text: str, match: re.Match[str]) -> bool:
     """Whether letters in a row are a word, not a product: nothing of a formula touches them."""
     written = match[0]
-    if len(written) > 3 or not written.isascii() or written.lower() in _SHORT:
+    if len(written) > 3 or not written.isascii() or written.lower() in vocabulary.SHORT:
         return True
     before = text[: match.start()][-2:]
     after = text[match.end() : match.end() + 2]
@@ -310,8 +205,5 @@ def _wordy(found: list[re.Match[str]], kinds: list[str]) -> list[bool]:
 
 def relation(value: str) -> str:
     """The relation that a value begins with ("<5", "\\neq 5"), or ""."""
-    match = _LEADING.match(value)
-    return match[0].strip() if match and match[0].strip() in _RELATIONS else ""
-
-
-_LEADING = re.compile(r"\s*(?:\\[A-Za-z]+|\S)")
+    match = _RELATION.match(value.lstrip())
+    return match[0] if match else ""

@@ -15,7 +15,8 @@ from typing import Literal
 
 from grpo.errors import PluginError, unknown_name
 from grpo.rewards import hedges
-from grpo.rewards.clauses import plain, tokens, undress
+from grpo.rewards.clauses import tokens
+from grpo.rewards.dress import plain, undress
 from grpo.rewards.exact import number
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
 from grpo.rewards.latex import both_signs, compare, respell

@@ -14,14 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from grpo.rewards import hedges
-from grpo.rewards.clauses import Token, plain, tokens
+from grpo.rewards import hedges, vocabulary
+from grpo.rewards.clauses import Token, tokens
+from grpo.rewards.dress import plain
 
-SEPARATORS = frozenset("and or & et und y ou oder o e both either 和 及 或 与 和".split())
-_COPULAS = frozenset(
-    "is are was were equals equal be equalling totals est sont ist sind es son vale beträgt ergibt "
-    "vaut égale entspricht lautet è igual".split()
-)
 _HAN_COPULA = re.compile("[是为於于得]$")
 _THEN = re.compile(
     r"\\(?:Rightarrow|implies|therefore|Longrightarrow)(?![A-Za-z])|[\u21d2\u2234]|=>"
@@ -29,12 +25,7 @@ _THEN = re.compile(
 MAX_VALUES = 32  # of one answer
 _NUMBERED = re.compile(r"\([0-9]+\)")  # an equation's name
 _ASIDE = re.compile(r"[(\[]\s*(?:\\text\{\s*)?(?:or|and)\b")
-_CONCLUDING = frozenset("so thus hence therefore then since because given as which whose".split())
-_RELATING = hedges.RELATIVE | {"by", "as", "than", "from", "into", "on", "at"}
-_CONTRAST = frozenset("but rather instead which it's sondern sino mais 而是".split())
-_ABOUT = frozenset(
-    "about approximately approx approx. roughly around circa ca environ ungefähr".split()
-)
+_RELATING = vocabulary.RELATIVE | {"by", "as", "than", "from", "into", "on", "at"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,10 +72,10 @@ def claim(text: str) -> Claim:
 def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequence[Token]) -> Claim:
     """The claim of a sentence with values after its copula, `pre` between the two."""
     before = [token.text for token in pre if token.kind == "word"]
-    if hedges.MODALS.intersection(before):
+    if vocabulary.MODALS.intersection(before):
         return Claim(kind="nothing", text=text, why="not vouched for")
-    about = [word for word in before if word in _ABOUT]
-    if hedges.bounded([word for word in before if word not in _ABOUT]):
+    about = [word for word in before if word in vocabulary.ABOUT]
+    if hedges.bounded([word for word in before if word not in vocabulary.ABOUT]):
         return Claim(kind="nothing", text=text, why="a bound, a negation or a name")
     if not any(_copula(token) for token in head) and before and _NUMBERED.fullmatch(tail[0].text):
         return Claim(kind="nothing", text=text, why="a reference")
@@ -101,7 +92,9 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
             groups.append((token.text if groups else sign + token.text, []))
         elif token.kind == "dots":
             return Claim(kind="nothing", text=text, why="a range")
-        elif token.kind == "word" and (token.text not in SEPARATORS or token is tail[-1]):
+        elif token.kind == "word" and (
+            token.text not in vocabulary.SEPARATORS or token is tail[-1]
+        ):
             groups[-1][1].append(token.text)
         elif token.kind == "word" and groups[-1][1] and len(groups) == count:
             groups[-1][1].append(token.text)  # "5 apples and pears"
@@ -134,7 +127,7 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
             kept = [
                 t
                 for t in near
-                if t.text in hedges.MODALS or (t is found[index - 1] and hedges.denies(t.text))
+                if t.text in vocabulary.MODALS or (t is found[index - 1] and hedges.denies(t.text))
             ]
             if found[index].text in ("equal", "equals"):  # "greater than or equal to 5"
                 kept += [t for t in found[max(0, index - 3) : index] if t.text == "than"]
@@ -153,9 +146,9 @@ def _last_contrast(found: Sequence[Token]) -> Sequence[Token]:
     )
     for index in range(held[-1] - 1, held[0], -1):
         token = found[index]
-        if token.kind == "word" and token.text in _CONTRAST:
-            if denied < index or token.text in ("which", "it's", "rather"):
-                return found[index + 1 :]
+        contrasts = token.kind == "word" and token.text in vocabulary.CONTRAST
+        if contrasts and (denied < index or token.text in ("which", "it's", "rather")):
+            return found[index + 1 :]
     return found
 
 
@@ -167,7 +160,7 @@ def _claims_before(head: Sequence[Token]) -> bool:
     said = [token.text for token in head if token.kind == "word"]
     if said.count("answer") > 1:
         return True
-    if _CONCLUDING.intersection(said):
+    if vocabulary.CONCLUDING.intersection(said):
         return False
     for index, token in enumerate(head[:-1]):
         if _copula(token):
@@ -181,8 +174,8 @@ def _claims_before(head: Sequence[Token]) -> bool:
 
 def _copula(token: Token) -> bool:
     if token.kind == "word" and not token.text.isascii():
-        return bool(_HAN_COPULA.search(token.text)) or token.text in _COPULAS
-    return token.kind == "colon" or (token.kind == "word" and token.text in _COPULAS)
+        return bool(_HAN_COPULA.search(token.text)) or token.text in vocabulary.COPULAS
+    return token.kind == "colon" or (token.kind == "word" and token.text in vocabulary.COPULAS)
 
 
 def _concluded(text: str) -> str:

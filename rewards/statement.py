@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 
 from grpo.rewards import hedges
-from grpo.rewards.clauses import plain, tokens
+from grpo.rewards.clauses import tokens
+from grpo.rewards.dress import plain
 
 _FINAL = re.compile(r"final answer(?: is|'s)?(?: ?:)?[\s*:]*", re.IGNORECASE)
 _BREAK = re.compile(
@@ -43,14 +44,9 @@ MAX_SENTENCES = 400
 def conclusion(block: str) -> str:
     """The sentence of an answer block that states its answer, or all of the block."""
     block = block.strip()
-    if len(block) < 200 and "\n" not in block and not re.search(r"[.!?;\u3002] ?\S", block):
-        final = list(_FINAL.finditer(block))
-        return block[final[-1].end() :].strip() or block if final else block
-    final = None
-    for final in _FINAL.finditer(block):
-        pass
-    if final is not None and block[final.end() :].strip():
-        return _stated(block[final.end() :], block)
+    finals = list(_FINAL.finditer(block))
+    if finals and block[finals[-1].end() :].strip():
+        return _stated(block[finals[-1].end() :], block)
     sentences = _sentences(block)
     if len(sentences) < 2:
         return sentences[0] if sentences else block

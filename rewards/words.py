@@ -10,21 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from grpo.rewards import vocabulary
 from grpo.rewards.clauses import Token
 
-_ARTICLES = frozenset("a an the of by in on at it is are was were its".split())
-_JOINERS = frozenset("and or & plus et und y ou oder o e 和 及 或 与".split())
-_NUMBERS = {
-    name: value
-    for value, name in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-        "fifteen sixteen seventeen eighteen nineteen twenty".split()
-    )
-} | {
-    name: 10 * tens
-    for tens, name in enumerate(
-        "thirty forty fifty sixty seventy eighty ninety hundred".split(), start=3
-    )
+_NUMBERS = {name: value for value, name in enumerate(vocabulary.ONES)} | {
+    name: 10 * tens for tens, name in enumerate(vocabulary.TENS, start=3)
 }
 _SAME = {
     "doesn't exist": "does not exist",
@@ -41,17 +31,7 @@ _SAME = {
     "infinite number of solution": "infinitely many solution",
     "infinity": "\\infty",
 }
-_MONTHS = {
-    month[:3]: month
-    for month in (
-        "january february march april june july august september october november december".split()
-    )
-} | {"sept": "september"}
-# What comes before the words that are the answer.
-_ANNOUNCING = re.compile(
-    r"^(?:(?:so|thus|hence|therefore|final|my|our|correct|right) )*(?:answer|result|solution|"
-    r"conclusion|option|choice)(?: (?:is|are|was|would be|will be|must be|equals))?$"
-)
+_MONTHS = {month[:3]: month for month in vocabulary.MONTHS} | {"sept": "september"}
 
 
 def stem(word: str) -> str:
@@ -110,7 +90,7 @@ def items(tokens: Sequence[Token]) -> list[list[Token]]:
     """The items of an answer of words and numbers: cut at separators, and before a new number."""
     found: list[list[Token]] = [[]]
     for token in tokens:
-        separates = token.kind in ("comma", "line", "colon") or token.text in _JOINERS
+        separates = token.kind in ("comma", "line", "colon") or token.text in vocabulary.JOINERS
         full = token.kind == "value" and any(t.kind == "value" for t in found[-1])
         if separates or full:
             found.append([])
@@ -170,10 +150,5 @@ def _words(item: Sequence[Token]) -> list[str]:
 
 
 def _content(item: Sequence[Token]) -> list[str]:
-    found = [stem(word.rstrip(".")) for word in _words(item) if word not in _ARTICLES]
+    found = [stem(word.rstrip(".")) for word in _words(item) if word not in vocabulary.ARTICLES]
     return [_MONTHS.get(word, word) for word in found]
-
-
-def announces(words: Sequence[str]) -> bool:
-    """Whether words only introduce an answer: "so the final answer is"."""
-    return bool(_ANNOUNCING.match(" ".join(word for word in words if word != "the")))

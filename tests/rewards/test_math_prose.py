@@ -3,13 +3,15 @@ none, and what claims nothing never reaches algebra."""
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.rewards.clauses import plain, tokens, undress
+from grpo.rewards.clauses import tokens
+from grpo.rewards.dress import plain, undress
 from grpo.rewards.latex import compare, respell
 from grpo.rewards.math import Math
 from grpo.rewards.prose import claim
@@ -42,8 +44,9 @@ It may be 98765.~It may be {}. | x = 98765~x = {} | 98765~{} | one of 98765, {} 
 The answer is not {}. | The answer isn't {} | It is not true that the answer is {} | {} is wrong
 I do not think that the answer is {} | {} is not the answer | anything but {} | never {}
 at least {} | at most {} | more than {} | less than {} | fewer than {} | no more than {} | over {}
-up to {} | under {} | {} or more | {} or less | {} apples or more | {} at most | {} or so | {} or not
-between {} and 98765 | from 98765 to {} | 98765 to {} | {} through 98765 | greater than or equal to {}
+up to {} | under {} | {} or more | {} or less | {} apples or more | {} at most | {} or so
+between {} and 98765 | from 98765 to {} | 98765 to {} | {} through 98765
+greater than or equal to {}
 about {} | around {} | roughly {} | nearly {} | close to {} | {} give or take | {} more or less
 part {} | see equation {} | by equation ({}) | step {} | Figure {} | the number of apples in part {}
 I cannot solve this problem, see equation {} | The answer is the number of apples in part {}
@@ -59,30 +62,35 @@ LATEX = r"""
 \{98765, {}\} | x \in \{98765, {}\} | \text{see step } {} | {}\text{?} | 98765 \rightarrow {}
 """
 FOREIGN = """
-不是{} | 98765或{} | 至少{} | 可能是{} | 大约{} | {}左右 | {}以上 | 98765到{} | 98765还是{} | peut-être {}
-environ {} | au moins {} | pas {} | 98765 ou {} | plus de {} | entre {} et 98765 | La réponse n'est pas {}
+不是{} | 98765或{} | 至少{} | 可能是{} | 大约{} | {}左右 | {}以上 | 98765到{} | 98765还是{}
+peut-être {}
+environ {} | au moins {} | pas {} | 98765 ou {} | plus de {} | entre {} et 98765
+La réponse n'est pas {}
 vielleicht {} | ungefähr {} | mindestens {} | nicht {} | 98765 oder {} | mehr als {} | höchstens {}
-quizás {} | al menos {} | tal vez {} | menos de {} | entre {} y 98765 | 98765 o {} | La respuesta no es {}
+quizás {} | al menos {} | tal vez {} | menos de {} | entre {} y 98765 | 98765 o {}
+La respuesta no es {}
 не {} | около {} | 98765 или {} | たぶん{} | 아마 {} | forse {} | talvez {}
 """
 RIGHT = """
 {} | The answer is {}. | The answer is {} apples. | **{}** | x = {} | So the answer is: {} | = {}
 She has {} marbles left. | {} dollars per day | the value of x is {} | There are {} ways to do it.
-Therefore, the total is \\${}. | Therefore, the total is ${}. | ${}$ square meters | {} more than Bob
-I think the answer is {}. | {} is the answer | x equals {} | The number of cats who do not play is {}
+Therefore, the total is \\${}. | Therefore, the total is ${}. | ${}$ square meters
+{} more than Bob
+I think the answer is {}. | {} is the answer | x equals {}
+The number of cats who do not play is {}
 The sum of 98765 and 3 is {} | The probability that at least 3 win is {} | exactly {} | Answer {}
 We have 2+3=98765, so the answer is {}. | Let me add: 2+3=98765.~So the answer is {}. | `{}` | "{}"
 The answer is not 98765 but {} | 2x = 98765 \\Rightarrow x = {} | The answer is {}. It is {}.
 The final answer is ${}$. I hope it is correct. | ### Answer~{} | **Answer:** {} | \\text{It is } {}
 The maximum number of points that could be in the domain of $f(x)$ is {}. | It takes {} hours
-The remainder when 98765 is divided by 7 is {}. | 答案是{} | 所以答案是{}。 | {}个苹果 | La réponse est {}
+The remainder when 98765 is divided by 7 is {}. | 答案是{} | 所以答案是{}。 | {}个苹果
+La réponse est {}
 Die Antwort ist {} | La respuesta es {} | n={} works | On day {} | There are {} such numbers.
 """
 
 
 def templates(text):
-    lines = [line for line in text.strip().splitlines()]
-    return [part.replace("~", "\n") for line in lines for part in line.split(" | ") if "{}" in part]
+    return [part.replace("~", "\n") for part in re.split(r" \| |\n", text.strip())]
 
 
 NUMBERS = st.integers(2, 98764)
@@ -177,6 +185,9 @@ def test_kinds_of_values(answer, gold, same):
         ("not even", r"\text{even}", False),
         ("The function is not even.", r"\text{even}", False),
         ("neither even nor odd", r"\text{even}", False),
+        ("It is odd or it is even", r"\text{even}", False),
+        ("A: odd, B: even", r"\text{even}", False),
+        ("I doubt that it is even", r"\text{even}", False),
         ("an ellipse", r"\text{ellipse}", True),
         ("Yes, because 5 is prime.", "Yes", True),
         ("no", "yes", False),
@@ -282,12 +293,26 @@ def test_a_withdrawn_answer_is_no_answer_and_a_wrong_one_is_wrong():
     reward.close()
 
 
-PIECES = (
-    ["a ", "1 ", "1, ", "$1 ", "$1$", "(", "()", "{", "\\{", "\\text{a}", "\\text{", "**a** ", "*"]
-    + ["`a", "is 5 ", "It is 5. ", "5 or ", "5 but ", "...", "A. ", "5\n", "final answer is 5. "]
-    + ["not ", "不", "是5", "\\frac{", "\\\\", "\\begin{a}", "~5", "\\approx ", "x=5 ", "=>", "5? "]
-    + ["1 | ", "a/b/", "a-b-", "^", "\\[5\\] ", "which is 5 ", "2 red, ", "May 5, ", "<|", "5! "]
-)
+PIECES = [
+    *(
+        "a ",
+        "1 ",
+        "1, ",
+        "$1 ",
+        "$1$",
+        "(",
+        "()",
+        "{",
+        "\\{",
+        "\\text{a}",
+        "\\text{",
+        "**a** ",
+        "*",
+    ),
+    *("`a", "is 5 ", "It is 5. ", "5 or ", "5 but ", "...", "A. ", "5\n", "final answer is 5. "),
+    *("not ", "不", "是5", "\\frac{", "\\\\", "\\begin{a}", "~5", "\\approx ", "x=5 ", "=>", "5? "),
+    *("1 | ", "a/b/", "a-b-", "^", "\\[5\\] ", "which is 5 ", "2 red, ", "May 5, ", "<|", "5! "),
+]
 
 
 @pytest.mark.parametrize("gold", ["5", r"\text{2 red, 3 blue}", r"\{1,2\}"])

@@ -32,6 +32,7 @@ MAX_LENGTH = 4096  # characters of an answer
 MAX_NESTING = 64  # brackets
 MAX_DIGITS = 256  # of one number
 MAX_BOXES = 32  # joined to one answer, the last ones
+_INTEGER = re.compile(r"-?[0-9]{1,256}")
 _LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 # What may stand between boxes that are one answer: spacing and delimiters, commas, `and`, `or`, the
 # name of the next value ("y =") and one word for what the last one counted ("\boxed{1} cats and").
@@ -174,6 +175,8 @@ class Math(VerifierReward):
             return _verdict(True, answer, gold)
         if fault := over_limit(answer):
             return Score(value=0.0, status="limit", detail=f"answer: {fault}")
+        if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
+            return _verdict(int(answer) == int(gold), answer, gold)
         answer, gold = respell(undress(answer)), respell(undress(gold))
         ruling = rule(answer, gold, self._compare)
         if ruling.why:

@@ -44,6 +44,8 @@ MAX_SENTENCES = 400
 def conclusion(block: str) -> str:
     """The sentence of an answer block that states its answer, or all of the block."""
     block = block.strip()
+    if len(block) < 64 and not any(c.isspace() for c in block):
+        return block
     finals = list(_FINAL.finditer(block))
     if finals and block[finals[-1].end() :].strip():
         return _stated(block[finals[-1].end() :], block)

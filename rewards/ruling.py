@@ -18,6 +18,9 @@ from grpo.rewards.prose import Claim, claim
 from grpo.rewards.signs import Compare, Ruling, formula, inexact
 from grpo.rewards.whole import predicates, same_whole
 
+# A gold with one of these after its number is more than a number and a noun: "30 degrees north of
+# east", "5 less than x".
+_PLACED = frozenset({"of", "than", "from", "to", "below", "above", "before", "after"})
 _SEVERAL = re.compile(r"\b(?:or|and)\b")
 _WHOLE_RATIO = re.compile(r"[0-9.]+ to [0-9.]+")
 _DISTANCE = ("?", "\uff1f", "<", ">", "\u2260", "\\ne", "\u2248", "\\approx")
@@ -38,10 +41,12 @@ def rule(answer: str, gold: str, compare: Compare) -> Ruling:
         return _against_value(mine, wanted, compare)
     if gold_letters and mine.kind == "formula" and words.commute(gold_letters, gold_letters):
         return formula(mine.text, gold, compare)
-    whole = wanted.kind in ("words", "mixed") and mine.kind not in ("nothing", "formula")
+    several = wanted.kind == "values" and len(wanted.values) > 1
+    whole = several or wanted.kind in ("words", "mixed")
     if any(sign in answer and sign not in gold for sign in _DISTANCE):
         return Ruling(why="signs that take it back")
-    if (whole or _WHOLE_RATIO.fullmatch(gold)) and compare(answer, gold) is True:
+    stated = whole and mine.kind not in ("nothing", "formula")
+    if (stated or _WHOLE_RATIO.fullmatch(gold)) and compare(answer, gold) is True:
         return Ruling(same=True)
     return Ruling(same=any(same_whole(text, gold, compare) for text in predicates(answer)))
 
@@ -54,7 +59,11 @@ def _is_value(gold: Claim) -> bool:
         return False
     if gold.headed:
         return "answer" in [t.text for t in tokens(plain(gold.text)) if t.kind == "word"]
-    return not any(unit and unit[0] in vocabulary.SEPARATORS for _, unit in gold.values)
+    units = [unit for _, unit in gold.values]
+    if len(units) > 1:
+        return not any(units)  # "$3 and 20 cents" is one thing
+    unit = units[0]
+    return not unit or (unit[0] not in vocabulary.SEPARATORS and not _PLACED.intersection(unit))
 
 
 def _letters(text: str) -> str:
@@ -85,10 +94,13 @@ def _against_value(mine: Claim, gold: Claim, compare: Compare) -> Ruling:
     for value, words_after in mine.values:
         unit = _noun(words_after)
         text = " ".join((value, *unit))
-        if not any(compare(text, " ".join((v, *u))) or compare(value, v) for v, u in distinct):
+        if not any(
+            compare(text, " ".join((v, *u))) or (not (u and unit) and compare(value, v))
+            for v, u in distinct
+        ):
             distinct.append((value, unit))
     if len(distinct) == 1:
-        return _one(*distinct[0], gold, compare)
+        return _one(*mine.values[0], gold, compare)
     if mine.kind == "mixed":
         return Ruling(why="several values")
     return formula(", ".join(" ".join((v, *u)) for v, u in distinct), gold.text, compare)
@@ -122,9 +134,9 @@ def _in_words(mine: Claim, gold: Claim, compare: Compare) -> Ruling:
     return Ruling(same=named or compare(mine.text, gold.text) is True)
 
 
-def _one(value: str, unit: Sequence[str], gold: Claim, compare: Compare) -> Ruling:
+def _one(value: str, words_after: Sequence[str], gold: Claim, compare: Compare) -> Ruling:
     """One value and the words after it against the gold: its unit or noun, then the rest."""
-    unit = _noun(unit)
+    unit = _noun(words_after)
     if any(words.stem(word) in vocabulary.MAGNITUDES for word in unit[:1]):
         text = f"{value} {' '.join(unit)}"
         return Ruling(same=any(compare(t, gold.text) is True for t in (text, f"{value} {unit[0]}")))
@@ -137,7 +149,7 @@ def _one(value: str, unit: Sequence[str], gold: Claim, compare: Compare) -> Ruli
         if False in verdicts and _UNITED.search(gold.text):
             return Ruling()
         return formula(value, gold.text, compare)
-    if unit and not _same_unit(unit, theirs[1], compare):
+    if unit and not _same_unit(words_after, theirs[1], compare):
         return Ruling()
     return formula(value, theirs[0] if unit else gold.text, compare)
 
@@ -148,11 +160,14 @@ def _noun(unit: Sequence[str]) -> Sequence[str]:
     return unit[:end]
 
 
-def _same_unit(unit: Sequence[str], gold: Sequence[str], compare: Compare) -> bool:
-    """Whether words after a value name the gold's unit: "red marbles left" and "marbles"."""
-    wanted = " ".join(gold)
-    if any(
-        compare(f"1 {' '.join(unit[:n])}", f"1 {wanted}") for n in range(1, min(len(unit), 4) + 1)
-    ):
+def _same_unit(words_after: Sequence[str], gold: Sequence[str], compare: Compare) -> bool:
+    """Whether words after a value name the gold's unit: "red marbles left" and "marbles".
+
+    Several words of the gold stand there in its order: north of east is not east of north.
+    """
+    unit = _noun(words_after)
+    texts = [f"1 {' '.join(unit[:count])}" for count in range(1, min(len(unit), 4) + 1)]
+    if any(compare(text, f"1 {' '.join(gold)}") for text in texts):
         return True
-    return words.stem(gold[-1]) in [words.stem(word) for word in unit] and len(gold[-1]) > 2
+    left = iter([words.stem(word) for word in words_after])
+    return len(gold[-1]) > 2 and all(words.stem(word) in left for word in gold)

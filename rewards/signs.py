@@ -86,6 +86,8 @@ def formula(text: str, target: str, compare: Compare) -> Ruling:
     if _BOUNDS.search(bare) and number(clean(target)) is not None:
         return Ruling(why="a bound, or two values")
     same = compare(text, target)
+    if same is not True and (once := _once(text, target, compare)):
+        return formula(once, target, compare)
     if same is not None:
         return Ruling(same=same)
     if _lists_for_one(text, target, compare):
@@ -122,6 +124,14 @@ def _approximated(text: str, gold: str) -> tuple[str, str, str]:
             return parts[-1], gold, ""
         return parts[0], gold, "" if parts[0].strip(" $") else "only about"
     return parts[-1], gold, "" if parts[-1] else "open ended"
+
+
+def _once(text: str, gold: str, compare: Compare) -> str:
+    """The value of a list that states one value again and again, "" for any other text."""
+    kind, parts = structure(normalize(text))
+    if kind or len(parts) < 2 or len(structure(normalize(gold))[1]) != 1:
+        return ""
+    return parts[0] if all(compare(part, parts[0]) for part in parts[1:]) else ""
 
 
 def _lists_for_one(text: str, gold: str, compare: Compare) -> bool:

@@ -22,6 +22,7 @@ _LEAST = re.compile(
     r"\b(?:at least|no (?:less|fewer) than|not less than) ([0-9][0-9.,]*)", re.IGNORECASE
 )
 _MOST = re.compile(r"\b(?:at most|no more than|not more than|up to) ([0-9][0-9.,]*)", re.IGNORECASE)
+_DEGREES = re.compile(r"\^ ?\{? ?\\circ ?\}?|\u00b0")
 _OR_MORE = re.compile(r"\bor (?:greater|above|higher|larger|over|up)\b", re.IGNORECASE)
 _OR_LESS = re.compile(r"\bor (?:fewer|below|lower|smaller|under)\b", re.IGNORECASE)
 _COPULA = re.compile(r"\b(?:is|are|was|were|it|she|he|they)\b|[:\uff1a]|是|为", re.IGNORECASE)
@@ -53,7 +54,8 @@ def predicates(answer: str) -> list[str]:
 
 
 def _bounds(text: str) -> str:
-    """A text with one name for each kind of bound: "at least 12" is "12 or more"."""
+    """A text with one name for each bound and for degrees: "at least 12" is "12 or more"."""
+    text = _DEGREES.sub(" degrees ", text)
     text = _LEAST.sub(r"\1 or more", text)
     return _MOST.sub(r"\1 or less", _OR_MORE.sub("or more", _OR_LESS.sub("or less", text)))
 

@@ -7,7 +7,6 @@ not Amy. What holds numbers and words ("2 red, 3 blue", "May 5, 2020") is compar
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from grpo.rewards import vocabulary
@@ -90,7 +89,7 @@ def items(tokens: Sequence[Token]) -> list[list[Token]]:
     """The items of an answer of words and numbers: cut at separators, and before a new number."""
     found: list[list[Token]] = [[]]
     for token in tokens:
-        separates = token.kind in ("comma", "line", "colon") or token.text in vocabulary.JOINERS
+        separates = token.kind in ("comma", "line") or token.text in vocabulary.JOINERS
         full = token.kind == "value" and any(t.kind == "value" for t in found[-1])
         if separates or full:
             found.append([])
@@ -104,8 +103,8 @@ def same_items(
 ) -> bool:
     """Whether two answers of words and numbers have the same items, in any order.
 
-    `same` compares two numbers or quantities. An item with one number is its words in any order
-    ("5% gain", "gain of 5%"); an item without one is a phrase.
+    `same` compares two numbers or quantities. A number and one word may change places ("5% gain",
+    "gain of 5%"); more words have an order ("north of east").
     """
     mine, theirs = items(answer), items(gold)
     if len(mine) != len(theirs) or len(mine) > 32:
@@ -130,11 +129,11 @@ def _same_item(
     if values != wanted and not all(map(same, values, wanted)):
         return False
     kept, expected = _content(mine), _content(theirs)
-    if Counter(kept) == Counter(expected):
+    if kept == expected:
         return True
     unit, gold_unit = " ".join(_words(mine)), " ".join(_words(theirs))
-    first = mine[0].kind == theirs[0].kind == "value"
-    return first and same(f"1 {unit}", f"1 {gold_unit}") is True and unit != "" != gold_unit
+    measured = mine[0].kind == theirs[0].kind == "value" and len(kept) == len(expected) == 1
+    return measured and same(f"1 {unit}", f"1 {gold_unit}") is True and unit != "" != gold_unit
 
 
 def _values(item: Sequence[Token]) -> list[str]:

@@ -131,6 +131,10 @@ def test_what_is_asserted_is_paid_and_another_number_is_not(template, number):
         ("five", "5", True),
         ("twenty-one apples", "21", True),
         ("1 | 2 | 5", "5", False),
+        ("5 or 5.0", "5", True),  # stated twice
+        ("5, 5", "5", True),
+        ("5 km (5 m)", "5", False),
+        (r"5 \text{ approx}", "5", False),
         ("five or six", "5", False),
         ("at least five", "5", False),
         ("The answer is negative 5", "-5", True),
@@ -236,6 +240,23 @@ def test_words_compare_as_words(answer, gold, same):
             [r"1,2,\dots,n", "1, 2, ..., n"],
             ["1", "n", r"1, 2, \ldots, n+1", "1, 2, n"],
         ),
+        (
+            r"\text{Alice: 3, Bob: 5}",
+            ["Bob 5, Alice 3", "Alice: 3 and Bob: 5"],
+            ["5", "3", "Alice: 5, Bob: 3", "Alice: 3"],
+        ),
+        (
+            r"30^\circ\text{ north of east}",
+            ["30 degrees north of east"],
+            ["30", r"30^\circ", r"30^\circ\text{ east of north}"],
+        ),
+        (
+            r"\$3\text{ and }20\text{ cents}",
+            [r"\$3 and 20 cents"],
+            ["3", r"\$3", "20 cents", r"\$20 and 3 cents"],
+        ),
+        (r"3\text{ remainder }2", ["3 remainder 2"], ["3", "2", "2 remainder 3", "3 remainder 1"]),
+        (r"\text{between 3 and 5}", ["between 3 and 5"], ["5", "3", "4", "between 5 and 3"]),
         (r"\text{5 cm by 3 cm}", ["5 cm by 3 cm"], ["5 cm", "3 cm", "15", "5 cm by 4 cm"]),
     ],
 )

@@ -1,61 +1,83 @@
-"""The confined side of `math`: math-verify on one pair, golds parsed once.
+"""The confined side of `math`: computer algebra on one pair, golds read once.
 
-math-verify hands text to a parser that can evaluate, loop for ever or eat all memory; here it is
-alone in a process that holds nothing, sees nothing and is killed when its time is up. Its own
-alarms stay off: they do not fire in C code, nor with gmpy2 installed.
+The parser can evaluate, loop for ever or eat all memory; here it is alone in a process that holds
+nothing, sees nothing and is killed when its time is up. math-verify's own alarms stay off: they do
+not fire in C code, nor with gmpy2 installed. Of math-verify this takes the parser (see `formula`)
+and the comparison of two expressions; what it looks for in prose is no part of a verdict here.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 import socket
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
-from math_verify import parse, verify  # pyright: ignore[reportMissingTypeStubs]
+from math_verify import verify  # pyright: ignore[reportMissingTypeStubs]
+from sympy import Eq, Symbol, simplify
 
-from grpo.rewards import wire
+from grpo.rewards import intervals, units, wire
 from grpo.rewards.faults import MACHINERY, GraderFault, describe, watch
+from grpo.rewards.formula import expression, in_radians, is_name, may_be_complex
+from grpo.rewards.latex import compare, structure
+from grpo.rewards.regions import NoRegion, as_set, same_set
+from grpo.rewards.spelling import normalize
 
 PACKAGES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
-_FORMULA = re.compile(r"[A-Za-z\\^_{}+*=<>!]|[0-9]:[0-9]")
-_WORDS = re.compile(
-    r"(?<![A-Za-z\\])(?:[A-Za-z]{2,} +[A-Za-z]{2,}|[A-Za-z]{3,}:? +[-0-9])|[0-9] +[A-Za-z]{3,}"
-)
+_LISTS = ("\\{\\}", "")
+_ORDERED = ("()", "[]", "")
 
 logging.disable(logging.CRITICAL)
 warnings.simplefilter("ignore")
 
 
-def forms(text: str) -> list[str]:
-    """The ways of writing an answer that math-verify reads differently, best first.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Read:
+    """One answer, read whole: a formula and what it is counted in, a list of answers, a region."""
 
-    Bare text makes it look for a last number, which is right for a sentence or a number and wrong
-    for a formula (it reads 8n^2+4n+1 as 1).
-    """
-    if "$" in text or "\\(" in text or "\\[" in text or "\\boxed" in text:
-        return [text]
-    wrapped = [f"\\boxed{{{text}}}", f"${text}$"]
-    bare = not _FORMULA.search(text) or _WORDS.search(text)
-    return [*wrapped, text] if bare else wrapped
-
-
-def _parse(text: str) -> list[Any]:
-    found: list[Any] = []
-    seen: set[str] = set()
-    for form in forms(text):
-        parsed: list[Any] = parse(form, parsing_timeout=None)  # pyright: ignore
-        key = repr([(type(item).__name__, str(item)) for item in parsed])
-        if parsed and key not in seen:
-            seen.add(key)
-            found.append(parsed)
-    return found
+    text: str
+    body: str
+    unit: units.Unit | None
+    size: int
+    kind: str
+    parts: tuple[Read, ...]
+    region: intervals.Region | None
 
 
-_gold = lru_cache(maxsize=4096)(_parse)
+def _read(text: str, depth: int = 0) -> Read | None:
+    """An answer as far as it can be read from end to end; None if it cannot."""
+    text = in_radians(normalize(text)).strip()
+    body, unit, size = units.split(text)
+    kind, pieces = structure(body)
+    parts: tuple[Read, ...] = ()
+    if (len(pieces) > 1 or (kind and pieces and pieces[0] != body)) and depth < 4:
+        found = [_read(piece, depth + 1) for piece in pieces[:33]]
+        parts = tuple(part for part in found if part)
+        if len(parts) < len(found):
+            parts = ()
+    region = intervals.read(text)
+    read = Read(
+        text=text, body=body, unit=unit, size=size, kind=kind, parts=parts, region=region
+    )
+    if parts or (region and region.sure) or _expression(read, may_be_complex(body)) is not None:
+        return read
+    return None
+
+
+def _expression(read: Read, imaginary: bool) -> Any:
+    try:
+        return expression(read.body, imaginary)
+    except (MemoryError, *MACHINERY):
+        raise
+    except Exception:
+        return None
+
+
+_gold = lru_cache(maxsize=4096)(_read)
 
 
 def warm_up() -> None:
@@ -66,11 +88,138 @@ def warm_up() -> None:
         ("\\sqrt{2}", "1.41"),
         ("[2,\\infty)", "x \\ge 2"),
     ):
-        for form in _parse(gold):
-            _same(form, _parse(answer)[0])
+        theirs, mine = _gold(gold), _read(answer)
+        if theirs and mine:
+            _same(theirs, mine)
 
 
-def _same(gold: Any, answer: Any) -> bool:
+def _same(gold: Read, answer: Read) -> bool:
+    """Whether two answers are equal, all of each."""
+    if not units.alike(answer.unit, gold.unit):
+        return False
+    if (answer.region and answer.region.sure) or (gold.region and gold.region.sure):
+        verdict = _same_region(gold, answer)
+        if verdict is not None:
+            return verdict
+    listed = answer.parts and gold.parts and len(answer.parts) == len(gold.parts)
+    if listed and answer.kind in _LISTS and gold.kind in _LISTS:
+        return _matched(list(gold.parts), list(answer.parts))
+    if listed and (answer.kind == gold.kind or {answer.kind, gold.kind} <= set(_ORDERED)):
+        return all(map(_same_part, gold.parts, answer.parts))
+    if answer.parts and gold.parts and _set_beside_tuple(answer, gold):
+        return False
+    return _same_value(gold, answer)
+
+
+def _set_beside_tuple(answer: Read, gold: Read) -> bool:
+    return {answer.kind, gold.kind} == {"\\{\\}", "()"}
+
+
+def _same_part(gold: Read, answer: Read) -> bool:
+    verdict = compare(answer.text, gold.text)
+    return _same(gold, answer) if verdict is None else verdict
+
+
+def _matched(golds: list[Read], answers: list[Read]) -> bool:
+    """Whether each gold has an answer of its own; equality is transitive, so the first one does."""
+    for gold in golds:
+        found = next((a for a in answers if _same_part(gold, a)), None)
+        if found is None:
+            return False
+        answers.remove(found)
+    return True
+
+
+def _same_region(gold: Read, answer: Read) -> bool | None:
+    """Whether two regions are the same; None where one is none, or has no one variable."""
+    if not gold.region or not answer.region:
+        return None
+    names = gold.region.names | answer.region.names
+    if len(names) > 1 and gold.region.names and answer.region.names:
+        return False
+
+    def read(text: str) -> Any:
+        try:
+            return expression(normalize(text), False)
+        except (MemoryError, *MACHINERY):
+            raise
+        except Exception:
+            return None
+
+    try:
+        mine, theirs = as_set(answer.region, read), as_set(gold.region, read)
+        return same_set(mine, theirs, lambda a, b: _equal(b, a))
+    except NoRegion:
+        return None
+
+
+def _same_value(gold: Read, answer: Read) -> bool:
+    imaginary = may_be_complex(gold.body) or may_be_complex(answer.body)
+    imaginary = imaginary and "\\vec" not in gold.body + answer.body
+    theirs, mine = _expression(gold, imaginary), _expression(answer, imaginary)
+    if theirs is None or mine is None:
+        return False
+    mine, theirs = _value(mine, theirs), _value(theirs, mine)
+    if mine is None or theirs is None:
+        return False
+    factor = units.ratio(answer.unit, gold.unit) * answer.size
+    if factor != 1:
+        mine = mine * factor.numerator / factor.denominator
+    if gold.size != 1:
+        theirs = theirs * gold.size
+    percent, gold_percent = units.is_percent(answer.unit), units.is_percent(gold.unit)
+    if percent != gold_percent and answer.unit != gold.unit:
+        share, hundredths = (theirs, mine) if percent else (mine, theirs)
+        if _equal(share * 100, hundredths):
+            return True
+        return not _below_one(share) and _equal(share, hundredths)
+    return _equal(theirs, mine)
+
+
+def _below_one(value: Any) -> bool:
+    try:
+        return bool(abs(value.evalf()) < 1)
+    except (TypeError, AttributeError):
+        return False
+
+
+def _value(found: Any, other: Any) -> Any:
+    """An equation beside what is none: the side that its name has (7 = x, x = 1 + 1 = 2).
+
+    None where it names nothing and is no true statement about numbers: 2x = 5 is not 5.
+    """
+    sides = _sides(found)
+    if not sides or _sides(other):
+        return found
+    named = [side for side in sides if is_name(side)]
+    values = [side for side in sides if not is_name(side)]
+    if len(named) == len(sides):
+        return sides[-1]
+    if any(not _agree(a, b) for a, b in pairwise(values)):
+        return None
+    return values[-1] if named or not values[-1].free_symbols else None
+
+
+def _sides(found: Any) -> list[Any]:
+    """The sides of an equation or of a chain of them, none of anything else."""
+    links = getattr(found, "_unsorted_args", None) or (found,)
+    if not all(isinstance(link, Eq) for link in links):
+        return []
+    return [links[0].lhs, *(link.rhs for link in links)]
+
+
+def _agree(a: Any, b: Any) -> bool:
+    try:
+        return bool(simplify(a - b).equals(0))
+    except TypeError:
+        return a == b
+
+
+def _equal(gold: Any, answer: Any) -> bool:
+    if isinstance(gold, Symbol) and isinstance(answer, Symbol):
+        return gold.name == answer.name  # math-verify knows no case
+    if isinstance(gold, Symbol) or isinstance(answer, Symbol):
+        return bool(gold == answer)
     # -2 <= x <= 7 is [-2, 7], whichever of the two the gold is
     return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True))  # pyright: ignore
 
@@ -85,22 +234,22 @@ def judge(gold: str, answer: str, at_answer: Callable[[], None] = lambda: None) 
     completions leave the baseline, wrong ones do not.
     """
     try:
-        golds = _gold(gold)
+        theirs = _gold(gold)
     except (MemoryError, *MACHINERY):
         raise
     except Exception:
-        golds = []
+        theirs = None
     at_answer()
-    if not golds:
+    if not theirs:
         return {"gold": False, "answer": True, "same": False}
     try:
-        answers = _parse(answer)
-        same = any(_same(g, a) for a in answers for g in golds)
+        mine = _read(answer)
+        same = mine is not None and _same(theirs, mine)
     except (MemoryError, *MACHINERY):
         raise
     except Exception:
-        answers, same = [], False
-    return {"gold": True, "answer": bool(answers), "same": same}
+        mine, same = None, False
+    return {"gold": True, "answer": mine is not None, "same": same}
 
 
 def serve(channel: socket.socket) -> None:

@@ -30,10 +30,12 @@ _SPELLING = NormalizationConfig(
 _READING = ConversionConfig(lowercase_symbols=False)
 # Dropped, added up or guessed at by the parser or its normalization: nothing that can be read.
 _REFUSED = re.compile(
-    r"[\"$&#?@…]|(?<![_0-9.])[0-9][0-9.]* +[0-9.]|[0-9)\]] ?_|\\phantom|\\approx|\\sim(?![a-z])"
-    r"|[+\-] ?\\ldots|\\ldots ?[+\-]|\\\\(?!.*\\end)"
+    r"[\"$]|(?<![_0-9.])[0-9][0-9.]* +[0-9.]|[0-9)\]] ?_|\\phantom|\\approx|\\sim(?![a-z])"
+    r"|[+\-] ?\\ldots|\\ldots ?[+\-]"
 )
-_WORDS = re.compile(r"(\\[A-Za-z]+)|(?<![A-Za-z])[A-Za-z]+")
+_WORDS = re.compile(
+    r"(\\(?:begin|end) ?\{[a-z]{1,12}\*?\}(?: ?\{[clr|]{1,20}\})?|\\[A-Za-z]+)|(?<![A-Za-z])[A-Za-z]+"
+)
 _COUNTED = re.compile(r"[0-9] ?\\text\{[^{}]*\}[^0-9,;]*[0-9]")  # 2 red 3 blue is no product
 _SMALL = frozenset("an as at by do go he if in is it me my no of on or so to up us we".split())
 _KNOWN = frozenset(
@@ -67,8 +69,7 @@ def _spelled(text: str) -> str | None:
     text = _PRIMES.sub(lambda m: f"_{{{'prime' * len(m[1])}}}", text)
     if "'" in text or _REFUSED.search(text):
         return None
-    text = text.replace("\\ldots", "\\text{dots}").replace("\\quad", " ")
-    text = _WORDS.sub(_named, text)
+    text = _WORDS.sub(_named, text).replace("\\ldots", "\\text{dots}")
     return None if _COUNTED.search(text) else text
 
 

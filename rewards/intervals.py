@@ -22,7 +22,7 @@ from grpo.rewards.spelling import CLOSING, OPENING, closing
 MAX_PARTS = 32
 Tree = tuple[Any, ...]
 _OPERATOR = re.compile(r"\\(le|ge|ne)(?![a-z])|\\not ?(=)|([<>=])")
-_NAME = re.compile(r"[A-Za-z](?:_\{?\w{1,20}\}?)?|\\(?!pi(?![a-z])|infty)[a-z]{1,12}")
+_NAME = re.compile(r"[A-Za-z]\([a-z]\)|[A-Za-z](?:_\{?\w{1,20}\}?)?|\\(?!pi(?![a-z])|infty)[a-z]{1,12}")
 _MEMBER = re.compile(r"([A-Za-z](?:_\{?\w{1,20}\}?)?|\\[a-z]{1,12}) ?\\in(?![a-z]) ?(.+)", re.DOTALL)
 _REALS = frozenset(("\\mathbb{R}", "R", "(-\\infty,\\infty)", "\\mathbf{R}", "\\Re"))
 _BUILDER = re.compile(r"\||:|\\mid(?![a-z])|\\colon(?![a-z])")

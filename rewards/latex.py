@@ -15,12 +15,13 @@ from grpo.rewards import units
 from grpo.rewards.exact import number
 from grpo.rewards.spelling import CLOSING, OPENING, closing, is_integer, normalize, respell
 
-__all__ = ["assigned", "both_signs", "compare", "quantity", "respell", "structure"]
+__all__ = ["assigned", "both_signs", "compare", "is_variable", "is_word", "quantity", "respell", "structure"]
 
 _MIXED = re.compile(r"(-?)([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}|(-?)([0-9]+) ([0-9]+)/([0-9]+)")
+_SPACED = re.compile(r"-?[1-9][0-9]{0,2}(?: [0-9]{3})+")
 _BASE = re.compile(r"([0-9A-Fa-f]+) ?_ ?\{? ?([0-9]+) ?\}?")
 _NAME = (
-    r"(?:[A-Za-z](?:_\{?\w{1,20}\}?)?|\\[a-z]{1,12}|\([A-Za-z](?: ?, ?[A-Za-z]){1,8}\)"
+    r"(?:[A-Za-z](?:_\{?\w{1,20}\}?)?|\\(?!pi(?![a-z])|infty)[a-z]{1,12}|\([A-Za-z](?: ?, ?[A-Za-z]){1,8}\)"
     r"|[A-Za-z]\([A-Za-z0-9, ]{1,12}\))"
 )
 _ASSIGN = re.compile(rf"({_NAME}) ?(?:=|\\in(?![a-z])) ?(.+)")
@@ -29,6 +30,7 @@ _UNEVALUATED = re.compile(r"\\(?:i*int|sum|prod|lim|limsup|liminf)(?![A-Za-z])")
 _SEPARATOR = re.compile(r",|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
 _DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{12}")
+_CONDITION = re.compile(r"[<>|:]|\\(?:le|ge|ne|mid|in)(?![a-z])")
 # Letters that stand side by side in products. Other runs of letters are words, or names of points.
 _PRODUCTS = ("abcd", "xyzw", "mnk", "pqrst", "uvw", "ijk", "gh")
 # A choice with or without what it says: "(B)", "B. 12 cm", "option B". Two choices are none.
@@ -64,6 +66,8 @@ def quantity(text: str, near: bool = False) -> tuple[Fraction, units.Unit | None
 
 def _value(text: str) -> Fraction | None:
     value = number(text)
+    if value is None and _SPACED.fullmatch(text):
+        return Fraction(int(text.replace(" ", "")))
     if value is None and (match := _MIXED.fullmatch(text)):
         sign, whole, top, bottom = (part for part in match.groups() if part is not None)
         if max(len(whole), len(top), len(bottom)) < 50 and int(bottom):
@@ -133,6 +137,11 @@ def both_signs(text: str) -> str:
         once = part.count("\\pm") == 1
         values += [part.replace("\\pm", sign) for sign in "+-"] if once else [part]
     return ", ".join(value.strip().removeprefix("+") for value in values)
+
+
+def is_variable(text: str) -> bool:
+    """Whether a text is the name of a value and nothing else: x, a_n, f(x)."""
+    return re.fullmatch(_NAME, text) is not None
 
 
 def is_word(text: str) -> bool:
@@ -237,6 +246,7 @@ def _compare_structures(answer: str, gold: str, tolerance: float, depth: int) ->
     if kind != gold_kind and not unordered:
         both_paired = len(kind) == len(gold_kind) == 2 and len(parts) == len(gold_parts) == 2
         set_and_tuple = {kind, gold_kind} == {"\\{\\}", "()"} and len(parts + gold_parts) > 2
+        set_and_tuple = set_and_tuple and not _CONDITION.search(answer + gold)
         return False if both_paired or set_and_tuple else None
     if len(parts) != len(gold_parts):
         plain = all(_value(part) is not None for part in parts + gold_parts)

@@ -9,6 +9,7 @@ and the comparison of two expressions; what it looks for in prose is no part of 
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import warnings
 from collections.abc import Callable
@@ -21,13 +22,15 @@ from math_verify import verify  # pyright: ignore[reportMissingTypeStubs]
 from sympy import Eq, Symbol, simplify
 
 from grpo.rewards import intervals, units, wire
+from grpo.rewards.exact import number
 from grpo.rewards.faults import MACHINERY, GraderFault, describe, watch
 from grpo.rewards.formula import expression, in_radians, is_name, may_be_complex
-from grpo.rewards.latex import compare, structure
+from grpo.rewards.latex import assigned, both_signs, compare, is_variable, structure
 from grpo.rewards.regions import NoRegion, as_set, same_set
 from grpo.rewards.spelling import normalize
 
 PACKAGES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
+_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
 _LISTS = ("\\{\\}", "")
 _ORDERED = ("()", "[]", "")
 
@@ -51,6 +54,8 @@ class Read:
 def _read(text: str, depth: int = 0) -> Read | None:
     """An answer as far as it can be read from end to end; None if it cannot."""
     text = in_radians(normalize(text)).strip()
+    if "\\pm" in text:
+        text = both_signs(text)
     body, unit, size = units.split(text)
     kind, pieces = structure(body)
     parts: tuple[Read, ...] = ()
@@ -77,7 +82,31 @@ def _expression(read: Read, imaginary: bool) -> Any:
         return None
 
 
-_gold = lru_cache(maxsize=4096)(_read)
+def _claims(text: str) -> list[Read]:
+    """What an answer may be taken for: itself, or of a \\approx b, which have to agree, a and b."""
+    sides = normalize(text).split("\\approx")
+    if len(sides) == 1:
+        read = _read(text)
+        return [read] if read else []
+    first = normalize(sides[0])
+    if (name := assigned(first)) is not None:
+        sides[0] = name[1]
+    read = [_read(side) for side in (sides[1:] if is_variable(first) else sides)]
+    found = [side for side in read if side]
+    values = [_number(side) for side in found]
+    near = all(abs(value - values[0]) <= 0.02 * abs(values[0]) for value in values)
+    return [found[0], found[-1]] if len(found) == len(read) and near else []
+
+
+def _number(read: Read) -> float:
+    """The value of a formula, not a number where it has none."""
+    try:
+        return float(_expression(read, False) * read.size)
+    except (TypeError, ValueError, AttributeError):
+        return float("nan")
+
+
+_gold = lru_cache(maxsize=4096)(_claims)
 
 
 def warm_up() -> None:
@@ -88,8 +117,7 @@ def warm_up() -> None:
         ("\\sqrt{2}", "1.41"),
         ("[2,\\infty)", "x \\ge 2"),
     ):
-        theirs, mine = _gold(gold), _read(answer)
-        if theirs and mine:
+        for theirs, mine in zip(_gold(gold), _claims(answer), strict=True):
             _same(theirs, mine)
 
 
@@ -108,7 +136,17 @@ def _same(gold: Read, answer: Read) -> bool:
         return all(map(_same_part, gold.parts, answer.parts))
     if answer.parts and gold.parts and _set_beside_tuple(answer, gold):
         return False
+    if not listed and (comma := _decimal_comma(gold, answer)) is not None:
+        return comma
     return _same_value(gold, answer)
+
+
+def _decimal_comma(gold: Read, answer: Read) -> bool | None:
+    """The verdict where one of two numbers has a decimal comma (1,22); None where none has."""
+    for one, other in ((gold.body, answer.body), (answer.body, gold.body)):
+        if _COMMA.fullmatch(one) and number(other) is not None:
+            return number(one.replace(",", ".")) == number(other)
+    return None
 
 
 def _set_beside_tuple(answer: Read, gold: Read) -> bool:
@@ -238,18 +276,18 @@ def judge(gold: str, answer: str, at_answer: Callable[[], None] = lambda: None) 
     except (MemoryError, *MACHINERY):
         raise
     except Exception:
-        theirs = None
+        theirs = []
     at_answer()
     if not theirs:
         return {"gold": False, "answer": True, "same": False}
     try:
-        mine = _read(answer)
-        same = mine is not None and _same(theirs, mine)
+        mine = _claims(answer)
+        same = any(_same(theirs_one, mine_one) for mine_one in mine for theirs_one in theirs)
     except (MemoryError, *MACHINERY):
         raise
     except Exception:
-        mine, same = None, False
-    return {"gold": True, "answer": mine is not None, "same": same}
+        mine, same = [], False
+    return {"gold": True, "answer": bool(mine), "same": same}
 
 
 def serve(channel: socket.socket) -> None:

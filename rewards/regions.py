@@ -89,10 +89,10 @@ def _set(tree: Tree, read: Read, names: set[str]) -> Any:
         case ("or", parts):
             return Union(*(_set(part, read, names) for part in parts))
         case ("and", parts):
-            return Intersection(*(_set(part, read, names) for part in parts))
+            return _both([_set(part, read, names) for part in parts])
         case ("list", parts):
             found = [_set(part, read, names) for part in parts]
-            both = Intersection(*found)
+            both = _both(found)
             return Union(*found) if both == EmptySet else both
         case ("minus", whole, part):
             return _set(whole, read, names) - _set(part, read, names)
@@ -100,6 +100,15 @@ def _set(tree: Tree, read: Read, names: set[str]) -> Any:
             return _relation(left, operator, right, name, read, names)
         case _:
             raise NoRegion
+
+
+def _both(parts: list[Any]) -> Any:
+    """What all sets have in common; a < x < b without knowing whether a is below b."""
+    if len(parts) == 2 and all(isinstance(part, Interval) for part in parts):
+        upper, lower = sorted(parts, key=lambda part: part.end == oo)
+        if upper.start == -oo and lower.end == oo and lower.start != -oo:
+            return Interval(lower.start, upper.end, lower.left_open, upper.right_open)
+    return Intersection(*parts)
 
 
 def _endpoint(text: str, read: Read) -> Any:

@@ -78,6 +78,8 @@ _NAMES = {
     "\\lvert": "|",
     "\\rvert": "|",
     "\\cdots": "\\ldots",
+    "\\dots": "\\ldots",
+    "...": "\\ldots ",
     "\\backslash": "\\setminus",
     "\\smallsetminus": "\\setminus",
     "\\mathcal{O}": "O",
@@ -97,6 +99,7 @@ _SIGNS |= {
     for name in _GREEK
 }
 _RELATION = re.compile(r"\\(le|ge|ne)(?:q(?:slant)?)?(?![A-Za-z])|\\(lt|gt)(?![A-Za-z])")
+_DOUBLED = re.compile(r"\\(?=\\[A-Za-z])")  # a backslash that was escaped once too often
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
 _RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile("[₀-₉]+")
@@ -155,6 +158,8 @@ def respell(text: str) -> str:
         if spelling in text:
             text = text.replace(spelling, name)
     if "\\" in text:
+        if "\\begin" not in text:
+            text = _DOUBLED.sub("", text)
         text = _RELATION.sub(_relation, text)
         text = _VECTOR.sub(lambda m: f"\\vec{{{m[1].removeprefix(_SLASH)[0]}}}", text)
         text = _STAYS.sub("", _GONE.sub(" ", text))

@@ -19,7 +19,11 @@ __all__ = ["assigned", "both_signs", "compare", "is_variable", "is_word", "quant
 
 _MIXED = re.compile(r"(-?)([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}|(-?)([0-9]+) ([0-9]+)/([0-9]+)")
 _SPACED = re.compile(r"-?[1-9][0-9]{0,2}(?: [0-9]{3})+")
-_BASE = re.compile(r"([0-9A-Fa-f]+) ?_ ?\{? ?([0-9]+) ?\}?")
+_BASES = "two three four five six seven eight nine ten eleven twelve".split()
+_BASE = re.compile(
+    r"\(? ?([0-9][0-9A-Fa-f]*|[0-9A-Fa-f]{2,}) ?\)?(?: ?_ ?\{? ?(?:base )?| \(?base )"
+    rf"([0-9]+|{'|'.join(_BASES)}) ?\}}?\)?"
+)
 _NAME = (
     r"(?:[A-Za-z](?:_\{?\w{1,20}\}?)?|\\(?!pi(?![a-z])|infty)[a-z]{1,12}|\([A-Za-z](?: ?, ?[A-Za-z]){1,8}\)"
     r"|[A-Za-z]\([A-Za-z0-9, ]{1,12}\))"
@@ -193,12 +197,9 @@ def _compare(answer: str, gold: str, tolerance: float, depth: int) -> bool | Non
         # A decimal of twelve places is a fraction printed by a program, not an approximation.
         loose = tolerance if "." in gold else 1e-11 if _LONG_DECIMAL.search(answer) else 0.0
         return _same_quantity(*amount, *target, loose)
-    base, gold_base = _BASE.fullmatch(answer), _BASE.fullmatch(gold)
+    base, gold_base = _in_base(answer), _in_base(gold)
     if base or gold_base:
-        if base and gold_base:
-            return base.groups() == gold_base.groups()
-        if amount if gold_base else target:
-            return False
+        return base == gold_base
     if _UNEVALUATED.search(answer) and not _UNEVALUATED.search(gold):
         return False
     name, gold_name = assigned(answer), assigned(gold)
@@ -212,6 +213,15 @@ def _compare(answer: str, gold: str, tolerance: float, depth: int) -> bool | Non
     if name and "=" not in gold:
         return _only_true(_compare(name[1], gold, tolerance, depth + 1))
     return _compare_structures(answer, gold, tolerance, depth)
+
+
+def _in_base(text: str) -> tuple[str, int] | None:
+    """(digits, base) of 101_2, (101)_{2} or 101 base two."""
+    match = _BASE.fullmatch(text)
+    if not match:
+        return None
+    base = int(match[2][:9]) if match[2].isdigit() else _BASES.index(match[2]) + 2
+    return match[1].upper(), base
 
 
 def _only_true(verdict: bool | None) -> bool | None:

@@ -19,7 +19,8 @@ from itertools import pairwise
 from typing import Any
 
 from math_verify import verify  # pyright: ignore[reportMissingTypeStubs]
-from sympy import Eq, Symbol, simplify
+from sympy import Derivative, Eq, Expr, Float, Integral, Limit, Product, Sum, Symbol, UnevaluatedExpr
+from sympy import simplify
 
 from grpo.rewards import intervals, units, wire
 from grpo.rewards.exact import number
@@ -31,6 +32,7 @@ from grpo.rewards.spelling import normalize
 
 PACKAGES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
 _COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
+_SLOW = (Derivative, Integral, Limit, Product, Sum, UnevaluatedExpr)
 _LISTS = ("\\{\\}", "")
 _ORDERED = ("()", "[]", "")
 
@@ -253,11 +255,27 @@ def _agree(a: Any, b: Any) -> bool:
         return a == b
 
 
+def _apart(a: Any, b: Any) -> bool:
+    """Whether two expressions differ at a point, which is sooner seen than by simplifying."""
+    if not isinstance(a, Expr) or not isinstance(b, Expr) or a.has(*_SLOW) or b.has(*_SLOW):
+        return False
+    names = sorted(a.free_symbols | b.free_symbols, key=str)
+    point = {name: Float(0.7123 + 0.3719 * k) for k, name in enumerate(names)}
+    try:
+        found = [complex(side.xreplace(point).evalf(15)) for side in (a, b)]  # pyright: ignore
+    except (TypeError, ValueError, ArithmeticError, AttributeError):
+        return False
+    gap = abs(found[0] - found[1])
+    return gap > 1e-5 and gap > 1e-9 * max(map(abs, found))  # false for what is not a number
+
+
 def _equal(gold: Any, answer: Any) -> bool:
     if isinstance(gold, Symbol) and isinstance(answer, Symbol):
         return gold.name == answer.name  # math-verify knows no case
     if isinstance(gold, Symbol) or isinstance(answer, Symbol):
         return bool(gold == answer)
+    if _apart(gold, answer):
+        return False
     # -2 <= x <= 7 is [-2, 7], whichever of the two the gold is
     return bool(verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True))  # pyright: ignore
 

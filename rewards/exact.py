@@ -55,10 +55,10 @@ def number(text: str) -> Fraction | None:
     None if it is anything else. `text` is already `clean`. Thousands separators must group by
     three, and an exponent of ten is at most 400.
     """
+    if text.isascii() and text.removeprefix("-").isdigit():  # within Python's 4,300 digits
+        return Fraction(int(text)) if len(text) <= MAX_LENGTH else None
     if len(text) > 2 * MAX_DIGITS or not text:
         return None
-    if text.isascii() and text.isdigit():
-        return Fraction(int(text)) if len(text) <= MAX_DIGITS else None
     body = text.removeprefix("\\$").removeprefix("$").replace(" ", "")
     if _GROUPED.fullmatch(body) and ", " not in text:
         body = body.replace("{,}", "").replace(",", "")

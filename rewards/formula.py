@@ -1,9 +1,9 @@
-r"""One formula as SymPy reads it, or nothing: every sign of the text counts (confined side of `math`).
+r"""One formula as SymPy reads it, or nothing: every sign counts (confined side of `math`).
 
-math-verify looks for a formula in a text and its normalization drops what it does not know: units,
-words, dots, quotes, dollars, the base of 10_2; it adds the numbers of "5 6". Here its parser gets the
-whole text as it is. It ends in an error where a sign is left over, and what it would drop silently is
-refused before. A word is a symbol of its own, never the product of its letters.
+math-verify looks for a formula in a text, and its normalization drops what it does not know: units,
+words, dots, quotes, dollars, the base of 10_2; it adds the numbers of "5 6". Here its parser gets
+the whole text as it is. It ends in an error where a sign is left over, and what it would drop
+silently is refused before. A word is a symbol of its own, never the product of its letters.
 """
 
 from __future__ import annotations
@@ -12,40 +12,41 @@ import re
 from functools import lru_cache
 from typing import Any
 
-from latex2sympy2_extended import (  # pyright: ignore[reportMissingTypeStubs]
-    NormalizationConfig,
-    latex2sympy,
-    normalize_latex,
-)
-from latex2sympy2_extended.latex2sympy2 import (  # pyright: ignore[reportMissingTypeStubs]
-    ConversionConfig,
-)
-from sympy import I, Symbol
+import sympy  # pyright: ignore[reportMissingTypeStubs]
+from latex2sympy2_extended import latex2sympy2  # pyright: ignore[reportMissingTypeStubs]
+from sympy.core.function import AppliedUndef  # pyright: ignore[reportMissingTypeStubs]
 
 from grpo.rewards.latex import is_word
 
-_SPELLING = NormalizationConfig(
+_sp: Any = sympy  # untyped
+_peer: Any = latex2sympy2
+_SPELLING = _peer.NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
 )
-_READING = ConversionConfig(lowercase_symbols=False)
+_READING = _peer.ConversionConfig(lowercase_symbols=False)
 # Dropped, added up or guessed at by the parser or its normalization: nothing that can be read.
 _REFUSED = re.compile(
     r"[\"$]|(?<![_0-9.])[0-9][0-9.]* +[0-9.]|[0-9)\]] ?_|\\phantom|\\approx|\\sim(?![a-z])"
     r"|[+\-] ?\\ldots|\\ldots ?[+\-]"
 )
 _WORDS = re.compile(
-    r"(\\(?:begin|end) ?\{[a-z]{1,12}\*?\}(?: ?\{[clr|]{1,20}\})?|\\[A-Za-z]+)|(?<![A-Za-z])[A-Za-z]+"
+    r"(\\(?:begin|end) ?\{[a-z]{1,12}\*?\}(?: ?\{[clr|]{1,20}\})?|\\[A-Za-z]+)"
+    r"|(?<![A-Za-z])[A-Za-z]+"
 )
 _COUNTED = re.compile(r"[0-9] ?\\text\{[^{}]*\}[^0-9,;]*[0-9]")  # 2 red 3 blue is no product
-_SMALL = frozenset("an as at by do go he if in is it me my no of on or so to up us we".split())
-_KNOWN = frozenset(
+_SMALL = "an as at by do go he if in is it me my no of on or so to up us we"
+_SMALL_WORDS = frozenset(_SMALL.split())
+_FUNCTIONS = (
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp lim max min gcd lcm mod"
-    " det and or dx dy dt infty sqrt frac".split()
+    " det and or dx dy dt infty sqrt frac"
 )
+_KNOWN = frozenset(_FUNCTIONS.split())
 _VOWEL = re.compile("[aeiou]")
 _ANGLE = re.compile(r"([0-9.]+|\\pi) ?°")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
-_IMAGINARY = re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z])|(?<![A-Za-z\\])i(?=\\)|\\sqrt ?\{? ?-|\\imath")
+_IMAGINARY = re.compile(
+    r"(?<![A-Za-z\\])i(?![A-Za-z])|(?<![A-Za-z\\])i(?=\\)|\\sqrt ?\{? ?-|\\imath"
+)
 _INDEX = re.compile(r"_ ?\{? ?i(?![a-z])|\\vec|(?<![A-Za-z\\])[jk](?![A-Za-z])")
 _PRIMES = re.compile(r"(?<=[A-Za-z])('{1,4})")
 
@@ -74,11 +75,11 @@ def _spelled(text: str) -> str | None:
 
 
 def _named(match: re.Match[str]) -> str:
-    """A word, or the name of several points, as one symbol; letters that are factors as they are."""
+    """A word, or the name of several points, as one symbol; factors as they are."""
     word = match[0]
     if match[1] or len(word) == 1 or word in _KNOWN:
         return word
-    if word in _SMALL or (is_word(word) and word.isupper()):
+    if word in _SMALL_WORDS or (is_word(word) and word.isupper()):
         return f"\\text{{{word}}}"
     before, after = match.string[: match.start()], match.string[match.end() :]
     alone = not before[-1:].isalnum() and not after[:1].isalnum() and after[:1] not in ("^", "_")
@@ -97,21 +98,21 @@ def expression(text: str, imaginary: bool) -> Any:
     spelled = _spelled(text)
     if spelled is None:
         return None
-    spelled = normalize_latex(spelled, _SPELLING)
-    found: Any = latex2sympy(  # pyright: ignore
+    spelled = _peer.normalize_latex(spelled, _SPELLING)
+    found: Any = _peer.latex2sympy(
         spelled,
         is_real=None if imaginary else True,
         normalization_config=None,
         conversion_config=_READING,
     )
     if imaginary:
-        found = found.xreplace({s: I for s in found.free_symbols if s.name in ("i", "imath")})
+        found = found.xreplace({s: _sp.I for s in found.free_symbols if s.name in ("i", "imath")})
     return found
 
 
 def is_name(found: Any) -> bool:
     """Whether a side of an equation is what the other side is the value of: x, f(x), AB, a/b."""
-    if isinstance(found, Symbol):
+    if isinstance(found, (_sp.Symbol, AppliedUndef)):
         return True
     if getattr(found, "is_Function", False) or not getattr(found, "args", ()):
         return bool(getattr(found, "free_symbols", ())) and not getattr(found, "is_Number", False)

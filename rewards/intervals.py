@@ -22,11 +22,17 @@ from grpo.rewards.spelling import CLOSING, OPENING, closing
 MAX_PARTS = 32
 Tree = tuple[Any, ...]
 _OPERATOR = re.compile(r"\\(le|ge|ne)(?![a-z])|\\not ?(=)|([<>=])")
-_NAME = re.compile(r"[A-Za-z]\([a-z]\)|[A-Za-z](?:_\{?\w{1,20}\}?)?|\\(?!pi(?![a-z])|infty)[a-z]{1,12}")
-_MEMBER = re.compile(r"([A-Za-z](?:_\{?\w{1,20}\}?)?|\\[a-z]{1,12}) ?\\in(?![a-z]) ?(.+)", re.DOTALL)
+_NAME = re.compile(
+    r"[A-Za-z]\([a-z]\)|[A-Za-z](?:_\{?\w{1,20}\}?)?|\\(?!pi(?![a-z])|infty)[a-z]{1,12}"
+)
+_MEMBER = re.compile(
+    r"([A-Za-z](?:_\{?\w{1,20}\}?)?|\\[a-z]{1,12}) ?\\in(?![a-z]) ?(.+)", re.DOTALL
+)
 _REALS = frozenset(("\\mathbb{R}", "R", "(-\\infty,\\infty)", "\\mathbf{R}", "\\Re"))
 _BUILDER = re.compile(r"\||:|\\mid(?![a-z])|\\colon(?![a-z])")
-_TURNED = re.compile(r"(\[|\])([^][(),]{1,80})(,)([^][(),]{1,80})([\[\])])|(\()([^][(),]{1,80})(,)([^][(),]{1,80})(\[)")
+_TURNED = re.compile(
+    r"(\[|\])([^][(),;]{1,80})([,;])([^][(),;]{1,80})([\[\])])|(\()([^][(),;]{1,80})([,;])([^][(),;]{1,80})(\[)"
+)
 _OR = re.compile(r"(?<![A-Za-z\\])or(?![A-Za-z])|\\lor(?![a-z])|\\vee(?![a-z])")
 _AND = re.compile(r"(?<![A-Za-z\\])and(?![A-Za-z])|\\land(?![a-z])|\\wedge(?![a-z])")
 _LIST = re.compile(r"[,;]")
@@ -47,6 +53,11 @@ class Region:
     names: frozenset[str]
     sure: bool
 
+    @property
+    def two_names(self) -> bool:
+        """Whether it compares two letters (x > y), either of which may be the variable."""
+        return self.tree[0] == "relation" and all(map(_NAME.fullmatch, self.tree[1:4:2]))
+
 
 def read(text: str) -> Region | None:
     """The region that a normalized answer is, None if it is not one as a whole."""
@@ -62,7 +73,7 @@ def read(text: str) -> Region | None:
 
 def _finite(tree: Tree) -> bool:
     """Whether a tree is values, listed: the business of who compares lists."""
-    if tree[0] in ("or", "list"):
+    if tree[0] in ("or", "and", "list"):
         return all(map(_finite, tree[1]))
     return tree[0] == "points" or (tree[0] == "relation" and tree[2] == "=")
 

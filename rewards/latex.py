@@ -15,23 +15,32 @@ from grpo.rewards import units
 from grpo.rewards.exact import number
 from grpo.rewards.spelling import CLOSING, OPENING, closing, is_integer, normalize, respell
 
-__all__ = ["assigned", "both_signs", "compare", "is_variable", "is_word", "quantity", "respell", "structure"]
+__all__ = [
+    "assigned",
+    "both_signs",
+    "compare",
+    "is_variable",
+    "is_word",
+    "quantity",
+    "respell",
+    "structure",
+]
 
 _MIXED = re.compile(r"(-?)([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}|(-?)([0-9]+) ([0-9]+)/([0-9]+)")
 _SPACED = re.compile(r"-?[1-9][0-9]{0,2}(?: [0-9]{3})+")
-_BASES = "two three four five six seven eight nine ten eleven twelve".split()
+_BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _BASE = re.compile(
     r"\(? ?([0-9][0-9A-Fa-f]*|[0-9A-Fa-f]{2,}) ?\)?(?: ?_ ?\{? ?(?:base )?| \(?base )"
     rf"([0-9]+|{'|'.join(_BASES)}) ?\}}?\)?"
 )
 _NAME = (
-    r"(?:[A-Za-z](?:_\{?\w{1,20}\}?)?|\\(?!pi(?![a-z])|infty)[a-z]{1,12}|\([A-Za-z](?: ?, ?[A-Za-z]){1,8}\)"
-    r"|[A-Za-z]\([A-Za-z0-9, ]{1,12}\))"
+    r"(?:[A-Za-z](?:_\{?\w{1,20}\}?)?|\\(?!pi(?![a-z])|infty)[a-z]{1,12}"
+    r"|\([A-Za-z](?: ?, ?[A-Za-z]){1,8}\)|[A-Za-z]\([A-Za-z0-9, ]{1,12}\))"
 )
 _ASSIGN = re.compile(rf"({_NAME}) ?(?:=|\\in(?![a-z])) ?(.+)")
 _TURNED = re.compile(rf"([^=<>]+?) ?= ?({_NAME})")
 _UNEVALUATED = re.compile(r"\\(?:i*int|sum|prod|lim|limsup|liminf)(?![A-Za-z])")
-_SEPARATOR = re.compile(r",|;|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])")
+_SEPARATOR = re.compile(r",|;|(?<![A-Za-z\\])(?:and|or)(?![a-z])")
 _DECIMAL_COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
 _LONG_DECIMAL = re.compile(r"\.[0-9]{12}")
 _CONDITION = re.compile(r"[<>|:]|\\(?:le|ge|ne|mid|in)(?![a-z])")
@@ -46,7 +55,7 @@ _CHOICE = re.compile(
 _OTHER_CHOICE = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J](?=[.):]|$)")
 _CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2}) ?(?:([ap])\.? ?m\.?)?", re.IGNORECASE)
 _MODULUS = re.compile(r" ?\\pmod ?(?:\{[^{}]*\}|[0-9])| ?\( ?\\?mod [^()]*\)| \\?mod [0-9a-z]+$")
-_RATIO = re.compile(r"([0-9]+) (?:to|:) ([0-9]+)")
+_RATIO = re.compile(r"(?<![0-9])([0-9]+) (?:to|:) ([0-9]+)")
 _ARTICLE = re.compile(r"(?:an?|the) (?=[a-z]{3,}$)", re.IGNORECASE)
 _RECURRING = re.compile(r"(-?)([0-9]{0,20})\.([0-9]{0,20})\\(?:overline|bar)\{([0-9]{1,20})\}")
 _SCIENTIFIC = re.compile(
@@ -74,7 +83,7 @@ def _value(text: str) -> Fraction | None:
         return Fraction(int(text.replace(" ", "")))
     if value is None and (match := _MIXED.fullmatch(text)):
         sign, whole, top, bottom = (part for part in match.groups() if part is not None)
-        if max(len(whole), len(top), len(bottom)) < 50 and int(bottom):
+        if max(len(whole), len(top), len(bottom)) < 50 and int(top) < int(bottom):
             value = int(whole) + Fraction(int(top), int(bottom))
             value = -value if sign else value
     if value is None and (match := _SCIENTIFIC.fullmatch(text)):
@@ -204,7 +213,7 @@ def _compare(answer: str, gold: str, tolerance: float, depth: int) -> bool | Non
         return False
     name, gold_name = assigned(answer), assigned(gold)
     if name and gold_name:
-        if name[0] == gold_name[0]:
+        if _called(name[0]) == _called(gold_name[0]):
             return _compare(name[1], gold_name[1], tolerance, depth + 1)
         letters = name[0].isalpha() and gold_name[0].isalpha()
         return False if letters and quantity(name[1]) and quantity(gold_name[1]) else None
@@ -213,6 +222,11 @@ def _compare(answer: str, gold: str, tolerance: float, depth: int) -> bool | Non
     if name and "=" not in gold:
         return _only_true(_compare(name[1], gold, tolerance, depth + 1))
     return _compare_structures(answer, gold, tolerance, depth)
+
+
+def _called(name: str) -> str:
+    """A name without the variable that a function is written with: W of W(x) and W(n)."""
+    return name[0] if len(name) == 4 and name[1] == "(" and name[2].islower() else name
 
 
 def _in_base(text: str) -> tuple[str, int] | None:
@@ -280,9 +294,7 @@ def _counted(parts: list[str], gold_parts: list[str]) -> bool:
     )
 
 
-def _matched(
-    parts: list[str], gold_parts: list[str], tolerance: float, depth: int
-) -> bool | None:
+def _matched(parts: list[str], gold_parts: list[str], tolerance: float, depth: int) -> bool | None:
     left = list(parts)
     unknown = False
     for wanted in gold_parts:

@@ -5,27 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sympy import (
-    EmptySet,
-    Eq,
-    FiniteSet,
-    Ge,
-    Gt,
-    Intersection,
-    Interval,
-    Le,
-    Lt,
-    Ne,
-    S,
-    Symbol,
-    Union,
-    oo,
-)
+import sympy  # pyright: ignore[reportMissingTypeStubs]
 
 from grpo.rewards.intervals import Region, Tree
 
+_sp: Any = sympy  # untyped
 Read = Callable[[str], Any]
-_RELATIONS = {"<": Lt, ">": Gt, "le": Le, "ge": Ge, "ne": Ne, "=": Eq}
+_RELATIONS = {"<": _sp.Lt, ">": _sp.Gt, "le": _sp.Le, "ge": _sp.Ge, "ne": _sp.Ne, "=": _sp.Eq}
 _FLIPPED = {"<": ">", ">": "<", "le": "ge", "ge": "le", "ne": "ne", "=": "="}
 
 
@@ -51,16 +37,16 @@ def same_set(answer: Any, gold: Any, same: Callable[[Any, Any], bool]) -> bool:
         return True
     if answer.free_symbols or gold.free_symbols:
         return False
-    return answer.symmetric_difference(gold) == EmptySet
+    return answer.symmetric_difference(gold) == _sp.EmptySet
 
 
 def _pieces(found: Any) -> list[Any]:
-    parts = list(found.args) if isinstance(found, Union) else [found]
+    parts = list(found.args) if isinstance(found, _sp.Union) else [found]
     return sorted(parts, key=_start)
 
 
 def _start(piece: Any) -> float:
-    low = piece.start if isinstance(piece, Interval) else next(iter(piece.args), oo)
+    low = piece.start if isinstance(piece, _sp.Interval) else next(iter(piece.args), _sp.oo)
     try:
         return float(low)
     except (TypeError, ValueError):
@@ -68,7 +54,7 @@ def _start(piece: Any) -> float:
 
 
 def _same_piece(mine: Any, theirs: Any, same: Callable[[Any, Any], bool]) -> bool:
-    if not (isinstance(mine, Interval) and isinstance(theirs, Interval)):
+    if not (isinstance(mine, _sp.Interval) and isinstance(theirs, _sp.Interval)):
         return mine == theirs
     if (mine.left_open, mine.right_open) != (theirs.left_open, theirs.right_open):
         return False
@@ -79,21 +65,21 @@ def _same_piece(mine: Any, theirs: Any, same: Callable[[Any, Any], bool]) -> boo
 def _set(tree: Tree, read: Read, names: set[str]) -> Any:
     match tree:
         case ("reals",):
-            return S.Reals
+            return _sp.S.Reals
         case ("empty",):
-            return EmptySet
+            return _sp.EmptySet
         case ("points", parts):
-            return FiniteSet(*(_endpoint(part, read) for part in parts))
+            return _sp.FiniteSet(*(_endpoint(part, read) for part in parts))
         case ("interval", low, high, left, right):
-            return Interval(_endpoint(low, read), _endpoint(high, read), left, right)
+            return _sp.Interval(_endpoint(low, read), _endpoint(high, read), left, right)
         case ("or", parts):
-            return Union(*(_set(part, read, names) for part in parts))
+            return _sp.Union(*(_set(part, read, names) for part in parts))
         case ("and", parts):
             return _both([_set(part, read, names) for part in parts])
         case ("list", parts):
             found = [_set(part, read, names) for part in parts]
             both = _both(found)
-            return Union(*found) if both == EmptySet else both
+            return _sp.Union(*found) if both == _sp.EmptySet else both
         case ("minus", whole, part):
             return _set(whole, read, names) - _set(part, read, names)
         case ("relation", left, operator, right, name):
@@ -104,11 +90,11 @@ def _set(tree: Tree, read: Read, names: set[str]) -> Any:
 
 def _both(parts: list[Any]) -> Any:
     """What all sets have in common; a < x < b without knowing whether a is below b."""
-    if len(parts) == 2 and all(isinstance(part, Interval) for part in parts):
-        upper, lower = sorted(parts, key=lambda part: part.end == oo)
-        if upper.start == -oo and lower.end == oo and lower.start != -oo:
-            return Interval(lower.start, upper.end, lower.left_open, upper.right_open)
-    return Intersection(*parts)
+    if len(parts) == 2 and all(isinstance(part, _sp.Interval) for part in parts):
+        upper, lower = sorted(parts, key=lambda part: part.end == _sp.oo)
+        if upper.start == -_sp.oo and lower.end == _sp.oo and lower.start != -_sp.oo:
+            return _sp.Interval(lower.start, upper.end, lower.left_open, upper.right_open)
+    return _sp.Intersection(*parts)
 
 
 def _endpoint(text: str, read: Read) -> Any:
@@ -121,9 +107,7 @@ def _endpoint(text: str, read: Read) -> Any:
     return found
 
 
-def _relation(
-    left: str, operator: str, right: str, name: str, read: Read, names: set[str]
-) -> Any:
+def _relation(left: str, operator: str, right: str, name: str, read: Read, names: set[str]) -> Any:
     if name == right:
         left, operator, right = right, _FLIPPED[operator], left
     if name == left:
@@ -135,18 +119,18 @@ def _relation(
     names |= {symbol.name for symbol in variables}
     if len(variables) != 1:
         raise NoRegion
-    real = Symbol(next(iter(variables)).name, real=True)
-    swap = {symbol: real for symbol in variables}
+    real = _sp.Symbol(next(iter(variables)).name, real=True)
+    swap = dict.fromkeys(variables, real)
     return _RELATIONS[operator](a.xreplace(swap), b.xreplace(swap)).as_set()
 
 
 def _ray(operator: str, end: Any) -> Any:
     match operator:
         case "<" | "le":
-            return Interval(-oo, end, True, operator == "<")
+            return _sp.Interval(-_sp.oo, end, True, operator == "<")
         case ">" | "ge":
-            return Interval(end, oo, operator == ">", True)
+            return _sp.Interval(end, _sp.oo, operator == ">", True)
         case "ne":
-            return Union(Interval.open(-oo, end), Interval.open(end, oo))
+            return _sp.Union(_sp.Interval.open(-_sp.oo, end), _sp.Interval.open(end, _sp.oo))
         case _:
-            return FiniteSet(end)
+            return _sp.FiniteSet(end)

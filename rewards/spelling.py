@@ -4,6 +4,8 @@ Everything here keeps what is said: x² becomes x^{2} and not x2, ½ after a 3 s
 Each expression scans a text once; none of them backtracks beyond that.
 """
 
+# ruff: noqa: RUF001, RUF003
+
 from __future__ import annotations
 
 import re
@@ -35,21 +37,21 @@ _SIGNS = {
     "≈": "\\approx ",
     "∈": "\\in ",
     "∉": "\\notin ",
-    "∣": "\\mid ",  # noqa: RUF001
+    "∣": "\\mid ",
     "∧": "\\land ",
-    "∨": "\\lor ",  # noqa: RUF001
+    "∨": "\\lor ",
     "→": "\\to ",
-    "×": "\\times ",  # noqa: RUF001
+    "×": "\\times ",
     "·": "\\cdot ",
     "⋅": "\\cdot ",
     "∙": "\\cdot ",
     "÷": "\\div ",
     "±": "\\pm ",
     "∓": "\\mp ",
-    "−": "-",  # noqa: RUF001
+    "−": "-",
     "﹣": "-",
     "⁄": "/",
-    "∕": "/",  # noqa: RUF001
+    "∕": "/",
     "ℝ": "\\mathbb{R}",
     "ℤ": "\\mathbb{Z}",
     "ℕ": "\\mathbb{N}",
@@ -57,7 +59,7 @@ _SIGNS = {
     "ℂ": "\\mathbb{C}",
     "…": "\\ldots ",
     "⋯": "\\ldots ",
-    "′": "'",  # noqa: RUF001
+    "′": "'",
     "、": ",",
     "。": ".",
     "℃": "°C",
@@ -93,21 +95,34 @@ _NAMES = {
     "&gt;": ">",
     "&nbsp;": " ",
 }
-_GREEK = "alpha beta gamma delta epsilon theta lambda mu pi rho sigma tau phi omega".split()
-_SIGNS |= {
-    unicodedata.lookup(f"GREEK SMALL LETTER {'lamda' if name == 'lambda' else name}"): f"\\{name} "
-    for name in _GREEK
+_ORDINAL = re.compile(r"(?<=[0-9]) ?\^ ?\{? ?(st|nd|rd|th)(?![A-Za-z]) ?\}?")  # 2^{nd}
+_GREEK = {
+    "α": "\\alpha ",
+    "β": "\\beta ",
+    "γ": "\\gamma ",
+    "δ": "\\delta ",
+    "ε": "\\epsilon ",
+    "θ": "\\theta ",
+    "λ": "\\lambda ",
+    "μ": "\\mu ",
+    "π": "\\pi ",
+    "ρ": "\\rho ",
+    "σ": "\\sigma ",
+    "τ": "\\tau ",
+    "φ": "\\phi ",
+    "ω": "\\omega ",
 }
 _RELATION = re.compile(r"\\(le|ge|ne)(?:q(?:slant)?)?(?![A-Za-z])|\\(lt|gt)(?![A-Za-z])")
 _DOUBLED = re.compile(r"\\(?=\\[A-Za-z])")  # a backslash that was escaped once too often
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
 _RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
 _LOWERED = re.compile("[₀-₉]+")
-_ROOT = re.compile("√ ?(?:\\{([^{}]*)\\}|\\(([^()]*)\\)|([0-9]+|[A-Za-z]))")
+_ROOT = re.compile("([√∛∜]) ?(?:\\{([^{}]*)\\}|\\(([^()]*)\\)|([0-9]+|[A-Za-z]))")
+_ROOTS = {"√": "", "∛": "[3]", "∜": "[4]"}
 _FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|ln|log|exp)(?= ?[(^_])")
 _SQRT = re.compile(r"(?<![A-Za-z\\])sqrt ?(?=[({])")
-_MINUS = re.compile("^(?:minus |negative |–)(?=[0-9.\\\\])", re.IGNORECASE)  # noqa: RUF001
-_DASH = re.compile("(?<=[(,=<>{\\[])( ?)–(?=[0-9.A-Za-z\\\\])|(?<=[A-Za-z)}]) – ")  # noqa: RUF001
+_MINUS = re.compile("^(?:minus |negative |–)(?=[0-9.\\\\])", re.IGNORECASE)
+_DASH = re.compile("(?<=[(,=<>{\\[])( ?)–(?=[0-9.A-Za-z\\\\])|(?<=[A-Za-z)}]) – ")
 _REALS = re.compile(r"(?:\\text\{)?all (?:real numbers|reals)\}?\.?")
 _PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])")
 _INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])")
@@ -184,22 +199,21 @@ def _relation(match: re.Match[str]) -> str:
 
 
 def _from_unicode(text: str) -> str:
-    """Signs by their names; superscripts, fractions, digits of other scripts and letters by rule."""
+    """Signs by their names; raised and lowered ones, fractions, digits and letters by rule."""
     text = "".join(map(_sign, text)) if len(text) <= 4096 else text
     text = _VULGAR.sub(_fraction, text)
     text = _RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
     text = _LOWERED.sub(lambda m: f"_{{{unicodedata.normalize('NFKC', m[0])}}}", text)
-    text = text.replace("−", "-")  # noqa: RUF001  (what a raised minus becomes)
-    if "√" in text:
-        text = _ROOT.sub(lambda m: f"\\sqrt{{{m[1] or m[2] or m[3]}}}", text)
+    text = text.replace("−", "-")  # what a raised minus becomes
+    text = _ROOT.sub(lambda m: f"\\sqrt{_ROOTS[m[1]]}{{{m[2] or m[3] or m[4]}}}", text)
     return _DASH.sub("-", text)
 
 
 def _sign(char: str) -> str:
     if char < "\x80":
         return char
-    if char in _SIGNS:
-        return _SIGNS[char]
+    if name := _SIGNS.get(char) or _GREEK.get(char):
+        return name
     if unicodedata.category(char) == "Nd":  # ٥, ５, and the digits of every other script
         return str(unicodedata.digit(char))
     if "\uff01" <= char <= "\uff5e" or char == "\u3000":  # full width
@@ -226,7 +240,11 @@ def normalize(text: str) -> str:
         text = text.replace("\\%", "%").replace("\\$", "$")
         text = re.sub(r"\\frac ?([0-9]) ?([0-9])", r"\\frac{\1}{\2}", text)
         text = re.sub(r"\\frac ?\{ ?([^{} ]+) ?\} ?\{ ?([^{} ]+) ?\}", r"\\frac{\1}{\2}", text)
-    text = " ".join(text.split())
+    text = _ORDINAL.sub(r"\1", " ".join(text.split()))
     while text.startswith("{") and closing(text) == len(text) - 1:
         text = text[1:-1].strip()
-    return text[:-1].rstrip(" ,;") if text.endswith(("." , ",", ";")) and not text.endswith("..") else text
+    if text.startswith("{") and closing(text) < 0:  # a brace that was never closed
+        text = text[1:].strip()
+    if text.endswith((".", ",", ";")) and not text.endswith(".."):
+        text = text[:-1].rstrip(" ,;")
+    return text

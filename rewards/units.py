@@ -103,15 +103,16 @@ _RAISED = re.compile(r"(sq\.?|square|cu\.?|cubic) ([A-Za-z]+)")
 _WORD = re.compile(r"[A-Za-z]{3}|[A-Z](?![A-Za-z0-9^])|(?:[A-Za-z]+[ ./])+[A-Za-z]{2}")
 _ORDINARY = re.compile(r"[A-Za-z][A-Za-z'’ ./-]{0,59}")  # noqa: RUF001
 # Words that say more about a number than what it counts: "12 or more" is not 12.
-_NO_UNIT = frozenset(
-    "a and are at between but by cap choose cup does else equals except exactly factorial from if is"
-    " in increase decrease gain least less loss maybe minus mod modulo more most no none not nor of"
-    " off only or otherwise over plus possibly than the then through times to under until up when"
-    " where while with without".split()
+_OTHER = (
+    "a and are at between but by cap choose cup does else equals except exactly factorial from if"
+    " is in increase decrease gain least less loss maybe minus mod modulo more most no none not nor"
+    " of off only or otherwise over plus possibly than the then through times to under until up"
+    " when where while with without"
 )
-
+_NO_UNIT = frozenset(_OTHER.split())
 # Words after a unit that change nothing: 5 feet tall.
-_LOOSE = frozenset("old long tall high wide deep away apart each total altogether".split())
+_AFTER = "old long tall high wide deep away apart each total altogether"
+_LOOSE = frozenset(_AFTER.split())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +139,9 @@ def _table() -> dict[str, Unit]:
                 if len(name) > 1:
                     found |= {long + name: size, long + name + "s": size}
         for name in names.split():
-            found |= dict.fromkeys((name, name + "s") if len(name) > 1 else (name,), Unit(kind=kind))
+            found |= dict.fromkeys(
+                (name, name + "s") if len(name) > 1 else (name,), Unit(kind=kind)
+            )
     for symbol, (kind, factor, names) in _KNOWN.items():
         found |= dict.fromkeys((symbol, *names.split()), Unit(kind=kind, factor=factor))
     speed = f"{_METER} {_SECOND}-1"
@@ -205,7 +208,9 @@ def _product(name: str) -> Unit | None:
         power = sign * int(match[2] or {"²": 2, "³": 3}.get(match[3] or "", 1))
         powers[found.kind] = powers.get(found.kind, 0) + power
         size *= found.factor**power
-    kinds = [f"{kind}{'' if power == 1 else power}" for kind, power in sorted(powers.items()) if power]
+    kinds = [
+        f"{kind}{'' if power == 1 else power}" for kind, power in sorted(powers.items()) if power
+    ]
     return Unit(kind=" ".join(kinds), factor=size) if kinds else None
 
 

@@ -106,8 +106,20 @@ def expression(text: str, imaginary: bool) -> Any:
         conversion_config=_READING,
     )
     if imaginary:
-        found = found.xreplace({s: _sp.I for s in found.free_symbols if s.name in ("i", "imath")})
-    return found
+        return found.xreplace({s: _sp.I for s in found.free_symbols if s.name in ("i", "imath")})
+    return _real_roots(found)
+
+
+def _real_roots(found: Any) -> Any:
+    """-2 for the third root of -8, which for SymPy is complex."""
+    if not isinstance(found, _sp.Basic):
+        return found
+    roots = {
+        power: -_sp.Pow(-power.base, power.exp)
+        for power in found.atoms(_sp.Pow)
+        if power.exp.is_Rational and power.exp.q % 2 and power.exp.p == 1 and power.base.is_negative
+    }
+    return found.xreplace({p: r for p, r in roots.items() if p.exp.q > 1}) if roots else found
 
 
 def is_name(found: Any) -> bool:

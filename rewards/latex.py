@@ -57,7 +57,7 @@ _CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2}) ?(?:([ap])\.? ?m\.?)?", re.IGNOREC
 _MODULUS = re.compile(r" ?\\pmod ?(?:\{[^{}]*\}|[0-9])| ?\( ?\\?mod [^()]*\)| \\?mod [0-9a-z]+$")
 _RATIO = re.compile(r"(?<![0-9])([0-9]+) (?:to|:) ([0-9]+)")
 _ARTICLE = re.compile(r"(?:an?|the) (?=[a-z]{3,}$)", re.IGNORECASE)
-_RECURRING = re.compile(r"(-?)([0-9]{0,20})\.([0-9]{0,20})\\(?:overline|bar)\{([0-9]{1,20})\}")
+_RECURRING = re.compile(r"(-?)([0-9]{0,20})\.([0-9]{0,20})\\(?:overline|bar|dot)\{([0-9]{1,20})\}")
 _SCIENTIFIC = re.compile(
     r"(-?[0-9]{0,30}\.?[0-9]{1,30})(?:[eE]| ?\\(?:times|cdot) ?10 ?\^ ?)\{?([-+]?[0-9]{1,3})\}?"
 )
@@ -269,7 +269,9 @@ def _compare_structures(answer: str, gold: str, tolerance: float, depth: int) ->
     unordered = kind in sets and gold_kind in sets
     if kind != gold_kind and not unordered:
         both_paired = len(kind) == len(gold_kind) == 2 and len(parts) == len(gold_parts) == 2
-        set_and_tuple = {kind, gold_kind} == {"\\{\\}", "()"} and len(parts + gold_parts) > 2
+        set_and_tuple = {kind, gold_kind} == {"\\{\\}", "()"} and min(
+            len(parts), len(gold_parts)
+        ) > 1
         set_and_tuple = set_and_tuple and not _CONDITION.search(answer + gold)
         return False if both_paired or set_and_tuple else None
     if len(parts) != len(gold_parts):

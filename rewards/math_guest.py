@@ -28,7 +28,8 @@ from grpo.rewards.spelling import normalize
 
 PACKAGES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
 _COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
-_LISTS = ("\\{\\}", "")
+_SET = "\\{\\}"
+_LISTS = (_SET, "")
 _ORDERED = ("()", "[]", "")
 
 logging.disable(logging.CRITICAL)
@@ -132,6 +133,11 @@ def _same(gold: Read, answer: Read) -> bool:
         verdict = _same_region(gold, answer)
         if verdict is not None:
             return verdict
+    if (gold.kind == _SET) != (answer.kind == _SET):  # {(1, 2)} is its one element
+        of = gold if gold.kind == _SET else answer
+        if len(of.parts) == 1:
+            pair = (of.parts[0], answer) if of is gold else (gold, of.parts[0])
+            return _same_part(*pair)
     listed = answer.parts and gold.parts and len(answer.parts) == len(gold.parts)
     if listed and answer.kind in _LISTS and gold.kind in _LISTS:
         return _matched(list(gold.parts), list(answer.parts))
@@ -153,7 +159,7 @@ def _decimal_comma(gold: Read, answer: Read) -> bool | None:
 
 
 def _set_beside_tuple(answer: Read, gold: Read) -> bool:
-    return {answer.kind, gold.kind} == {"\\{\\}", "()"}
+    return {answer.kind, gold.kind} == {_SET, "()"}
 
 
 def _same_part(gold: Read, answer: Read) -> bool:

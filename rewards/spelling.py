@@ -14,10 +14,11 @@ import unicodedata
 from grpo.rewards.exact import clean
 
 _SLASH = "\\"
+QUOTES = tuple('"“”„')
 OPENING, CLOSING = "([{", ")]}"
 _TEXT = re.compile(
     r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|emph|mathrm|mathbf|mathit|mathsf"
-    r"|mathtt|mbox|hbox|rm|operatorname\*?) ?\{([^{}]*)\}"
+    r"|mathtt|mbox|hbox|rm|operatorname\*?) ?\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _DEGREE = re.compile(r"\^ ?\{? ?\\(?:circ|degree)s? ?\}?|\\degree|\\circ(?![A-Za-z])|\^ ?\{?°\}?")
 # What a sign is called in LaTeX. The later names are spellings within LaTeX itself.
@@ -45,7 +46,12 @@ _SIGNS = {
     "·": "\\cdot ",
     "⋅": "\\cdot ",
     "∙": "\\cdot ",
+    "•": "\\cdot ",
     "÷": "\\div ",
+    "∠": "\\angle ",
+    "º": "°",
+    "µ": "\\mu ",
+    "Ω": "\\Omega ",
     "±": "\\pm ",
     "∓": "\\mp ",
     "−": "-",
@@ -163,6 +169,8 @@ def respell(text: str) -> str:
     """An answer in LaTeX's spelling: Unicode signs, `pi`, `**` and `*` as its names."""
     if is_integer(text):
         return text
+    if text[:1] in QUOTES and text[-1:] in QUOTES:
+        text = text[1:-1].strip()
     if text.startswith("**") and text.endswith("**"):  # Markdown's bold
         text = text.strip("*")
     if _REALS.fullmatch(text):

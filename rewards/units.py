@@ -51,6 +51,7 @@ _KNOWN: dict[str, tuple[str, Fraction, str]] = {
     "pound": ("pound", Fraction(1), "pounds"),
     "¥": ("¥", Fraction(1), "yen JPY"),
     "₹": ("₹", Fraction(1), "rupee rupees INR Rs"),
+    "unit": ("unit", Fraction(1), "units"),
     "th": ("th", Fraction(1), "st nd rd"),
 }
 # What takes the prefixes of the SI: (symbol, long name, factor to the kind's first unit).
@@ -162,7 +163,7 @@ def unit(name: str, apart: bool) -> Unit | None:
 
     A name that is not known is a unit only as a word of its own, `apart` from the number.
     """
-    name = name.strip()
+    name = name.strip().replace("\\mu ", "μ").replace("\\Omega", "Ω")
     if name.endswith("."):
         name = name[:-1].rstrip()
     while (cut := name.rpartition(" "))[2] in _LOOSE and cut[0]:
@@ -223,15 +224,24 @@ def split(text: str, near: bool = False) -> tuple[str, Unit | None, int]:
     front, body = _currency(text)
     for start in _ends(body):
         before, name = body[:start].rstrip(), body[start:]
-        head, _, after = name.partition(" ")
-        size = MAGNITUDES.get(head.lower().removesuffix("s"), 1)
-        if size != 1 and not after:
+        name, size = _magnitude(name)
+        if size != 1 and not name:
             return before, front, size
-        apart = near or size != 1 or body[start - 1] in " }°"
-        found = unit(after if size != 1 else name, apart)
+        found = unit(name, near or size != 1 or body[start - 1] in " }°")
         if found and front in (None, found):
             return before, found, size
     return body, front, 1
+
+
+def _magnitude(name: str) -> tuple[str, int]:
+    """(what is counted, by how much): ("people", 10**5) of "hundred thousand people"."""
+    size = 1
+    while factor := MAGNITUDES.get(name.partition(" ")[0].lower().removesuffix("s")):
+        size *= factor
+        name = name.partition(" ")[2]
+        if size > 10**18:
+            break
+    return name, size
 
 
 def _currency(text: str) -> tuple[Unit | None, str]:

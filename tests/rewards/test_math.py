@@ -180,7 +180,7 @@ def test_statuses(math):
     assert status(r"\boxed{4}", r"we get $\boxed{4}$.") == (1.0, "correct")
 
 
-HANGS = ["10^{10^{10}}", "99999999!", "(a+b+c+d+e)^{200}", "9^{9^{9^9}}"]
+HANGS = ["10^{10^{10}}", "99999999!", "77777777! + x", "9^{9^{9^9}}"]
 
 
 @pytest.mark.timeout(30)

@@ -408,8 +408,8 @@ def test_an_answer_that_is_not_read_whole_is_none():
 
 # ~ is a space
 HOSTILE = r"""
-( () { \{ [1,2[ ]1,2[ 1~h~ 5~a 5~m~ x< x~or~ \cup 1, ½ ² √ \text{ \text{{a} \frac{1}{ $~ x~=~ 1:2~ 1~to~
-' \mid x_{a 1~000~ 5~million~ square~ 1\overline{ x~\in~ – a; 1e 1 0.1 m/ \vec{i \mathrm{a{b}
+( () { \{ [1,2[ ]1,2[ 1~h~ 5~a 5~m~ x< x~or~ \cup 1, ½ ² √ \text{ \text{{a} \frac{1}{ $~ x~=~ 1:2~
+1~to~ ' \mid x_{a 1~000~ 5~million~ square~ 1\overline{ x~\in~ – a; 1e 1 0.1 m/ \vec{i \mathrm{a{b}
 """
 
 

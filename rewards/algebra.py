@@ -42,9 +42,11 @@ def value(found: Any, other: Any, trusted: bool = False) -> Any:
     values = [side for side in sides if not is_name(side)]
     if len(named) == len(sides):
         return sides[-1]
+    if not named and any(side.free_symbols for side in values):
+        return None
     if not trusted and any(not _agree(a, b) for a, b in pairwise(values)):
         return None
-    return values[-1] if named or not values[-1].free_symbols else None
+    return values[-1]
 
 
 def _sides(found: Any) -> list[Any]:

@@ -14,12 +14,17 @@ from itertools import pairwise
 from typing import Literal
 
 from grpo.errors import PluginError, unknown_name
+from grpo.rewards import hedges
+from grpo.rewards.clauses import tokens
+from grpo.rewards.dress import plain, undress
 from grpo.rewards.exact import number
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
 from grpo.rewards.latex import both_signs, compare, respell
 from grpo.rewards.pool import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.probe import choose
+from grpo.rewards.ruling import rule
 from grpo.rewards.sandbox import Limits, Sandbox
+from grpo.rewards.statement import conclusion
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 
@@ -27,6 +32,7 @@ MAX_LENGTH = 4096  # characters of an answer
 MAX_NESTING = 64  # brackets
 MAX_DIGITS = 2048  # of one number
 MAX_BOXES = 32  # joined to one answer, the last ones
+_INTEGER = re.compile(r"-?[0-9]{1,256}")
 _LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")
 # What may stand between boxes that are one answer: spacing and delimiters, commas, `and`, `or`, the
 # name of the next value ("y =") and one word for what the last one counted ("\boxed{1} cats and").
@@ -35,7 +41,6 @@ _JOINER = re.compile(
     r"(?:[\s$,;~}{&]|\\[,;:! ()\[\]]|\\q?quad(?![a-z])|\\(?:text|mathrm)\{|for part \([a-z]\)"
     r"|(?:and|or)(?![A-Za-z])|[A-Za-z](?:_\{?\w\}?)? ?=)*"
 )
-_STATED = re.compile(r"\$([^$]+)\$|([^$\n]*?)(?:\.\s|\.?$|\n)")  # a formula, or the sentence
 BOXES = ("join", "last", "zero")
 
 
@@ -133,9 +138,9 @@ class Math(VerifierReward):
         if text is None:
             return last_number(completion) if self.lenient else None
         boxed = joined_boxes(text, self.boxes)
-        if boxed is None:
+        if boxed is None or (boxed and _taken_back(text)):
             return None
-        found = boxed or stated((last_answer_block(text) or "").strip())
+        found = boxed or conclusion(last_answer_block(text) or "")
         if not found and self.lenient:
             found = last_number(text) or ""
         return found or None
@@ -170,9 +175,17 @@ class Math(VerifierReward):
             return _verdict(True, answer, gold)
         if fault := over_limit(answer):
             return Score(value=0.0, status="limit", detail=f"answer: {fault}")
-        answer, gold = respell(answer), respell(gold)
-        same = compare(answer, gold, self.tolerance)
-        return (answer, gold) if same is None else _verdict(same, answer, gold)
+        if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
+            return _verdict(int(answer) == int(gold), answer, gold)
+        answer, gold = respell(undress(answer)), respell(undress(gold))
+        ruling = rule(answer, gold, self._compare)
+        if ruling.why:
+            detail = f"answer {answer[:80]!r}: {ruling.why}"
+            return Score(value=0.0, status="unparseable_answer", detail=detail)
+        return ruling.pair or _verdict(ruling.same, answer, gold)
+
+    def _compare(self, answer: str, gold: str) -> bool | None:
+        return compare(answer, gold, self.tolerance)
 
     def _by_algebra(self, pair: tuple[str, str]) -> Score:
         found = self._ruled(*pair)
@@ -216,15 +229,23 @@ class Math(VerifierReward):
         return _verdict(found["same"], answer, gold)
 
 
-def stated(block: str) -> str:
-    """What an answer block that talks says its final answer is; the block itself otherwise."""
-    _, said, rest = block.rpartition("inal answer is")
-    match = _STATED.match(rest.lstrip(" :")) if said else None
-    return (match.group(1) or match.group(2) or block).strip() if match else block
+def _taken_back(text: str) -> bool:
+    r"""Whether the words around the last box deny it: "it is not \boxed{5}", "\boxed{5}?"."""
+    start, end, _ = boxes(text)[-1]
+    before = text[max(0, start - 80) : start].rstrip(" $({[\\:")
+    if before.endswith(("\\neq", "\\ne", "\u2260")):
+        return True
+    said = [token for token in tokens(plain(before)) if token.kind != "comma"]
+    words = [token.text for token in said[-2:] if token.kind == "word"]
+    if said and said[-1].kind == "word" and hedges.disowned(words):
+        return True
+    return text[end : end + 8].lstrip(" $})\\*").startswith(("?", "\uff1f"))
 
 
 def gold_of(answer: str | None) -> str:
-    r"""The gold answer in a data set's field: after GSM8K's ####, else the last box, else all."""
+    r"""The gold answer in a data set's field: after GSM8K's ####, else the last box, else
+    the sentence that states it, else all.
+    """
     if not answer:
         return ""
     if "####" in answer:
@@ -235,7 +256,7 @@ def gold_of(answer: str | None) -> str:
         if not any(c.isalnum() for text in outside for c in text):  # nothing but boxes: all of them
             return ", ".join(content.strip() for _, _, content in everything)
         return found
-    return answer.strip()
+    return conclusion(answer) if "inal answer" in answer else answer.strip()
 
 
 def _verdict(same: bool, answer: str, gold: str) -> Score:

@@ -1,0 +1,184 @@
+r"""What a sentence claims: its one value, its list of values, its words, or nothing.
+
+An answer is paid only if all of it was read. Computer algebra looks for the last number of a text,
+so it never sees prose: here a sentence is reduced to the formula that it asserts ("She has 12
+marbles left." claims 12), is compared as words ("no real solution"), or claims nothing because it
+guesses, denies, bounds or refers ("maybe 5", "not 5", "at least 5", "part 3", "1 2 3 4 5").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from grpo.rewards import hedges, vocabulary
+from grpo.rewards.clauses import Token, tokens
+from grpo.rewards.dress import plain
+
+_HAN_COPULA = re.compile("[是为於于得]$")
+_THEN = re.compile(
+    r"\\(?:Rightarrow|implies|therefore|Longrightarrow)(?![A-Za-z])|[\u21d2\u2234]|=>"
+)
+MAX_VALUES = 32  # of one answer
+_NUMBERED = re.compile(r"\([0-9]+\)")  # an equation's name
+_ASIDE = re.compile(r"[(\[]\s*(?:\\text\{\s*)?(?:or|and)\b")
+_RELATING = vocabulary.RELATIVE | {"by", "as", "than", "from", "into", "on", "at"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    r"""What an answer says. `values` with the words after them, `said`: the words of the predicate.
+
+    formula: no prose, `text` is it. values: one or several. words: no value. mixed: values and
+    words that make no claim of one value. nothing: taken back, `why`.
+    """
+
+    kind: Literal["formula", "values", "words", "mixed", "nothing"]
+    text: str
+    values: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    said: tuple[str, ...] = ()
+    headed: bool = False  # words come before the value
+    about: bool = False  # approximately
+    why: str = ""
+
+
+@lru_cache(maxsize=8192)
+def claim(text: str) -> Claim:
+    """What an answer claims. Linear in its length; raises nothing."""
+    found = tokens(plain(text))
+    said = {token.text for token in found if token.kind == "word"}
+    if said <= {"and", "or"} and not _ASIDE.search(text):
+        return Claim(kind="formula", text=_concluded(text))
+    if any(token.kind == "question" for token in found):
+        return Claim(kind="nothing", text=text, why="a question")
+    head, pre, tail = _clause(found)
+    if _claims_before(head):
+        return Claim(kind="mixed", text=text, why="several claims")
+    values = [token for token in tail if token.kind == "value"]
+    outside = [t.text for t in (*head, *pre) if t.kind == "word"]
+    if hedges.doubts(outside, bool(values and head)) or hedges.denied_subject(
+        [t.text for t in head if t.kind == "word"]
+    ):
+        return Claim(kind="nothing", text=text, why="not vouched for")
+    if not values:
+        said = [t.text for t in (tail or pre or found) if t.kind == "word"]
+        return Claim(kind="words", text=text, said=tuple(said), headed=bool(head))
+    return _valued(text, head, pre, tail)
+
+
+def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequence[Token]) -> Claim:
+    """The claim of a sentence with values after its copula, `pre` between the two."""
+    before = [token.text for token in pre if token.kind == "word"]
+    if vocabulary.MODALS.intersection(before):
+        return Claim(kind="nothing", text=text, why="not vouched for")
+    about = [word for word in before if word in vocabulary.ABOUT]
+    if hedges.bounded([word for word in before if word not in vocabulary.ABOUT]):
+        return Claim(kind="nothing", text=text, why="a bound, a negation or a name")
+    if not any(_copula(token) for token in head) and before and _NUMBERED.fullmatch(tail[0].text):
+        return Claim(kind="nothing", text=text, why="a reference")
+    sign = "-" if before and before[-1] in ("minus", "negative") else ""
+    groups: list[tuple[str, list[str]]] = []
+    count = sum(token.kind == "value" for token in tail)
+    if count > MAX_VALUES:
+        return Claim(kind="nothing", text=text, why="many values")
+    listed = True  # only separators between values
+    for previous, token in zip((tail[0], *tail), tail, strict=False):
+        if token.kind == "value":
+            apart = token is tail[0] or previous.kind != "value"
+            listed = listed and apart and (not groups or not groups[-1][1])
+            groups.append((token.text if groups else sign + token.text, []))
+        elif token.kind == "dots":
+            return Claim(kind="nothing", text=text, why="a range")
+        elif token.kind == "word" and (
+            token.text not in vocabulary.SEPARATORS or token is tail[-1]
+        ):
+            groups[-1][1].append(token.text)
+        elif token.kind == "word" and groups[-1][1] and len(groups) == count:
+            groups[-1][1].append(token.text)  # "5 apples and pears"
+    after = [token.text for token in tail if token.kind == "word"]
+    rest = [token.text for token in tail[1:] if token.kind == "word"]
+    if hedges.doubts(after, False) or hedges.trailing(rest):
+        return Claim(kind="nothing", text=text, why="taken back")
+    made = tuple((value, tuple(unit)) for value, unit in groups)
+    kind = "values" if listed else "mixed"
+    headed = bool(head or pre)
+    return Claim(kind=kind, text=text, values=made, headed=headed, about=bool(about))
+
+
+def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], Sequence[Token]]:
+    """(before the copula, between it and the first value, from the first value on).
+
+    The copula is the last one with a value after it. Of a contrast ("not 3 but 5") the last part
+    is read, if it and what comes before hold values.
+    """
+    found = _last_contrast(found)
+    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    first = held[0] if held else len(found)
+    last = held[-1] if held else -1
+    for index in range(len(found) - 1, -1, -1):
+        if _copula(found[index]) and (index < last or not held):
+            rest = found[index + 1 :]
+            start = next((i for i, t in enumerate(rest) if t.kind == "value"), len(rest))
+            # a negation or a modal right before the copula is about what follows it
+            near = [t for t in found[max(0, index - 2) : index] if t.kind == "word"]
+            kept = [
+                t
+                for t in near
+                if t.text in vocabulary.MODALS or (t is found[index - 1] and hedges.denies(t.text))
+            ]
+            if found[index].text in ("equal", "equals"):  # "greater than or equal to 5"
+                kept += [t for t in found[max(0, index - 3) : index] if t.text == "than"]
+            own = [found[index]] if not found[index].text.isascii() else []
+            return found[: index + 1], [*kept, *own, *rest[:start]], rest[start:]
+    return (), found[:first], found[first:]
+
+
+def _last_contrast(found: Sequence[Token]) -> Sequence[Token]:
+    """What follows the last contrast ("not 3 but 5"), if both sides hold a value; else all."""
+    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    if len(held) < 2:
+        return found
+    denied = next(
+        (i for i, t in enumerate(found) if t.kind == "word" and hedges.denies(t.text)), len(found)
+    )
+    for index in range(held[-1] - 1, held[0], -1):
+        token = found[index]
+        contrasts = token.kind == "word" and token.text in vocabulary.CONTRAST
+        if contrasts and (denied < index or token.text in ("which", "it's", "rather")):
+            return found[index + 1 :]
+    return found
+
+
+def _claims_before(head: Sequence[Token]) -> bool:
+    """Whether words before the last copula already claim something: "it is 3, it is 5".
+
+    "Since the width is 5, the area is 20" and "it is 2 + 3, so it is 5" claim once.
+    """
+    said = [token.text for token in head if token.kind == "word"]
+    if said.count("answer") > 1:
+        return True
+    if vocabulary.CONCLUDING.intersection(said):
+        return False
+    for index, token in enumerate(head[:-1]):
+        if _copula(token):
+            for later in head[index + 1 : -1]:
+                if _copula(later) or later.kind == "comma" or later.text in _RELATING:
+                    break
+                if later.kind == "value":
+                    return True
+    return False
+
+
+def _copula(token: Token) -> bool:
+    if token.kind == "word" and not token.text.isascii():
+        return bool(_HAN_COPULA.search(token.text)) or token.text in vocabulary.COPULAS
+    return token.kind == "colon" or (token.kind == "word" and token.text in vocabulary.COPULAS)
+
+
+def _concluded(text: str) -> str:
+    """A formula, or what follows its last sign of conclusion: "2x = 10 => x = 5"."""
+    parts = _THEN.split(text)
+    return parts[-1].strip() if len(parts) > 1 and parts[-1].strip(" $.") else text

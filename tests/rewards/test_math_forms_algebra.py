@@ -437,6 +437,13 @@ def test_the_verdicts_come_through_the_reward():
             (r"x \le -2 \text{ or } x\ge 3", r"(-\infty,-2]\cup[3,\infty)", 1.0),
             (r"\sqrt{-4}", "2i", 1.0),
             ("3", r"\{x \mid 1 < x < 3\}", 0.0),
+            (r"x \neq 0", r"\mathbb{R} \setminus \{0\}", 1.0),
+            (r"x<1 \lor x>2", r"(-\infty,1)\cup(2,\infty)", 1.0),
+            (r"\{y \mid y \ge 0\}", r"[0,\infty)", 1.0),
+            (r"5\text{ kJ}", r"5\text{ J}", 0.0),
+            (r"5\text{ rad}", r"5^\circ", 0.0),
+            (r"2\pi \text{ cm}", r"2\pi \text{ m}", 0.0),
+            (r"2\pi \text{ cm}", r"2\pi", 1.0),
             ("5", r"\text{increases by } 5", 0.0),
         ):
             task = Task(uid="t", prompt="", answer=gold)

@@ -14,7 +14,7 @@ MAX_LENGTH = 4096  # characters; longer answers are compared as strings only
 MAX_DIGITS = 512  # characters of one number, enough for every float written out
 MAX_EXPONENT = 400  # of ten; beyond every float, and 10**9 would take minutes
 _NO_SPACE = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})")
-_SPACING = re.compile(r"\\[,;: ]|~|\\(?:quad|qquad|left|right|displaystyle)(?![A-Za-z])")
+_SPACING = re.compile(r"(?<!\\)\\[,;: ]|~|\\(?:quad|qquad|left|right|displaystyle)(?![A-Za-z])")
 _SPACES = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]+")
 _GROUPED = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]*)?")
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
@@ -55,10 +55,10 @@ def number(text: str) -> Fraction | None:
     None if it is anything else. `text` is already `clean`. Thousands separators must group by
     three, and an exponent of ten is at most 400.
     """
+    if text.isascii() and text.removeprefix("-").isdigit():  # within Python's 4,300 digits
+        return Fraction(int(text)) if len(text) <= MAX_LENGTH else None
     if len(text) > 2 * MAX_DIGITS or not text:
         return None
-    if text.isascii() and text.isdigit():
-        return Fraction(int(text)) if len(text) <= MAX_DIGITS else None
     body = text.removeprefix("\\$").removeprefix("$").replace(" ", "")
     if _GROUPED.fullmatch(body) and ", " not in text:
         body = body.replace("{,}", "").replace(",", "")

@@ -30,7 +30,7 @@ from grpo.types import Score, Task
 
 MAX_LENGTH = 4096  # characters of an answer
 MAX_NESTING = 64  # brackets
-MAX_DIGITS = 256  # of one number
+MAX_DIGITS = 2048  # of one number
 MAX_BOXES = 32  # joined to one answer, the last ones
 _INTEGER = re.compile(r"-?[0-9]{1,256}")
 _LONG_NUMBER = re.compile(rf"[0-9]{{{MAX_DIGITS + 1}}}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from grpo.rewards import hedges, vocabulary, words
+from grpo.rewards import hedges, units, vocabulary, words
 from grpo.rewards.clauses import tokens
 from grpo.rewards.dress import plain
 from grpo.rewards.latex import normalize
@@ -144,6 +144,11 @@ def _one(value: str, words_after: Sequence[str], gold: Claim, compare: Compare) 
     verdicts = [compare(text, gold.text) for text in texts]
     if True in verdicts:
         return Ruling(same=True)
+    counted = units.split(normalize(gold.text))[1]
+    if unit and counted and counted.known:  # algebra compares 2 pi cm and 2 pi m, units and all
+        names = [text.removeprefix(f"{value} ") for text in texts]
+        named = [name for name in names if (found := units.unit(name, True)) and found.known]
+        return formula(f"{value} {named[0]}", gold.text, compare) if named else Ruling()
     theirs = gold.values[0] if len(gold.values) == 1 else None
     if theirs is None or not theirs[1]:
         if False in verdicts and _UNITED.search(gold.text):

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from grpo.rewards import intervals
 from grpo.rewards.clauses import relation
 from grpo.rewards.dress import plain
 from grpo.rewards.exact import clean, number
@@ -64,6 +65,10 @@ def formula(text: str, target: str, compare: Compare) -> Ruling:
     squeezed, wanted = _squeezed(text), _squeezed(target)
     if squeezed == wanted:
         return Ruling(same=True)
+    region = intervals.read(normalize(text))
+    if region and region.sure and intervals.read(normalize(target)):  # its signs say what it is
+        same = compare(text, target)
+        return Ruling(pair=(text, target)) if same is None else Ruling(same=same)
     for sign in (_ARROW, _DOTS):
         if sign.search(target):
             return Ruling(same=compare(text, target) is True)

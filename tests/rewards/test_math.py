@@ -175,12 +175,12 @@ def test_statuses(math):
     assert status("x", "y+1") == (0.0, "unparseable_answer")
     assert status(r"<think>\boxed{4}", "4") == (0.0, "unparseable_answer")
     assert status(r"\boxed{" + "(" * 99 + ")" * 99 + "}", "x+1") == (0.0, "limit")
-    assert status(r"\boxed{" + "9" * 300 + "}", "x+1") == (0.0, "limit")
+    assert status(r"\boxed{" + "9" * 3000 + "}", "x+1") == (0.0, "limit")
     assert status(r"\boxed{4}", "so 2+2 = 4\n#### 4") == (1.0, "correct")
     assert status(r"\boxed{4}", r"we get $\boxed{4}$.") == (1.0, "correct")
 
 
-HANGS = ["10^{10^{10}}", "99999999!", "(a+b+c+d+e)^{200}", "9^{9^{9^9}}"]
+HANGS = ["10^{10^{10}}", "99999999!", "77777777! + x", "9^{9^{9^9}}"]
 
 
 @pytest.mark.timeout(30)

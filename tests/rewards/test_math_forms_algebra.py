@@ -1,0 +1,452 @@
+"""Regions, signs, dress, complex values, and that a formula is read whole or not at all.
+
+Each line is an answer, == or !=, and a gold.
+"""
+
+# ruff: noqa: RUF001
+
+from __future__ import annotations
+
+import logging
+import time
+
+import pytest
+
+from grpo.rewards.latex import compare, respell
+from grpo.rewards.math import Math
+from grpo.types import Task
+
+
+@pytest.fixture(scope="module")
+def verdict():
+    """Whether an answer equals a gold: by text, else by the algebra of the guest."""
+    from grpo.rewards import math_guest
+
+    logging.disable(logging.NOTSET)  # a guest has nobody to log to; this process has
+
+    def same(answer, gold):
+        answer, gold = respell(answer), respell(gold)
+        found = compare(answer, gold, tolerance=1e-6)
+        return math_guest.judge(gold, answer)["same"] if found is None else found
+
+    return same
+
+
+def rows(table):
+    found = []
+    for line in table.strip().splitlines():
+        sign = "  ==  " if "  ==  " in line else "  !=  "
+        answer, gold = line.split(sign)
+        found.append((answer.strip(), gold.strip(), sign == "  ==  "))
+    return found
+
+
+REGIONS = r"""
+(-\infty,1)\cup(2,\infty)  ==  x<1 \text{ or } x>2
+x<1 \lor x>2  ==  (-\infty,1)\cup(2,\infty)
+x>2 \text{ or } x<1  ==  x<1 \text{ or } x>2
+x<1, x>2  ==  (-\infty,1)\cup(2,\infty)
+x > 2, x < 5  ==  (2,5)
+2<x \land x<5  ==  (2,5)
+5 > x > 2  ==  (2,5)
+(2,5]  ==  2<x\le5
+\{x : 2 < x < 5\}  ==  (2,5)
+\{x\in\mathbb{R} \mid 2 < x < 5\}  ==  (2,5)
+\{x \in \mathbb{R} : x \ne 2\}  ==  (-\infty,2)\cup(2,\infty)
+\lvert x \rvert \le 3  ==  -3 \le x \le 3
+|x| \geq 2  ==  (-\infty,-2]\cup[2,\infty)
+x \neq 0  ==  \mathbb R \setminus \{0\}
+x \ne 0, x \ne 1  ==  \mathbb{R}\setminus\{0,1\}
+x \in \mathbb{R}, x \ne 0  ==  x \ne 0
+]2,5[  ==  (2,5)
+[2,5[  ==  [2,5)
+]2;5]  ==  (2,5]
+x \in ]2,5]  ==  2 < x \le 5
+(2, +\infty)  ==  x > 2
+(2, ∞)  ==  x > 2
+(2, infinity)  ==  x>2
+(-oo, 3) U (5, oo)  ==  (-\infty,3)\cup(5,\infty)
+x ∈ (1,2)  ==  1<x<2
+k \le \frac{1}{2}  ==  (-\infty, 0.5]
+x > \sqrt{3}  ==  (\sqrt{3},\infty)
+\frac{3}{2} < x  ==  x > 1.5
+x > y  ==  y < x
+[1,2]\cup[3,4]  ==  [3,4]\cup[1,2]
+[1,3]\cup[2,4]  ==  [1,4]
+x\le -2\ \text{or}\ x\ge 3  ==  x \in (-\infty, -2] \cup [3, \infty)
+x \leq -2 \quad \text{or} \quad x \geq 3  ==  (-\infty,-2]\cup[3,\infty)
+\{x \mid x\le -2 \text{ or } x\ge 3\}  ==  (-\infty,-2]\cup[3,\infty)
+\{x \mid x \neq 1, x \neq 2\}  ==  \mathbb{R} \setminus \{1,2\}
+\{x : x \in \mathbb{R}, x \ne 1\}  ==  x \ne 1
+\left\{ x \,\middle|\, x > 2 \right\}  ==  (2,\infty)
+\{ y \mid y \ge 0 \}  ==  [0,\infty)
+\{ y \mid y \ge 0 \}  ==  y \ge 0
+(-\infty, 2) \cup (2, 3) \cup (3, \infty)  ==  x \ne 2, x \ne 3
+\mathbb{R} - \{2\}  ==  x \neq 2
+\mathbb{R} \backslash \{2\}  ==  x \neq 2
+\text{all real numbers}  ==  \mathbb{R}
+(-\infty,\infty)  ==  \mathbb{R}
+x \in \mathbb{R}  ==  (-\infty,\infty)
+\emptyset  ==  \{\}
+[0, 2\pi)  ==  0 \le x < 2\pi
+[0,1)\cup\{2\}  ==  \{2\}\cup[0,1)
+(0,1) \cap (0.5, 2)  ==  (\frac12, 1)
+-1 \le x \le 1  ==  |x| \le 1
+-1 \le x \le 1  ==  x^2 \le 1
+|x - 2| < 1  ==  1 < x < 3
+|2x| < 4  ==  -2<x<2
+3 < a  ==  a > 3
+0 < k  ==  k>0
+x > 2, y > 3  ==  y > 3, x > 2
+(2, 3)  ==  2, 3
+x \in [2, 3]  ==  [2, 3]
+[2,5]  !=  2<x<5
+\left| x \right| < 3  !=  [-3,3]
+(-\infty,0)\cup(0,\infty)  !=  x\neq 1
+2  !=  x \ge 2
+x \ge 2  !=  2
+x = 2  !=  x \ge 2
+(2,\infty)  !=  x \ge 2
+x\le -2\text{ or }x\ge 3  !=  (-\infty,-2) \cup (3,\infty)
+x\le -2\text{ and }x\ge 3  !=  (-\infty,-2] \cup [3,\infty)
+x \in \mathbb{R} \setminus \{2,3\}  !=  x \ne 2, 3
+x < 2  !=  x > 2
+a \ge 3  !=  a > 3
+(1,3)  !=  (1,3]
+(1,3)  !=  [1,3]
+(1,3)  !=  1 \le x \le 3
+n \ge 3  !=  3
+k > 0  !=  k < 0
+x > 2, y > 3  !=  x > 3, y > 2
+x \in [2, 3)  !=  [2, 3]
+"""
+SIGNS = r"""
+½  ==  0.5
+3½  ==  3.5
+3 ½  ==  \frac72
+¾  ==  0.75
+－5  ==  -5
+３．５  ==  3.5
+（1，2）  ==  (1,2)
+x ≥ 3  ==  x \ge 3
+x ≦ 3  ==  x \le 3
+x≠3  ==  x \ne 3
+1、2  ==  1,2
+x＝3  ==  x = 3
+٥  ==  5
+x²  ==  x^2
+2⁻¹  ==  \frac12
+10⁵  ==  100000
+2×3  ==  6
+6÷2  ==  3
+−5  ==  -5
+–5  ==  -5
+√2  ==  \sqrt2
+∛8  ==  2
+π/2  ==  \frac{\pi}{2}
+α + β  ==  \alpha+\beta
+𝑥 + 1  ==  x+1
+２／３  ==  \frac23
+⅔  ==  2/3
+1⅔  ==  \frac53
+x∈[1,2]  ==  [1,2]
+{1，2，3}  ==  \{1,2,3\}
+｛1,2｝  ==  \{1,2\}
+x⁴  ==  x^4
+x¹⁰  ==  x^{10}
+x₁  ==  x_1
+10⁻³  ==  0.001
+5×10³  ==  5000
+3·4  ==  12
+2•3  ==  6
+√(2)/2  ==  \frac{\sqrt2}{2}
+√2/2  ==  \frac{1}{\sqrt2}
+θ = π/4  ==  \frac{\pi}{4}
+∠A=60°  ==  60
+60º  ==  60
+x − 3  ==  x-3
+x – 3  ==  x-3
+“5”  ==  5
+5。  ==  5
+x²  !=  x2
+x₂  !=  x2
+x³  !=  x^2
+3–5  !=  -2
+3–5  !=  5
+x≤3  !=  x<3
+5  !=  五
+"""
+DRESS = r"""
+\textcolor{blue}{5}  ==  5
+\color{red} 5  ==  5
+\bm{5}  ==  5
+\boldsymbol{x+1}  ==  x+1
+\underline{5}  ==  5
+5\phantom{0}  ==  5
+5 \tag{1}  ==  5
+\displaystyle\frac{1}{2}  ==  0.5
+\Large 5  ==  5
+5\,\!  ==  5
+5~\text{cm}  ==  5
+\mathbf{5}  ==  5
+\mathrm{5}  ==  5
+\boxed{5}  ==  5
+\mathcal{O}(n^2)  ==  O(n^2)
+7 = x  ==  x = 7
+\color{red}{5}  !=  6
+5\phantom{0}  !=  50
+O(n^2)  !=  O(n)
+O(n^2)  !=  n^2
+\Theta(n)  !=  O(n)
+7=x  !=  8
+x = 7  !=  y = 7
+"""
+COMPLEX = r"""
+\sin 30^\circ  ==  \frac12
+\tan 45^{\circ}  ==  1
+\cos(60^\circ)  ==  0.5
+\sqrt{-9}  ==  3i
+i^2  ==  -1
+2+3i  ==  3i+2
+(1+i)^2  ==  2i
+e^{i\pi/2}  ==  i
+2e^{i\pi/3}  ==  1+\sqrt3 i
+\cos\frac{\pi}{3}+i\sin\frac{\pi}{3}  ==  \frac{1+\sqrt{3}i}{2}
+2\hat{i} + 3\hat{j}  ==  2\mathbf{i}+3\mathbf{j}
+\mathrm{i}  ==  i
+\sqrt{-2}  ==  i\sqrt2
+\frac{1+i}{1-i}  ==  i
+|3+4i|  ==  5
+\pm i  ==  i, -i
+\pm 2i  ==  \{2i,-2i\}
+-i  ==  -i
+\cos\theta + i\sin\theta  ==  e^{i\theta}
+5e^{i\pi}  ==  -5
+\sqrt[3]{-8}  ==  -2
+\sin^2 x + \cos^2 x  ==  1
+\sin 2x  ==  2 \sin x \cos x
+\tan^{-1} 1  ==  \frac{\pi}{4}
+\arctan 1  ==  \frac{\pi}{4}
+\log_{10} 100  ==  2
+\ln e  ==  1
+2^{1000}  ==  2^{999}\cdot 2
+\sin 30  !=  \frac12
+60^\circ  !=  \frac{\pi}{3}
+2-3i  !=  2+3i
+a_i  !=  a_1
+\sum_{i=1}^{n} i  !=  \frac{n(n+1)}{2}
+3i  !=  3
+3i  !=  3j
+2\mathbf{i} + 3\mathbf{j}  !=  2
+2\mathbf{i} - 3\mathbf{j}  !=  2\mathbf{i}+3\mathbf{j}
+\overline{2+3i}  !=  2-3i
+i  !=  -i
+i+j  !=  1
+\operatorname{cis} 60^\circ  !=  \frac{1}{2}
+"""
+WHOLE = r"""
+\approx 5  ==  5
+1,2,\ldots,n  ==  1,2,\ldots,n
+101_{\text{two}}  ==  101_2
+(101)_2  ==  101_2
+\log_2 8  ==  3
+f'(0) = 2  ==  2
+1{,}000  ==  1000
+1\,000  ==  1000
+1 000  ==  1000
+1,5  ==  1.5
+4 = 4  ==  4
+y = 2x + 1  ==  2x+1
+2x+1  ==  y=2x+1
+y = 2x+1  ==  y - 2x = 1
+(x+1)(x-1)  ==  x^2-1
+\frac{x}{2}  ==  0.5x
+2^{10}  ==  1024
+\binom{5}{2}  ==  10
+\lfloor 2.5 \rfloor  ==  2
++\infty  ==  \infty
+\emptyset  ==  \varnothing
+\{\}  ==  \emptyset
+\begin{bmatrix} 1 \\ 2 \end{bmatrix}  ==  \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+3:4  ==  \frac34
+6:8  ==  3:4
+\mathcal{O}(1)  ==  O(1)
+f(x) = x^2  ==  x^2
+x^2  ==  f(x)=x^2
+x^2 + 2x + 1 = 0  ==  (x+1)^2=0
+y=2x+3  ==  2x - y + 3 = 0
+0.\overline{3}  ==  \frac13
+0.\dot{3}  ==  \frac13
+1.5  ==  \frac{3}{2}
+\frac{\sqrt{3}}{3}  ==  \frac{1}{\sqrt3}
+2.0  ==  2
+-\frac{1}{2}  ==  \frac{-1}{2}
+-\frac{1}{2}  ==  \frac{1}{-2}
+A  ==  (A)
+\textbf{(A)}  ==  A
+< 5  !=  5
+\neq 5  !=  5
+\ne 5  !=  5
+> 5  !=  5
+\pm 5  !=  5
+5 \to 6  !=  6
+3 \Rightarrow 4  !=  4
+3 \mapsto 4  !=  4
+3 \lor 4  !=  3,4
+3 | 4  !=  4
+3; 4  !=  4
+3 / 4  !=  4
+3 \mid 4  !=  4
+\{3, 4\}  !=  4
+5?  !=  5
+\overline{5}  !=  5
+5 \cdots  !=  5
+\sim 5  !=  5
+5 \ldots 6  !=  5
+3 \not= 5  !=  5
+2,4,\ldots,2n  !=  2,4,6,\ldots,2n
+1+2+\cdots+n  !=  1+2+\cdots+m
+10_2  !=  2
+10_{2}  !=  10
+5'  !=  5
+5''  !=  5
+5 5  !=  10
+5 5  !=  25
+2x = 4  !=  4
+4  !=  2x = 4
+0  !=  a + 3z = 0
+0  !=  a^2 + b = 0
+2  !=  x=1,x=2
+2  ==  x = 1+1 = 2
+0  ==  1 = \zzz = x = 0
+3 = 4  !=  4
+x = 3 = 4  !=  4
+x^2+y^2=1  !=  1
+x+1  !=  x+2
+\sqrt{x^2}  !=  x
+n!  !=  n
+\infty  !=  -\infty
+\text{undefined}  !=  \infty
+\emptyset  !=  0
+\begin{pmatrix} 1 & 2 \end{pmatrix}  !=  \begin{pmatrix} 2 & 1 \end{pmatrix}
+C  !=  C + 1
+x^2 + C  !=  x^2
+3:4  !=  4:3
+12:30  !=  12:45
+2 < 5  !=  5
+5 >  !=  5
+x \to 5  !=  5
+\lim_{x \to 0} x  !=  0
+5 \lor 6  !=  6
+\lnot 5  !=  5
+!5  !=  5
+5 \% 3  !=  2
+5 & 6  !=  6
+5 \\ 6  !=  6
+5 \text{ or } 6  !=  6
+5 \text{ and } 6  !=  6
+5, 6  !=  6
+5 \cup 6  !=  6
+A \cup B  !=  B \cup A
+O(n\log n)  !=  O(\log n)
+O(1)  !=  1
+f(x)=x^2  !=  f(x)=x^3
+0.333...  !=  \frac13
+1/2  !=  1/3
+3.14  !=  \pi
+\frac{22}{7}  !=  \pi
+A  !=  B
+"""
+
+
+@pytest.mark.parametrize(("answer", "gold", "same"), rows(REGIONS))
+def test_intervals_inequalities_and_set_builders_are_regions(verdict, answer, gold, same):
+    assert verdict(answer, gold) is same
+
+
+@pytest.mark.parametrize(("answer", "gold", "same"), rows(SIGNS))
+def test_signs_of_unicode(verdict, answer, gold, same):
+    assert verdict(answer, gold) is same
+
+
+@pytest.mark.parametrize(("answer", "gold", "same"), rows(DRESS))
+def test_what_only_changes_how_a_formula_looks(verdict, answer, gold, same):
+    assert verdict(answer, gold) is same
+
+
+@pytest.mark.parametrize(("answer", "gold", "same"), rows(COMPLEX))
+def test_complex_values_and_degrees(verdict, answer, gold, same):
+    assert verdict(answer, gold) is same
+
+
+@pytest.mark.parametrize(("answer", "gold", "same"), rows(WHOLE))
+def test_a_formula_is_read_from_end_to_end(verdict, answer, gold, same):
+    assert verdict(answer, gold) is same
+
+
+def test_long_numbers_are_compared_digit_by_digit(verdict):
+    written = str(2**1000)
+    assert verdict("2^{1000}", written)
+    assert verdict(written, "2^{1000}")
+    assert not verdict("2^{1000}", written[:-1] + "5")
+    assert verdict("9" * 4000, "9" * 4000 + ".0") is False  # beyond what is read: no number
+    assert compare("1" + "0" * 4000, "1" + "0" * 3999 + "1") is False
+    assert compare("007" + "1" * 3000, "7" + "1" * 3000) is True
+
+
+@pytest.mark.parametrize(
+    "gold", [r"3 \to 4", r"\neq 5", "5 6", r"\begin{cases} 1 \\ 2 \end{cases}"]
+)
+def test_a_gold_that_is_not_read_whole_is_unusable(gold):
+    from grpo.rewards import math_guest
+
+    logging.disable(logging.NOTSET)
+    assert math_guest.judge(gold, "4") == {"gold": False, "answer": True, "same": False}
+
+
+def test_an_answer_that_is_not_read_whole_is_none():
+    from grpo.rewards import math_guest
+
+    logging.disable(logging.NOTSET)
+    for answer in (r"x + 1 \to 4", "x + 1?", r"x + 1 \& 4", "(x + 1", '"x + 1"'):
+        assert math_guest.judge("x+1", answer) == {"gold": True, "answer": False, "same": False}
+
+
+# ~ is a space
+HOSTILE = r"""
+( () { \{ [1,2[ ]1,2[ 1~h~ 5~a 5~m~ x< x~or~ \cup 1, ½ ² √ \text{ \text{{a} \frac{1}{ $~ x~=~ 1:2~
+1~to~ ' \mid x_{a 1~000~ 5~million~ square~ 1\overline{ x~\in~ – a; 1e 1 0.1 m/ \vec{i \mathrm{a{b}
+"""
+
+
+@pytest.mark.parametrize("piece", HOSTILE.split())
+def test_hostile_text_is_read_in_linear_time(piece):
+    """4,096 characters take well below a second; a quadratic pattern takes several."""
+    text = (piece.replace("~", " ") * 4096)[:4096]
+    start = time.process_time()
+    spelled = respell(text)
+    for answer, gold in ((spelled, "x+1"), ("x+1", spelled), (spelled, spelled[:-1])):
+        compare(answer, gold)
+    assert time.process_time() - start < 1.0
+
+
+def test_the_verdicts_come_through_the_reward():
+    reward = Math(workers=1)
+    try:
+        for answer, gold, value in (
+            (r"x \le -2 \text{ or } x\ge 3", r"(-\infty,-2]\cup[3,\infty)", 1.0),
+            (r"\sqrt{-4}", "2i", 1.0),
+            ("3", r"\{x \mid 1 < x < 3\}", 0.0),
+            (r"x \neq 0", r"\mathbb{R} \setminus \{0\}", 1.0),
+            (r"x<1 \lor x>2", r"(-\infty,1)\cup(2,\infty)", 1.0),
+            (r"\{y \mid y \ge 0\}", r"[0,\infty)", 1.0),
+            (r"5\text{ kJ}", r"5\text{ J}", 0.0),
+            (r"5\text{ rad}", r"5^\circ", 0.0),
+            (r"2\pi \text{ cm}", r"2\pi \text{ m}", 0.0),
+            (r"2\pi \text{ cm}", r"2\pi", 1.0),
+            ("5", r"\text{increases by } 5", 0.0),
+        ):
+            task = Task(uid="t", prompt="", answer=gold)
+            assert reward.verify(rf"\boxed{{{answer}}}", task).value == value
+    finally:
+        reward.close()

@@ -9,6 +9,7 @@ the project that executes text, and it does so only after `zygote.confine`.
 from __future__ import annotations
 
 import ast
+import atexit
 import builtins
 import contextlib
 import importlib
@@ -23,71 +24,14 @@ from types import CodeType
 from typing import Any, cast
 
 from grpo.code_rows import definitions
-from grpo.rewards import wire
-from grpo.rewards.names import Names, Text, names_under_test, read_text
-from grpo.rewards.remote import (
-    LONGEST,
-    OPERATIONS,
-    PASSED_ON,
-    Asker,
-    TestsError,
-    describe,
-)
+from grpo.rewards import prelude, raising, wire
+from grpo.rewards.asking import Asker, TestsError
+from grpo.rewards.classes import Classes
+from grpo.rewards.names import Names, Text, classes_of, names_under_test, read_text
+from grpo.rewards.raising import LONGEST, PASSED_ON, describe
+from grpo.rewards.remote import OPERATIONS
 from grpo.rewards.rewrites import counted_asserts, expected_first
-
-# LeetCode-style code expects these without importing them; the classes are LeetCode's own.
-PRELUDE = """
-import bisect, collections, copy, functools, heapq, itertools, math, operator, random, re, string
-from bisect import *
-from collections import *
-from functools import *
-from heapq import *
-from itertools import *
-from math import *
-from builtins import pow
-from typing import *
-class ListNode:
-    def __init__(self, val=0, next=None):
-        self.val, self.next = val, next
-class TreeNode:
-    def __init__(self, val=0, left=None, right=None):
-        self.val, self.left, self.right = val, left, right
-def list_node(values):
-    head = None
-    for value in reversed(values):
-        head = ListNode(value, head)
-    return head
-def is_same_list(a, b):
-    while a and b and a.val == b.val:
-        a, b = a.next, b.next
-    return a is None and b is None
-def tree_node(values):
-    if not values:
-        return None
-    root = TreeNode(values[0])
-    waiting, rest = [root], iter(values[1:])
-    for node in waiting:
-        for side in ("left", "right"):
-            value = next(rest, None)
-            if value is not None:
-                child = TreeNode(value)
-                setattr(node, side, child)
-                waiting.append(child)
-    return root
-def is_same_tree(a, b):
-    waiting = [(a, b)]
-    for a, b in waiting:
-        if a is None or b is None:
-            if a is not b:
-                return False
-        elif a.val != b.val:
-            return False
-        else:
-            waiting += [(a.left, b.left), (a.right, b.right)]
-    return True
-"""
-_PRELUDE = compile(PRELUDE, "<prelude>", "exec", dont_inherit=True)
-
+from grpo.rewards.unjudged import asks_for_classes, beyond_reach, libraries
 
 def _run(source: str, name: str, namespace: dict[str, Any]) -> None:
     _execute(compile(source, name, "exec", dont_inherit=True), namespace)
@@ -113,10 +57,13 @@ def serve_candidate(channel: socket.socket) -> None:
     wire.send(channel, {"confined": True})  # before any text runs: nothing can forge it
     given = wire.receive(channel)
     namespace = _module("candidate")
-    _execute(_PRELUDE, namespace)
+    namespace |= prelude.HEADER
+    _execute(prelude.CODE, namespace)
+    namespace |= prelude.MODULES
     with contextlib.suppress(BaseException):  # the tests' process reports a broken setup
         _run(given["setup"], "<setup>", namespace)
-    names: list[str] = wire.receive(channel)["names"]
+    told = wire.receive(channel)
+    names: list[str] = told["names"]
     for name in names:  # a setup may hold the function without its body, the prelude a namesake
         namespace.pop(name, None)
     try:
@@ -125,7 +72,7 @@ def serve_candidate(channel: socket.socket) -> None:
         _answer(channel, {"raised": _raised(error)})
         return
     _answer(channel, {"loaded": True, "missing": [n for n in names if n not in namespace]})
-    program = Program(namespace)
+    program = Program(namespace, Classes(namespace, told["classes"]))
     while True:
         request = wire.receive(channel)
         _answer(channel, program.answer(request))
@@ -138,14 +85,9 @@ def _answer(channel: socket.socket, answer: dict[str, Any]) -> None:
         wire.send(channel, {"raised": _raised(ValueError(str(error)))})
 
 
-def _raised(error: BaseException) -> list[Any]:
-    """[name, text, names of its classes, packed arguments or None] of an exception."""
-    classes = [kind.__name__[:80] for kind in type(error).__mro__[:20]]
-    try:
-        packed = wire.pack(error.args[:10])
-    except BaseException:
-        packed = None
-    return [*describe(error), classes, packed]
+def _raised(error: BaseException, known: Classes | None = None) -> list[Any]:
+    """An exception as `raising.taken` has it, without what is not plain data."""
+    return raising.taken(error, lambda value: wire.pack(value, None, None, known or Classes({})))
 
 
 def _compiled(code: str, setup: str, entry: str | None) -> CodeType:
@@ -164,24 +106,28 @@ def _compiled(code: str, setup: str, entry: str | None) -> CodeType:
 class Program:
     """The candidate's side of `remote`: its names, and the objects that the tests know of."""
 
-    def __init__(self, namespace: dict[str, Any]) -> None:
+    def __init__(self, namespace: dict[str, Any], known: Classes) -> None:
         self.namespace = namespace
+        self.known = known
         self.objects: list[Any] = []
         self.numbers: dict[int, int] = {}
         self.origins: dict[int, tuple[wire.Shared, int]] = {}  # what a call's arguments share
+        self.loop: Any = None  # in which its coroutines run
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what is asked. Never raises what the program raises."""
         shared = wire.Shared()
         arguments: Any = None
         root: Any = request["target"][0] if "target" in request else None
-        if request["do"] in ("next", "iter", "await", "self") and root in self.origins:
+        if request["do"] in ("next", "iter", "anext", "await", "self") and root in self.origins:
             origin, count = self.origins[root]
             shared = origin.first(count)
         try:
             if "arguments" in request:
                 packed = request["arguments"]
-                arguments = wire.unpack(packed, self.resolve, self.namespace, shared)
+                arguments = wire.unpack(
+                    packed, self.resolve, self.known, shared, self.namespace
+                )
         except BaseException as error:
             return {"raised": _raised(error)}
         count, before = len(shared.objects), shared.contents()
@@ -194,20 +140,22 @@ class Program:
             result = self.perform(request, arguments)
             if request["do"] == "get" and callable(result):
                 return {"callable": True}
-            if changed := wire.pack_changes(before, opaque, shared):
+            if changed := wire.pack_changes(before, opaque, shared, self.known):
                 answer["changed"] = changed
             kept = request.get("keep") and _stays(result)
             answer["returned"] = (
-                {"o": opaque(result)} if kept else wire.pack(result, opaque, shared)
+                {"o": opaque(result)} if kept else wire.pack(result, opaque, shared, self.known)
             )
         except BaseException as error:
-            if request["do"] == "next" and isinstance(error, StopIteration):
+            if request["do"] in ("next", "anext") and (
+                isinstance(error, StopIteration | StopAsyncIteration)
+            ):
                 return {"stopped": True}
             answer.pop("returned", None)
-            answer["raised"] = _raised(error)
+            answer["raised"] = _raised(error, self.known)
             with contextlib.suppress(BaseException):
                 if "changed" not in answer:
-                    answer["changed"] = wire.pack_changes(before, opaque, shared)
+                    answer["changed"] = wire.pack_changes(before, opaque, shared, self.known)
         return answer
 
     def perform(self, request: dict[str, Any], arguments: Any) -> Any:
@@ -226,11 +174,22 @@ class Program:
             case "self":
                 return self.find(request["target"])
             case "await":
-                import asyncio
-
-                return asyncio.run(self.find(request["target"]))
+                return self.awaited(self.find(request["target"]))
+            case "anext":
+                return self.awaited(anext(self.find(request["target"])))
             case _:
-                return [_base_of(self.namespace.get(name)) for name in request["names"]]
+                return [_bases_of(self.namespace.get(name)) for name in request["names"]]
+
+    def awaited(self, coroutine: Any) -> Any:
+        """What a coroutine gives, all of them in one loop: a lock belongs to the loop it met."""
+        import asyncio
+
+        async def step() -> Any:
+            return await coroutine
+
+        if self.loop is None:
+            self.loop = asyncio.new_event_loop()
+        return self.loop.run_until_complete(step())
 
     def find(self, target: list[Any]) -> Any:
         root, *path = target
@@ -254,13 +213,15 @@ class Program:
         return found
 
     def register(self, value: Any, shared: wire.Shared, count: int) -> list[Any]:
-        """[number, kind] of an object that stays here."""
+        """[number, kind, class] of an object that stays here."""
         if id(value) not in self.numbers:
             self.numbers[id(value)] = len(self.objects)
             self.objects.append(value)
         number = self.numbers[id(value)]
         self.origins.setdefault(number, (shared, count))
-        return [number, "coroutine" if isinstance(value, types.CoroutineType) else ""]
+        kind = cast("type[Any]", type(value))
+        label = f"{kind.__module__}:{kind.__qualname__}"[:LONGEST]
+        return [number, "coroutine" if isinstance(value, types.CoroutineType) else "", label]
 
 
 def _stays(value: Any) -> bool:
@@ -274,12 +235,16 @@ def _stays(value: Any) -> bool:
     return not isinstance(value, int | float | complex | str | bytes)
 
 
-def _base_of(value: Any) -> str | None:
-    """The nearest exception of Python's own that a class is made from; None for other classes."""
+def _bases_of(value: Any) -> list[str] | None:
+    """Names of an exception's classes up to Python's own; None for other classes."""
     if not isinstance(value, type) or not issubclass(value, Exception):
         return None
-    names = [base.__name__ for base in value.__mro__ if base.__module__ == "builtins"]
-    return next((name for name in names if name in PASSED_ON), "Exception")
+    names: list[str] = []
+    for base in value.__mro__[1:20]:
+        names.append(base.__name__[:80])
+        if base.__module__ == "builtins" and base.__name__ in PASSED_ON:
+            break
+    return names
 
 
 def run_tests(verdict: socket.socket, candidate: socket.socket) -> None:
@@ -301,7 +266,7 @@ def run_tests(verdict: socket.socket, candidate: socket.socket) -> None:
         wire.send(verdict, {"unconfined": str(first)[:LONGEST]})
         return
     wire.send(verdict, {"started": True})
-    wire.send(candidate, {"names": tests.names.program})
+    wire.send(candidate, {"names": tests.names.program, "classes": tests.setup_classes})
     found = {"passed": 0, "total": tests.total, "detail": tests.load()}
     if not found["detail"]:
         found = tests.run()
@@ -322,6 +287,7 @@ class Tests:
         self.names = Names(program=(), classes=(), in_setup=False)
         self.parts: list[CodeType] = []
         self.setup: CodeType | None = None  # still to be run, where it needs the program
+        self.setup_classes: list[str] = []  # that both sides have
         self.total = 1
 
     def prepare(self) -> None:
@@ -329,13 +295,12 @@ class Tests:
         defines: list[str] | None = self.given["defines"]
         if defines is None and self.given["reference"]:
             defines = definitions(self.given["reference"])
-        _execute(_PRELUDE, self.namespace)
+        _execute(prelude.CODE, self.namespace)
         setup = read_text(self.given["setup"], "<setup>")
         texts = [read_text(part, "<tests>") for part in self.given["parts"]]
-        if any(_watches_output(text.source) for text in (setup, *texts)):
-            raise TestsError(
-                "the tests look at what the program prints, which stays in its process"
-            )
+        sources = [text.source for text in (setup, *texts)]
+        if reason := beyond_reach(sources):
+            raise TestsError(reason)
         self.names = names_under_test(
             setup=setup,
             parts=texts,
@@ -343,6 +308,14 @@ class Tests:
             defines=defines,
             python={*self.namespace, *dir(builtins)},
         )
+        if self.names.classes and asks_for_classes(sources, self.names.classes):
+            raise TestsError("the tests look at a class of the program's, which stays there")
+        every = "\n".join(sources)
+        self.asker.on_request = frozenset(n for n in raising.ON_REQUEST if n in every)
+        if "import" in every:
+            self.asker.libraries = libraries(text.tree for text in (setup, *texts))
+        own = set(self.names.program)
+        self.setup_classes = sorted(set(classes_of(setup.tree)) - own)
         self.setup = setup.code if self.names.in_setup else None
         self.parts = [self.rewritten(text) for text in texts]
         self.total = max(1, len(texts))
@@ -353,6 +326,7 @@ class Tests:
         self.namespace["__check__"] = self.check
         if not self.names.in_setup:
             _execute(setup.code, self.namespace)
+            self.asker.know(self.setup_classes)
 
     def rewritten(self, text: Text) -> CodeType:
         tree = expected_first(text.tree, set(self.names.program), self.given["setup"])
@@ -383,6 +357,7 @@ class Tests:
         if setup := self.setup:
             fault = self.failure(lambda: _execute(setup, self.namespace))
             self.asker.place(self.names.program)
+            self.asker.know(self.setup_classes)
             if self.asker.broken or fault:
                 return self.found(fault)
         for part in self.parts:
@@ -435,10 +410,6 @@ class Tests:
         return ""
 
 
-def _watches_output(source: str) -> bool:
-    return ("redirect_stdout" in source or "sys.stdout" in source) and ".getvalue()" in source
-
-
 def _assert(truth: Any) -> None:
     assert truth
 
@@ -447,6 +418,8 @@ def run_script(control: socket.socket, stdin: socket.socket, stdout: socket.sock
     """Run a whole program with its standard input and output on two sockets; its exit code."""
     wire.send(control, {"confined": True})  # before any text runs: nothing can forge it
     source = wire.receive(control)
+    atexit._clear()  # what this process's own modules have registered
+    sys.argv = ["main.py"]
     os.dup2(stdin.fileno(), 0)
     os.dup2(stdout.fileno(), 1)
     for channel in (control, stdin, stdout):
@@ -461,9 +434,12 @@ def run_script(control: socket.socket, stdin: socket.socket, stdout: socket.sock
         code = 77
     except BaseException:
         code = 1
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # joins threads as an ordinary exit does
-        sys.stdout.flush()
+    try:  # as an ordinary exit does: threads, then exit handlers, then what is still to be written
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.__stdout__):
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
     except BaseException:
         code = code or 1
     return code

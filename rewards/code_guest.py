@@ -29,6 +29,7 @@ from grpo.rewards.asking import Asker, TestsError
 from grpo.rewards.classes import Classes
 from grpo.rewards.names import Names, Text, classes_of, names_under_test, read_text
 from grpo.rewards.raising import LONGEST, PASSED_ON, describe
+from grpo.rewards.readings import SOLE
 from grpo.rewards.remote import OPERATIONS
 from grpo.rewards.rewrites import counted_asserts, expected_first
 from grpo.rewards.unjudged import asks_for_classes, beyond_reach, libraries
@@ -66,16 +67,35 @@ def serve_candidate(channel: socket.socket) -> None:
     names: list[str] = told["names"]
     for name in names:  # a setup may hold the function without its body, the prelude a namesake
         namespace.pop(name, None)
+    before = dict(namespace)
     try:
         _execute(_compiled(given["code"], given["setup"], given["entry"]), namespace)
     except BaseException as error:
         _answer(channel, {"raised": _raised(error)})
         return
+    if SOLE in names:
+        namespace |= sole_function(before, namespace)
     _answer(channel, {"loaded": True, "missing": [n for n in names if n not in namespace]})
     program = Program(namespace, Classes(namespace, told["classes"]))
     while True:
         request = wire.receive(channel)
         _answer(channel, program.answer(request))
+
+
+def sole_function(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """The only function that a program defines, as SOLE; nothing if there is none, or several.
+
+    With LeetCode's class it is the only method that has a name of its own there.
+    """
+    made = [name for name, value in after.items() if before.get(name) is not value]
+    own = [after[name] for name in made if getattr(after[name], "__module__", "") == "candidate"]
+    functions = [value for value in own if callable(value) and not isinstance(value, type)]
+    solution = after.get("Solution")
+    if isinstance(solution, type):
+        methods = [name for name in vars(solution) if name[0] != "_"]
+        methods = [n for n in methods if isinstance(getattr(solution, n), types.FunctionType)]
+        functions = [getattr(solution(), name) for name in methods]
+    return {SOLE: functions[0]} if len(functions) == 1 else {}
 
 
 def _answer(channel: socket.socket, answer: dict[str, Any]) -> None:

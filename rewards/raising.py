@@ -39,6 +39,8 @@ def describe(error: BaseException) -> tuple[str, str]:
     """The name of an exception, as far up as tests may catch it, and its text."""
     name = type(error).__name__[:80]
     for base in type(error).__mro__:
+        if base is Exception:
+            break
         if base.__name__ in PASSED_ON and getattr(builtins, base.__name__, None) is base:
             name = base.__name__
             break

@@ -101,13 +101,15 @@ def _stdio(pairs: Sequence[tuple[Any, Any]], where: str) -> dict[str, Any]:
 
 def _lines(text: Any, where: str) -> str:
     """The text of an input or output: as it is, or given as a list of lines."""
-    parts = cast("list[Any]", text) if isinstance(text, list) else [text]
-    if not all(isinstance(part, str | int | float) for part in parts):
+    if isinstance(text, str | int | float):
+        return str(text)
+    lines = cast("list[Any]", text) if isinstance(text, list) else [None]
+    if not all(isinstance(line, str) for line in lines):
         raise DataError(
             f"{where}, has an input or output that is neither text nor a list of lines, and no "
             f"function that is called with it (fn_name): {str(text)[:60]!r}"
         )
-    return "\n".join(map(str, parts))
+    return "\n".join(lines)
 
 
 def _calls(
@@ -206,12 +208,11 @@ def _by_type(
 def _codecontests(row: Row, where: str) -> dict[str, Any]:
     if row.get("input_file") or row.get("output_file"):
         raise DataError(f"{where}, belongs to a problem that reads or writes a named file")
-    names = ("public_tests", "private_tests", "generated_tests")
     pairs: list[tuple[Any, Any]] = []
-    for name in names:
-        given = _object(row.get(name), where)
-        empty = not given or (isinstance(given, Mapping) and not given.get("input"))
-        if not empty or name == "public_tests":
+    for name in ("private_tests", "generated_tests", "public_tests"):
+        given = _object(row.get(name), where.replace("public_tests", name))
+        needed = name == "public_tests" and not pairs
+        if needed or _member(given, "input") or isinstance(given, list):
             pairs += _pairs(given, where.replace("public_tests", name))
     return _stdio(pairs, where)
 

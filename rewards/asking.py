@@ -36,6 +36,7 @@ class Asker:
         self.known = Classes(namespace)  # classes that the program has, too
         self.made_by: frozenset[str] = frozenset()  # names of classes that the tests make
         self.made: dict[int, Remote] = {}  # by number: objects of classes that the tests make
+        self.seen: dict[int, Remote] = {}  # the others, so that `is` means there what it says here
         self.origins: dict[int, tuple[wire.Shared, int]] = {}  # what its call was given
         self.exceptions: dict[str, type[Any]] = {}  # classes of the program's own
         self.on_request: frozenset[str] = frozenset()  # control flow that the tests name
@@ -117,7 +118,9 @@ class Asker:
         # not `or`: an object that was made has a truth value of the program's
         if number in self.made:
             return self.made[number]
-        return Remote(self, [number], label=label)
+        if number not in self.seen:
+            self.seen[number] = Remote(self, [number], label=label)
+        return self.seen[number]
 
     async def _awaited(self, number: int) -> Any:
         return self.go_on("await", [number])

@@ -7,8 +7,11 @@ the tests get the row's methods with plain data in them, never methods of the pr
 from __future__ import annotations
 
 import enum
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
+
+from grpo.rewards.values import feigns
 
 # Of these only the value and the links cross; whatever else a program notes in a node stays there.
 LINKS = {"ListNode": ("next",), "TreeNode": ("left", "right")}
@@ -76,25 +79,40 @@ def _slots(kind: type[Any]) -> Iterator[str]:
                 yield name
 
 
+def own_attributes(kind: type[Any], fields: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """What of `fields` an object of a class may hold for itself.
+
+    Nothing that would hide a method or property of the class, or feign one of plain data. Raises
+    TypeError for what is no attribute's name.
+    """
+    found: dict[str, Any] = {}
+    for name, part in fields:
+        if type(name) is not str or name.startswith("__"):
+            raise TypeError("not an attribute's name")
+        hidden = inspect.getattr_static(kind, name, None)
+        if not hasattr(type(hidden), "__get__") and not feigns(name, part):
+            found[name] = part
+    return found
+
+
 def put_fields(value: Any, fields: Sequence[tuple[Any, Any]]) -> None:
-    """Make an object hold exactly these attributes, without asking its class.
+    """Make an object hold these attributes and, but for nodes, no others; its class is not asked.
 
     Raises TypeError and AttributeError for a name that no attribute of its own may have.
     """
     kind = cast("type[Any]", type(value))
-    if any(type(name) is not str or name.startswith("__") for name, _ in fields):
-        raise TypeError("not an attribute's name")
     slots = set(_slots(kind))
+    inside = [(name, part) for name, part in fields if name in slots]
+    own = own_attributes(kind, ((n, part) for n, part in fields if n not in slots))
     held: dict[str, Any] | None = getattr(value, "__dict__", None)
+    if held is None and own:
+        raise AttributeError("no such attribute")
     if held is not None and kind.__name__ not in FIELDS:
         held.clear()
-    for name, part in fields:
-        if name in slots:
-            object.__setattr__(value, name, part)
-        elif held is None:
-            raise AttributeError("no such attribute")
-        else:
-            held[name] = part
+    if held is not None:
+        held.update(own)
+    for name, part in inside:
+        object.__setattr__(value, name, part)
 
 
 def follow(root: Any, classes: Classes, most: int, found: Callable[[Any], bool]) -> list[Any]:

@@ -331,7 +331,9 @@ class Tests:
         if self.names.classes and asks_for_classes(sources, self.names.classes):
             raise TestsError("the tests look at a class of the program's, which stays there")
         every = "\n".join(sources)
-        self.asker.on_request = frozenset(n for n in raising.ON_REQUEST if n in every)
+        # an end of iteration would also end a loop over `map(candidate, …)`, and pass it
+        ends = raising.ON_REQUEST if "map(" not in every else raising.EXITS
+        self.asker.on_request = frozenset(name for name in ends if name in every)
         if "import" in every:
             self.asker.libraries = libraries(text.tree for text in (setup, *texts))
         own = set(self.names.program)

@@ -39,7 +39,7 @@ def code_blocks(text: str) -> list[tuple[str, str]]:
     opened: tuple[int, str, str] | None = None  # first line of the body, fence, label
     lines = text.splitlines(keepends=True)
     for number, line in enumerate(lines):
-        mark = line.strip()
+        mark = line.strip().removeprefix("<answer>").removesuffix("</answer>").strip()
         if opened is None:
             if mark.startswith("```"):
                 label = mark.lstrip("`")
@@ -112,6 +112,7 @@ def program_of(completion: str, asked: Callable[[], Set[str]] | None = None) -> 
         return None
     code = chosen_block(text, asked)
     if code is not None:
+        code = code.lstrip("\ufeff")
         return code if code.strip() else None
     block = last_answer_block(text)
     code = block if block is not None else text if "```" not in text else None

@@ -230,7 +230,7 @@ class _Packer:
         items = cast("Any", dict).items(value)
         pairs = [[self.pack(k, depth + 1), self.pack(v, depth + 1)] for k, v in items]
         factory: Any = getattr(value, "default_factory", None)
-        if issubclass(kind, defaultdict) and factory in _TYPE_NAMES:
+        if issubclass(kind, defaultdict) and type(factory) is type and factory in _TYPE_NAMES:
             return {"f": [_TYPE_NAMES[factory], pairs]}
         tag = "C" if issubclass(kind, Counter) else "O" if issubclass(kind, OrderedDict) else "d"
         return {tag: pairs}
@@ -249,7 +249,7 @@ class _Packer:
         for name, view in VIEWS.items():
             if issubclass(kind, view):
                 return {"v": [name, self.pack(dict(value.mapping), depth + 1)]}
-        if isinstance(value, type) and value in _TYPE_NAMES:
+        if kind is type and value in _TYPE_NAMES:
             return {"k": _TYPE_NAMES[value]}
         tag = values.tag_of(kind)
         if tag is not None:

@@ -13,15 +13,18 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from grpo.rewards.classes import own_attributes
+
 LONGEST = 200  # characters of an exception's text
 _CLASSES = 20  # of one exception
 _CAUSES = 3
 # Not to be made on the program's word: they end a loop or a process, or tell a framework of tests
 # to skip one. An ImportError in the tests says that the row lacks a module.
 _KEPT_BACK = (StopIteration, StopAsyncIteration, ImportError)
-_OF_TESTS = frozenset(["unittest", "pytest", "_pytest", "grpo", "tests", "__main__", "candidate"])
+_LIBRARIES = (sys.stdlib_module_names - {"unittest", "doctest"}) | {"numpy"}
 # Those of control flow that may still be raised where the tests themselves name them.
-ON_REQUEST = ("StopIteration", "StopAsyncIteration", "SystemExit", "KeyboardInterrupt")
+EXITS = ("SystemExit", "KeyboardInterrupt")
+ON_REQUEST = (*EXITS, "StopIteration", "StopAsyncIteration")
 
 
 def _passed_on(kind: Any) -> bool:
@@ -99,10 +102,7 @@ def made(
     except Exception:
         error.args = tuple(args)
     if held is not None:
-        attributes = unpack(held)
-        if any(type(key) is not str or key.startswith("__") for key in attributes):
-            raise TypeError("not an attribute's name")
-        vars(error).update(attributes)
+        vars(error).update(own_attributes(kind, unpack(held).items()))
     if cause is not None:
         error.__cause__ = made(cause, own, unpack)
     return error
@@ -118,7 +118,7 @@ def _class_of(
     if module == "builtins":
         wanted = name in PASSED_ON or name in on_request
         return getattr(builtins, name) if wanted else None
-    if module.partition(".")[0] in _OF_TESTS:
+    if module.partition(".")[0] not in _LIBRARIES:
         return None
     found: Any = sys.modules.get(module)  # never imported on the program's word
     for part in name.split("."):

@@ -250,6 +250,8 @@ class _Unpacker:
         names = tuple(_exact(field, str) for field in _exact(fields, list))
         if len(names) != len(parts) or len(names) > 100:
             raise WireError("malformed value")
+        if any(values.feigns(*pair) for pair in zip(names, parts, strict=True)):
+            raise WireError("a function under the name of a member of plain data")
         kind = self.classes.find(name) if name in self.classes.names else None
         if kind is None or named_tuple_fields(kind) != names:
             kind = _named_tuple(_exact(name, str), names)

@@ -6,17 +6,12 @@ making could answer whatever pleases the tests.
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import operator
-from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
-from decimal import Decimal
-from fractions import Fraction
-from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from grpo.rewards import wire
+from grpo.rewards.values import plain_members
 
 if TYPE_CHECKING:
     from grpo.rewards.asking import Asker
@@ -51,20 +46,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 
 class CandidateError(Exception):
     """The candidate ended, broke the protocol, or raised something that tests must not catch."""
-
-
-@cache
-def _plain_members() -> frozenset[str]:
-    """The names of all members of plain data. Those of LeetCode's nodes hold plain data only."""
-    kinds: list[Any] = [str, bytes, bytearray, int, float, complex, list, tuple, range, dict]
-    kinds += [set, frozenset, deque, Counter, OrderedDict, Decimal, Fraction]
-    kinds += [type(dict[str, int]().keys())]
-    kinds += [datetime.datetime, datetime.time, datetime.timedelta]
-    with contextlib.suppress(ImportError):
-        import numpy
-
-        kinds.append(numpy.ndarray)
-    return frozenset(name for kind in kinds for name in dir(kind))
 
 
 def target_of(remote: Remote) -> list[Any]:
@@ -107,7 +88,7 @@ class Remote:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if not self.__made and type(self.__target[0]) is int and name in _plain_members():
+        if not self.__made and type(self.__target[0]) is int and name in plain_members():
             self.__refuse()
         request = {"do": "get", "target": self.__target, "name": name}
         return self.__asker.ask(request, wire.Shared())

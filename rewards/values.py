@@ -8,6 +8,7 @@ slice) take them through `pack` and `unpack`.
 from __future__ import annotations
 
 import array
+import contextlib
 import datetime
 import ipaddress
 import pathlib
@@ -15,10 +16,12 @@ import re
 import types
 import uuid
 import zoneinfo
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 _LONGEST = 1 << 16  # characters of a pattern, a path, a zone
@@ -79,6 +82,12 @@ def _time(*clock: Any) -> Any:
     return datetime.time(*parts, tzinfo=zone, fold=fold)
 
 
+def _namespace(held: dict[str, Any]) -> types.SimpleNamespace:
+    if any(feigns(name, value) for name, value in held.items()):
+        raise TypeError("a function under the name of a member of plain data")
+    return types.SimpleNamespace(**held)
+
+
 # Subclasses come before their bases: a datetime is a date.
 FORMS: dict[str, Form] = {
     "r": Form(kind=range, take=lambda v: [v.start, v.stop, v.step], make=range),
@@ -109,6 +118,7 @@ FORMS: dict[str, Form] = {
     "U": Form(kind=uuid.UUID, take=_text, make=_short(uuid.UUID)),
     "L": Form(kind=pathlib.PosixPath, take=_text, make=_short(pathlib.PosixPath)),
     "P": Form(kind=pathlib.PurePosixPath, take=_text, make=_short(pathlib.PurePosixPath)),
+    "V": Form(kind=pathlib.PureWindowsPath, take=_text, make=_short(pathlib.PureWindowsPath)),
     "4": Form(kind=ipaddress.IPv4Address, take=_text, make=_short(ipaddress.IPv4Address)),
     "6": Form(kind=ipaddress.IPv6Address, take=_text, make=_short(ipaddress.IPv6Address)),
     "5": Form(kind=ipaddress.IPv4Network, take=_text, make=_short(ipaddress.IPv4Network)),
@@ -125,7 +135,7 @@ FORMS: dict[str, Form] = {
     "g": Form(
         kind=types.SimpleNamespace,
         take=lambda v: [vars(v)],
-        make=lambda held: types.SimpleNamespace(**held),
+        make=_namespace,
         exact=True,
     ),
 }
@@ -139,3 +149,24 @@ def tag_of(kind: type[Any]) -> str | None:
         if kind is form.kind or (not form.exact and issubclass(kind, form.kind)):
             return tag
     return None
+
+
+@cache
+def plain_members() -> frozenset[str]:
+    """The names of all members of plain data. Those of LeetCode's nodes hold plain data only."""
+    kinds: list[Any] = [str, bytes, bytearray, int, float, complex, list, tuple, dict, set]
+    kinds += [frozenset, deque, Counter, OrderedDict, type(dict[str, int]().keys())]
+    kinds += [range, Decimal, Fraction, datetime.datetime, datetime.time, datetime.timedelta]
+    with contextlib.suppress(ImportError):
+        import numpy
+
+        kinds.append(numpy.ndarray)
+    return frozenset(name for kind in kinds for name in dir(kind))
+
+
+def feigns(name: str, value: Any) -> bool:
+    """Whether an attribute would stand in for a method of plain data: `x.startswith` of no text.
+
+    A record or an exception may have an attribute `count`, but none that can be called.
+    """
+    return callable(value) and name in plain_members()

@@ -220,6 +220,6 @@ TREES = st.recursive(
 
 @given(TREES)
 def test_plain_values_survive_the_wire(tree):
-    back = wire.unpack(wire.pack(tree), list, {})
+    back = wire.unpack(wire.pack(tree), list)
     assert back == tree
     assert repr(back) == repr(tree)

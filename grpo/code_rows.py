@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 from grpo.columns import Row, checked_prompt, column

@@ -46,8 +46,8 @@ def contest_tests(row: Row, place: str = "the row") -> dict[str, Any]:
         if row.get(name) not in (None, "", [], {}):
             if row.get("generated_checker"):
                 raise DataError(
-                    f"{place} has a generated_checker: a problem that accepts several outputs needs "
-                    "a checker of its own, which is not supported; leave it out"
+                    f"{place} has a generated_checker: a problem that accepts several outputs "
+                    "needs a checker of its own, which is not supported; leave it out"
                 )
             return read(row, f"{place}, column {name!r}")
     raise DataError(
@@ -81,8 +81,8 @@ def _pairs(given: Any, where: str) -> list[tuple[Any, Any]]:
         pairs = []
     if not pairs:
         raise DataError(
-            f"{where}, must hold a list of objects with input and output, or one object with a list "
-            f"of each, equally long and not empty; it is {str(given)[:60]!r}"
+            f"{where}, must hold a list of objects with input and output, or one object with a "
+            f"list of each, equally long and not empty; it is {str(given)[:60]!r}"
         )
     return pairs
 
@@ -103,7 +103,7 @@ def _lines(text: Any, where: str) -> str:
     """The text of an input or output: as it is, or given as a list of lines."""
     if isinstance(text, str | int | float):
         return str(text)
-    lines = cast("list[Any]", text) if isinstance(text, list) else [None]
+    lines: list[Any] = cast("list[Any]", text) if isinstance(text, list) else [None]
     if not all(isinstance(line, str) for line in lines):
         raise DataError(
             f"{where}, has an input or output that is neither text nor a list of lines, and no "

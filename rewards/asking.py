@@ -63,9 +63,7 @@ class Asker:
             raise StopIteration
         if "callable" in answer:
             return Remote(self, [*request["target"], request["name"]])
-        changes = wire.unpack_changes(
-            answer.get("changed", []), count, opaque, self.known, shared
-        )
+        changes = wire.unpack_changes(answer.get("changed", []), count, opaque, self.known, shared)
         if "returned" in answer:
             value = wire.unpack(answer["returned"], opaque, self.known, shared, self.exceptions)
             changes()
@@ -171,7 +169,7 @@ class Asker:
         self.broken = self.broken or reason
         raise TestsError(self.broken)
 
-    def beyond(self, value: Remote) -> None:
+    def beyond(self, value: Any) -> None:
         """Raises TestsError if a value of the program's is one that no program could bring across.
 
         That is an object of an installed package which the tests themselves import. Nobody's

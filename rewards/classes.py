@@ -89,8 +89,8 @@ def own_attributes(kind: type[Any], fields: Iterable[tuple[Any, Any]]) -> dict[s
     for name, part in fields:
         if type(name) is not str or name.startswith("__"):
             raise TypeError("not an attribute's name")
-        hidden = inspect.getattr_static(kind, name, None)
-        if not hasattr(type(hidden), "__get__") and not feigns(name, part):
+        hidden = cast("type[Any]", type(inspect.getattr_static(kind, name, None)))
+        if not hasattr(hidden, "__get__") and not feigns(name, part):
             found[name] = part
     return found
 

@@ -1,7 +1,7 @@
 """Which text of a completion is the program: exactly one block, and never several put together.
 
-The choice looks at the blocks, and at which names the tests ask for; never at what passes. An answer
-that holds two programs is therefore judged by one of them, the later one.
+The choice looks at the blocks, and at which names the tests ask for; never at what passes. An
+answer that holds two programs is therefore judged by one of them, the later one.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def code_blocks(text: str) -> list[tuple[str, str]]:
 
 
 def asked_names(entry: str | None, parts: Sequence[str]) -> set[str]:
-    """Names that tests may ask a program for: their entry point, else all that they do not define."""
+    """What tests may ask a program for: their entry point, else all names they do not define."""
     if entry and entry.isidentifier():
         return {entry}
     asked = {word for part in parts for word in _WORD.findall(part)}

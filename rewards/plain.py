@@ -14,9 +14,17 @@ from __future__ import annotations
 
 import builtins
 import enum
-from collections import ChainMap, Counter, OrderedDict, UserDict, UserList, UserString
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import (
+    ChainMap,
+    Counter,
+    OrderedDict,
+    UserDict,
+    UserList,
+    UserString,
+    defaultdict,
+    deque,
+)
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from grpo.rewards import raising, values
@@ -185,7 +193,7 @@ class _Packer:
             return {"b": bytes.hex(value)}
         if issubclass(kind, tuple):
             items = self.all_of(_iterate(tuple, value), depth)
-            fields = named_tuple_fields(kind)
+            fields = named_tuple_fields(cast("type[Any]", kind))
             return {"t": items} if fields is None else {"N": [kind.__name__[:80], fields, items]}
         if issubclass(kind, frozenset):
             return {"z": self.all_of(_iterate(frozenset, value), depth)}
@@ -218,7 +226,7 @@ class _Packer:
         if issubclass(kind, list):
             return self.all_of(_iterate(list, value), depth)
         if issubclass(kind, dict):
-            return self.mapping(value, kind, depth)
+            return self.mapping(value, cast("type[Any]", kind), depth)
         if issubclass(kind, set):
             return {"s": self.all_of(_iterate(set, value), depth)}
         if issubclass(kind, deque):

@@ -63,12 +63,10 @@ def is_same_tree(a, b):
     return True
 """
 CODE = compile(SOURCE, "<prelude>", "exec", dont_inherit=True)
-_HEADER = """
-string re datetime collections heapq bisect copy math random statistics itertools functools operator
-io sys json
-""".split()
-
-
+_HEADER = (
+    "string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random",
+    "statistics", "itertools", "functools", "operator", "io", "sys", "json",
+)  # fmt: skip
 
 
 def _public(module: types.ModuleType) -> dict[str, Any]:
@@ -80,6 +78,8 @@ def _public(module: types.ModuleType) -> dict[str, Any]:
 
 # Looked up once, in the process that programs are forked from.
 MODULES = {name: importlib.import_module(name) for name in _HEADER}
-HEADER: dict[str, Any] = {}
-for _name in (*_HEADER, "builtins", "typing"):
-    HEADER |= _public(importlib.import_module(_name))
+HEADER: dict[str, Any] = {
+    key: value
+    for name in (*_HEADER, "builtins", "typing")
+    for key, value in _public(importlib.import_module(name)).items()
+}

@@ -92,17 +92,19 @@ def made(
     name, text, classes, arguments, held, cause = raised
     if type(name) is not str or type(text) is not str:
         raise TypeError("not an exception")
-    kind = next(filter(None, (_class_of(*pair, own, on_request) for pair in classes)), None)
+    found = [_class_of(module, name, own, on_request) for module, name in classes]
+    kind: Any = next(filter(None, found), None)
     if kind is None:
         return None
     args = unpack(arguments) if arguments is not None else (text,)
-    error = kind.__new__(kind, *args)
+    error: Any = kind.__new__(kind, *args)
     try:
         error.__init__(*args)
     except Exception:
         error.args = tuple(args)
     if held is not None:
-        vars(error).update(own_attributes(kind, unpack(held).items()))
+        held_here = cast("dict[str, Any]", vars(cast("Any", error)))
+        held_here.update(own_attributes(kind, unpack(held).items()))
     if cause is not None:
         error.__cause__ = made(cause, own, unpack)
     return error

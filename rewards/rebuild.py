@@ -7,7 +7,7 @@ WireError and changes nothing.
 from __future__ import annotations
 
 import re
-from collections import ChainMap, Counter, OrderedDict, defaultdict, deque, namedtuple
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, cast
@@ -105,8 +105,9 @@ def _change(value: Any, parts: list[Any]) -> Callable[[], None]:
         return refill
     if type(value).__module__ != "numpy":
         fields = list(zip(parts[::2], parts[1::2], strict=True))
-        _check_links(type(value), fields)
-        put_fields(object.__new__(cast("type[Any]", type(value))), fields)  # it would raise here
+        kind = cast("type[Any]", type(value))
+        _check_links(kind, fields)
+        put_fields(object.__new__(kind), fields)  # it would raise here
         return lambda: put_fields(value, fields)
     import numpy
 
@@ -116,7 +117,7 @@ def _change(value: Any, parts: list[Any]) -> Callable[[], None]:
     return lambda: value.__setitem__(..., array)
 
 
-def _check_links(kind: type[Any], fields: list[tuple[Any, Any]]) -> None:
+def _check_links(kind: Any, fields: list[tuple[Any, Any]]) -> None:
     """Raises WireError where a node of LeetCode's would lead to something else."""
     links = LINKS.get(kind.__name__, ())
     if any(part is not None and type(part) is not kind for name, part in fields if name in links):
@@ -131,7 +132,7 @@ def _exact(value: Any, kind: type[Any]) -> Any:
 
 @lru_cache(maxsize=256)
 def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
-    return namedtuple(name if name.isidentifier() else "Row", fields)  # noqa: PYI024
+    return namedtuple(name if name.isidentifier() else "Row", fields)  # type: ignore[reportUntypedNamedTuple]
 
 
 class _Unpacker:
@@ -269,6 +270,6 @@ class _Unpacker:
             self.shared.replace(number, record)
         for record, (_, held) in zip(made, body, strict=True):
             fields = [(field, self.unpack(part)) for field, part in held]
-            _check_links(type(record), fields)
+            _check_links(cast("type[Any]", type(record)), fields)
             put_fields(record, fields)
         return made[0]

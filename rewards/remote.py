@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from grpo.rewards import wire
 from grpo.rewards.values import plain_members
-
-if TYPE_CHECKING:
-    from grpo.rewards.asking import Asker
 
 # What may be done with an object of a class that the tests make: name -> function. The program's
 # process looks them up here, too.
@@ -59,6 +56,34 @@ def label_of(remote: Remote) -> str:
     return cast("Any", remote)._Remote__label
 
 
+class Asking(Protocol):
+    """What a stub needs of the channel to the program (`asking.Asker`)."""
+
+    made_by: frozenset[str]
+
+    def ask(
+        self, request: dict[str, Any], shared: wire.Shared, count: int = 0, made: bool = False
+    ) -> Any:
+        """What the program answers."""
+        ...
+
+    def go_on(self, do: str, target: list[Any]) -> Any:
+        """Go on with what a call began."""
+        ...
+
+    def packed(self, values: Any, shared: wire.Shared) -> Any:
+        """What a test gives, as plain data."""
+        ...
+
+    def beyond(self, value: Any) -> None:
+        """Raises where the tests cannot look into a value."""
+        ...
+
+    def comparable(self, value: Any) -> None:
+        """Raises where no program can return what a test expects."""
+        ...
+
+
 class Remote:
     """Something in the program's process. Anything can be called, and iterated if it can be there.
 
@@ -71,13 +96,13 @@ class Remote:
     """
 
     __slots__ = ("__asker", "__label", "__made", "__target")
-    __asker: Asker
+    __asker: Asking
     __target: list[Any]
     __made: bool
     __label: str
 
     def __init__(
-        self, asker: Asker, target: list[Any], made: bool = False, label: str = ""
+        self, asker: Asking, target: list[Any], made: bool = False, label: str = ""
     ) -> None:
         put = object.__setattr__
         put(self, "_Remote__asker", asker)

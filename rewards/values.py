@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 _LONGEST = 1 << 16  # characters of a pattern, a path, a zone
 
@@ -47,8 +47,10 @@ def _match(value: Any) -> Sequence[Any]:
 
 def _matched(pattern: Any, text: Any, start: int, end: int, spans: Any) -> Any:
     """The match again, found where it was. Raises ValueError if it is another one there."""
-    found = pattern.match(text, start, end) if isinstance(pattern, re.Pattern) else None
-    if found is None or list(map(list, found.regs)) != spans:
+    if not isinstance(pattern, re.Pattern):
+        raise TypeError("not a pattern")
+    found: re.Match[Any] | None = cast("Any", pattern).match(text, start, end)
+    if found is None or _match(found)[-1] != spans:
         raise ValueError("not such a match")
     return found
 
@@ -104,9 +106,7 @@ FORMS: dict[str, Form] = {
         take=lambda v: [v.year, v.month, v.day, *_clock(v)],
         make=_datetime,
     ),
-    "Y": Form(
-        kind=datetime.date, take=lambda v: [v.year, v.month, v.day], make=datetime.date
-    ),
+    "Y": Form(kind=datetime.date, take=lambda v: [v.year, v.month, v.day], make=datetime.date),
     "H": Form(kind=datetime.time, take=_clock, make=_time),
     "Z": Form(
         kind=datetime.timezone,
@@ -124,14 +124,10 @@ FORMS: dict[str, Form] = {
     "5": Form(kind=ipaddress.IPv4Network, take=_text, make=_short(ipaddress.IPv4Network)),
     "7": Form(kind=ipaddress.IPv6Network, take=_text, make=_short(ipaddress.IPv6Network)),
     "m": Form(kind=memoryview, take=lambda v: [bytes(v)], make=memoryview),
-    "j": Form(
-        kind=array.array, take=lambda v: [v.typecode, list(v)], make=array.array, exact=True
-    ),
+    "j": Form(kind=array.array, take=lambda v: [v.typecode, list(v)], make=array.array, exact=True),
     "p": Form(kind=re.Pattern, take=lambda v: [v.pattern, v.flags], make=_pattern),
     "h": Form(kind=re.Match, take=_match, make=_matched),
-    "y": Form(
-        kind=types.MappingProxyType, take=lambda v: [dict(v)], make=types.MappingProxyType
-    ),
+    "y": Form(kind=types.MappingProxyType, take=lambda v: [dict(v)], make=types.MappingProxyType),
     "g": Form(
         kind=types.SimpleNamespace,
         take=lambda v: [vars(v)],

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from grpo.rewards import wire
-from grpo.rewards.code import Code
 from grpo.rewards.classes import NO_CLASSES
+from grpo.rewards.code import Code
 from grpo.rewards.plain import Shared
 
 from .coding import functional, judged, value

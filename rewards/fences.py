@@ -19,12 +19,13 @@ _PROGRAM = re.compile(
     re.MULTILINE,
 )
 _DEFINED = re.compile(r"^(?:async +)?(?:def|class) +(\w+)", re.MULTILINE)
-# Within an example: strings and comments, names that it binds at any depth, names that it calls.
+# Within an example: strings and comments, names that it binds at any depth, names that it calls. A
+# string that is never closed goes to the end of its line, or of the text: nothing is tried twice.
 _NO_CODE = re.compile(
-    r'"""(?:[^"\\]|\\.|"(?!""))*"""'
-    r"|\'\'\'(?:[^'\\]|\\.|'(?!''))*\'\'\'"
-    r'|"(?:[^"\\\n]|\\.)*"'
-    r"|'(?:[^'\\\n]|\\.)*'|#[^\n]*",
+    r'"""(?:[^"\\]|\\.|"(?!""))*+(?:""")?'
+    r"|'''(?:[^'\\]|\\.|'(?!''))*+(?:''')?"
+    r'|"(?:[^"\\\n]|\\.)*+"?'
+    r"|'(?:[^'\\\n]|\\.)*+'?|#[^\n]*",
     re.DOTALL,
 )
 _BOUND = re.compile(r"(?:def|class) +(\w+)|^[ \t]*(\w+) *=(?!=)", re.MULTILINE)

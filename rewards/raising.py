@@ -103,7 +103,7 @@ def made(
     except Exception:
         error.args = tuple(args)
     if held is not None:
-        held_here = cast("dict[str, Any]", vars(cast("Any", error)))
+        held_here = cast("dict[str, Any]", vars(error))
         held_here.update(own_attributes(kind, unpack(held).items()))
     if cause is not None:
         error.__cause__ = made(cause, own, unpack)

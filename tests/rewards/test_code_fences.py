@@ -43,7 +43,9 @@ def test_the_last_block_that_defines_what_is_asked_is_the_program():
     asked = lambda: {"add"}  # noqa: E731
     assert chosen_block(fenced(WRONG, RIGHT), asked) == RIGHT
     assert chosen_block(fenced(RIGHT, WRONG), asked) == WRONG
-    broken = "def add(a, b)\n    return a + b\n"  # a block that does not parse is no reason to go back
+    broken = (
+        "def add(a, b)\n    return a + b\n"  # a block that does not parse is no reason to go back
+    )
     assert chosen_block(fenced(RIGHT, broken), asked) == broken
     assert chosen_block(fenced(RIGHT, "def other(): pass\n"), asked) == RIGHT
     # a later version that only shares words with an earlier one is no example of its use

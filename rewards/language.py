@@ -60,7 +60,7 @@ _NAME_IN_FORMULA = re.compile(r"\\(?:text\w*|math\w+|operatorname|mbox) ?\{[^{}\
 _TECHNICAL = re.compile("[\0-\u03ff\u1e00-\u2bff\U0001d400-\U0001d7ff]+")
 # Text of another script in code and addresses is no language, up to this many words for each one
 # outside of them: a thought that is written between marks is one all the same.
-_MOST_INSIDE = 3
+_MOST_INSIDE = 5
 
 
 @lru_cache(maxsize=1 << 16)

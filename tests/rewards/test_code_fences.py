@@ -1,5 +1,7 @@
 """code: which block of a completion is the program, and that it is one of them."""
 
+# ruff: noqa: E501  (one program, one line)
+
 from __future__ import annotations
 
 import time

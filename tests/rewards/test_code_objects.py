@@ -1,5 +1,7 @@
 """code: objects of the setup's classes, exceptions, and what an object may pretend to be."""
 
+# ruff: noqa: E501  (one program, one line)
+
 from __future__ import annotations
 
 import pytest

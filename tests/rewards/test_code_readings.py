@@ -1,5 +1,7 @@
 """code: stdio tests whose text is data, what an ordinary exit does, and output that is no text."""
 
+# ruff: noqa: E501  (one program, one line)
+
 from __future__ import annotations
 
 import pytest

@@ -88,7 +88,7 @@ def test_codeforces_rows_of_other_shapes():
         [{"input": "1"}],
     ):
         with pytest.raises(
-            DataError, match="must hold a list of objects with input and|is not JSON"
+            DataError, match=r"must hold a list of objects with input and|is not JSON"
         ):
             codeforces({"examples": bad})
 

@@ -1,5 +1,7 @@
 """Rows of contests, each format by its own rule: what its tests become, and what is refused."""
 
+# ruff: noqa: E501  (one row, one line)
+
 from __future__ import annotations
 
 import base64
@@ -145,7 +147,7 @@ def test_functions_for_pytest(code):
     assert judged(code, "def add(a, b): return 3", tests).value == 0.0
     assert judged(code, "def plus(a, b): return a + b", tests).value == 0.0
     for bad in ("def test_a(x): pass", "class TestA: pass", "x = 1", "def ("):
-        with pytest.raises(DataError, match="^line 3: test "):
+        with pytest.raises(DataError, match=r"^line 3: test "):
             kodcode({"question": "q", "test": bad}, "line 3")
 
 

@@ -12,7 +12,7 @@ import importlib
 import operator
 import socket
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from grpo.rewards import raising, wire
@@ -40,7 +40,7 @@ class Asker:
         self.origins: dict[int, tuple[wire.Shared, int]] = {}  # what its call was given
         self.exceptions: dict[str, type[Any]] = {}  # classes of the program's own
         self.on_request: frozenset[str] = frozenset()  # control flow that the tests name
-        self.libraries: frozenset[str] = frozenset()  # installed packages that the tests import
+        self.libraries: Callable[[], frozenset[str]] = frozenset  # packages that the tests import
 
     def ask(
         self, request: dict[str, Any], shared: wire.Shared, count: int = 0, made: bool = False
@@ -176,7 +176,7 @@ class Asker:
         answer to such a row can be judged.
         """
         module, _, name = label_of(value).partition(":")
-        if module.partition(".")[0] in self.libraries:
+        if module.partition(".")[0] in self.libraries():
             self.refuse(f"the program returns a {name[:80]} of {module[:80]}, "
                         "which cannot be brought to the tests")  # fmt: skip
 

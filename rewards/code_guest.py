@@ -169,8 +169,7 @@ class Tests:
         # an end of iteration would also end a loop over `map(candidate, …)`, and pass it
         ends = raising.ON_REQUEST if "map(" not in every else raising.EXITS
         self.asker.on_request = frozenset(name for name in ends if name in every)
-        if "import" in every:
-            self.asker.libraries = libraries(text.tree for text in (setup, *texts))
+        self.asker.libraries = lambda: libraries(text.tree for text in (setup, *texts))
         own = set(self.names.program)
         self.setup_classes = sorted(set(classes_of(setup.tree)) - own)
         self.setup = setup.code if self.names.in_setup else None

@@ -28,6 +28,8 @@ _BEYOND = (
 )
 _CLASS = re.compile(r"\.__(?:class|dict|bases|mro)__\b|\btype\([^\n]{1,80}?\)\.__name__")
 _IS_CLASS = re.compile(r"\btype\([^\n]{1,80}?\) {0,2}(?:is(?: not)?|[!=]=) {0,2}(\w{1,80})")
+# Without one of these no pattern fits; to look for them takes a tenth of the time.
+_WORDS = ("readouterr", "capsys", "capfd", "inspect.", ".__", "monkeypatch", "mock")
 # Packages whose values are carried, or that have none.
 _CARRIED = frozenset(["numpy", "pytest", "hypothesis"])
 
@@ -38,7 +40,8 @@ def beyond_reach(sources: Iterable[str]) -> str | None:
         watches = "redirect_stdout" in source or "sys.stdout" in source
         if watches and ".getvalue()" in source:
             return _BEYOND[0][1]
-        for asked, reason in _BEYOND:
+        found = any(word in source for word in _WORDS)
+        for asked, reason in _BEYOND if found else ():
             if asked.search(source):
                 return reason
     return None

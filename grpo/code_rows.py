@@ -11,12 +11,11 @@ point of its own: it tells which names of the tests are the program's.
 from __future__ import annotations
 
 import ast
-import json
 import warnings
-from collections.abc import Mapping
 from typing import Any
 
 from grpo.columns import Row, checked_prompt, column
+from grpo.contest_rows import contest_tests
 from grpo.errors import DataError
 
 LEETCODE_INSTRUCTION = "Answer with the whole class in a ```python block."
@@ -35,12 +34,14 @@ def humaneval(row: Row, place: str = "the row") -> dict[str, Any]:
 
 
 def mbpp(row: Row, place: str = "the row") -> dict[str, Any]:
-    """google-research-datasets/mbpp, full or sanitized: text or prompt, test_list, code."""
+    """mbpp, full or sanitized, or evalplus/mbppplus: text or prompt, test_list, code, (test)."""
     text = row.get("text") or column(place, row, "prompt")  # sanitized rows call it prompt
     asserts = [str(test) for test in column(place, row, "test_list")]
     imports: list[str] = row.get("test_imports") or []
     setup = "\n".join([*imports, str(row.get("test_setup_code") or "")]).strip()
     asked = "\n".join([f"{text}\nThe function must pass:", *asserts])
+    if more := row.get("test"):  # MBPP+ (arXiv 2305.01210) has many more of them in one text
+        return _made(asked, {"setup": setup, "functional": str(more)}, row.get("code"), True)
     return _made(asked, {"setup": setup, "asserts": asserts}, row.get("code"), defined=True)
 
 
@@ -61,59 +62,70 @@ def leetcode(
     return _made(f"{problem}{shown}\n{instruction}", tests, row.get("completion"), defined=True)
 
 
-def codeforces(row: Row) -> dict[str, Any]:
-    """open-r1/codeforces and alike: description, input_format, output_format, tests.
+def kodcode(row: Row, place: str = "the row") -> dict[str, Any]:
+    """KodCode (arXiv 2503.02951): question, solution, and `test`, functions for pytest.
 
-    Tests are `official_tests`, else `examples` or `public_tests` (a list of {"input", "output"}, or
-    one object with both lists), or `input_output` as in APPS and TACO ({"inputs", "outputs"}, with
-    `fn_name` where a function is called instead of a program run). Several lines may be given as a
-    list. Problems that accept several outputs need a checker of their own and are refused.
+    They are called one after another. What the tests import from the solution is the program's.
+    Raises DataError for tests that only pytest can run: with fixtures, parametrized, in classes.
     """
-    if row.get("generated_checker"):
-        raise DataError("this problem accepts several outputs: its checker is not supported")
-    parts = [row.get(name) for name in ("description", "input_format", "output_format", "note")]
-    prompt = "\n\n".join(str(part) for part in parts if part) or str(row.get("question", ""))
-    for name in ("official_tests", "examples", "public_tests", "input_output"):
-        if row.get(name):
-            return _made(prompt, _contest_tests(name, row), None)
-    raise DataError("a Codeforces-style row needs official_tests, examples or input_output")
+    question = checked_prompt(place, "question", column(place, row, "question"))
+    solution = str(row.get("solution") or "")
+    test, imported = _pytest_calls(str(column(place, row, "test")), place)
+    tests = {"functional": test, "defines": sorted({*definitions(solution)} or imported)}
+    return _made(question, tests, solution)
 
 
-def _contest_tests(name: str, row: Row) -> dict[str, Any]:
-    """The tests in the column `name`. Raises DataError where they have none of the known shapes."""
-    given = row[name]
+def _pytest_calls(source: str, place: str) -> tuple[str, set[str]]:
+    """Tests with a call of each of their functions, and what they import from the solution."""
     try:
-        given = json.loads(given) if isinstance(given, str) else given
-        if isinstance(given, Mapping):
-            inputs, outputs = (given.get(end, given.get(f"{end}s")) for end in ("input", "output"))
-            pairs = list(zip(inputs, outputs, strict=True))
-        else:
-            pairs = [(case["input"], case["output"]) for case in given]
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(
-            f"{name} must be a list of objects with input and output, or one object with a list "
-            f"of each, equally long; it is {str(row[name])[:60]!r}"
-        ) from error
-    function = given.get("fn_name") if isinstance(given, Mapping) else None
-    if not function:
-        return {"stdio": [{"input": _lines(a), "output": _lines(b)} for a, b in pairs]}
-    if "class Solution" in str(row.get("starter_code") or ""):
-        return {"asserts": [_called(f"Solution().{function}", a, b) for a, b in pairs]}
-    return {
-        "asserts": [_called(function, a, b) for a, b in pairs],
-        "entry_point": function,
-    }
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise DataError(f"{place}: test is not Python ({error})") from error
+    body: list[ast.stmt] = []
+    imported: set[str] = set()
+    calls: list[str] = []
+    for statement in tree.body:
+        match statement:
+            case ast.ImportFrom(module="solution", names=names):
+                imported |= {alias.name for alias in names}
+                renamed = [(a.asname, a.name) for a in names if a.asname]
+                body += [ast.parse(f"{new} = {old}").body[0] for new, old in renamed]
+                continue
+            case ast.FunctionDef(name=name) if name.startswith("test"):
+                arguments = statement.args
+                if arguments.posonlyargs or arguments.args or statement.decorator_list:
+                    raise DataError(
+                        f"{place}: test has {name} with arguments or decorators, which only pytest "
+                        "can run; leave the row out"
+                    )
+                calls.append(f"{name}()")
+            case ast.ClassDef(name=name) if name.startswith("Test"):
+                raise DataError(f"{place}: test has a class {name}, which only pytest can run")
+            case _:
+                pass
+        body.append(statement)
+    if not calls:
+        raise DataError(f"{place}: test has no function whose name starts with test")
+    text = ast.unparse(ast.Module(body=body, type_ignores=[]))
+    return "\n".join([text, *calls]), imported
 
 
-def _lines(text: Any) -> str:
-    return "\n".join(map(str, text)) if isinstance(text, list) else str(text)
+def codeforces(row: Row, place: str = "the row") -> dict[str, Any]:
+    """A row of a contest's problems: Codeforces, APPS, TACO, CodeContests, LiveCodeBench, ….
 
-
-def _called(function: str, arguments: Any, wanted: Any) -> str:
-    # APPS gives some results in a list of their own
-    either = isinstance(wanted, list) and len(wanted) == 1
-    result = f"in ({wanted!r}, {wanted[0]!r})" if either else f"== {wanted!r}"
-    return f"assert {function}(*{arguments!r}) {result}"
+    `contest_rows` says by which columns a format is told and how its tests are read. The prompt is
+    the row's text, with its starter code. Raises DataError.
+    """
+    tests = contest_tests(row, place)
+    parts = [row.get(name) for name in ("description", "input_format", "output_format", "note")]
+    names = ("question", "question_content", "problem", "prompt")
+    prompt: Any = "\n\n".join(str(part) for part in parts if part) or next(
+        (row[name] for name in names if row.get(name)), ""
+    )
+    starter = str(row.get("starter_code") or "").strip()
+    if starter and isinstance(prompt, str):
+        prompt = f"{prompt}\n\n```python\n{starter}\n```"
+    return _made(prompt, tests, None)
 
 
 def defined_names(source: str) -> list[str]:
@@ -148,7 +160,7 @@ def definitions(source: str) -> list[str]:
 
 
 def _made(
-    prompt: str, tests: dict[str, Any], solution: Any, defined: bool = False
+    prompt: Any, tests: dict[str, Any], solution: Any, defined: bool = False
 ) -> dict[str, Any]:
     if defined and (defines := definitions(str(solution or ""))):
         tests = tests | {"defines": defines}

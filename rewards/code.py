@@ -14,79 +14,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
-import textwrap
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
-from grpo.rewards import wire
-from grpo.rewards.extract import last_answer_block, split_thought
+from grpo.rewards import readings, wire
+from grpo.rewards.fences import asked_names, program_of
 from grpo.rewards.probe import choose
 from grpo.rewards.sandbox import PRELOAD, Ended, Guest, Limits, Sandbox
 from grpo.rewards.stdio import LOST, START, Run, run_program, same_output
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Status, Task
 
-_PROGRAM = re.compile(
-    r"^(?:(?:def|class|import|from|print|for|while|async|if|with|try)(?!\w)|@"
-    r"|[A-Za-z_]\w*(?: *, *[A-Za-z_]\w*)* *=)",
-    re.MULTILINE,
-)
 # Columns that may hold a right program; the first that does tells what the tests mean by its names.
 REFERENCES = ("canonical_solution", "solution", "code")
-# Labels of fences that hold no program.
-_NO_PROGRAM = frozenset(
-    ["bash", "sh", "shell", "console", "text", "txt", "plaintext", "output", "json"]
-)
-
-
-def code_blocks(text: str) -> list[tuple[str, str]]:
-    """(label, body) of each closed ``` fence, in order. A fence's own indentation is taken off."""
-    found: list[tuple[str, str]] = []
-    opened: tuple[int, str, str] | None = None  # first line of the body, fence, label
-    lines = text.splitlines(keepends=True)
-    for number, line in enumerate(lines):
-        mark = line.strip()
-        if opened is None:
-            if mark.startswith("```"):
-                label = mark.lstrip("`")
-                opened = (number + 1, mark[: len(mark) - len(label)], label.strip().lower())
-        elif mark == opened[1]:
-            found.append((opened[2], textwrap.dedent("".join(lines[opened[0] : number]))))
-            opened = None
-    return found
-
-
-def last_code_block(text: str) -> str | None:
-    """The body of the last closed ``` fence that can be the program, or None.
-
-    What a program prints, or how it is called in a shell, often stands in a fence after it.
-    """
-    for label, body in reversed(code_blocks(text)):
-        if label.startswith("py") or (label not in _NO_PROGRAM and _PROGRAM.search(body)):
-            return body
-    return None
-
-
-def program_of(completion: str) -> str | None:
-    """The program in a completion: last code block after the thought, else the answer block.
-
-    Without either, text that has a line of Python at the left margin is taken as it is.
-    """
-    _, text = split_thought(completion)
-    if text is None:
-        return None
-    code = last_code_block(text)
-    if code is not None:
-        return code if code.strip() else None
-    block = last_answer_block(text)
-    code = block if block is not None else text if "```" not in text else None
-    return code if code is not None and _PROGRAM.search(code) else None
 
 
 class BadTests(Exception):
@@ -210,7 +155,9 @@ class Code(VerifierReward):
             tests = read_tests(task.columns.get("tests"))
         except BadTests as error:
             return Score(value=None, status="unparseable_gold", detail=str(error))
-        code = program_of(completion)
+        code = program_of(
+            completion, lambda: asked_names(tests.get("entry"), tests.get("parts", ()))
+        )
         if code is None:
             return Score(value=0.0, status="unparseable_answer", detail="no code block")
         sandbox, _ = self._start()
@@ -226,9 +173,21 @@ class Code(VerifierReward):
                 return lost.score
 
     def _judge(self, sandbox: Sandbox, code: str, tests: dict[str, Any]) -> Score:
-        if "stdio" in tests:
-            return self._judge_stdio(sandbox, code, tests["stdio"])
-        return self._judge_calls(sandbox, code, tests)
+        if "stdio" not in tests:
+            return self._judge_calls(sandbox, code, tests)
+        cases: Sequence[Any] = tests["stdio"]
+        best, first = self._judge_stdio(sandbox, code, cases)
+        if best.value == 1.0 or best.value is None or first is None:
+            return best
+        others: list[Score] = []
+        if lines := readings.as_lines(cases):
+            others.append(self._judge_stdio(sandbox, code, lines)[0])
+        elif not first.fault and not first.output.strip():  # it only defines something
+            for calls in readings.as_calls(cases):
+                others.append(self._judge_calls(sandbox, code, calls | {"reference": None}))
+                if others[-1].value == 1.0:
+                    break
+        return max([best, *others], key=lambda score: score.value or 0.0)
 
     def _judge_calls(self, sandbox: Sandbox, code: str, tests: dict[str, Any]) -> Score:
         verdict, verdict_end = socket.socketpair()
@@ -308,7 +267,10 @@ class Code(VerifierReward):
         status: Status = "timeout" if ended and _out_of_time(ended) else "wrong"
         return Score(value=0.0, status=status, detail=detail)
 
-    def _judge_stdio(self, sandbox: Sandbox, code: str, cases: Sequence[Any]) -> Score:
+    def _judge_stdio(
+        self, sandbox: Sandbox, code: str, cases: Sequence[Any]
+    ) -> tuple[Score, Run | None]:
+        """The outcome, and the first run that was not right."""
         passed = 0
         first: Run | None = None
         for case in cases:
@@ -320,7 +282,7 @@ class Code(VerifierReward):
                 score = Score(value=value, status=run.status, detail=run.fault)
                 if run.lost:
                     raise _SandboxLost(score)
-                return score
+                return score, run
             if not run.fault and same_output(run.output, expected, self.tolerance):
                 passed += 1
                 continue
@@ -329,11 +291,11 @@ class Code(VerifierReward):
                 break
         detail = f"{passed}/{len(cases)}"
         if first is None:
-            return Score(value=1.0, status="correct", detail=detail)
+            return Score(value=1.0, status="correct", detail=detail), None
         detail += f" {first.fault or 'wrong output ' + repr(first.output[:80])}"
         if self.partial and passed:
-            return Score(value=passed / len(cases), status="scored", detail=detail)
-        return Score(value=0.0, status=first.status, detail=detail)
+            return Score(value=passed / len(cases), status="scored", detail=detail), first
+        return Score(value=0.0, status=first.status, detail=detail), first
 
 
 def _reference(columns: Mapping[str, Any]) -> str | None:

@@ -9,9 +9,9 @@ the project that executes text, and it does so only after `zygote.confine`.
 from __future__ import annotations
 
 import ast
+import atexit
 import builtins
 import contextlib
-import importlib
 import os
 import socket
 import sys
@@ -20,73 +20,18 @@ import threading
 import types
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, cast
+from typing import Any
 
 from grpo.code_rows import definitions
-from grpo.rewards import wire
-from grpo.rewards.names import Names, Text, names_under_test, read_text
-from grpo.rewards.remote import (
-    LONGEST,
-    OPERATIONS,
-    PASSED_ON,
-    Asker,
-    TestsError,
-    describe,
-)
+from grpo.rewards import prelude, raising, wire
+from grpo.rewards.asking import Asker, TestsError
+from grpo.rewards.classes import Classes
+from grpo.rewards.names import Names, Text, classes_of, names_under_test, read_text
+from grpo.rewards.program import Program, raised, sole_function
+from grpo.rewards.raising import LONGEST, describe
+from grpo.rewards.readings import SOLE
 from grpo.rewards.rewrites import counted_asserts, expected_first
-
-# LeetCode-style code expects these without importing them; the classes are LeetCode's own.
-PRELUDE = """
-import bisect, collections, copy, functools, heapq, itertools, math, operator, random, re, string
-from bisect import *
-from collections import *
-from functools import *
-from heapq import *
-from itertools import *
-from math import *
-from builtins import pow
-from typing import *
-class ListNode:
-    def __init__(self, val=0, next=None):
-        self.val, self.next = val, next
-class TreeNode:
-    def __init__(self, val=0, left=None, right=None):
-        self.val, self.left, self.right = val, left, right
-def list_node(values):
-    head = None
-    for value in reversed(values):
-        head = ListNode(value, head)
-    return head
-def is_same_list(a, b):
-    while a and b and a.val == b.val:
-        a, b = a.next, b.next
-    return a is None and b is None
-def tree_node(values):
-    if not values:
-        return None
-    root = TreeNode(values[0])
-    waiting, rest = [root], iter(values[1:])
-    for node in waiting:
-        for side in ("left", "right"):
-            value = next(rest, None)
-            if value is not None:
-                child = TreeNode(value)
-                setattr(node, side, child)
-                waiting.append(child)
-    return root
-def is_same_tree(a, b):
-    waiting = [(a, b)]
-    for a, b in waiting:
-        if a is None or b is None:
-            if a is not b:
-                return False
-        elif a.val != b.val:
-            return False
-        else:
-            waiting += [(a.left, b.left), (a.right, b.right)]
-    return True
-"""
-_PRELUDE = compile(PRELUDE, "<prelude>", "exec", dont_inherit=True)
+from grpo.rewards.unjudged import asks_for_classes, beyond_reach, libraries
 
 
 def _run(source: str, name: str, namespace: dict[str, Any]) -> None:
@@ -113,19 +58,25 @@ def serve_candidate(channel: socket.socket) -> None:
     wire.send(channel, {"confined": True})  # before any text runs: nothing can forge it
     given = wire.receive(channel)
     namespace = _module("candidate")
-    _execute(_PRELUDE, namespace)
+    namespace |= prelude.HEADER
+    _execute(prelude.CODE, namespace)
+    namespace |= prelude.MODULES
     with contextlib.suppress(BaseException):  # the tests' process reports a broken setup
         _run(given["setup"], "<setup>", namespace)
-    names: list[str] = wire.receive(channel)["names"]
+    told = wire.receive(channel)
+    names: list[str] = told["names"]
     for name in names:  # a setup may hold the function without its body, the prelude a namesake
         namespace.pop(name, None)
+    before = dict(namespace)
     try:
         _execute(_compiled(given["code"], given["setup"], given["entry"]), namespace)
     except BaseException as error:
-        _answer(channel, {"raised": _raised(error)})
+        _answer(channel, {"raised": raised(error)})
         return
+    if SOLE in names:
+        namespace |= sole_function(before, namespace)
     _answer(channel, {"loaded": True, "missing": [n for n in names if n not in namespace]})
-    program = Program(namespace)
+    program = Program(namespace, Classes(namespace, told["classes"]))
     while True:
         request = wire.receive(channel)
         _answer(channel, program.answer(request))
@@ -135,17 +86,7 @@ def _answer(channel: socket.socket, answer: dict[str, Any]) -> None:
     try:
         wire.send(channel, answer)
     except wire.WireError as error:
-        wire.send(channel, {"raised": _raised(ValueError(str(error)))})
-
-
-def _raised(error: BaseException) -> list[Any]:
-    """[name, text, names of its classes, packed arguments or None] of an exception."""
-    classes = [kind.__name__[:80] for kind in type(error).__mro__[:20]]
-    try:
-        packed = wire.pack(error.args[:10])
-    except BaseException:
-        packed = None
-    return [*describe(error), classes, packed]
+        wire.send(channel, {"raised": raised(ValueError(str(error)))})
 
 
 def _compiled(code: str, setup: str, entry: str | None) -> CodeType:
@@ -159,127 +100,6 @@ def _compiled(code: str, setup: str, entry: str | None) -> CodeType:
                 whole = f"{setup.rstrip()}\n{body}"
                 return compile(whole, "<completion>", "exec", dont_inherit=True)
         raise
-
-
-class Program:
-    """The candidate's side of `remote`: its names, and the objects that the tests know of."""
-
-    def __init__(self, namespace: dict[str, Any]) -> None:
-        self.namespace = namespace
-        self.objects: list[Any] = []
-        self.numbers: dict[int, int] = {}
-        self.origins: dict[int, tuple[wire.Shared, int]] = {}  # what a call's arguments share
-
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what is asked. Never raises what the program raises."""
-        shared = wire.Shared()
-        arguments: Any = None
-        root: Any = request["target"][0] if "target" in request else None
-        if request["do"] in ("next", "iter", "await", "self") and root in self.origins:
-            origin, count = self.origins[root]
-            shared = origin.first(count)
-        try:
-            if "arguments" in request:
-                packed = request["arguments"]
-                arguments = wire.unpack(packed, self.resolve, self.namespace, shared)
-        except BaseException as error:
-            return {"raised": _raised(error)}
-        count, before = len(shared.objects), shared.contents()
-
-        def opaque(value: Any) -> list[Any]:
-            return self.register(value, shared, count)
-
-        answer: dict[str, Any] = {}
-        try:
-            result = self.perform(request, arguments)
-            if request["do"] == "get" and callable(result):
-                return {"callable": True}
-            if changed := wire.pack_changes(before, opaque, shared):
-                answer["changed"] = changed
-            kept = request.get("keep") and _stays(result)
-            answer["returned"] = (
-                {"o": opaque(result)} if kept else wire.pack(result, opaque, shared)
-            )
-        except BaseException as error:
-            if request["do"] == "next" and isinstance(error, StopIteration):
-                return {"stopped": True}
-            answer.pop("returned", None)
-            answer["raised"] = _raised(error)
-            with contextlib.suppress(BaseException):
-                if "changed" not in answer:
-                    answer["changed"] = wire.pack_changes(before, opaque, shared)
-        return answer
-
-    def perform(self, request: dict[str, Any], arguments: Any) -> Any:
-        match request["do"]:
-            case "call":
-                args, kwargs = arguments
-                return self.find(request["target"])(*args, **kwargs)
-            case "get":
-                return getattr(self.find(request["target"]), request["name"])
-            case "apply":
-                return OPERATIONS[request["name"]](*arguments)
-            case "next":
-                return next(self.find(request["target"]))
-            case "iter":
-                return iter(self.find(request["target"]))
-            case "self":
-                return self.find(request["target"])
-            case "await":
-                import asyncio
-
-                return asyncio.run(self.find(request["target"]))
-            case _:
-                return [_base_of(self.namespace.get(name)) for name in request["names"]]
-
-    def find(self, target: list[Any]) -> Any:
-        root, *path = target
-        if isinstance(root, int):
-            found = self.objects[root]
-        elif root in self.namespace:
-            found = self.namespace[root]
-        else:
-            raise NameError(f"name {root!r} is not defined")
-        for name in path:
-            found = getattr(found, name)
-        return found
-
-    def resolve(self, body: Any) -> Any:
-        """What a test gave: something of the program's, or a function of the library."""
-        if isinstance(body, list):
-            return self.find(cast("list[Any]", body))
-        found: Any = importlib.import_module(body["module"])
-        for name in body["name"].split("."):
-            found = getattr(found, name)
-        return found
-
-    def register(self, value: Any, shared: wire.Shared, count: int) -> list[Any]:
-        """[number, kind] of an object that stays here."""
-        if id(value) not in self.numbers:
-            self.numbers[id(value)] = len(self.objects)
-            self.objects.append(value)
-        number = self.numbers[id(value)]
-        self.origins.setdefault(number, (shared, count))
-        return [number, "coroutine" if isinstance(value, types.CoroutineType) else ""]
-
-
-def _stays(value: Any) -> bool:
-    """Whether what a class made stays here although it is plain data: a container with members.
-
-    LeetCode's nodes and what is made from a number or text cross as what they are.
-    """
-    kind = cast("type[Any]", type(value))
-    if kind.__module__ != "candidate" or kind.__name__ in ("ListNode", "TreeNode"):
-        return False
-    return not isinstance(value, int | float | complex | str | bytes)
-
-
-def _base_of(value: Any) -> str | None:
-    """The nearest exception of Python's own that a class is made from; None for other classes."""
-    if not isinstance(value, type) or not issubclass(value, Exception):
-        return None
-    names = [base.__name__ for base in value.__mro__ if base.__module__ == "builtins"]
-    return next((name for name in names if name in PASSED_ON), "Exception")
 
 
 def run_tests(verdict: socket.socket, candidate: socket.socket) -> None:
@@ -301,7 +121,7 @@ def run_tests(verdict: socket.socket, candidate: socket.socket) -> None:
         wire.send(verdict, {"unconfined": str(first)[:LONGEST]})
         return
     wire.send(verdict, {"started": True})
-    wire.send(candidate, {"names": tests.names.program})
+    wire.send(candidate, {"names": tests.names.program, "classes": tests.setup_classes})
     found = {"passed": 0, "total": tests.total, "detail": tests.load()}
     if not found["detail"]:
         found = tests.run()
@@ -322,6 +142,7 @@ class Tests:
         self.names = Names(program=(), classes=(), in_setup=False)
         self.parts: list[CodeType] = []
         self.setup: CodeType | None = None  # still to be run, where it needs the program
+        self.setup_classes: list[str] = []  # that both sides have
         self.total = 1
 
     def prepare(self) -> None:
@@ -329,13 +150,12 @@ class Tests:
         defines: list[str] | None = self.given["defines"]
         if defines is None and self.given["reference"]:
             defines = definitions(self.given["reference"])
-        _execute(_PRELUDE, self.namespace)
+        _execute(prelude.CODE, self.namespace)
         setup = read_text(self.given["setup"], "<setup>")
         texts = [read_text(part, "<tests>") for part in self.given["parts"]]
-        if any(_watches_output(text.source) for text in (setup, *texts)):
-            raise TestsError(
-                "the tests look at what the program prints, which stays in its process"
-            )
+        sources = [text.source for text in (setup, *texts)]
+        if reason := beyond_reach(sources):
+            raise TestsError(reason)
         self.names = names_under_test(
             setup=setup,
             parts=texts,
@@ -343,6 +163,15 @@ class Tests:
             defines=defines,
             python={*self.namespace, *dir(builtins)},
         )
+        if self.names.classes and asks_for_classes(sources, self.names.classes):
+            raise TestsError("the tests look at a class of the program's, which stays there")
+        every = "\n".join(sources)
+        # an end of iteration would also end a loop over `map(candidate, …)`, and pass it
+        ends = raising.ON_REQUEST if "map(" not in every else raising.EXITS
+        self.asker.on_request = frozenset(name for name in ends if name in every)
+        self.asker.libraries = lambda: libraries(text.tree for text in (setup, *texts))
+        own = set(self.names.program)
+        self.setup_classes = sorted(set(classes_of(setup.tree)) - own)
         self.setup = setup.code if self.names.in_setup else None
         self.parts = [self.rewritten(text) for text in texts]
         self.total = max(1, len(texts))
@@ -353,6 +182,7 @@ class Tests:
         self.namespace["__check__"] = self.check
         if not self.names.in_setup:
             _execute(setup.code, self.namespace)
+            self.asker.know(self.setup_classes)
 
     def rewritten(self, text: Text) -> CodeType:
         tree = expected_first(text.tree, set(self.names.program), self.given["setup"])
@@ -383,6 +213,7 @@ class Tests:
         if setup := self.setup:
             fault = self.failure(lambda: _execute(setup, self.namespace))
             self.asker.place(self.names.program)
+            self.asker.know(self.setup_classes)
             if self.asker.broken or fault:
                 return self.found(fault)
         for part in self.parts:
@@ -435,10 +266,6 @@ class Tests:
         return ""
 
 
-def _watches_output(source: str) -> bool:
-    return ("redirect_stdout" in source or "sys.stdout" in source) and ".getvalue()" in source
-
-
 def _assert(truth: Any) -> None:
     assert truth
 
@@ -447,6 +274,8 @@ def run_script(control: socket.socket, stdin: socket.socket, stdout: socket.sock
     """Run a whole program with its standard input and output on two sockets; its exit code."""
     wire.send(control, {"confined": True})  # before any text runs: nothing can forge it
     source = wire.receive(control)
+    atexit._clear()  # type: ignore[attr-defined]  # what this process's own modules have registered
+    sys.argv = ["main.py"]
     os.dup2(stdin.fileno(), 0)
     os.dup2(stdout.fileno(), 1)
     for channel in (control, stdin, stdout):
@@ -461,9 +290,12 @@ def run_script(control: socket.socket, stdin: socket.socket, stdout: socket.sock
         code = 77
     except BaseException:
         code = 1
-    try:
-        threading._shutdown()  # type: ignore[attr-defined]  # joins threads as an ordinary exit does
-        sys.stdout.flush()
+    try:  # as an ordinary exit does: threads, then exit handlers, then what is still to be written
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()  # type: ignore[attr-defined]
+        for stream in (sys.stdout, sys.__stdout__):
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
     except BaseException:
         code = code or 1
     return code

@@ -39,14 +39,28 @@ _SCRIPTS: dict[str, tuple[str, ...]] = {
 _BY_CHARACTER = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL")
 # An opening mark that is never closed must not cost a scan of the whole text: spans are bounded, or
 # end where the next one opens.
-_NOT_LANGUAGE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\$\$[^$]*\$\$|\$[^$\n]*\$"
-    r"|\\\((?:(?!\\\()[^\n]){0,2000}?\\\)|\\\[(?:(?!\\\[).){0,2000}?\\\]"
-    r"|https?://[!-~]+|\\[A-Za-z]+|</?\w{1,32}>",
-    re.DOTALL,
+_FORMULA = (
+    r"\$\$[^$]*\$\$|\$[^$\n]*\$"
+    r"|\\\((?:(?!\\\()[^\n]){0,2000}?\\\)|\\\[(?:(?!\\\[).){0,2000}?\\\]|\\[A-Za-z]+|</?\w{1,32}>"
 )
+# A letter that is not ASCII belongs to an address where a mark stands before its run of them.
+_IN_ADDRESS = r"(?:[!-~]|(?<=[/=?&#%._:@~+-])[^\W_]+)"
+_DOMAINS = "com|org|net|edu|gov|info|io|ai|dev|app|cn|jp|kr|tw|hk|de|fr|uk|ru|eu|us|co|me"
+_CODE = (
+    r"```.*?(?:```|\Z)|``[^`\n]+``|`[^`\n]*`|<code>[^<]*</code>"
+    rf"|(?:https?|ftp|file)://{_IN_ADDRESS}+|www\.{_IN_ADDRESS}+"
+    rf"|(?<![\w.@-])(?:[\w-]{{1,63}}\.){{1,4}}(?:{_DOMAINS})(?![\w-])(?:/{_IN_ADDRESS}*)?"
+    r"|(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}"
+    r"|(?<!\w)(?:[A-Za-z]:[\\/]|~/|\.{1,2}/|/(?=[\w.-]{1,64}/))[\w.-]{1,64}(?:[\\/][\w.-]{0,64}){0,32}"
+    r"|(?<![\w/])[\w-]{1,64}(?:/[\w-]{1,64}){1,16}\.[A-Za-z0-9]{1,5}(?!\w)"
+)
+_NOT_LANGUAGE = re.compile(f"(?P<code>{_CODE})|{_FORMULA}", re.DOTALL)
+_NAME_IN_FORMULA = re.compile(r"\\(?:text\w*|math\w+|operatorname|mbox) ?\{[^{}\\$]*\}")
 # Letters that code and formulas are written in; any other letter inside them is language.
 _TECHNICAL = re.compile("[\0-\u03ff\u1e00-\u2bff\U0001d400-\U0001d7ff]+")
+# Text of another script in code and addresses is no language, up to this many words for each one
+# outside of them: a thought that is written between marks is one all the same.
+_MOST_INSIDE = 5
 
 
 @lru_cache(maxsize=1 << 16)
@@ -58,16 +72,35 @@ def script_of(char: str) -> str:
     return {"IDEOGRAPHIC": "CJK", "FULLWIDTH": "LATIN", "HALFWIDTH": "KATAKANA"}.get(first, first)
 
 
-def language_of(text: str) -> str:
-    """The text without code, formulas, addresses and tags. Chinese between two dollars stays."""
-    return _NOT_LANGUAGE.sub(lambda span: _TECHNICAL.sub(" ", f" {span[0]} "), text)
+def language_of(text: str) -> tuple[str, str]:
+    """(text without code, formulas, addresses and tags; what code and the like hold beside code).
+
+    Chinese between two dollars stays in the first, but for names as in `\\text{面积}`.
+    """
+    inside: list[str] = []
+
+    def replaced(span: re.Match[str]) -> str:
+        if span["code"] is not None:
+            inside.append(_TECHNICAL.sub(" ", span[0]))
+            return " "
+        inside.extend(_TECHNICAL.sub(" ", name) for name in _NAME_IN_FORMULA.findall(span[0]))
+        return _TECHNICAL.sub(" ", f" {_NAME_IN_FORMULA.sub(' ', span[0])} ")
+
+    outside = _NOT_LANGUAGE.sub(replaced, text)
+    return outside, " ".join(inside)
 
 
 def words_by_script(text: str) -> Counter[str]:
     """Number of words per script after everything that is not language is taken out."""
+    outside, inside = map(_counted, language_of(text))
+    hidden = sum(inside.values()) > _MOST_INSIDE * sum(outside.values())
+    return outside + inside if hidden else outside
+
+
+def _counted(text: str) -> Counter[str]:
     found: Counter[str] = Counter()
     script, length = "", 0
-    for char in language_of(text) + " ":
+    for char in text + " ":
         # Marks (accents, vowel signs) belong to the word they stand in.
         mark = script and unicodedata.category(char).startswith("M")
         here = script if mark else script_of(char)
@@ -129,4 +162,4 @@ def identified(text: str, language: str) -> str:
     peers = [name for name, scripts in _SCRIPTS.items() if scripts == _SCRIPTS[language]]
     identifier = langid.LanguageIdentifier.from_pickled_model(langid.MODEL_FILE)
     identifier.set_languages(peers)
-    return str(identifier.classify(language_of(text))[0])
+    return str(identifier.classify(language_of(text)[0])[0])

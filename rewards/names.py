@@ -92,6 +92,20 @@ def names_under_test(
     )
 
 
+def classes_of(tree: ast.Module) -> list[str]:
+    """Names of the classes that a text makes at its top: by `class`, or as a named tuple."""
+    found: list[str] = []
+    for statement in tree.body:
+        match statement:
+            case ast.ClassDef(name=name):
+                found.append(name)
+            case ast.Assign(targets=[ast.Name(id=name)], value=ast.Call()) if name[:1].isupper():
+                found.append(name)
+            case _:
+                pass
+    return found
+
+
 def _capitalized(names: Iterable[str]) -> set[str]:
     """Names that look like a class's."""
     return {name for name in names if name[:1].isupper() and "_" not in name}

@@ -1,268 +1,119 @@
-"""The tests' view of the program: stubs that send requests to its process and get plain data back.
+"""The tests' view of the program: stubs whose members and operators ask its process.
 
-Requests are {"do": "call" | "get" | "apply" | "next" | "iter" | "await" | "self" | "kinds", …}. An
-answer is {"returned", "changed"}, {"raised", "changed"}, {"callable"} or {"stopped"}. Whatever else
-comes back is the program's fault: it raises here, in the test that asked.
+What may be done with an object there, and what is refused here, because an object of the program's
+making could answer whatever pleases the tests.
 """
 
 from __future__ import annotations
 
-import builtins
-import contextlib
-import datetime
-import importlib
 import operator
-import socket
-import types
-from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Sequence
-from decimal import Decimal
-from fractions import Fraction
-from functools import cache
-from typing import Any, NoReturn, cast
+from collections.abc import Callable
+from typing import Any, NoReturn, Protocol, cast
 
 from grpo.rewards import wire
+from grpo.rewards.values import plain_members
 
-# Exceptions a candidate may raise in the tests. Control flow (StopIteration would end a loop over
-# `map(candidate, …)` early, and pass it) and exits are not among them.
-_EXCEPTIONS = """
-ArithmeticError AssertionError AttributeError BufferError EOFError IndexError KeyError LookupError
-MemoryError NameError NotImplementedError OSError OverflowError RecursionError RuntimeError
-TypeError UnicodeError ValueError ZeroDivisionError
-"""
-PASSED_ON = frozenset(_EXCEPTIONS.split())
-LONGEST = 200  # characters of an exception's text
 # What may be done with an object of a class that the tests make: name -> function. The program's
 # process looks them up here, too.
 _UNARY = ("neg", "pos", "abs", "invert")
 _BINARY = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow")
 _BITWISE = ("lshift", "rshift", "and_", "or_", "xor")
+_IN_PLACE = tuple(f"i{name.rstrip('_')}" for name in (*_BINARY, *_BITWISE))
 ARITHMETIC = frozenset([*_UNARY, *_BINARY, *_BITWISE])
 COMPARISONS = frozenset(["eq", "ne", "lt", "le", "gt", "ge"])
+_MADE = ARITHMETIC | {*_IN_PLACE}  # of these an object that comes back is one that was made
+_FUNCTIONS = (
+    bool, complex, delattr, divmod, float, format, hash, int, isinstance, issubclass, iter, len,
+    repr, reversed, round, setattr, str,
+)  # fmt: skip
 OPERATIONS: dict[str, Callable[..., Any]] = {
     name: getattr(operator, name)
-    for name in (*ARITHMETIC, *COMPARISONS, "contains", "getitem", "setitem", "delitem", "index")
-} | {
-    function.__name__: function
-    for function in (bool, float, hash, int, isinstance, iter, len, repr, round, setattr, str)
-}
+    for name in (
+        *ARITHMETIC,
+        *_IN_PLACE,
+        *COMPARISONS,
+        "contains",
+        "getitem",
+        "setitem",
+        "delitem",
+        "index",
+    )
+} | {function.__name__: function for function in _FUNCTIONS}
 
 
 class CandidateError(Exception):
     """The candidate ended, broke the protocol, or raised something that tests must not catch."""
 
 
-class TestsError(Exception):
-    """The tests themselves cannot be run."""
-
-
-def describe(error: BaseException) -> tuple[str, str]:
-    """The name of an exception, as far up as tests may catch it, and its text."""
-    name = type(error).__name__[:80]
-    for base in type(error).__mro__:
-        if base.__name__ in PASSED_ON and getattr(builtins, base.__name__, None) is base:
-            name = base.__name__
-            break
-    try:
-        text = str.__str__(str(error))[:LONGEST]
-    except BaseException:
-        text = ""
-    return name, text
-
-
-class Asker:
-    """One end of the channel to the program, and what the tests know of the objects there."""
-
-    def __init__(self, channel: socket.socket, namespace: dict[str, Any]) -> None:
-        self.channel = channel
-        self.namespace = namespace
-        self.asked = 0  # requests the tests made: before the first, no failure is the program's
-        self.broken = ""  # why the tests cannot be run
-        self.classes: frozenset[str] = frozenset()  # names of classes that the tests make
-        self.made: dict[int, Remote] = {}  # by number: objects of classes that the tests make
-        self.origins: dict[int, tuple[wire.Shared, int]] = {}  # what its call was given
-        self.exceptions: dict[str, type[Exception]] = {}  # classes of the program's own
-
-    def ask(
-        self, request: dict[str, Any], shared: wire.Shared, count: int = 0, made: bool = False
-    ) -> Any:
-        """What the program answers. The first `count` objects of `shared` take on its changes.
-
-        made: an object that comes back is one of a class that the tests make.
-        """
-        self.asked += 1
-        wire.send(self.channel, request)
-        answer = wire.receive(self.channel)
-        if not isinstance(answer, dict):
-            raise CandidateError("malformed answer")
-        answer = cast("dict[str, Any]", answer)
-
-        def opaque(body: Any) -> Any:
-            return self._object(body, shared, count, made)
-
-        if "stopped" in answer:
-            raise StopIteration
-        if "callable" in answer:
-            return Remote(self, [*request["target"], request["name"]])
-        changes = wire.unpack_changes(
-            answer.get("changed", []), count, opaque, self.namespace, shared
-        )
-        if "returned" in answer:
-            value = wire.unpack(answer["returned"], opaque, self.namespace, shared)
-            changes()
-            return value
-        changes()
-        raise self._error(answer.get("raised"))
-
-    def define(self, names: Sequence[str], classes: Sequence[str]) -> None:
-        """Put what the program defines under `names` into the tests' namespace.
-
-        Its exceptions become classes of the tests' own, so that they can be caught.
-        """
-        self.classes = frozenset(classes)
-        bases: Any = (
-            self.ask({"do": "kinds", "names": [*classes]}, wire.Shared()) if classes else []
-        )
-        self.asked = 0
-        if type(bases) is not list or len(cast("list[Any]", bases)) != len(classes):
-            raise CandidateError("malformed answer")
-        for name, base in zip(classes, cast("list[Any]", bases), strict=True):
-            if base is not None:
-                parent: Any = getattr(builtins, base) if base in PASSED_ON else Exception
-                self.exceptions[name] = cast("type[Exception]", type(name, (parent,), {}))
-        self.place(names)
-
-    def place(self, names: Sequence[str]) -> None:
-        """Put stubs for `names` into the tests' namespace, over whatever is there."""
-        for name in names:
-            self.namespace[name] = self.exceptions.get(name) or Remote(self, [name])
-
-    def _object(self, body: Any, shared: wire.Shared, count: int, made: bool) -> Any:
-        number, kind = body
-        if type(number) is not int or number < 0:
-            raise CandidateError("malformed answer")
-        self.origins.setdefault(number, (shared, count))
-        if kind == "coroutine":
-            return self._awaited(number)
-        if made and number not in self.made:
-            self.made[number] = Remote(self, [number], made=True)
-        # not `or`: an object that was made has a truth value of the program's
-        return self.made[number] if number in self.made else Remote(self, [number])
-
-    async def _awaited(self, number: int) -> Any:
-        return self.go_on("await", [number])
-
-    def go_on(self, do: str, target: list[Any]) -> Any:
-        """Go on with what a call began: the call's arguments may change once more."""
-        origin, count = self.origins.get(target[0], (wire.Shared(), 0))
-        return self.ask({"do": do, "target": target}, origin.first(count), count)
-
-    def _error(self, raised: Any) -> Exception:
-        """The exception to raise for what the program says that it raised."""
-        try:
-            name, text, classes, packed = raised
-            own = [self.exceptions[n] for n in classes if n in self.exceptions]
-            arguments = wire.unpack(packed, list, {}) if packed is not None else [text]
-            if not all(type(part) is str for part in (name, text)):
-                raise CandidateError("malformed answer")
-            if not own and name not in PASSED_ON:
-                return CandidateError(f"{name[:80]}: {text[:LONGEST]}")
-            kind = own[0] if own else getattr(builtins, name)
-            try:
-                return kind(*arguments)
-            except Exception:
-                return kind(text)
-        except (TypeError, ValueError, wire.WireError) as error:
-            raise CandidateError("malformed answer") from error
-
-    def packed(self, values: Any, shared: wire.Shared) -> Any:
-        """What a test gives, as plain data."""
-        try:
-            return wire.pack(values, self.own_object, shared)
-        except wire.WireError as error:
-            if not self.asked:  # nothing of the program's is in it
-                self.broken = f"a test passes what cannot be sent: {error}"
-            raise
-
-    def own_object(self, value: Any) -> Any:
-        """How a test names to the program what is not plain data."""
-        if isinstance(value, Remote):
-            return _target_of(value)
-        if isinstance(value, BaseException | types.CoroutineType):
-            raise CandidateError("the candidate's exception or coroutine cannot be given back")
-        library = _library_name(value)
-        if library is None:
-            self.broken = f"a test passes a {type(value).__name__}, which is not plain data"
-            raise TestsError(self.broken)
-        return library
-
-
-def _target_of(remote: Remote) -> list[Any]:
+def target_of(remote: Remote) -> list[Any]:
+    """Where the program's process finds the object: its number or name, then attributes."""
     # An accessor on Remote would hide a member of that name in the program.
     return cast("Any", remote)._Remote__target
 
 
-def _library_name(value: Any) -> dict[str, str] | None:
-    """Where the program's process finds a function of the standard library."""
-    holder = getattr(value, "__objclass__", value)  # str.upper, list.append
-    module, name = getattr(holder, "__module__", None), getattr(value, "__qualname__", None)
-    if not isinstance(module, str) or not isinstance(name, str) or module in ("tests", "__main__"):
-        return None
-    try:
-        found = operator.attrgetter(name)(importlib.import_module(module))
-    except (ImportError, AttributeError):
-        return None
-    return {"module": module, "name": name} if found is value else None
+def label_of(remote: Remote) -> str:
+    """What its process says of the object's class: "module:name"."""
+    return cast("Any", remote)._Remote__label
 
 
-@cache
-def _plain_members() -> frozenset[str]:
-    """The names of all members of plain data. Those of LeetCode's nodes hold plain data only."""
-    kinds: list[Any] = [str, bytes, bytearray, int, float, complex, list, tuple, range, dict]
-    kinds += [
-        set,
-        frozenset,
-        deque,
-        Counter,
-        OrderedDict,
-        Decimal,
-        Fraction,
-        type(dict[str, int]().keys()),
-    ]
-    kinds += [datetime.datetime, datetime.time, datetime.timedelta]
-    with contextlib.suppress(ImportError):
-        import numpy
+class Asking(Protocol):
+    """What a stub needs of the channel to the program (`asking.Asker`)."""
 
-        kinds.append(numpy.ndarray)
-    return frozenset(name for kind in kinds for name in dir(kind))
+    made_by: frozenset[str]
+
+    def ask(
+        self, request: dict[str, Any], shared: wire.Shared, count: int = 0, made: bool = False
+    ) -> Any:
+        """What the program answers."""
+        ...
+
+    def go_on(self, do: str, target: list[Any]) -> Any:
+        """Go on with what a call began."""
+        ...
+
+    def packed(self, values: Any, shared: wire.Shared) -> Any:
+        """What a test gives, as plain data."""
+        ...
+
+    def beyond(self, value: Any) -> None:
+        """Raises where the tests cannot look into a value."""
+        ...
+
+    def comparable(self, value: Any) -> None:
+        """Raises where no program can return what a test expects."""
+        ...
 
 
 class Remote:
     """Something in the program's process. Anything can be called, and iterated if it can be there.
 
     What a function returned has to be plain data where the tests use it as such: it has no truth
-    value, equals nothing, compares with nothing and has no member that plain data has: all of these
-    raise. A member that no plain data has (`.root`, `.area()`) is the program's own. An object
-    `made` by calling a class in the tests is under test itself: its members and operators are the
-    program's, but it compares only with other objects of the program's; with plain data only as the
-    plain data that it is, where it is a container with members of its own.
+    value, equals nothing but itself, compares with nothing and has no member that plain data has:
+    all of these raise. A member that no plain data has (`.root`, `.area()`) is the program's own.
+    An object `made` by calling a class in the tests is under test itself: its members and operators
+    are the program's, but it compares only with other objects of the program's; with plain data
+    only as the plain data that it is, where it is a container with members of its own.
     """
 
-    __slots__ = ("__asker", "__made", "__target")
-    __asker: Asker
+    __slots__ = ("__asker", "__label", "__made", "__target")
+    __asker: Asking
     __target: list[Any]
     __made: bool
+    __label: str
 
-    def __init__(self, asker: Asker, target: list[Any], made: bool = False) -> None:
+    def __init__(
+        self, asker: Asking, target: list[Any], made: bool = False, label: str = ""
+    ) -> None:
         put = object.__setattr__
         put(self, "_Remote__asker", asker)
         put(self, "_Remote__target", target)
         put(self, "_Remote__made", made)
+        put(self, "_Remote__label", label)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if not self.__made and type(self.__target[0]) is int and name in _plain_members():
+        if not self.__made and type(self.__target[0]) is int and name in plain_members():
             self.__refuse()
         request = {"do": "get", "target": self.__target, "name": name}
         return self.__asker.ask(request, wire.Shared())
@@ -270,13 +121,24 @@ class Remote:
     def __setattr__(self, name: str, value: Any) -> None:
         self.__apply("setattr", self, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        self.__apply("delattr", self, name)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        root, *path = self.__target
+        made = isinstance(root, str) and not path and root in self.__asker.made_by
+        return self.__invoke(self.__target, args, kwargs, made)
+
+    def __invoke(self, target: list[Any], args: Any, kwargs: Any, made: bool = False) -> Any:
         shared = wire.Shared()
         packed = self.__asker.packed((args, kwargs), shared)
-        root, *path = self.__target
-        made = isinstance(root, str) and not path and root in self.__asker.classes
-        request = {"do": "call", "target": self.__target, "arguments": packed, "keep": made}
+        request = {"do": "call", "target": target, "arguments": packed, "keep": made}
         return self.__asker.ask(request, shared, len(shared.objects), made)
+
+    def __member(self, name: str, *args: Any) -> Any:
+        """A special method, by name. What it returns may be the object itself."""
+        value = self.__invoke([*self.__target, name], args, {})
+        return self if isinstance(value, Remote) and target_of(value) == self.__target else value
 
     def __iter__(self) -> Any:
         return self.__asker.go_on("iter", self.__target)
@@ -284,12 +146,39 @@ class Remote:
     def __next__(self) -> Any:
         return self.__asker.go_on("next", self.__target)
 
+    def __reversed__(self) -> Any:
+        return self.__apply("reversed", self)
+
+    def __aiter__(self) -> Any:
+        return self.__member("__aiter__")
+
+    async def __anext__(self) -> Any:
+        try:
+            return self.__asker.go_on("anext", self.__target)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    def __enter__(self) -> Any:
+        return self.__member("__enter__")
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        swallowed = self.__member("__exit__", kind, error, None)
+        return swallowed is True and _raised_by_the_test(error, trace)
+
+    async def __aenter__(self) -> Any:
+        return await self.__member("__aenter__")
+
+    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        swallowed = await self.__member("__aexit__", kind, error, None)
+        return swallowed is True and _raised_by_the_test(error, trace)
+
     def __contains__(self, item: Any) -> bool:
         if self.__made:
             return self.__exactly(bool, "contains", self, item)
         return any(part == item for part in self)
 
     def __refuse(self) -> NoReturn:
+        self.__asker.beyond(self)
         raise CandidateError("the candidate returned something that is not plain data")
 
     def __apply(self, name: str, *operands: Any) -> Any:
@@ -298,7 +187,7 @@ class Remote:
         shared = wire.Shared()
         packed = self.__asker.packed(operands, shared)
         request = {"do": "apply", "name": name, "arguments": packed}
-        return self.__asker.ask(request, shared, len(shared.objects), name in ARITHMETIC)
+        return self.__asker.ask(request, shared, len(shared.objects), name in _MADE)
 
     def __exactly(self, kind: type[Any], name: str, *operands: Any) -> Any:
         value = self.__apply(name, *operands)
@@ -308,16 +197,27 @@ class Remote:
         if other is None and self.__made and name in ("eq", "ne"):
             return name == "ne"
         if not isinstance(other, Remote):
+            self.__asker.comparable(other)
             # it may be plain data too: a named tuple, a list with methods of its own
             value = self.__asker.go_on("self", self.__target) if self.__made else self
             return OPERATIONS[name](value, other) if value is not self else self.__refuse()
+        if not self.__made and not other.__made and name in ("eq", "ne"):
+            # the same object or another: no more than any constant of a program's could say
+            return (self.__target == other.__target) is (name == "eq")
         by: Remote = self if self.__made else other
         return by.__exactly(bool, name, self, other)
 
     def __instancecheck__(self, value: Any) -> bool:
-        if not isinstance(value, Remote) or not value.__made:
-            return False
-        return value.__exactly(bool, "isinstance", value, self)
+        return isinstance(value, Remote) and self.__kinship("isinstance", value)
+
+    def __subclasscheck__(self, value: Any) -> bool:
+        return isinstance(value, Remote) and self.__kinship("issubclass", value)
+
+    def __kinship(self, name: str, value: Remote) -> bool:
+        shared = wire.Shared()
+        packed = self.__asker.packed((value, self), shared)
+        request = {"do": "apply", "name": name, "arguments": packed}
+        return self.__asker.ask(request, shared, len(shared.objects)) is True
 
     def __eq__(self, other: object) -> Any:
         return self.__compare("eq", other)
@@ -354,17 +254,29 @@ class Remote:
     def __repr__(self) -> str:
         return self.__exactly(str, "repr", self) if self.__made else object.__repr__(self)
 
+    def __format__(self, how: str) -> str:
+        return self.__exactly(str, "format", self, how) if self.__made else object.__repr__(self)
+
     def __int__(self) -> int:
         return self.__exactly(int, "int", self)
 
     def __float__(self) -> float:
         return self.__exactly(float, "float", self)
 
+    def __complex__(self) -> complex:
+        return self.__exactly(complex, "complex", self)
+
     def __index__(self) -> int:
         return self.__exactly(int, "index", self)
 
     def __round__(self, *digits: Any) -> Any:
         return self.__apply("round", self, *digits)
+
+    def __divmod__(self, other: Any) -> Any:
+        return self.__apply("divmod", self, other)
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return self.__apply("divmod", other, self)
 
     def __getitem__(self, key: Any) -> Any:
         return self.__apply("getitem", self, key)
@@ -374,6 +286,23 @@ class Remote:
 
     def __delitem__(self, key: Any) -> None:
         self.__apply("delitem", self, key)
+
+
+def _raised_by_the_test(error: BaseException | None, trace: Any) -> bool:
+    """Whether an exception comes from a `raise` in the tests' own text, within the `with` block.
+
+    What else goes wrong there, a failed assert above all, no program may swallow.
+    """
+    if error is None or isinstance(error, AssertionError) or trace.tb_next is not None:
+        return False
+    return _is_raise(trace.tb_frame.f_code, trace.tb_lasti)
+
+
+def _is_raise(code: Any, at: int) -> bool:
+    import dis
+
+    found = next((part for part in dis.get_instructions(code) if part.offset == at), None)
+    return found is not None and found.opname == "RAISE_VARARGS"
 
 
 def _operator(name: str, reflected: bool) -> Callable[..., Any]:
@@ -389,3 +318,4 @@ for _name in ARITHMETIC:
     setattr(Remote, f"__{_plain}__", _operator(_name, reflected=False))
     if _name not in _UNARY:
         setattr(Remote, f"__r{_plain}__", _operator(_name, reflected=True))
+        setattr(Remote, f"__i{_plain}__", _operator(f"i{_plain}", reflected=False))

@@ -103,7 +103,7 @@ def run_program(
     finally:
         for channel in ours:
             channel.close()
-    text = output.decode(errors="replace")
+    text = output.decode(errors="surrogateescape")  # bytes that are no text equal no text
     if ended is not None and fault is None:
         fault = _exit_fault(ended.status)
     if fault is None:

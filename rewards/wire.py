@@ -11,7 +11,8 @@ import struct
 import time
 from typing import Any
 
-from grpo.rewards.plain import Shared, WireError, pack, pack_changes, unpack, unpack_changes
+from grpo.rewards.plain import Shared, WireError, pack, pack_changes
+from grpo.rewards.rebuild import unpack, unpack_changes
 
 __all__ = [
     "MAX_FRAME",

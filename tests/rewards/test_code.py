@@ -14,7 +14,8 @@ import pytest
 
 from grpo.errors import RewardError
 from grpo.rewards import wire
-from grpo.rewards.code import Code, code_blocks, last_code_block, program_of
+from grpo.rewards.code import Code
+from grpo.rewards.fences import chosen_block, code_blocks, program_of
 from grpo.rewards.stdio import same_output
 from grpo.types import Task
 
@@ -190,9 +191,9 @@ def test_bad_tests_are_unscored(code, tests, status):
 
 
 def test_the_last_block_after_the_thought_is_the_program():
-    assert last_code_block("```\na\n```\ntext\n```python\nb\n```\n") == "b\n"
+    assert chosen_block("```\na\n```\ntext\n```python\nb\n```\n") == "b\n"
     assert code_blocks("````md\n```\na\n```\n````") == [("md", "```\na\n```\n")]
-    assert last_code_block("```python\nunclosed") is None
+    assert chosen_block("```python\nunclosed") is None
     assert program_of("<think>\n```\na = 1\n```\n</think>no code") is None
     assert program_of("<think>\n```\na = 1\n```") is None
     assert program_of("<think></think><answer>def f(): pass</answer>") == "def f(): pass"
@@ -301,7 +302,7 @@ def test_an_unknown_sandbox_is_refused():
 
 @pytest.mark.parametrize("value", [0, -(2**80), 1.5, "é\ud800", None, [1, (2,)], {1: {2}}, 1j])
 def test_plain_data_survives_the_wire(value):
-    assert wire.unpack(wire.pack(value), list, {}) == value
+    assert wire.unpack(wire.pack(value), list) == value
 
 
 def test_what_is_not_plain_does_not_cross():
@@ -309,4 +310,4 @@ def test_what_is_not_plain_does_not_cross():
         wire.pack(object())
     for packed in ({"x": 1}, {"i": "zz"}, {"d": [[[], 1]]}, {"t": 3}, {"a": 1, "b": 2}):
         with pytest.raises(wire.WireError):
-            wire.unpack(packed, list, {})
+            wire.unpack(packed, list)

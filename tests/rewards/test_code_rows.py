@@ -87,7 +87,9 @@ def test_codeforces_rows_of_other_shapes():
         {"input": 3, "output": 4},
         [{"input": "1"}],
     ):
-        with pytest.raises(DataError, match="examples must be a list of objects with input and"):
+        with pytest.raises(
+            DataError, match=r"must hold a list of objects with input and|is not JSON"
+        ):
             codeforces({"examples": bad})
 
 

@@ -39,11 +39,32 @@ VALUES = {
     "bytearray(b'x')": "f() == bytearray(b'x')",
     "numpy.arange(3, dtype='int8')": "f().dtype == 'int8' and f().tolist() == [0, 1, 2]",
     "(int, list, ValueError)": "f() == (int, list, ValueError)",
+    "type('D', (Decimal,), {'__eq__': lambda s, o: True})('1.5')": "f() == Decimal('1.5')",
+    "datetime(2024, 7, 1, tzinfo=ZoneInfo('UTC'), fold=1)": "f().utcoffset() == timedelta(0) and f().fold == 1",
+    "timezone.utc": "f() == timezone.utc",
+    "slice(1, 3)": "f() == slice(1, 3)",
+    "(..., NotImplemented)": "f() == (..., NotImplemented)",
+    "defaultdict(list, {1: [2]})": "f() == {1: [2]} and f()[3] == []",
+    "ChainMap({1: 2}, {3: 4})": "dict(f()) == {1: 2, 3: 4}",
+    "UserDict({1: 2})": "f() == {1: 2}",
+    "MappingProxyType({1: 2})": "f() == {1: 2}",
+    "SimpleNamespace(a=1)": "f() == SimpleNamespace(a=1) and f().a == 1",
+    "namedtuple('P', 'x count')(1, 2)": "f() == (1, 2) and f().count == 2",
+    "array('i', [1, 2])": "f() == array('i', [1, 2])",
+    "memoryview(b'ab')": "f() == b'ab'",
+    "re.search('(?<=b)a+', 'baab')": "f() and f().group() == 'aa' and f().span() == (1, 3)",
+    "re.compile('A', re.I)": "f().pattern == 'A' and f().match('a')",
+    "UUID(int=5)": "f() == UUID(int=5)",
+    "Path('a/b')": "f() == Path('a') / 'b' and f().name == 'b'",
+    "ip_address('1.2.3.4')": "f() == ip_address('1.2.3.4')",
+    "-0.0": "str(f()) == '-0.0'",
     "filter(None, [0, 1])": "list(f()) == [1] and next(f()) == 1 and 1 in f()",
 }
 IMPORTS = (
     "from collections import *\nfrom decimal import *\nfrom fractions import *\n"
-    "from datetime import *\nimport numpy\n"
+    "from datetime import *\nimport numpy, re\nfrom array import array\nfrom pathlib import Path\n"
+    "from ipaddress import ip_address\nfrom types import *\nfrom uuid import UUID\n"
+    "from zoneinfo import ZoneInfo\n"
 )
 
 
@@ -196,9 +217,15 @@ def test_modules_find_what_a_program_defines(code):
 
 
 def test_leetcodes_names_are_there_without_an_import(code):
-    program = "class Solution:\n    def f(self, n): return gcd(n, 4) + comb(4, 2) + int(log2(8))"
-    test = "def check(c):\n    assert c(n=10) == 11\ncheck(Solution().f)"
-    assert functional(code, program, test) == 1.0
+    for names in (
+        "gcd(n, 4) + comb(4, 2) + int(log2(8))", "len(ascii_lowercase) - 15",
+        "deepcopy([n])[0] + xor(n, 11)", "bisect.bisect([1, 2], n) + 9 * (inf > n)",
+        "int(mean([n])) + randint(1, 1)", "datetime.date(2024, 1, n).day + date.min.day",
+        "sys.maxsize // maxsize + json.loads('10')", "reduce(operator.add, [n, 1])",
+    ):  # fmt: skip
+        program = f"class Solution:\n    def f(self, n): return {names}"
+        test = "def check(c):\n    assert c(n=10) == 11\ncheck(Solution().f)"
+        assert functional(code, program, test) == 1.0
     # Python's pow is not math's
     assert value(code, "def f(a): return pow(a, 2, 5)", "assert f(3) == 4") == 1.0
 
@@ -220,6 +247,6 @@ TREES = st.recursive(
 
 @given(TREES)
 def test_plain_values_survive_the_wire(tree):
-    back = wire.unpack(wire.pack(tree), list, {})
+    back = wire.unpack(wire.pack(tree), list)
     assert back == tree
     assert repr(back) == repr(tree)

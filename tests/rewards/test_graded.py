@@ -79,13 +79,47 @@ def test_repetition_by_hand():
         (r"so $\text{abc} + x$ and \frac{1}{2} `code here` https://a.b/c?d end", {"LATIN": 3}),
         ("before\n```python\nfor word in words: pass\n```\nafter", {"LATIN": 2}),
         ("12 345", {}),
+        ("see https://example.com/路径/数字 and http://例子.测试/路径?值=数 now", {"LATIN": 3}),
+        ("see 例子.com, www.例子.com/路径 and a.org/数字 now", {"LATIN": 3}),
+        ("mail 张三@example.com or a@例子.com now", {"LATIN": 3}),
+        (
+            "open /home/用户/文件.txt or C:\\用户\\文件 or ./数据/a.csv or 数据/训练.csv",
+            {"LATIN": 4},
+        ),
+        ("here `变量 = 数字` and ``值`` and <code>打印</code> stay out", {"LATIN": 5}),
+        ("so\n```python\nprint('你好世界')  # 打印\n```\nprints it", {"LATIN": 3}),
+        (r"the area $\text{面积} = 5$ and \(\mathrm{长}\) are", {"LATIN": 4}),
+        ("他/她 and/or 你好", {"CJK": 4, "LATIN": 2}),
+        ("`我们先把两个数字加起来然后再除以二` ok then", {"CJK": 17, "LATIN": 2}),  # hidden in code
     ],
 )
 def test_words_by_script(text, words):
     assert dict(words_by_script(text)) == words
 
 
-@pytest.mark.parametrize("mark", ["\\[", "\\(", "$a", "$$a", "`a\n", "```a", "<a", "\\[a\\("])
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "\\[",
+        "\\(",
+        "$a",
+        "$$a",
+        "`a\n",
+        "```a",
+        "<a",
+        "\\[a\\(",
+        "a.",
+        "/a",
+        "a@",
+        "a/",
+        "www.",
+        "路",
+        "路.",
+        "./",
+        "<code>",
+        "http://",
+    ],
+)
 def test_marks_that_are_never_closed_take_linear_time(mark):
     start = time.monotonic()
     words_by_script(mark * 30_000)

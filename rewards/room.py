@@ -38,8 +38,11 @@ class Room:
     def take(self, amount: int) -> None:
         """Reserve bytes, once all who came before have theirs and there is room.
 
-        Meanwhile workers that have nothing to do are ended, one at a time.
+        Meanwhile workers that have nothing to do are ended, one at a time. Who asks for nothing belongs
+        to somebody who is in already, and does not wait.
         """
+        if not amount:
+            return
         ticket = object()
         with self._changed:
             self._most = self._most or self._total()

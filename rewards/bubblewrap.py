@@ -24,7 +24,8 @@ def command(shown: Sequence[str]) -> list[str]:
     links, files = _interpreter()
     for path in readable.cover([*shown, *files]):
         binds += ["--dev-bind" if path.startswith("/dev/") else "--ro-bind", path, path]
-    links = [(target, path) for target, path in links if path not in binds]
+    shown_folders = tuple(place + "/" for place in binds[2::3])
+    links = [link for link in links if not (link[1] + "/").startswith(shown_folders)]
     # bwrap would make the folders on the way there unreadable for the guests' user
     places = [*binds[2::3], *(path for _, path in links)]
     ways = {str(parent) for place in places for parent in Path(place).parents} - {"/"}

@@ -149,7 +149,7 @@ class Pool(Lender):
         return await asyncio.wrap_future(self.submit(function, *arguments))
 
     def shed(self) -> bool:
-        """End one worker that has nothing to do; whether there was one. The next call forks anew."""
+        """End one worker that has nothing to do; whether there was one."""
         idle: list[_Slot] = []
         try:
             while True:

@@ -6,6 +6,7 @@ configured but does not hold shows up as a success here.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import platform
@@ -52,30 +53,35 @@ def _everywhere(make: Callable[[str], Any]) -> None:
     raise refused
 
 
+def _remove(remove: Callable[[str], None], path: str) -> None:
+    with contextlib.suppress(OSError):  # what was made counts, also where it has to stay
+        remove(path)
+
+
 def _create(path: str) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # empty: no limit on size counts
-    os.unlink(path)
+    _remove(os.unlink, path)
 
 
 def _create_folder(path: str) -> None:
     os.mkdir(path)
-    os.rmdir(path)
+    _remove(os.rmdir, path)
 
 
 def _create_link(path: str) -> None:
     os.symlink("elsewhere", path)
-    os.unlink(path)
+    _remove(os.unlink, path)
 
 
 def _create_fifo(path: str) -> None:
     os.mkfifo(path)
-    os.unlink(path)
+    _remove(os.unlink, path)
 
 
 def _create_socket(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as channel:
         channel.bind(path)
-    os.unlink(path)
+    _remove(os.unlink, path)
 
 
 def _nameless(path: str) -> None:

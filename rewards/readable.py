@@ -1,6 +1,6 @@
 """What guests may read of the host's files: Python's own and those of installed packages.
 
-A folder of `sys.path` is all installed packages if its name says so. In one that holds a *.dist-info
+A folder of `sys.path` is installed packages if its name says so. In one that holds a *.dist-info
 (`pip install --target`) only what pip recorded there counts: a script may lie beside it, with keys.
 Any other folder there (a checkout, the folder of a script) holds what model code has no business
 with, so only the packages that the graders themselves have loaded from it are shown.
@@ -14,7 +14,6 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable
-
 
 _NAMES = ("site-packages", "dist-packages")
 

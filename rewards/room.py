@@ -38,8 +38,8 @@ class Room:
     def take(self, amount: int) -> None:
         """Reserve bytes, once all who came before have theirs and there is room.
 
-        Meanwhile workers that have nothing to do are ended, one at a time. Who asks for nothing belongs
-        to somebody who is in already, and does not wait.
+        Meanwhile workers that have nothing to do are ended, one at a time. Who asks for nothing
+        belongs to somebody who is in already, and does not wait.
         """
         if not amount:
             return

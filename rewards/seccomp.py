@@ -34,9 +34,7 @@ _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_DUPFD_CLOEXEC = 0, 1, 2, 3,
 _O_ASYNC, _O_PATH = 0x2000, 0x200000
 _AF_UNIX, _SOCK_STREAM, _SOCK_FLAGS = 1, 1, 0x80800  # SOCK_CLOEXEC | SOCK_NONBLOCK
 # EPERM says more to a program than ENOSYS does, and libraries are prepared for it.
-_DENIED = frozenset(
-    {"fork", "vfork", "execve", "socket", "ptrace", "sendmsg", "chdir", "fchdir"}
-)
+_DENIED = frozenset({"fork", "vfork", "execve", "socket", "ptrace", "sendmsg", "chdir", "fchdir"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -50,6 +50,9 @@ def act(name: str, action: str, shows: str = "pass", kind: str = "") -> Attack:
         "def call(number, *arguments):\n"
         "    words = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in arguments]\n"
         "    return must(libc.syscall(ctypes.c_long(number), *words))\n"
+        "def gone(remove, path):\n"  # what was made counts, also where it has to stay
+        "    try: remove(path)\n"
+        "    except OSError: pass\n"
         "def anywhere(make):\n"
         "    failed = None\n"
         "    for folder in ('.', '/', '/tmp', '/var/tmp', '/dev', '/dev/shm', '/run', '/home'):\n"

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from .attack import ASSERTS
+from .attack import ASSERTS, Attack
 from .corpus import ATTACKS, LEAKS
 from .run import TIERS, Absent, Outcome, as_user, outcomes
 from .table import END, KINDS, PAGE, START, cells, committed, rendered
@@ -54,7 +54,7 @@ def test_every_attack_fails_as_an_ordinary_user(tiers):
 
 
 def test_the_page_holds_the_table_of_this_corpus():
-    """Its rows, its numbers of attacks and its form; the cells are compared where they are found."""
+    """Its rows, its numbers of attacks and its form; cells are compared where they are found."""
     known = committed()
     assert {kind for kind, _, _ in known} == set(KINDS)
     page = (PAGE.read_text(encoding="utf-8")).partition(START)[2].partition(END)[0]

@@ -78,7 +78,7 @@ class Pool(Lender):
         self._lock = threading.Lock()
         self._sandbox: Sandbox | None = None
         self._threads: ThreadPoolExecutor | None = None
-        ROOM.lenders.add(self)
+        ROOM.know(self)
 
     def call(self, request: Any, timeout: float) -> dict[str, Any]:
         """The worker's answer to one request, within `timeout` s of a worker taking it.

@@ -25,7 +25,7 @@ class Room:
 
     def __init__(self, total: Callable[[], int]) -> None:
         self._total = total
-        self.lenders: weakref.WeakSet[Lender] = weakref.WeakSet()  # who may hold idle guests
+        self._lenders: weakref.WeakSet[Lender] = weakref.WeakSet()
         self.empty()
 
     def empty(self) -> None:
@@ -34,6 +34,11 @@ class Room:
         self._most = 0  # bytes; read once, when the first guest asks
         self._changed = threading.Condition()
         self._waiting: deque[object] = deque()
+
+    def know(self, lender: Lender) -> None:
+        """Remember somebody who may hold idle guests, for as long as it lives."""
+        with self._changed:
+            self._lenders.add(lender)
 
     def take(self, amount: int) -> None:
         """Reserve bytes, once all who came before have theirs and there is room.
@@ -49,7 +54,7 @@ class Room:
             self._waiting.append(ticket)
         try:
             while not self._enter(ticket, amount):
-                if not any(lender.shed() for lender in list(self.lenders)):
+                if not self._shed(ticket):
                     with self._changed:
                         self._changed.wait(_LOOK)
         finally:
@@ -64,6 +69,12 @@ class Room:
                 return False
             self.taken += amount
             return True
+
+    def _shed(self, ticket: object) -> bool:
+        """Whether an idle guest was ended, for the first of those who wait."""
+        with self._changed:
+            lenders = list(self._lenders) if self._waiting[0] is ticket else []
+        return any(lender.shed() for lender in lenders)
 
     def give(self, amount: int) -> None:
         """Return what was taken."""

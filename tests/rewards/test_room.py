@@ -82,7 +82,7 @@ def test_idle_guests_are_ended_for_those_who_wait():
             return True
 
     lender = Idle()
-    place.lenders.add(lender)
+    place.know(lender)
     place.take(9)
     place.take(6)  # two of the three are enough
     assert (lender.left, place.taken) == (1, 9)
@@ -97,7 +97,7 @@ def test_a_wait_that_is_interrupted_leaves_the_queue(monkeypatch):
             raise KeyboardInterrupt
 
     lender = Impatient()
-    place.lenders.add(lender)
+    place.know(lender)
     with pytest.raises(KeyboardInterrupt):
         place.take(5)
     del lender

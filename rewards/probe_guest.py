@@ -21,8 +21,7 @@ from grpo.rewards import readable, wire
 from grpo.rewards.syscalls import REFUSED
 
 _PTRACE_SEIZE = 0x4206  # attaches without stopping the process
-_FOLDERS = ("/", "/tmp", "/var/tmp", "/dev", "/dev/shm", "/run", ".")
-_NAME = "grpo-probe"
+FOLDERS = ("/", "/tmp", "/var/tmp", "/dev", "/dev/shm", "/run", ".")
 # fcntl(2) and ioctl(2): by each of these the kernel would send signals for the process
 _F_SETFL, _F_SETOWN, _F_SETSIG, _F_SETLEASE, _F_NOTIFY = 4, 8, 10, 1024, 1026
 _O_ASYNC = 0x2000
@@ -39,12 +38,12 @@ def _write(path: str) -> None:
         stream.write(b"x")
 
 
-def _everywhere(make: Callable[[str], Any]) -> None:
+def _everywhere(make: Callable[[str], Any], name: str) -> None:
     """Try in every folder there may be. OSError if all refuse."""
     refused: OSError | None = None
-    for folder in _FOLDERS:
+    for folder in FOLDERS:
         try:
-            make(os.path.join(folder, _NAME))
+            make(os.path.join(folder, name))
         except OSError as error:
             refused = error
         else:
@@ -230,19 +229,19 @@ def _raise_limits() -> None:
 def serve(channel: socket.socket) -> None:
     """Answer {"denied": {name: reason or None}, "works": {…}}; None means it went through."""
     given = wire.receive(channel)
-    secret, pid, itself = given["secret"], given["pid"], os.getpid()
+    secret, name, pid, itself = given["secret"], given["name"], given["pid"], os.getpid()
     denied: dict[str, Callable[[], Any]] = {
         "read a file": lambda: _read(secret),
         "list a folder": lambda: os.listdir(os.path.dirname(secret)),
         "open a file without reading it": lambda: os.close(os.open("/", os.O_PATH)),
         "change its folder": lambda: os.chdir("/"),
         "write a file": lambda: _write(os.path.join(os.path.dirname(secret), "written")),
-        "create a file": lambda: _everywhere(_create),
-        "create a folder": lambda: _everywhere(_create_folder),
-        "create a link": lambda: _everywhere(_create_link),
-        "create a named pipe": lambda: _everywhere(_create_fifo),
-        "create a socket": lambda: _everywhere(_create_socket),
-        "create a file without a name": lambda: _everywhere(_nameless),
+        "create a file": lambda: _everywhere(_create, name),
+        "create a folder": lambda: _everywhere(_create_folder, name),
+        "create a link": lambda: _everywhere(_create_link, name),
+        "create a named pipe": lambda: _everywhere(_create_fifo, name),
+        "create a socket": lambda: _everywhere(_create_socket, name),
+        "create a file without a name": lambda: _everywhere(_nameless, name),
         "read /proc": lambda: _read(f"/proc/{pid}/environ"),
         "send a packet": _connect,
         "open a local socket": _abstract,
@@ -271,12 +270,12 @@ def serve(channel: socket.socket) -> None:
         "write to /dev/null": _discard,
         "read the installed packages": lambda: _read_all(given["readable"]),
     }
-    outcomes = {name: _outcome(action) for name, action in denied.items()}
+    outcomes = {what: _outcome(action) for what, action in denied.items()}
     reached = _calls()
-    outcomes |= {f"call {name}": None for name in reached}
+    outcomes |= {f"call {call}": None for call in reached}
     if not reached:
         outcomes["call what no program needs"] = "OSError: not there"
-    tried = {name: _outcome(action) for name, action in works.items()}
+    tried = {what: _outcome(action) for what, action in works.items()}
     wire.send(channel, {"denied": outcomes, "works": tried})
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from grpo.errors import RewardError
 from grpo.rewards import readable
 
+SCRATCH = "/.scratch"  # where libraries may write while the zygote loads them (Matplotlib must)
+
 
 def command(shown: Sequence[str]) -> list[str]:
     """The command prefix that runs the zygote under bubblewrap. Raises RewardError without it.
@@ -40,7 +42,8 @@ def command(shown: Sequence[str]) -> list[str]:
     # The zygote has no /proc to write this to (`kernel.die_first`). What bwrap made itself, the
     # root and folders in it, belongs to the guests' user and would be theirs to fill.
     first = ["/bin/sh", "-c", 'echo 1000 2>&- >/proc/self/oom_score_adj; exec "$@"', "sh"]
-    last = ["--remount-ro", "/", "--chdir", "/", "--"]
+    last = ["--perms", "0700", "--tmpfs", SCRATCH, "--setenv", "TMPDIR", SCRATCH]
+    last += ["--remount-ro", "/", "--chdir", "/", "--"]
     return [*first, program, *apart, "--die-with-parent", *folders, *binds, *made, *last]
 
 
@@ -56,3 +59,14 @@ def _interpreter() -> tuple[list[tuple[str, str]], list[str]]:
         links.append((target, program))
         program = os.path.join(os.path.dirname(program), target)
     return links, [os.path.join(sys.prefix, "pyvenv.cfg"), program]
+
+
+def close_scratch() -> None:
+    """Empty it and close it for good: guests may be its owner, but cannot change its mode."""
+    for entry in os.scandir(SCRATCH):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+    os.chmod(SCRATCH, 0o500)
+    del os.environ["TMPDIR"]

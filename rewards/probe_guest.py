@@ -18,10 +18,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from grpo.rewards import readable, wire
+from grpo.rewards.bubblewrap import SCRATCH
 from grpo.rewards.syscalls import REFUSED
 
 _PTRACE_SEIZE = 0x4206  # attaches without stopping the process
-FOLDERS = ("/", "/tmp", "/var/tmp", "/dev", "/dev/shm", "/run", ".")
+FOLDERS = ("/", "/tmp", "/var/tmp", "/dev", "/dev/shm", "/run", SCRATCH, ".")
 # fcntl(2) and ioctl(2): by each of these the kernel would send signals for the process
 _F_SETFL, _F_SETOWN, _F_SETSIG, _F_SETLEASE, _F_NOTIFY = 4, 8, 10, 1024, 1026
 _O_ASYNC = 0x2000

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from grpo.rewards import kernel, readable, seccomp, wire
+from grpo.rewards import bubblewrap, kernel, readable, seccomp, wire
 
 # What a guest runs once confined: name -> "module:function", called with its sockets.
 GUESTS = {
@@ -41,6 +41,8 @@ def main(handle: int, config: dict[str, Any]) -> None:
         kernel.die_first()
     for name in config["preload"]:
         importlib.import_module(name)
+    if "bubblewrap" in config["layers"]:
+        bubblewrap.close_scratch()
     # What graders have loaded from elsewhere they may load more of.
     config["readable"] = readable.cover([*config["readable"], *readable.loaded()])
     layers = config["layers"]

@@ -101,6 +101,13 @@ def test_doctor_runs_every_verifier_in_a_tier_and_does_not_believe_a_wrong_score
     assert "graders do not work in it" in text
 
 
+def test_graders_that_write_while_they_load_work_under_bubblewrap():
+    """Matplotlib, which reasoning-gym brings, wants a folder for its cache."""
+    if not probe.probe("bubblewrap").holds:
+        pytest.skip("bubblewrap does not hold on this machine")
+    assert known_answers.misjudged("bubblewrap") == []
+
+
 def test_doctor_says_why_a_verifier_does_not_start(monkeypatch):
     def make(tier):
         raise RewardError("the sandbox did not start")

@@ -1,9 +1,9 @@
-"""The Linux kernel's own confinement, by ctypes: rlimits, uid drop, Landlock, seccomp, namespaces.
+"""The Linux kernel's own confinement, by ctypes: rlimits, uid drop, Landlock, namespaces.
 
 None of it needs root or a package. Each call raises OSError where the kernel refuses, so that
 `sandbox.probe` can tell what holds on a machine; nothing here decides that a layer is optional.
 
-References: landlock(7), seccomp(2), user_namespaces(7), and the kernel's syscall tables.
+The filter of system calls is in `seccomp`. References: landlock(7), user_namespaces(7).
 """
 
 from __future__ import annotations
@@ -16,12 +16,9 @@ import resource
 import struct
 from collections.abc import Iterable, Sequence
 
-from grpo.rewards.syscalls import TABLES
-
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-CLONE_THREAD = 0x00010000
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS = 24, 8
 CAP_DAC_READ_SEARCH = 1 << 2
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = (
@@ -65,6 +62,19 @@ def die_with_parent() -> None:
 def not_dumpable() -> None:
     """No core dump, and no ptrace or /proc/PID access from processes of the same user."""
     prctl(_PR_SET_DUMPABLE, 0)
+
+
+def die_first() -> None:
+    """Where memory runs out, the kernel ends this process and its children before any other.
+
+    An inherited score (proc(5), oom_score_adj), so it is set before guests are forked; they have
+    no /proc to take it back. Where it cannot be written, they are as likely to end as their host.
+    """
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/self/oom_score_adj", "w", encoding="ascii") as score,
+    ):
+        score.write("1000")
 
 
 def limit(name: str, value: int) -> None:
@@ -169,87 +179,6 @@ def landlock(readable: Iterable[str]) -> None:
         )
     finally:
         os.close(ruleset)
-
-
-# seccomp: what a Python program needs to compute, and nothing else. Everything unlisted answers
-# ENOSYS.
-_CONDITIONAL = frozenset({"kill", "tgkill", "clone", "ioctl", "prctl", "prlimit64", "socketpair"})
-_DENIED = frozenset({"fork", "vfork", "execve", "socket", "ptrace"})
-_IOCTLS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # is-a-tty, sizes, FIO*: all harmless
-_PRCTLS = (15, 16, 0x53564D41)  # thread names, and names of memory areas
-_ALLOW, _EPERM, _ENOSYS, _KILL = 0x7FFF0000, 0x00050001, 0x00050026, 0x80000000
-_HIGH_WORDS_END = 16  # struct seccomp_data: nr, arch, instruction pointer, six 64-bit arguments
-
-
-def _statement(code: int, value: int) -> bytes:
-    return struct.pack("=HBBI", code, 0, 0, value & 0xFFFFFFFF)
-
-
-def _jump(code: int, value: int, if_true: int, if_false: int) -> bytes:
-    return struct.pack("=HBBI", code, if_true, if_false, value & 0xFFFFFFFF)
-
-
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-
-
-def _argument_in(argument: int, values: Sequence[int]) -> list[bytes]:
-    """Allow when the low word of an argument is one of `values`, else EPERM."""
-    program = [_statement(_LOAD, _HIGH_WORDS_END + 8 * argument)]
-    for position, value in enumerate(values):
-        program.append(_jump(_EQUAL, value, len(values) - position, 0))
-    return [*program, _statement(_RETURN, _EPERM), _statement(_RETURN, _ALLOW)]
-
-
-def seccomp_program(pid: int) -> bytes:
-    """The BPF filter for a process `pid`: allowed calls, arguments checked where it matters.
-
-    Threads may be made, processes may not; signals reach only the process itself; no sockets but
-    socket pairs; `clone3` answers ENOSYS (its arguments cannot be read), so libc uses `clone`.
-    Raises OSError on a machine whose syscall table is not known here.
-    """
-    machine = platform.machine()
-    if machine not in TABLES:
-        raise OSError(f"no seccomp table for {machine}")
-    architecture, table = TABLES[machine]
-    checks = {
-        "kill": _argument_in(0, [pid]),
-        "tgkill": _argument_in(0, [pid]),
-        "ioctl": _argument_in(1, _IOCTLS),
-        "prctl": _argument_in(0, _PRCTLS),
-        "prlimit64": _argument_in(0, [0, pid]),
-        "socketpair": _argument_in(0, [1]),
-        "clone": [
-            _statement(_LOAD, _HIGH_WORDS_END),
-            _jump(_ANY_BIT, CLONE_THREAD, 1, 0),
-            _statement(_RETURN, _EPERM),
-            _statement(_RETURN, _ALLOW),
-        ],
-    }
-    program = [
-        _statement(_LOAD, 4),
-        _jump(_EQUAL, architecture, 1, 0),
-        _statement(_RETURN, _KILL),
-        _statement(_LOAD, 0),
-        _jump(_AT_LEAST, 0x40000000, 0, 1),  # x32 calls would pass under other numbers
-        _statement(_RETURN, _KILL),
-    ]
-    for name, number in table.items():
-        if name not in _CONDITIONAL:
-            answer = _EPERM if name in _DENIED else _ALLOW
-            program += [_jump(_EQUAL, number, 0, 1), _statement(_RETURN, answer)]
-    for name, check in checks.items():
-        program += [_jump(_EQUAL, table[name], 0, len(check)), *check]
-    return b"".join([*program, _statement(_RETURN, _ENOSYS)])
-
-
-def seccomp(pid: int) -> None:
-    """Install the filter on this thread and everything it starts. Needs `no_new_privileges`."""
-    program = seccomp_program(pid)
-    instructions = ctypes.create_string_buffer(program, len(program))
-    header = struct.pack("@HP", len(program) // 8, ctypes.addressof(instructions))
-    buffer = ctypes.create_string_buffer(header, len(header))
-    mode, zero = ctypes.c_ulong(2), ctypes.c_ulong(0)
-    _checked(_libc.prctl(_PR_SET_SECCOMP, mode, ctypes.byref(buffer), zero, zero), "seccomp")
 
 
 def unshare(flags: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from grpo.errors import RewardError
 from grpo.rewards import wire
+from grpo.rewards.room import ROOM, Lender
 from grpo.rewards.sandbox import Guest, Limits, Sandbox
 
 
@@ -51,7 +52,7 @@ class _Slot:
         self.served = 0
 
 
-class Pool:
+class Pool(Lender):
     """`workers` guests of one kind in one sandbox. `make` makes the sandbox on first use."""
 
     def __init__(
@@ -77,6 +78,7 @@ class Pool:
         self._lock = threading.Lock()
         self._sandbox: Sandbox | None = None
         self._threads: ThreadPoolExecutor | None = None
+        ROOM.know(self)
 
     def call(self, request: Any, timeout: float) -> dict[str, Any]:
         """The worker's answer to one request, within `timeout` s of a worker taking it.
@@ -145,6 +147,21 @@ class Pool:
     async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`submit` for asyncio: the loop stays free meanwhile."""
         return await asyncio.wrap_future(self.submit(function, *arguments))
+
+    def shed(self) -> bool:
+        """End one worker that has nothing to do; whether there was one."""
+        idle: list[_Slot] = []
+        try:
+            while True:
+                idle.append(self._slots.get_nowait())
+                if idle[-1].guest is not None:
+                    self._retire(idle[-1])
+                    return True
+        except queue.Empty:
+            return False
+        finally:
+            for slot in reversed(idle):
+                self._slots.put(slot)
 
     def close(self) -> None:
         """End every worker and the sandbox; a later call starts them again."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import threading
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 
 from grpo.errors import RewardError, unknown_name
-from grpo.rewards import readable, wire
+from grpo.rewards import probe_guest, readable, wire
 from grpo.rewards.sandbox import LAYERS, Limits, Sandbox
 
 SANDBOXES = ("auto", *LAYERS)
@@ -46,6 +47,7 @@ def probe(tier: str) -> Report:
     sandbox = Sandbox(tier, preload=("grpo.rewards.probe_guest",), trial=False)
     with tempfile.TemporaryDirectory() as folder:
         secret = os.path.join(folder, "secret")
+        name = f"grpo-probe-{os.path.basename(folder)}"  # nothing has it: what is there is new
         with open(secret, "w", encoding="ascii") as stream:
             stream.write("secret")
         os.chmod(folder, 0o777)
@@ -53,7 +55,7 @@ def probe(tier: str) -> Report:
             guest = sandbox.guest("probe", Limits(cpu=5))
             try:
                 paths = readable.samples(readable.installed())
-                given = {"secret": secret, "pid": os.getpid(), "readable": paths}
+                given = {"secret": secret, "name": name, "pid": os.getpid(), "readable": paths}
                 wire.send(guest.channels[0], given)
                 answer = wire.receive(guest.channels[0], time.monotonic() + 60)
             finally:
@@ -62,6 +64,7 @@ def probe(tier: str) -> Report:
             return Report(tier=tier, error=str(error) or type(error).__name__)
         finally:
             sandbox.close()
+            _clear(name)
     if "unconfined" in answer:
         return Report(tier=tier, error=answer["unconfined"])
     denied: dict[str, str | None] = answer["denied"]
@@ -72,6 +75,17 @@ def probe(tier: str) -> Report:
         denied=tuple(name for name, reason in denied.items() if reason is not None),
         broken={name: reason for name, reason in works.items() if reason is not None},
     )
+
+
+def _clear(name: str) -> None:
+    """Remove what a guest could create and not remove, where a tier does not hold."""
+    for folder in probe_guest.FOLDERS:
+        path = os.path.join(folder, name)
+        with contextlib.suppress(OSError):
+            if os.path.isdir(path):
+                os.rmdir(path)
+            else:
+                os.unlink(path)
 
 
 @cache

@@ -1,17 +1,21 @@
 """What guests may read of the host's files: Python's own and those of installed packages.
 
-A folder of `sys.path` counts as installed packages by its name or by the *.dist-info that pip
-leaves in it. Any other folder there (a checkout, the folder of a script) holds what model code has
-no business with, so only the packages that the graders themselves have loaded from it are shown.
+A folder of `sys.path` is installed packages if its name says so. In one that holds a *.dist-info
+(`pip install --target`) only what pip recorded there counts: a script may lie beside it, with keys.
+Any other folder there (a checkout, the folder of a script) holds what model code has no business
+with, so only the packages that the graders themselves have loaded from it are shown.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import site
 import sys
 import sysconfig
 from collections.abc import Iterable
+
+_NAMES = ("site-packages", "dist-packages")
 
 
 def installed() -> list[str]:
@@ -24,7 +28,9 @@ def installed() -> list[str]:
     wanted += ["/usr/share/zoneinfo", "/dev/null", "/dev/urandom"]
     wanted += [entry for entry in sys.path if os.path.isfile(entry)]  # archives
     for folder in _package_folders():
-        wanted += [folder, *_linked(folder)]
+        entries = _installed_in(folder)
+        wanted += [folder] if folder.endswith(_NAMES) else entries
+        wanted += _linked(entries)
     return cover(wanted)
 
 
@@ -59,7 +65,7 @@ def samples(paths: Iterable[str]) -> list[str]:
     """
     found = list(paths)
     for folder in _package_folders():
-        for entry in filter(_importable, _entries(folder)):
+        for entry in filter(_importable, _installed_in(folder)):
             first = os.path.join(entry, "__init__.py")
             found.append(first if os.path.isfile(first) else entry)
     return [path for path in found if os.access(path, os.R_OK)]
@@ -88,21 +94,41 @@ def unreadable(paths: Iterable[str]) -> list[str]:
 
 def _package_folders() -> list[str]:
     """The folders of `sys.path` that hold installed packages."""
-    named = ("site-packages", "dist-packages")
     return [
         entry
         for entry in dict.fromkeys(os.path.abspath(entry) for entry in sys.path if entry)
         if os.path.isdir(entry)
         and (
-            entry.endswith(named) or any(child.endswith(".dist-info") for child in _entries(entry))
+            entry.endswith(_NAMES) or any(child.endswith(".dist-info") for child in _entries(entry))
         )
     ]
 
 
-def _linked(folder: str) -> list[str]:
-    """Where links in a folder of packages lead: whole packages, or the files of one, linked in."""
-    targets: list[str] = []
+def _installed_in(folder: str) -> list[str]:
+    """What a folder of packages holds: all that is there, or what pip recorded, at its top."""
+    if folder.endswith(_NAMES):
+        return _entries(folder)
+    found: set[str] = set()
     for entry in _entries(folder):
+        if entry.endswith(".dist-info"):
+            found |= {entry, *(os.path.join(folder, name) for name in _recorded(entry))}
+    return sorted(path for path in found if os.path.exists(path))
+
+
+def _recorded(info: str) -> set[str]:
+    """The files and folders that a *.dist-info names (its RECORD: path, hash, size), at the top."""
+    try:
+        with open(os.path.join(info, "RECORD"), encoding="utf-8", newline="") as stream:
+            names = {row[0].split("/")[0] for row in csv.reader(stream) if row}
+    except (OSError, ValueError, csv.Error):
+        return set()
+    return names - {"", ".", "..", "__pycache__"}
+
+
+def _linked(entries: Iterable[str]) -> list[str]:
+    """Where links among packages lead: whole packages, or the files of one, linked in."""
+    targets: list[str] = []
+    for entry in entries:
         inside = os.path.join(entry, "__init__.py")
         if not os.path.islink(entry) and not os.path.islink(inside) and os.path.isdir(entry):
             inside = next(iter(_entries(entry)), entry)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,11 +18,11 @@ import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from grpo.errors import RewardError
-from grpo.rewards import readable, wire
+from grpo.rewards import bubblewrap, readable, wire
+from grpo.rewards.room import ROOM
 
 LAYERS: dict[str, tuple[str, ...]] = {
     "landlock+namespaces": ("namespaces", "landlock", "seccomp"),
@@ -54,6 +53,10 @@ _FIND = (  # what the zygote will have loaded, as JSON
     "[importlib.import_module(name) for name in config['preload']]; "
     "print(json.dumps(readable.loaded()))"
 )
+# Guests' memory is reserved before they are forked. A program and its tests run as a pair, and two
+# pairs that had one guest each would wait for one another: the first takes both places.
+_PLACES = {"candidate": 2, "tests": 0}
+_PIDS = 1 << 32  # more than a pid can be: a guest's number is its zygote's, then its pid
 _TRIAL_SECONDS = 120  # a machine may be busy; what takes longer would only end in timeouts
 
 
@@ -117,16 +120,25 @@ class Sandbox:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
+        self._starts = 0
+        self._taken: dict[int, int] = {}  # bytes that each guest has reserved
         _OPEN.add(self)
 
     def fork(self, guest: str, limits: Limits, channels: Sequence[socket.socket]) -> int:
-        """A guest's pid (as the zygote counts). `channels` are the guest's ends; they are closed.
+        """A guest's number, for `end`. `channels` are the guest's ends; they are closed.
 
-        Raises RewardError when the zygote cannot be started.
+        Waits until there is room for its memory. Raises RewardError when the zygote cannot be
+        started.
         """
+        amount = _PLACES.get(guest, 1) * limits.memory
         try:
             handles = [channel.fileno() for channel in channels]
-            return self._ask(_fork_request(guest, limits), handles)["pid"]
+            ROOM.take(amount)
+            try:
+                return self._ask(_fork_request(guest, limits), handles, amount)["pid"]
+            except BaseException:
+                ROOM.give(amount)
+                raise
         finally:
             for channel in channels:
                 channel.close()
@@ -154,8 +166,14 @@ class Sandbox:
         with self._lock:
             self._stop()
 
-    def _ask(self, request: dict[str, Any], handles: Sequence[int]) -> dict[str, Any]:
+    def _ask(
+        self, request: dict[str, Any], handles: Sequence[int], amount: int = 0
+    ) -> dict[str, Any]:
         with self._lock:
+            if request["do"] != "fork":
+                start, request["pid"] = divmod(request["pid"], _PIDS)
+                if start != self._starts:  # another process may have that pid by now
+                    raise RewardError("the guest's sandbox is gone")
             for attempt in (1, 2):
                 if self._control is None:
                     if request["do"] != "fork":
@@ -163,11 +181,23 @@ class Sandbox:
                     self._start()
                 answer = self._exchange(request, handles)
                 if answer is not None:
-                    return answer
+                    return self._counted(request, answer, amount)
                 self._stop()
                 if request["do"] != "fork" or attempt == 2:
                     break
         raise RewardError("the sandbox's parent process ended; see `grpo doctor`")
+
+    def _counted(
+        self, request: dict[str, Any], answer: dict[str, Any], amount: int
+    ) -> dict[str, Any]:
+        """An answer with the number of a guest, whose memory is taken or given back here."""
+        if request["do"] == "fork":
+            number = self._starts * _PIDS + answer["pid"]
+            self._taken[number] = amount
+            return {"pid": number}
+        if answer:
+            ROOM.give(self._taken.pop(self._starts * _PIDS + request["pid"], 0))
+        return answer
 
     def _exchange(self, request: dict[str, Any], handles: Sequence[int]) -> dict[str, Any] | None:
         """The zygote's answer to one request, None if it is gone. Needs the lock."""
@@ -193,7 +223,7 @@ class Sandbox:
         try:
             if "bubblewrap" in self.layers:
                 shown = [*config["readable"], *self._find(config)]
-                command = bubblewrap(shown) + command
+                command = bubblewrap.command(shown) + command
         except RewardError:
             ours.close()
             theirs.close()
@@ -220,6 +250,7 @@ class Sandbox:
             last = errors.decode(errors="replace").strip().rpartition("\n")[2]
             raise RewardError(f"the sandbox ({self.tier}) did not start: {last}")
         self._control = ours
+        self._starts += 1
         if self.trial:
             fault = self._try(config["readable"])
             if fault:
@@ -270,6 +301,8 @@ class Sandbox:
     def _stop(self) -> None:
         control, self._control = self._control, None
         process, self._process = self._process, None
+        ROOM.give(sum(self._taken.values()))
+        self._taken.clear()
         if control is not None:
             control.close()
         if process is not None:
@@ -309,42 +342,10 @@ def _forget_all() -> None:
         sandbox._lock = threading.Lock()  # pyright: ignore[reportPrivateUsage]
         control = sandbox._control  # pyright: ignore[reportPrivateUsage]
         sandbox._control = sandbox._process = None  # pyright: ignore[reportPrivateUsage]
+        sandbox._taken.clear()  # pyright: ignore[reportPrivateUsage]
         if control is not None:
             control.close()
 
 
 atexit.register(_close_all)
 os.register_at_fork(after_in_child=_forget_all)
-
-
-def bubblewrap(shown: Sequence[str]) -> list[str]:
-    """The command prefix that runs the zygote under bubblewrap. Raises RewardError without it.
-
-    shown: what there is to read inside, for the zygote as for guests.
-    """
-    program = shutil.which("bwrap")
-    if program is None:
-        raise RewardError("bubblewrap (bwrap) is not installed")
-    binds: list[str] = []
-    for path in readable.cover([*shown, *_interpreter()]):
-        binds += ["--dev-bind" if path.startswith("/dev/") else "--ro-bind", path, path]
-    # bwrap would make the folders on the way there unreadable for the guests' user
-    ways = {str(parent) for place in binds[2::3] for parent in Path(place).parents} - {"/"}
-    folders = [word for way in sorted(ways) for word in ("--perms", "0755", "--dir", way)]
-    # Root keeps its user namespace, and just the rights it needs to become nobody later.
-    apart = ["--unshare-all"]
-    if os.geteuid() == 0:
-        apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-        for right in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"):
-            apart += ["--cap-add", right]
-    return [program, *apart, "--die-with-parent", *folders, *binds, "--"]
-
-
-def _interpreter() -> list[str]:
-    """What it takes to start this Python where nothing else is: every link on its way, and it."""
-    program = os.path.abspath(sys.executable)
-    places = [os.path.join(sys.prefix, "pyvenv.cfg")]
-    while os.path.islink(program) and len(places) < 40:
-        places.append(os.path.dirname(program))
-        program = os.path.join(os.path.dirname(program), os.readlink(program))
-    return [*places, os.path.dirname(program)]

@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from grpo.rewards import kernel, readable, wire
+from grpo.rewards import bubblewrap, kernel, readable, seccomp, wire
 
 # What a guest runs once confined: name -> "module:function", called with its sockets.
 GUESTS = {
@@ -37,8 +37,12 @@ GUEST_USER = 1_900_000_000  # user ids from here on belong to nobody; one a gues
 def main(handle: int, config: dict[str, Any]) -> None:
     """Serve the host on socket `handle` until it closes. `config` comes from `sandbox.Sandbox`."""
     host = socket.socket(fileno=handle)
+    if sys.platform == "linux":
+        kernel.die_first()
     for name in config["preload"]:
         importlib.import_module(name)
+    if "bubblewrap" in config["layers"]:
+        bubblewrap.close_scratch()
     # What graders have loaded from elsewhere they may load more of.
     config["readable"] = readable.cover([*config["readable"], *readable.loaded()])
     layers = config["layers"]
@@ -167,7 +171,7 @@ def confine(limits: dict[str, Any], config: dict[str, Any]) -> None:
     if "landlock" in layers:
         kernel.landlock(config["readable"])
     if "seccomp" in layers:
-        kernel.seccomp(os.getpid())
+        seccomp.install(os.getpid())
 
 
 def _become_nobody(tasks: int, layers: Sequence[str]) -> None:

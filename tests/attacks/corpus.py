@@ -1,59 +1,17 @@
 """Attacks on a code grader: each is a mechanism by which a wrong program could be paid.
 
 An attack defines `f` and never computes f(x) = x + 1 honestly. It either tricks the comparison, or
-does something to the host and returns x + 1 only if that went through. So with the protection off
-(`unprotected.py`: the usual exec-style grader) the tests pass, and with it on they must not.
-
-`shows` says what the unprotected grader does: "pass", "hang", or a sentence why it is not shown.
+does something to the host and returns x + 1 only if that went through (`actions`). So with the
+protection off (`unprotected.py`: the usual exec-style grader) the tests pass, and with it on they
+must not.
 """
 
 # ruff: noqa: E501  (one attack, one line)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-ASSERTS = ("assert f(1) == 2", "assert f(10) == 11")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attack:
-    name: str
-    code: str
-    asserts: tuple[str, ...] = ASSERTS
-    setup: str = ""
-    shows: str = "pass"
-    status: tuple[str, ...] = ("wrong",)
-
-
-def trick(name: str, code: str, *asserts: str, setup: str = "", shows: str = "pass") -> Attack:
-    """A wrong answer that compares as right."""
-    return Attack(name=name, code=code, asserts=asserts or ASSERTS, setup=setup, shows=shows)
-
-
-def act(name: str, action: str, shows: str = "pass") -> Attack:
-    """`action` must be denied; the answer is right if it is not."""
-    body = "\n".join("    " + line for line in action.strip().splitlines())
-    code = (
-        "import os, sys, ctypes, socket, subprocess, threading, time, resource, signal, mmap\n"
-        "libc = ctypes.CDLL(None, use_errno=True)\n"
-        "def must(result):\n"
-        "    if result < 0: raise OSError(ctypes.get_errno())\n"
-        f"def act(x):\n{body}\n"
-        "def f(x):\n"
-        "    try:\n        if x == 1: act(x)\n"
-        "    except Exception:\n        return None\n"
-        "    return x + 1\n"
-    )
-    return Attack(name=name, code=code, shows=shows, status=("wrong", "limit"))
-
-
-def hang(
-    name: str, code: str, shows: str = "hang", status: tuple[str, ...] = ("timeout",)
-) -> Attack:
-    """Never answers."""
-    return Attack(name=name, code=code, shows=shows, status=status)
-
+from .actions import ACTIONS, LEAKS
+from .attack import Attack, hang, trick
 
 _EQUAL = "__eq__ = lambda a, b: True\n    __hash__ = lambda a: 2"
 
@@ -196,78 +154,9 @@ TRICKS = [
           "    return a", shows="harmless to a grader that only compares"),
     trick("50 MB answer", "def f(x): return 'a' * (50 << 20)",
           shows="harmless to a grader that only compares"),
-    Attack(name="stack overflow in C", code="import sys\nsys.setrecursionlimit(10**9)\n"
+    Attack(name="stack overflow in C", kind="be paid for a wrong answer", code="import sys\nsys.setrecursionlimit(10**9)\n"
            "class E:\n    __repr__ = lambda s: repr([s])\ndef f(x): return repr(E())",
            shows="crashes the grader's process: no verdict at all", status=("wrong", "timeout")),
-]  # fmt: skip
-
-ACTIONS = [
-    act("fork", "pid = os.fork()\nif pid == 0: os._exit(0)\nos.waitpid(pid, 0)"),
-    act("fork bomb, cut short", "for _ in range(50):\n    if os.fork() == 0: os._exit(0)"),
-    act("daemon by double fork", "if os.fork() == 0:\n    os.setsid()\n    os.fork()\n    os._exit(0)"),
-    act("fork by C library", "pid = libc.fork()\nif pid == 0: os._exit(0)\nmust(pid)"),
-    act("clone by number", "pid = libc.syscall(56, 17, 0, 0, 0, 0)\nif pid == 0: os._exit(0)\nmust(pid)"),
-    act("subprocess", "subprocess.run(['/bin/true'], check=True)"),
-    act("posix_spawn", "os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)"),
-    act("shell", "assert os.system('true') == 0"),
-    act("multiprocessing", "import multiprocessing as m\np = m.get_context('fork').Process()\np.start(); p.join()"),
-    act("execve", "os.execv('/bin/true', ['true'])"),
-    act("memory map of 16 GiB", "mmap.mmap(-1, 16 << 30)"),
-    act("array of 8 GiB", "import numpy\nnumpy.zeros(1 << 30)"),
-    act("500 file descriptors", "a = [open('/dev/null') for _ in range(500)]"),
-    act("pipes without end", "a = [os.pipe() for _ in range(200)]"),
-    act("500 threads", "e = threading.Event()\nthreading.stack_size(1 << 16)\n"
-        "a = [threading.Thread(target=e.wait) for _ in range(500)]\n"
-        "try: [t.start() for t in a]\nfinally: e.set()"),
-    act("file in the working folder", "open('conftest.py', 'w').write('1'); os.unlink('conftest.py')"),
-    act("100 inodes", "for i in range(100): os.mkdir(f'd{i}')\nfor i in range(100): os.rmdir(f'd{i}')"),
-    act("disk", "open('big', 'wb').write(bytes(8 << 20)); os.unlink('big')"),
-    act("file in /tmp", "import tempfile\ntempfile.NamedTemporaryFile(dir='/tmp').write(b'x')"),
-    act("file in /dev/shm", "import tempfile\ntempfile.NamedTemporaryFile(dir='/dev/shm').write(b'x')"),
-    act("sitecustomize beside the library", "p = os.path.join(os.path.dirname(os.__file__), 'grpo_attack.py')\n"
-        "open(p, 'w').close(); os.unlink(p)", shows="pass"),
-    act("nameless file in memory", "os.ftruncate(os.memfd_create('x'), 1 << 30)"),
-    act("shared memory", "from multiprocessing import shared_memory as s\nm = s.SharedMemory(create=True, size=1 << 20)\nm.close(); m.unlink()"),
-    act("System V shared memory", "i = libc.shmget(0, 1 << 20, 0o600)\nmust(i)\nmust(libc.shmctl(i, 0, 0))"),
-    act("symbolic link", "os.symlink('/etc', 'link'); os.unlink('link')"),
-    act("named pipe", "os.mkfifo('fifo'); os.unlink('fifo')"),
-    act("mode of a file changed", "os.chmod('.', 0o755)"),
-    act("reads /etc/passwd", "open('/etc/passwd').read()"),
-    act("lists the root folder", "assert 'proc' in os.listdir('/')"),
-    act("environment of the host", "os.environ['GRPO_SECRET']"),
-    act("environment through /proc", "open('/proc/self/environ', 'rb').read()"),
-    act("processes through /proc", "open('/proc/1/cmdline', 'rb').read()"),
-    act("memory through /proc", "open('/proc/self/mem', 'rb')"),
-    act("TCP server", "s = socket.create_server(('127.0.0.1', 0))"),
-    act("TCP client", "socket.socket().connect_ex(('127.0.0.1', 9))"),
-    act("UDP packet", "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', 9))"),
-    act("abstract UNIX socket", "s = socket.socket(socket.AF_UNIX)\ns.bind('\\0grpo-attack')"),
-    act("netlink socket", "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW)"),
-    act("signal to the parent", "os.kill(os.getppid() or 1, 0)"),
-    act("signal to the neighbours", "[os.kill(p, 0) for p in (1, os.getppid() or 1)]"),
-    act("signal to everything", "libc.kill.restype = ctypes.c_int\nmust(libc.kill(-os.getpgrp(), 0))"),
-    act("traced by the parent", "must(libc.ptrace(0, 0, 0, 0))"),
-    act("reads another process's memory", "b = ctypes.create_string_buffer(8)\n"
-        "v = (ctypes.c_size_t * 2)(ctypes.addressof(b), 8)\n"
-        "must(libc.process_vm_readv(os.getpid(), v, 1, v, 1, 0))"),
-    act("priority", "os.nice(1)"),
-    act("processor affinity", "os.sched_setaffinity(0, os.sched_getaffinity(0))"),
-    act("survives its parent", "must(libc.prctl(1, 0))"),
-    act("dumpable again", "must(libc.prctl(4, 1))"),
-    act("new user namespace", "must(libc.unshare(0x10000000))"),
-    act("kernel keyring", "must(libc.syscall(250, 0, -3, 1))"),
-    act("io_uring", "p = ctypes.create_string_buffer(256)\nmust(libc.syscall(425, 1, p))",
-        shows="io_uring is switched off on some kernels"),
-    act("userfaultfd", "must(libc.syscall(323, 1))", shows="needs a right on some kernels"),
-    act("inotify", "must(libc.inotify_init())"),
-    act("real-time clock set", "time.clock_settime(time.CLOCK_REALTIME, time.time())",
-        shows="only root may, and it would move the clock of everything here"),
-    act("mount", "must(libc.mount(b'none', b'/tmp', b'tmpfs', 0, b''))",
-        shows="only root may, and it would outlive the test"),
-    act("host name", "socket.sethostname(socket.gethostname())",
-        shows="only root may, and it would rename this machine"),
-    act("becomes another user", "os.setgroups([0]); os.setuid(0)", shows="only root may"),
-    act("core dump and file size", "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))"),
 ]  # fmt: skip
 
 HANGS = [
@@ -290,4 +179,6 @@ HANGS = [
          status=("wrong",), shows="hang"),
 ]  # fmt: skip
 
+# All of them must fail; LEAKS are known not to.
 ATTACKS = [*TRICKS, *ACTIONS, *HANGS]
+__all__ = ["ACTIONS", "ATTACKS", "HANGS", "LEAKS", "TRICKS"]

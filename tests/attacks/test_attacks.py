@@ -3,109 +3,65 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from corpus import ACTIONS, ATTACKS, HANGS, TRICKS, Attack
-from unprotected import grade
 
-from grpo.errors import RewardError
-from grpo.rewards.code import Code
-from grpo.types import Score, Task
-
-HONEST = Attack(name="honest", code="def f(x): return x + 1")
-QUICK = [*TRICKS, *ACTIONS]
+from .attack import ASSERTS, Attack
+from .corpus import ATTACKS, LEAKS
+from .run import TIERS, Absent, Outcome, as_user, outcomes
+from .table import END, KINDS, PAGE, START, cells, committed, rendered
+from .unprotected import grade
 
 
-def scores_under(
-    tier: str, attacks: list[Attack], timeout: float, workers: int = 2
-) -> dict[str, Score]:
-    """Each attack's verdict under a tier, with honest code among them."""
-    reward = Code(sandbox=tier, timeout=timeout, workers=workers)
-    attacks = [HONEST, *attacks]
-    tasks = [
-        Task(uid="", prompt="", columns={"tests": {"asserts": list(a.asserts), "setup": a.setup}})
-        for a in attacks
-    ]
-    try:
-        found = reward.verify_all([f"```python\n{a.code}\n```" for a in attacks], tasks)
-    except RewardError as error:
-        pytest.skip(str(error))
-    finally:
-        reward.close()
-    return {a.name: s for a, s in zip(attacks, found, strict=True)}
-
-
-def unexpected(attacks: list[Attack], scores: dict[str, Score]) -> dict[str, Score]:
-    """The attacks that were paid, or ended otherwise than they should."""
-    return {
-        a.name: scores[a.name]
-        for a in attacks
-        if scores[a.name].value != 0.0 or scores[a.name].status not in a.status
+def check(tier: str, user: str, found: dict[str, Outcome]) -> None:
+    """Honest code passes, no attack does, and the page says what each kind comes to."""
+    assert found["honest"] == (1.0, "correct")
+    wrong = {
+        a.name: found[a.name]
+        for a in ATTACKS
+        if found[a.name][0] != 0.0 or found[a.name][1] not in a.status
     }
+    assert not wrong
+    column = cells(tier, user, found)
+    known = committed()
+    assert {key: known.get(key) for key in column} == column
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("tier", ["landlock+namespaces", "namespaces", "bubblewrap", "landlock"])
+@pytest.mark.parametrize("tier", TIERS)
 def test_every_attack_fails_and_honest_code_passes(tier):
     before = snapshot()
-    scores = scores_under(tier, QUICK, timeout=10)
-    assert scores["honest"] == Score(value=1.0, status="correct", detail="2/2")
-    assert not unexpected(QUICK, scores)
+    try:
+        found = outcomes(tier)
+    except Absent as why:
+        pytest.skip(str(why))
+    check(tier, "root" if os.geteuid() == 0 else "user", found)
     assert snapshot() == before
 
 
-@pytest.mark.timeout(60)
-def test_every_hang_ends_at_its_deadline():
-    scores = scores_under("auto", HANGS, timeout=1.0, workers=6)
-    assert not unexpected(HANGS, scores)
-
-
-AS_USER = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
-import test_attacks
-assert os.geteuid() == 12345
-for tier in ("auto", "landlock"):
-    scores = test_attacks.scores_under(tier, test_attacks.QUICK, timeout=10)
-    assert scores["honest"].value == 1.0, scores["honest"]
-    wrong = test_attacks.unexpected(test_attacks.QUICK, scores)
-    assert not wrong, wrong
-print("held")
-"""
-
-
 @pytest.mark.timeout(120)
-@pytest.mark.skipif(os.geteuid() != 0, reason="the other tests already run as an ordinary user")
-def test_every_attack_fails_as_an_ordinary_user():
-    # A Python below /root is out of a user's reach: show it through a view of /root of our own.
-    prefix = sys.base_prefix
-    reach = "true"
-    if prefix.startswith("/root/"):
-        reach = (
-            f"mkdir /mnt/prefix && mount --bind {prefix} /mnt/prefix && "
-            "mount -t tmpfs -o mode=755 none /root && "
-            f"mkdir -p {prefix} && mount --bind /mnt/prefix {prefix}"
-        )
-    script = (
-        f"mount -t tmpfs none /mnt && {reach} && cd / && exec setpriv --reuid 12345 --regid 12345 "
-        '--clear-groups "$@"'
-    )
-    command = [sys.executable, "-c", AS_USER, os.path.dirname(__file__)]
-    # stderr stays apart: a library may warn about a home folder that it cannot write
-    result = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script, "sh", *command],
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-        env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    if "unshare failed" in result.stderr or "mount:" in result.stderr:
-        pytest.skip("cannot make a mount namespace here")
-    assert result.stdout == "held\n", result.stderr[-2000:]
+@pytest.mark.parametrize("tiers", [TIERS[:2], TIERS[2:]], ids=["apart", "together"])
+def test_every_attack_fails_as_an_ordinary_user(tiers):
+    try:
+        found = as_user(*tiers)
+    except Absent as why:
+        pytest.skip(str(why))
+    if not found:
+        pytest.skip("none of these tiers holds for an ordinary user here")
+    for tier, each in found.items():
+        check(tier, "user", each)
+
+
+def test_the_page_holds_the_table_of_this_corpus():
+    """Its rows, its numbers of attacks and its form; cells are compared where they are found."""
+    known = committed()
+    assert {kind for kind, _, _ in known} == set(KINDS)
+    page = (PAGE.read_text(encoding="utf-8")).partition(START)[2].partition(END)[0]
+    assert page.strip("\n") == rendered(known)
+    # what is claimed: nothing of the first kinds goes through anywhere
+    firm = {attack.kind for attack in ATTACKS}
+    assert {cell for (kind, _, _), cell in known.items() if kind in firm} == {"yes"}
 
 
 def descendants(root: int) -> set[int]:
@@ -145,7 +101,7 @@ def snapshot() -> dict[str, object]:
 
 @pytest.mark.timeout(180)
 def test_every_attack_works_without_the_protection():
-    shown = [a for a in ATTACKS if a.shows in ("pass", "hang")]
+    shown = [a for a in [*ATTACKS, *LEAKS] if a.shows in ("pass", "hang")]
 
     def run(attack: Attack) -> str:
         timeout = 1.0 if attack.shows == "hang" else 20.0
@@ -153,8 +109,8 @@ def test_every_attack_works_without_the_protection():
 
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(run, shown))
-    assert grade("def f(x): return None", HONEST.asserts) == "fail"
+    assert grade("def f(x): return None", ASSERTS) == "fail"
     failed = {a.name: got for a, got in zip(shown, found, strict=True) if got != a.shows}
     assert not failed
-    assert len(shown) >= 60
-    assert len({a.name for a in ATTACKS}) == len(ATTACKS)
+    assert len(shown) >= 120
+    assert len({a.name for a in [*ATTACKS, *LEAKS]}) == len([*ATTACKS, *LEAKS])

@@ -10,11 +10,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from grpo.rewards import bubblewrap
 
 from .environments import (
     PACKAGES,
@@ -100,6 +103,14 @@ def test_an_environment_in_the_temporary_folder(venv, tier):
     found = scores(python_in(venv), tiers=(tier,))
     assert str(found["grpo"]).startswith(str(venv))
     assert found[tier] == RIGHT
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_links_to_the_interpreter_come_with_a_folder_that_is_shown(venv, monkeypatch):
+    monkeypatch.setattr(sys, "executable", python_in(venv))
+    monkeypatch.setattr(sys, "prefix", str(venv))
+    assert python_in(venv) in bubblewrap.command([])
+    assert python_in(venv) not in bubblewrap.command([str(venv)])  # a link inside cannot be made
 
 
 @pytest.fixture(params=["/opt", "/mnt", "/home", "/root"])

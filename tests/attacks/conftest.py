@@ -1,6 +1,0 @@
-"""The corpus and the unprotected grader are modules beside the tests."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))

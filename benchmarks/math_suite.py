@@ -34,6 +34,7 @@ from grpo.types import Task
 SHORT = 250  # characters of an answer that a model would put between <answer> and </answer>
 WRAPPINGS = {"block": sys.maxsize, "text": SHORT}
 RECALL = 0.985
+DEADLINE = 30.0  # seconds a pair: verdicts are measured here, not a loaded machine
 PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy")
 
 
@@ -50,7 +51,7 @@ def ours(pairs: Sequence[Pair], longest: int) -> tuple[list[bool], list[str]]:
     """Whether `math` pays each pair, and its statuses."""
     completions = [completion_of(pair.prediction, longest) for pair in pairs]
     tasks = [Task(uid=str(i), prompt="", answer=pair.gold) for i, pair in enumerate(pairs)]
-    reward = Math(extraction="lenient")
+    reward = Math(extraction="lenient", timeout=DEADLINE)
     try:
         scores = reward.verify_all(completions, tasks)
     finally:

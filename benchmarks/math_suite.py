@@ -1,6 +1,6 @@
 r"""`math` on math-verify's own test suite, beside math-verify itself.
 
-    python benchmarks/math_suite.py FOLDER [--out FILE.json]
+    python benchmarks/math_suite.py FOLDER [--section NAME] [--out FILE.json]
 
 FOLDER holds test files of github.com/huggingface/Math-Verify (MIT), which are not part of this
 repository; `pip download --no-deps --no-binary math-verify math-verify==0.9.0` brings them in the
@@ -116,13 +116,14 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("folder", type=Path, metavar="FOLDER")
+    arguments.add_argument("--section", default="now")
     arguments.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/math_suite.json")
     given = arguments.parse_args()
     start = time.perf_counter()
     found = measured(given.folder)
     seconds = time.perf_counter() - start
     command = "python benchmarks/math_suite.py FOLDER"
-    merge(given.out, "math_suite", found, origin(command, seconds, versions(PACKAGES)))
+    merge(given.out, given.section, found, origin(command, seconds, versions(PACKAGES)))
     print(json.dumps(found, indent=2))
     figures = found["math_block"]
     return 0 if figures["recall"] >= RECALL and figures["false_positives"] == 0 else 1

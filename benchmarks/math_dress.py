@@ -49,8 +49,8 @@ def one_digit(gold: str) -> str | None:
 
 
 def scalar(change: Callable[[str], str]) -> Change:
-    """The change where the gold is one formula: neither a list nor words."""
-    return lambda gold: None if "," in gold or "text" in gold or gold == "0" else change(gold)
+    """The change where the gold is one value: no list, equation, words or zero."""
+    return lambda gold: None if re.search(",|=|text|^0$", gold) else change(gold)
 
 
 SAME: Mapping[str, Change] = {

@@ -8,6 +8,7 @@
 #   make bench-rollout  engines, weights, workers and schedules against their bars (about an hour;
 #                     SECTIONS="weights overlap")
 #   make bench-rewards  verifiers against their bars (DATA=folder with gsm8k, math500, humaneval)
+#                     (SUITE=folder with math-verify's tests: also theirs, and adversarial answers)
 #   make test-vllm    an environment of its own with vLLM for CPUs, then the tests of the vLLM engine
 #   make test-threads the tests of runs, learner and engine once more, on two threads as users have them
 #   make test-ray     an environment of its own with Ray, then the tests of rollout workers on it
@@ -170,6 +171,9 @@ bench-rollout: $(VENV_VLLM)/.installed-vllm models/smollm2-135m-instruct/config.
 
 bench-rewards: $(INSTALLED_DEV)
 	$(BIN)/python benchmarks/bench_rewards.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/verifier_cases.py
+	$(if $(DATA),$(BIN)/python benchmarks/math_dress.py --data $(DATA))
+	$(if $(SUITE),$(BIN)/python benchmarks/math_suite.py $(SUITE))
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff format --check .

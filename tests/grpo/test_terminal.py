@@ -240,13 +240,18 @@ def _program(folder: Path) -> Path:
 def test_print_warnings_logs_and_tracebacks_go_through_the_door(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    log = logging.getLogger("grpo.test")
+    log.propagate = False  # pytest's own record of it would hold the raw text
     with terminal.guarded():
+        handler = logging.StreamHandler()
+        log.addHandler(handler)
         print(FOREIGN)
         print("kept", "apart", sep=" ", end="!\n", file=sys.stderr)
         print("\r12 rows", end="", file=sys.stderr)  # redraws its line
         print("\x1b[36m(worker)\x1b[0m colors of libraries are left out")
         sys.stdout.writelines([FOREIGN, "\n"])
-        logging.getLogger("grpo.test").warning("%s", FOREIGN)
+        log.warning("%s", FOREIGN)
+        log.removeHandler(handler)
         sys.stderr.write(warnings.formatwarning(FOREIGN, UserWarning, FOREIGN, 1))
         print(GrpoError(f"http://me:hunter2@host {FOREIGN}"), file=sys.stderr)
         Console(stderr=True, force_terminal=True, width=2_000).print(FOREIGN, style="red")

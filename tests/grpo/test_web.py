@@ -23,7 +23,7 @@ from grpo.web import Client
 
 from .hostile import Hostile, drips, hostile, says, whole
 
-BOMB = gzip.compress(bytes(50 << 20))
+BOMB = gzip.compress(bytes(50 << 20), mtime=0)
 ENDLESS = b"HTTP/1.1 200 OK\r\n" + b"X-More: yes\r\n" * 20_000
 OK = whole(b'{"a": 1}')
 

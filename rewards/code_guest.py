@@ -25,6 +25,7 @@ from typing import Any
 from grpo.code_rows import definitions
 from grpo.rewards import prelude, raising, wire
 from grpo.rewards.asking import Asker, TestsError
+from grpo.rewards.caught import caught
 from grpo.rewards.classes import Classes
 from grpo.rewards.names import Names, Text, classes_of, names_under_test, read_text
 from grpo.rewards.program import Program, raised, sole_function
@@ -143,6 +144,7 @@ class Tests:
         self.parts: list[CodeType] = []
         self.setup: CodeType | None = None  # still to be run, where it needs the program
         self.setup_classes: list[str] = []  # that both sides have
+        self.caught: list[str] = []  # classes of the program's that may be exceptions
         self.total = 1
 
     def prepare(self) -> None:
@@ -163,6 +165,7 @@ class Tests:
             defines=defines,
             python={*self.namespace, *dir(builtins)},
         )
+        self.caught = caught(self.names.classes, [text.tree for text in (setup, *texts)])
         if self.names.classes and asks_for_classes(sources, self.names.classes):
             raise TestsError("the tests look at a class of the program's, which stays there")
         every = "\n".join(sources)
@@ -201,7 +204,7 @@ class Tests:
             names = self.names.program
             if all(name in answer["missing"] for name in names):
                 return f"NameError: {', '.join(names)} is not defined"[:LONGEST]
-            self.asker.define(names, self.names.classes)
+            self.asker.define(names, self.names.classes, self.caught)
         except (EOFError, OSError):
             return "CandidateError: the candidate ended while it was loaded"
         except Exception as error:

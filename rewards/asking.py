@@ -36,6 +36,7 @@ class Asker:
         self.namespace = namespace
         self.asked = 0  # requests the tests made: before the first, no failure is the program's
         self.broken = ""  # why the tests cannot be run
+        self.raised: BaseException | None = None  # the last that was the program's doing
         self.known = Classes(namespace)  # classes that the program has, too
         self.made_by: frozenset[str] = frozenset()  # names of classes that the tests make
         self.made: dict[int, Remote] = {}  # by number: objects of classes that the tests make
@@ -72,7 +73,8 @@ class Asker:
             changes()
             return value
         changes()
-        raise self._error(answer.get("raised"))
+        self.raised = self._error(answer.get("raised"))
+        raise self.raised
 
     def define(
         self, names: Sequence[str], classes: Sequence[str], caught: Sequence[str] = ()

@@ -34,6 +34,8 @@ from grpo.rewards.readings import SOLE
 from grpo.rewards.rewrites import counted_asserts, expected_first
 from grpo.rewards.unjudged import asks_for_classes, beyond_reach, libraries
 
+_LOOPING = ("map", "filter", "filterfalse", "takewhile", "dropwhile", "accumulate", "groupby")
+
 
 def _run(source: str, name: str, namespace: dict[str, Any]) -> None:
     _execute(compile(source, name, "exec", dont_inherit=True), namespace)
@@ -170,7 +172,8 @@ class Tests:
             raise TestsError("the tests look at a class of the program's, which stays there")
         every = "\n".join(sources)
         # an end of iteration would also end a loop over `map(candidate, …)`, and pass it
-        ends = raising.ON_REQUEST if "map(" not in every else raising.EXITS
+        looping = any(f"{name}(" in every for name in _LOOPING)
+        ends = raising.EXITS if looping else raising.ON_REQUEST
         self.asker.on_request = frozenset(name for name in ends if name in every)
         self.asker.libraries = lambda: libraries(text.tree for text in (setup, *texts))
         own = set(self.names.program)
@@ -263,7 +266,7 @@ class Tests:
         except BaseException as error:
             name, text = type(error).__name__[:80], describe(error)[1]
             reason = f"{name}: {text}" if text else name
-            if isinstance(error, ImportError):  # the program's never come through as one
+            if isinstance(error, ImportError) and error is not self.asker.raised:
                 self.asker.broken = self.asker.broken or reason
             return reason
         return ""

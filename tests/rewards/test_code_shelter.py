@@ -91,3 +91,19 @@ def test_an_exception_is_caught_or_used_as_the_class_that_it_is(code):
     assert value(code, program, caught) == 1.0
     assert value(code, program, "assert Big(5).n == 5") == 1.0
     assert value(code, program, "assert Big(5).n == 6") == 0.0
+
+
+def test_exceptions_of_the_setup_end_no_loop_and_are_no_missing_module(code):
+    done = {"setup": "class Done(StopIteration): pass"}
+    raises = "def f(x): raise Done(1)"
+    assert judged(code, raises, done | {"asserts": ["assert all(map(f, [1]))"]}).value == 0.0
+    caught = "try:\n    f(1)\n    assert False\nexcept Done:\n    pass"
+    assert judged(code, raises, done | {"asserts": [caught]}).value == 1.0
+    missing = {"setup": "class Done(ImportError): pass"}
+    assert judged(code, raises, missing | {"asserts": ["assert f(1) == 2"]}).value == 0.0
+    assert judged(code, raises, missing | {"asserts": [caught]}).value == 1.0
+    stops = "def f(x): raise StopIteration"
+    named = {
+        "asserts": ["try:\n    f(0)\nexcept StopIteration: pass\nassert not [*filter(f, [1])]"]
+    }
+    assert judged(code, stops, named).value == 0.0

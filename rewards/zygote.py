@@ -31,7 +31,7 @@ GUESTS = {
     "trial": "grpo.rewards.trial:serve",
     "gym": "grpo.rewards.gym_guest:serve",
 }
-_TOGETHER = 4096  # threads of all guests of one user, where no guest is counted alone
+_TOGETHER = 384  # more threads that a user may have by them, where no guest is counted alone
 GUEST_USER = 1_900_000_000  # user ids from here on belong to nobody; one a guest, by its pid
 
 

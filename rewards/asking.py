@@ -20,6 +20,9 @@ from grpo.rewards.classes import Classes
 from grpo.rewards.raising import LONGEST, PASSED_ON
 from grpo.rewards.remote import CandidateError, Remote, label_of, target_of
 
+# Where matchers are from (`pytest.approx`): frameworks of tests, and the text of the tests itself.
+_COMPARING = frozenset(["tests", "pytest", "_pytest", "hypothesis"])
+
 
 class TestsError(Exception):
     """The tests themselves cannot be run."""
@@ -33,6 +36,7 @@ class Asker:
         self.namespace = namespace
         self.asked = 0  # requests the tests made: before the first, no failure is the program's
         self.broken = ""  # why the tests cannot be run
+        self.raised: BaseException | None = None  # the last that was the program's doing
         self.known = Classes(namespace)  # classes that the program has, too
         self.made_by: frozenset[str] = frozenset()  # names of classes that the tests make
         self.made: dict[int, Remote] = {}  # by number: objects of classes that the tests make
@@ -59,9 +63,9 @@ class Asker:
         def opaque(body: Any) -> Any:
             return self._object(body, shared, count, made)
 
-        if "stopped" in answer:
-            raise StopIteration
-        if "callable" in answer:
+        if "stopped" in answer and request["do"] in ("next", "anext"):
+            raise StopIteration  # of any other request it would end a loop over `map(f, …)`
+        if "callable" in answer and request["do"] == "get":
             return Remote(self, [*request["target"], request["name"]])
         changes = wire.unpack_changes(answer.get("changed", []), count, opaque, self.known, shared)
         if "returned" in answer:
@@ -69,21 +73,23 @@ class Asker:
             changes()
             return value
         changes()
-        raise self._error(answer.get("raised"))
+        self.raised = self._error(answer.get("raised"))
+        raise self.raised
 
-    def define(self, names: Sequence[str], classes: Sequence[str]) -> None:
+    def define(
+        self, names: Sequence[str], classes: Sequence[str], caught: Sequence[str] = ()
+    ) -> None:
         """Put what the program defines under `names` into the tests' namespace.
 
-        Its exceptions become classes of the tests' own, so that they can be caught.
+        Its exceptions become classes of the tests' own where they are among `caught`, so that they
+        can be. Of any other class nothing would be left to ask the program for.
         """
         self.made_by = frozenset(classes)
-        bases: Any = (
-            self.ask({"do": "kinds", "names": [*classes]}, wire.Shared()) if classes else []
-        )
+        bases: Any = self.ask({"do": "kinds", "names": [*caught]}, wire.Shared()) if caught else []
         self.asked = 0
-        if type(bases) is not list or len(cast("list[Any]", bases)) != len(classes):
+        if type(bases) is not list or len(cast("list[Any]", bases)) != len(caught):
             raise CandidateError("malformed answer")
-        above = dict(zip(classes, cast("list[Any]", bases), strict=True))
+        above = dict(zip(caught, cast("list[Any]", bases), strict=True))
         # a class comes after those that it is made from
         for name in sorted((n for n in above if above[n] is not None), key=lambda n: len(above[n])):
             known = (self.exceptions.get(base) or _python_class(base) for base in above[name])
@@ -181,7 +187,16 @@ class Asker:
                         "which cannot be brought to the tests")  # fmt: skip
 
     def comparable(self, value: Any) -> None:
-        """Raises TestsError if what a test expects is nothing that a program can return."""
+        """Raises TestsError if what a test expects is nothing that a program can return.
+
+        An object that was made to be compared stands for plain data, which a program can.
+        """
+        kind = cast("type[Any]", type(value))
+        if (
+            kind.__module__.partition(".")[0] in _COMPARING
+            and kind.__name__ not in self.known.names
+        ):
+            return
         try:
             wire.pack(value, None, None, self.known)
         except wire.WireError:

@@ -174,7 +174,7 @@ class Code(VerifierReward):
 
     def _judge(self, sandbox: Sandbox, code: str, tests: dict[str, Any]) -> Score:
         if "stdio" not in tests:
-            return self._judge_calls(sandbox, code, tests)
+            return self._judge_functions(sandbox, code, tests)
         cases: Sequence[Any] = tests["stdio"]
         best, first = self._judge_stdio(sandbox, code, cases)
         if best.value == 1.0 or best.value is None or first is None:
@@ -188,6 +188,16 @@ class Code(VerifierReward):
                 if others[-1].value == 1.0:
                     break
         return max([best, *others], key=lambda score: score.value or 0.0)
+
+    def _judge_functions(self, sandbox: Sandbox, code: str, tests: dict[str, Any]) -> Score:
+        """The outcome: without a value only where the row's own solution, if any, has none."""
+        score = self._judge_calls(sandbox, code, tests)
+        reference: str | None = tests["reference"]
+        if score.status != "unparseable_gold" or reference is None:
+            return score
+        if self._judge_calls(sandbox, reference, tests).value == 1.0:
+            return Score(value=0.0, status="wrong", detail=score.detail)
+        return score
 
     def _judge_calls(self, sandbox: Sandbox, code: str, tests: dict[str, Any]) -> Score:
         verdict, verdict_end = socket.socketpair()

@@ -25,6 +25,7 @@ from typing import Any
 from grpo.code_rows import definitions
 from grpo.rewards import prelude, raising, wire
 from grpo.rewards.asking import Asker, TestsError
+from grpo.rewards.caught import caught
 from grpo.rewards.classes import Classes
 from grpo.rewards.names import Names, Text, classes_of, names_under_test, read_text
 from grpo.rewards.program import Program, raised, sole_function
@@ -32,6 +33,8 @@ from grpo.rewards.raising import LONGEST, describe
 from grpo.rewards.readings import SOLE
 from grpo.rewards.rewrites import counted_asserts, expected_first
 from grpo.rewards.unjudged import asks_for_classes, beyond_reach, libraries
+
+_LOOPING = ("map", "filter", "filterfalse", "takewhile", "dropwhile", "accumulate", "groupby")
 
 
 def _run(source: str, name: str, namespace: dict[str, Any]) -> None:
@@ -143,6 +146,7 @@ class Tests:
         self.parts: list[CodeType] = []
         self.setup: CodeType | None = None  # still to be run, where it needs the program
         self.setup_classes: list[str] = []  # that both sides have
+        self.caught: list[str] = []  # classes of the program's that may be exceptions
         self.total = 1
 
     def prepare(self) -> None:
@@ -163,11 +167,13 @@ class Tests:
             defines=defines,
             python={*self.namespace, *dir(builtins)},
         )
+        self.caught = caught(self.names.classes, [text.tree for text in (setup, *texts)])
         if self.names.classes and asks_for_classes(sources, self.names.classes):
             raise TestsError("the tests look at a class of the program's, which stays there")
         every = "\n".join(sources)
         # an end of iteration would also end a loop over `map(candidate, …)`, and pass it
-        ends = raising.ON_REQUEST if "map(" not in every else raising.EXITS
+        looping = any(f"{name}(" in every for name in _LOOPING)
+        ends = raising.EXITS if looping else raising.ON_REQUEST
         self.asker.on_request = frozenset(name for name in ends if name in every)
         self.asker.libraries = lambda: libraries(text.tree for text in (setup, *texts))
         own = set(self.names.program)
@@ -201,7 +207,7 @@ class Tests:
             names = self.names.program
             if all(name in answer["missing"] for name in names):
                 return f"NameError: {', '.join(names)} is not defined"[:LONGEST]
-            self.asker.define(names, self.names.classes)
+            self.asker.define(names, self.names.classes, self.caught)
         except (EOFError, OSError):
             return "CandidateError: the candidate ended while it was loaded"
         except Exception as error:
@@ -260,7 +266,7 @@ class Tests:
         except BaseException as error:
             name, text = type(error).__name__[:80], describe(error)[1]
             reason = f"{name}: {text}" if text else name
-            if isinstance(error, ImportError):  # the program's never come through as one
+            if isinstance(error, ImportError) and error is not self.asker.raised:
                 self.asker.broken = self.asker.broken or reason
             return reason
         return ""

@@ -16,6 +16,7 @@ from types import CodeType
 from typing import Any
 
 from grpo.code_rows import defined_names
+from grpo.rewards.caught import names_in
 
 
 class Undecided(Exception):
@@ -228,8 +229,7 @@ class _Uses(ast.NodeVisitor):
             self.visit(argument)
 
     def _within(self, nodes: Sequence[ast.AST]) -> set[str]:
-        below = (node for tree in nodes for node in ast.walk(tree))
-        return {node.id for node in below if isinstance(node, ast.Name)} & self.names
+        return names_in(nodes) & self.names
 
 
 def _renamed(parts: Sequence[Text], own: Set[str], python: Set[str]) -> set[str]:

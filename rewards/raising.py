@@ -20,7 +20,8 @@ _CLASSES = 20  # of one exception
 _CAUSES = 3
 # Not to be made on the program's word: they end a loop or a process, or tell a framework of tests
 # to skip one. An ImportError in the tests says that the row lacks a module.
-_KEPT_BACK = (StopIteration, StopAsyncIteration, ImportError)
+_ENDS = (StopIteration, StopAsyncIteration)
+_KEPT_BACK = (*_ENDS, ImportError)
 _LIBRARIES = (sys.stdlib_module_names - {"unittest", "doctest"}) | {"numpy"}
 # Those of control flow that may still be raised where the tests themselves name them.
 EXITS = ("SystemExit", "KeyboardInterrupt")
@@ -116,7 +117,9 @@ def _class_of(
     if type(module) is not str or type(name) is not str:
         raise TypeError("not a class")
     if module in ("candidate", "tests"):
-        return own.get(name.rpartition(".")[2])
+        kind = own.get(name.rpartition(".")[2])
+        ends = [end for end in _ENDS if kind is not None and issubclass(kind, end)]
+        return None if any(end.__name__ not in on_request for end in ends) else kind
     if module == "builtins":
         wanted = name in PASSED_ON or name in on_request
         return getattr(builtins, name) if wanted else None

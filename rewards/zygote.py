@@ -31,6 +31,7 @@ GUESTS = {
     "trial": "grpo.rewards.trial:serve",
     "gym": "grpo.rewards.gym_guest:serve",
 }
+_TOGETHER = 384  # more threads that a user may have by them, where no guest is counted alone
 GUEST_USER = 1_900_000_000  # user ids from here on belong to nobody; one a guest, by its pid
 
 
@@ -177,6 +178,9 @@ def confine(limits: dict[str, Any], config: dict[str, Any]) -> None:
 def _become_nobody(tasks: int, layers: Sequence[str]) -> None:
     """Root becomes a user that nobody else is; everyone loses capabilities and gets a task limit.
 
+    It is the guest's own where the kernel counts for it alone: RLIMIT_NPROC is a user's. An
+    ordinary user's guests would use up that of each other, and right programs fail by it.
+
     Without namespaces a Python below /root would be out of that user's reach, so the right to read
     stays: Landlock allows no more than the library anyway.
     """
@@ -186,5 +190,8 @@ def _become_nobody(tasks: int, layers: Sequence[str]) -> None:
         kernel.limit("NPROC", tasks)
         kernel.become(GUEST_USER + os.getpid(), 0 if apart else kernel.CAP_DAC_READ_SEARCH)
         return
-    kernel.limit("NPROC", tasks if apart else kernel.tasks_of(uid) + tasks)
-    kernel.become(uid)
+    if apart and kernel.counts_alone():
+        kernel.limit("NPROC", tasks)
+    else:
+        kernel.limit("NPROC", kernel.tasks_of(uid) + _TOGETHER)
+    kernel.become(os.getuid())

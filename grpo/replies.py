@@ -7,6 +7,7 @@ before it was looked at: `part` takes a value out of it only if it is of the typ
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, TypeVar
 
 _LARGEST = 1 << 63  # a whole number that is taken for a float
@@ -56,7 +57,7 @@ def part(answer: Any, *path: str | int, kind: type[T]) -> T:
     """What lies at `path` in an answer, if it is of type `kind`. Raises Unreachable.
 
     `part({"data": [{"id": "m"}]}, "data", 0, "id", kind=str)` is "m". A bool is no number, and
-    a whole number is a float as well.
+    a whole number is a float as well; infinity, as which 1e999 is read, is none.
     """
     found: Any = answer
     for step in path:
@@ -68,6 +69,8 @@ def part(answer: Any, *path: str | int, kind: type[T]) -> T:
             found = None
     if kind is float and type(found) is int and abs(found) < _LARGEST:
         found = float(found)
+    if isinstance(found, float) and not math.isfinite(found):
+        found = None
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         where = ".".join(map(str, path)) or "top"
         raise Unreachable(f"an answer without a {kind.__name__} at {where}: {_short(answer)}")

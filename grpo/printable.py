@@ -28,7 +28,7 @@ _UNPRINTABLE = (
 _FORBIDDEN = re.compile(f"[{_UNPRINTABLE}]")
 _FORBIDDEN_IN_LINE = re.compile(f"[\t\n{_UNPRINTABLE}]")
 
-# What joins the parts of an emoji, and what joins or parts letters of Arabic and Indic scripts, hides
+# What joins the parts of an emoji, and joins or parts letters of Arabic and Indic scripts, hides
 # nothing there; between other characters it does.
 _PICTURES = "\u2190-\u21ff\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
 _JOINED = "\u0620-\u06d3\u06ee-\u08c7\u0900-\u0dff"

@@ -204,8 +204,9 @@ class _Line(threading.Thread):
         return None
 
     def _exchange(self, call: Call) -> Any:
-        key = self._address.bearer()
+        key = ""
         try:
+            key = self._address.bearer()
             status, headers, content = self._answer(call, key)
         except (httpcore.TimeoutException, TimeoutError) as error:
             raise _late() from error

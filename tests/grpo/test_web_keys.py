@@ -59,6 +59,14 @@ def test_a_key_file_that_changes_to_two_lines_is_not_quoted(tmp_path: Path) -> N
     assert "secret" not in str(raised.value).replace(str(file), "")
 
 
+def test_a_key_file_that_is_gone_is_a_server_that_is_gone(tmp_path: Path) -> None:
+    with hostile(says(whole(b"{}"))) as server:
+        client = Client(Address(url=server.url, key_file=str(tmp_path / "token")))
+        with pytest.raises(Unreachable, match="FileNotFoundError"):
+            client.call("GET", "/", timeout=5)
+    assert server.requests == []
+
+
 def test_a_token_of_a_server_here_goes_to_no_other_address_of_localhost() -> None:
     url = "http://localhost:8000"
     assert Address(url=url, key_file="/k").called == "127.0.0.1"

@@ -347,3 +347,20 @@ def test_what_a_model_says_is_not_searched_for_keys() -> None:
     assert 'login(password="hunter2hunter2")\\x1b[2J ' in out.getvalue()
     console.print(Panel(Text(code)))
     assert "***" in out.getvalue()
+
+
+def test_only_a_line_of_progress_is_redrawn() -> None:
+    out = io.StringIO()
+    door = terminal.Door(out)
+    for piece in (
+        "ValueError",
+        ": ",
+        "\rall is well\n",
+        "\r1 row",
+        "\r",
+        "2 rows",
+        "\r3 rows",
+        "\n",
+    ):
+        door.write(piece)
+    assert out.getvalue() == "ValueError: \\rall is well\n\r1 row\r2 rows\r3 rows\n"

@@ -89,9 +89,21 @@ class Address:
         except ValueError:
             return self.host == "localhost"
 
+    @property
+    def called(self) -> str:
+        """The host that is connected to.
+
+        A name may lead to ::1 as well, where another user can wait for a token that is meant for
+        our own server, which is at 127.0.0.1.
+        """
+        return "127.0.0.1" if self.key_file and self.host == "localhost" else self.host
+
     def bearer(self) -> str:
         """The key of the next call. Raises RunError, FileNotFoundError for a key file."""
-        return private.read_key(self.key_file) if self.key_file else self.key
+        key = private.read_key(self.key_file) if self.key_file else self.key
+        if not _PRINTABLE.fullmatch(key):
+            raise RunError(f"{self.key_file or self.setting} holds something else than one key")
+        return key
 
     def proxy(self) -> str:
         """The proxy's address, "" for none."""

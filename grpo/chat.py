@@ -17,7 +17,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from grpo import pretrained
-from grpo.console import Console
+from grpo.console import Console, Said
 from grpo.errors import DataError
 from grpo.model_files import models_in
 from grpo.printable import printable
@@ -52,7 +52,7 @@ def chat(
         width = max(20, console.width // len(speakers) - 1)
         panels = [
             Panel(
-                Text(printable(answer), overflow="fold"),
+                Said(printable(answer), overflow="fold"),
                 title=Text(speaker.name),
                 title_align="left",
                 width=width,

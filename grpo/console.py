@@ -17,7 +17,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from grpo import terminal
-from grpo.printable import shown
+from grpo.printable import printable, shown
 
 
 class Console(theirs.Console):  # noqa: TID251 - the one that others use
@@ -48,6 +48,10 @@ class Console(theirs.Console):  # noqa: TID251 - the one that others use
         yield from super().render(renderable, options)
 
 
+class Said(Text):
+    """What a model says, inside a panel: not searched for keys, as its code has names for them."""
+
+
 class TextColumn(progress.TextColumn):  # noqa: TID251 - likewise
     """A column of a progress bar whose text is no markup."""
 
@@ -58,7 +62,7 @@ class TextColumn(progress.TextColumn):  # noqa: TID251 - likewise
 def clean(text: Text) -> Text:
     """`text` as it may be shown, itself where nothing is changed; else without styles inside it."""
     plain = text.plain
-    whole = shown(plain)
+    whole = printable(plain) if isinstance(text, Said) else shown(plain)
     if whole == plain:
         return text
     return text.blank_copy(whole)

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from grpo.console import Console, TextColumn
+from grpo.console import Console, Said, TextColumn
 from grpo.errors import RunError
 from grpo.health import Health
 from grpo.printable import printable, redacted
@@ -163,7 +163,7 @@ class RunLog:
         parts: list[Any] = [self._progress, table]
         parts += [Text(warning, style="yellow") for warning in self.tripped.values()]
         if self.samples:
-            text = Text("\n".join(self.samples), overflow="ellipsis", no_wrap=True)
+            text = Said("\n".join(self.samples), overflow="ellipsis", no_wrap=True)
             parts.append(Panel(text, title="samples of this step", title_align="left"))
         return Group(*parts)
 

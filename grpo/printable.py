@@ -28,6 +28,15 @@ _UNPRINTABLE = (
 _FORBIDDEN = re.compile(f"[{_UNPRINTABLE}]")
 _FORBIDDEN_IN_LINE = re.compile(f"[\t\n{_UNPRINTABLE}]")
 
+# What joins the parts of an emoji, and joins or parts letters of Arabic and Indic scripts, hides
+# nothing there; between other characters it does.
+_PICTURES = "\u2190-\u21ff\u2600-\u27bf\u2b00-\u2bff\U0001f000-\U0001faff"
+_JOINED = "\u0620-\u06d3\u06ee-\u08c7\u0900-\u0dff"
+_IN_WORDS = {
+    "\u200c": re.compile(f"[{_JOINED}].[{_JOINED}]"),
+    "\u200d": re.compile(f"[{_PICTURES}\ufe0f].[{_PICTURES}]|[{_JOINED}].[{_JOINED}]"),
+}
+
 _SHORT = {9: "\\t", 10: "\\n", 13: "\\r"}
 
 HIDDEN = "***"
@@ -37,6 +46,10 @@ _NAME = (
 )
 _IS_NAME = re.compile(rf"(?i)(?:.{{0,64}}[^a-z0-9])?(?:{_NAME}|authorization)")
 # Every repetition is bounded or ends where the next one cannot begin: the scan is linear.
+_VALUE = r"[^\s'\",;&}\])]"
+# What a word of a sentence is not.
+_LIKE_A_KEY = rf"(?:(?={_VALUE}{{6}})(?={_VALUE}{{0,256}}?\d)|(?={_VALUE}{{16}}))"
+_NO_VALUE = r"(?!(?:none|null|nil|true|false)\b)"
 _CERTAIN: tuple[tuple[re.Pattern[str], str], ...] = (
     # scheme://user:password@host
     (re.compile(r"(?<=://)[^\s/?#'\"]{1,512}(?=@)"), HIDDEN),
@@ -45,10 +58,18 @@ _CERTAIN: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile(rf"(?i)([?&](?:token|key|sig|signature|auth|pw|pwd|{_NAME})=)[^\s&#'\"]+"),
         r"\1***",
     ),
-    # of Hugging Face, OpenAI and Anthropic, GitHub, Slack, Amazon
+    # of Hugging Face, and not a folder's name like hf_llama3_8b_instruct
     (
         re.compile(
-            r"(?<![A-Za-z0-9_-])(hf_|sk-|gh[oprsu]_|github_pat_|xox[abps]-|AKIA)"
+            r"(?<![A-Za-z0-9_-])(hf_)(?:(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{16,}|[A-Za-z0-9]{20,})"
+            r"(?![A-Za-z0-9_-])"
+        ),
+        r"\1***",
+    ),
+    # of OpenAI and Anthropic, GitHub, Slack, Amazon
+    (
+        re.compile(
+            r"(?<![A-Za-z0-9_-])(sk-|gh[oprsu]_|github_pat_|xox[abps]-|AKIA)"
             r"(?=[A-Za-z_-]{0,64}\d|[A-Za-z0-9]{16})[A-Za-z0-9_-]{12,}"
         ),
         r"\1***",
@@ -58,20 +79,32 @@ _LIKELY: tuple[tuple[re.Pattern[str], str], ...] = (
     # Authorization: Bearer KEY
     (
         re.compile(
-            r"(?i)(authorization['\"]?\s{0,4}[=:]\s{0,4}['\"]?(?:(?:bearer|basic|token)\s{1,4})?)"
-            r"[^\s'\",;&}\])]+"
+            r"(?i)(authorization['\"]?\s{0,4}[=:]\s{0,4}['\"]?(?:bearer|basic|token)\s{1,4})"
+            rf"{_VALUE}+"
         ),
         r"\1***",
     ),
     (re.compile(r"(?i)\b(bearer\s{1,4})(?=[^\s'\"]{0,512}\d)[\w.~+/=-]{12,}"), r"\1***"),
-    # api_key=KEY, "password": "KEY", X-Api-Key: KEY, --api-key KEY
+    # api_key=KEY, "password": "KEY"
     (
         re.compile(
-            rf"(?i)(?<![a-z0-9])((?:{_NAME})['\"]?\s{{0,4}}[=:]\s{{0,4}}['\"]?)[^\s'\",;&}}\])]+"
+            rf"(?i)(?<![a-z0-9])((?:{_NAME})(?:=|['\"]?\s{{0,4}}[=:]\s{{0,4}}['\"])){_NO_VALUE}"
+            rf"{_VALUE}+"
         ),
         r"\1***",
     ),
-    (re.compile(rf"(?i)(--(?:\w{{1,32}}-)?(?:{_NAME})\s{{1,4}}['\"]?)[^\s'\"]+"), r"\1***"),
+    # X-Api-Key: KEY, Authorization: KEY, --api-key KEY
+    (
+        re.compile(
+            rf"(?i)(?<![a-z0-9])((?:{_NAME}|authorization)\s{{0,4}}[=:]\s{{0,4}}){_LIKE_A_KEY}"
+            rf"{_VALUE}+"
+        ),
+        r"\1***",
+    ),
+    (
+        re.compile(rf"(?i)(--(?:\w{{1,32}}-)?(?:{_NAME})\s{{1,4}}['\"]?){_LIKE_A_KEY}[^\s'\"]+"),
+        r"\1***",
+    ),
 )
 _MARKS = re.compile(
     r"(?i)://|[=:]|key|secret|token|pass|bearer|basic|hf_|sk-|gh[oprsu]_|pat_|xox|AKIA"
@@ -151,6 +184,9 @@ def _hides(key: Any, value: Any) -> bool:
 
 
 def _written_out(found: re.Match[str]) -> str:
+    in_words = _IN_WORDS.get(found[0])
+    if in_words and in_words.fullmatch(found.string[max(0, found.start() - 1) : found.end() + 1]):
+        return found[0]
     number = ord(found[0])
     if number in _SHORT:
         return _SHORT[number]

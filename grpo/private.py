@@ -6,6 +6,7 @@ where a file of that name leads.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -52,6 +53,23 @@ def create(path: Path) -> int:
     path.unlink(missing_ok=True)
     flags = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_WRONLY | os.O_CLOEXEC
     return os.open(path, flags, 0o600)
+
+
+def lock(path: Path) -> int | None:
+    """A descriptor that holds the lock file `path`, None where another process holds it.
+
+    The lock ends with its holder, however that ends. Some file systems have none; there it is ours.
+    """
+    flags = os.O_CREAT | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        pass
+    return descriptor
 
 
 def read_key(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any, TypeVar
 
-_LARGEST = 1 << 63  # a whole number that is taken for a float
+_LARGEST = 1 << 63  # below which a number is taken for a float
 DEEPEST = 64  # lists and objects of an answer within one another
 _OTHERS = bytes(set(range(256)) - set(b'"[]{}'))
 
@@ -56,7 +56,7 @@ def part(answer: Any, *path: str | int, kind: type[T]) -> T:
     """What lies at `path` in an answer, if it is of type `kind`. Raises Unreachable.
 
     `part({"data": [{"id": "m"}]}, "data", 0, "id", kind=str)` is "m". A bool is no number, and
-    a whole number is a float as well.
+    a whole number is a float as well; infinity, as which 1e999 is read, is none.
     """
     found: Any = answer
     for step in path:
@@ -66,12 +66,17 @@ def part(answer: Any, *path: str | int, kind: type[T]) -> T:
             found = found[step]
         else:
             found = None
-    if kind is float and type(found) is int and abs(found) < _LARGEST:
-        found = float(found)
+    if kind is float:
+        found = _as_float(found)
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         where = ".".join(map(str, path)) or "top"
         raise Unreachable(f"an answer without a {kind.__name__} at {where}: {_short(answer)}")
     return found
+
+
+def _as_float(found: Any) -> Any:
+    """Whole numbers and fractions; None for anything else, infinity (1e999) among it."""
+    return float(found) if type(found) in (int, float) and abs(found) < _LARGEST else None
 
 
 def _decoded(content: bytes) -> Any:

@@ -74,7 +74,22 @@ def serve(server: Server) -> None:
     _check(server)
     folder = folder_of(server.address)
     private.make(folder)
-    log = folder / "log"
+    # vLLM takes its port only once it has read the model: until then a second server would write
+    # another token into the file of the first.
+    lock = private.lock(folder / "lock")
+    if lock is None:
+        raise RecipeError(
+            f"--port {server.port}: another `grpo serve` of yours starts or runs there; stop it, "
+            "or choose another --port"
+        )
+    try:
+        _run(server, folder / "log")
+    finally:
+        os.close(lock)
+
+
+def _run(server: Server, log: Path) -> None:
+    """Start the server and stay. Raises RunError where it ends, or does not come up."""
     if not server.token:
         print(f"grpo: warning: --no-token: {_reached(server)}", file=sys.stderr)
     elif server.host not in LOOPBACK:

@@ -23,12 +23,13 @@ class Door:
     """A stream of text in front of `raw`, through which no control character passes.
 
     Colors are left out, as libraries write them. A carriage return at the very beginning of what is
-    written passes: there it redraws a line of progress. A character that the encoding of `raw` does
-    not have is written out instead of raising.
+    written passes where the line is empty or began with one: there it redraws a line of progress. A
+    character that the encoding of `raw` does not have is written out instead of raising.
     """
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
+        self._empty, self._progress = True, False  # what the line is
         if hasattr(raw, "reconfigure"):
             raw.reconfigure(errors="backslashreplace")
 
@@ -36,10 +37,14 @@ class Door:
         """Write `text`, printable; its length."""
         if text.isascii() and text.isprintable() and len(text) < 4:
             self.raw.write(text)  # pieces of a line
+            self._empty = self._empty and not text
             return len(text)
-        start = "\r" if text.startswith("\r") else ""
+        redraws = text.startswith("\r") and (self._empty or self._progress)
+        start = "\r" if redraws else ""
         rest = text.replace("\r\n", "\n") if "\r\n" in text else text
         self.raw.write(start + shown(_COLORS.sub("", rest.removeprefix(start))))
+        self._empty = text.endswith("\n")
+        self._progress = "\n" not in text and (redraws or self._progress)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:

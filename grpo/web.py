@@ -26,11 +26,13 @@ import httpcore
 
 from grpo import replies
 from grpo.address import Address
+from grpo.printable import HIDDEN
 from grpo.replies import Unreachable
 from grpo.wires import Wire, open_pool
 
 LARGEST = 16 << 20  # bytes of an answer, where a call does not say
 IDLE_SECONDS = 2.0  # that a connection is kept; vLLM's servers hang up after 5
+_SECRET = 12  # characters from which a key is one; "EMPTY" and "none" are words of answers
 _GRACE_SECONDS = 0.1  # in which a call's own thread may say that it is late
 
 
@@ -98,13 +100,22 @@ class Client:
                 self._idle.pop().calls.put(None)
 
     def _start(self, call: Call) -> Call:
-        try:
-            line = self._idle.pop()  # the one used last, so that the others may end
-        except IndexError:
-            line = _Line(self.address, self._idle)
-            line.start()
+        line = self._waiting() or self._new()
         line.calls.put(call)
         return call
+
+    def _waiting(self) -> _Line | None:
+        with suppress(IndexError):
+            while True:
+                line = self._idle.pop()  # the one used last, so that the others may end
+                if line.is_alive():  # a forked process has none of the threads
+                    return line
+        return None
+
+    def _new(self) -> _Line:
+        line = _Line(self.address, self._idle)
+        line.start()
+        return line
 
 
 class Call:
@@ -130,7 +141,7 @@ class Call:
         """Whether the call is still wanted, and is `wire`'s from now on."""
         with self._lock:
             self._wire = wire
-            wire.seconds_left = self._seconds_left
+            wire.seconds_left, wire.was_read = self._seconds_left, False
             return not self._settled
 
     def settle(self, outcome: Any) -> None:
@@ -193,8 +204,10 @@ class _Line(threading.Thread):
         return None
 
     def _exchange(self, call: Call) -> Any:
+        key = ""
         try:
-            status, headers, content = self._answer(call)
+            key = self._address.bearer()
+            status, headers, content = self._answer(call, key)
         except (httpcore.TimeoutException, TimeoutError) as error:
             raise _late() from error
         except (
@@ -204,19 +217,20 @@ class _Line(threading.Thread):
             OSError,
             UnicodeError,  # of a name that cannot be looked up
         ) as error:
-            raise Unreachable(f"{type(error).__name__}: {error}") from error
+            raise Unreachable(f"{type(error).__name__}: {_without(key, str(error))}") from error
         encoding = headers.get(b"content-encoding", b"identity")
         if encoding.lower() != b"identity":
             raise Unreachable(f"an answer in the encoding {encoding!r}, which was not asked for")
         location = headers.get(b"location", b"").decode(errors="replace")
-        return replies.read(status, content, location)
+        if len(key) >= _SECRET:  # some servers say which key it was that they do not take
+            content = content.replace(key.encode(), HIDDEN.encode())
+        return replies.read(status, content, _without(key, location))
 
-    def _answer(self, call: Call) -> tuple[int, dict[bytes, bytes], bytes]:
+    def _answer(self, call: Call, key: str) -> tuple[int, dict[bytes, bytes], bytes]:
         if self._pool is None:
             self._pool = open_pool(self._address, self._wire, IDLE_SECONDS)
         parts = self._address.parts
         content = b"" if call.body is None else json.dumps(call.body).encode()
-        key = self._address.bearer()
         headers = [
             (b"Host", parts.netloc.encode()),
             (b"Accept-Encoding", b"identity"),  # a small answer could unpack to a large one
@@ -229,7 +243,7 @@ class _Line(threading.Thread):
             call.method,
             httpcore.URL(
                 scheme=parts.scheme.encode(),
-                host=self._address.host.encode(),
+                host=self._address.called.encode(),
                 port=self._address.port,
                 target=(parts.path + call.path).encode(),
             ),
@@ -237,17 +251,22 @@ class _Line(threading.Thread):
             content=content,
         )
         response = self._pool.handle_request(request)
+        got = bytearray()  # not a list: there may be millions of pieces of one byte
         try:
-            size, pieces = 0, list[bytes]()
+            if not self._wire.was_read:
+                raise Unreachable("an answer that came before it was asked for")
             for piece in response.iter_stream():
-                size += len(piece)
-                if size > call.largest:
+                got += piece
+                if len(got) > call.largest:
                     raise Unreachable(f"an answer of more than {call.largest} bytes")
-                pieces.append(piece)
         finally:
             response.close()
         found = {name.lower(): value for name, value in response.headers}
-        return response.status, found, b"".join(pieces)
+        return response.status, found, bytes(got)
+
+
+def _without(key: str, text: str) -> str:
+    return text.replace(key, HIDDEN) if len(key) >= _SECRET else text
 
 
 def _late() -> Unreachable:

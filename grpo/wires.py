@@ -25,6 +25,7 @@ class Wire(httpcore.NetworkBackend):
 
     def __init__(self) -> None:
         self.seconds_left: Callable[[], float] = float  # of the call under way; 0.0
+        self.was_read = False  # since the call began
         self._sockets = httpcore.SyncBackend()
         self._stream: httpcore.NetworkStream | None = None
 
@@ -58,8 +59,10 @@ class Wire(httpcore.NetworkBackend):
         """Wake the thread that waits for the server. Called from another one."""
         found = self._stream.get_extra_info("socket") if self._stream is not None else None
         if found is not None:
+            # Not its own shutdown: where that is one of TLS, it first lets go of the encryption,
+            # and what the other thread then writes goes out in the clear.
             with suppress(OSError):
-                found.shutdown(socket.SHUT_RDWR)
+                socket.socket.shutdown(found, socket.SHUT_RDWR)
 
 
 class _Stream(httpcore.NetworkStream):
@@ -75,6 +78,7 @@ class _Stream(httpcore.NetworkStream):
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         del timeout
         self._flush()
+        self._wire.was_read = True
         return self._stream.read(max_bytes, self._wire.left())
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:

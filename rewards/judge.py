@@ -25,7 +25,6 @@ from grpo.errors import GrpoError, PluginError
 from grpo.replies import Refused, Unreachable, part
 from grpo.rewards.verifier import make_task, text_of
 from grpo.types import Message, Score
-from grpo.web import Client
 
 PROMPT = """Grade the answer to the question{reference}. Reply with one line and nothing else:
 GRADE: a number from 0 (useless) to 10 (perfect)
@@ -78,6 +77,8 @@ class Judge:
             raise PluginError("judge: requests_per_minute and concurrency must be positive")
         if timeout <= 0 or deadline <= 0:
             raise PluginError("judge: timeout and deadline are seconds, above 0")
+        from grpo.web import Client  # lazy: rewards are imported without httpcore
+
         key = key_from(api_key_env, "judge: api_key_env")
         self.client = Client(Address(url=url, key=key, setting="judge: url"))
         self.url = url.rstrip("/") + "/chat/completions"

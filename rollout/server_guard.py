@@ -85,7 +85,10 @@ class Guard:
             return 403, "this server speaks plain HTTP only"
         hosts = _values(scope, b"host")
         if len(hosts) != 1 or not serves(self.settings, hosts[0]):
-            return 421, f"{', '.join(hosts)[:80]!r} is no address of this server"
+            return 421, (
+                f"{', '.join(hosts)[:80]!r} is no address of this server: call it as its --host "
+                "says, or by a number (10.1.2.3) where that is 0.0.0.0 or ::"
+            )
         if _values(scope, b"origin"):
             return 403, "web pages may not call this server"
         if scope["method"] in ("GET", "HEAD") and scope["path"] == _OPEN:

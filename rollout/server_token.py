@@ -47,4 +47,4 @@ def found_token(address: Address) -> str:
     Only for loopback addresses: a name may lead to another machine tomorrow, and the token with it.
     """
     path = token_of(address)
-    return str(path) if address.is_loopback and path.is_file() else ""
+    return str(path) if address.is_loopback and os.path.isfile(path) else ""

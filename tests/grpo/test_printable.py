@@ -68,6 +68,20 @@ def test_characters_are_written_out_as_python_does() -> None:
     assert printable("abcd", width=4) == "abcd"
 
 
+def test_joiners_stay_within_words_and_emoji() -> None:
+    for kept in (
+        "👨\u200d👩\u200d👧",
+        "❤\ufe0f\u200d🔥",
+        "👩🏽\u200d🔬",
+        "\u0645\u06cc\u200c\u062e\u0648",
+        "क्\u200dष",
+    ):
+        assert printable(kept) == kept
+    assert printable("pay\u200dpal \u200d 👨\u200dx 👨\u200d\u200d👩") == (
+        "pay\\u200dpal \\u200d 👨\\u200dx 👨\\u200d\\u200d👩"
+    )
+
+
 def test_every_control_and_format_character_of_unicode_is_known() -> None:
     kept = {"\t", "\n"}
     for number in range(sys.maxunicode + 1):
@@ -94,12 +108,19 @@ SECRETS = {  # text -> what is left of it
     "args.api_key=hunter2, x=1": "args.api_key=***, x=1",
     '{"password": "hunter2"}': '{"password": "***"}',
     "--hub-token hunter2 --k 3": "--hub-token *** --k 3",
+    "x-api-key: hunter2hunter2": "x-api-key: ***",
+    "Authorization: hunter2hunter2": "Authorization: ***",
+    "password: correct-horse-battery": "password: ***",
     "hf_AbCdEfGhIjKlMnOpQr1": "hf_***",
     "sk-proj-1234567890abcdef": "sk-***",
     "ghp_1234567890abcdefghij": "ghp_***",
 }
 NO_SECRETS = (
     *("api_key_env=OPENAI_API_KEY", "tokenizer=gpt2", "stop_token: '<eos>'", "hf_model_name"),
+    *("leave --api-key out", "--vllm=--api-key: a call has one key", "password = input('Say: ')"),
+    *("Authorization: required", "the secret: 1 cup", "The secret = 7", "session_token: str"),
+    *("{'hf_token': None}", "password=None", "def f(secret_key): return secret_key == x"),
+    *("hf_llama3_8b_instruct", "hf_home_directory_2024"),
     *("a password that is long", "http://host:8000/v1", "mail me@host", "3 tokens", "sk-learn"),
 )
 

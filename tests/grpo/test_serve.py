@@ -225,3 +225,28 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         assert alive(pid)
         parent.kill()
     assert wait_until_gone(pid)
+
+
+def test_a_second_server_on_its_way_to_a_port_leaves_the_token_of_the_first(
+    installed: None, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "check_model", lambda *_: None)
+    monkeypatch.setattr(serve, "is_cpu", lambda: True)
+    first = serve.Server(model=str(tmp_path), port=free_port())
+    seen: list[tuple[str, str]] = []
+
+    def started(*_: object) -> None:  # the first has not taken its port yet
+        token = token_of(first.address)
+        before = token.read_text()
+        with pytest.raises(RecipeError, match=f"--port {first.port}: another `grpo serve`"):
+            serve.serve(first)
+        seen.append((before, token.read_text()))
+
+    monkeypatch.setattr(serve, "_await_health", started)
+    argv = [sys.executable, "-c", "pass"]
+    monkeypatch.setattr(serve, "command", lambda _: argv)
+    for _ in range(2):  # the lock ends with its server
+        with pytest.raises(RunError, match="ended by itself"):
+            serve.serve(first)
+    assert len(seen) == 2
+    assert all(before == after for before, after in seen)

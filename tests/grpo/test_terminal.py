@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.panel import Panel
+from rich.text import Text
 
 from grpo import chat, check, cli, dryrun, eval_report, plan, show, terminal
 from grpo.config import load
-from grpo.console import Console
+from grpo.console import Console, Said
 from grpo.errors import DataError, GrpoError
 from grpo.log import RunLog
 from grpo.rewards.check import Fault
@@ -340,3 +342,30 @@ def test_a_run_from_elsewhere_is_shown_or_refused(
     (tmp_path / name).write_bytes(content)
     assert cli.main(["show", str(tmp_path)]) in (0, 2)
     assert "Traceback" not in written(capsys)
+
+
+def test_what_a_model_says_is_not_searched_for_keys() -> None:
+    code = 'password = ask("?")\nlogin(password="hunter2hunter2")'
+    out = io.StringIO()
+    console = Console(file=out, width=100)
+    console.print(Panel(Said(f"{code}\x1b[2J")))
+    assert 'login(password="hunter2hunter2")\\x1b[2J ' in out.getvalue()
+    console.print(Panel(Text(code)))
+    assert "***" in out.getvalue()
+
+
+def test_only_a_line_of_progress_is_redrawn() -> None:
+    out = io.StringIO()
+    door = terminal.Door(out)
+    for piece in (
+        "ValueError",
+        ": ",
+        "\rall is well\n",
+        "\r1 row",
+        "\r",
+        "2 rows",
+        "\r3 rows",
+        "\n",
+    ):
+        door.write(piece)
+    assert out.getvalue() == "ValueError: \\rall is well\n\r1 row\r2 rows\r3 rows\n"

@@ -23,16 +23,16 @@ _PHRASES = re.compile(
     r"\b(?:is unknown|are unknown|no idea|not sure|not certain|do(?:es)? ?n[o']t know|can ?not|"
     r"can't|could(?: not|n't)|"
     r"(?:a|one|another) possible (?:answer|value|solution)|it seems|seems? to be|appears? to be|"
-    r"in the range|ranges? from|n/a|multiple answers|any of|one of|some of|anything|"
+    r"ruled out|for example|all but|in the range|ranges? from|n/a|multiple answers|any of|one of|some of|anything|"
     r"(?:may|might|could|can)(?: also| well)? (?:be|equal)|at least|at most|say,|"
     r"(?:tal vez|pu[eé]de ser|je ne sais pas|no s[eé]|wei(?:ß|ss) nicht|keine ahnung|or maybe))"
 )
 _FLOATING = re.compile(r"\b(?:could|may|might|can)(?: also| well)? (?:be|equal)\b")
 _HAN_INNOCENT = re.compile(
-    "不等式|不同|不变|不变量|不定积分|不动点|不含|不重复|互不|到达|得到|未知数|非负|可能的?值"
+    "不等式|除以|整除|不同|不变|不变量|不定积分|不动点|不含|不重复|互不|到达|得到|未知数|非负|可能的?值"
 )
 _HAN = re.compile(
-    "不|没|未|非|或|还是|至少|至多|最多|最少|大于|小于|多于|少于|超过|不足|低于|高于|可能|也许|大概|"
+    "不|没|未|除了|除去|除外|以外|非|或|还是|至少|至多|最多|最少|大于|小于|多于|少于|超过|不足|低于|高于|可能|也许|大概|"
     "大约|约为|约|左右|以上|以下|之间|猜|到|至|なら|かも|たぶん|およそ|ではない|じゃない|または|"
     "いいえ|わから|未満|아니|아마|또는|이상|이하|대략|약|쯤|모르"
 )
@@ -86,7 +86,7 @@ def trailing(after: Sequence[str]) -> bool:
     if after and after[0] in vocabulary.OPERATED:
         return True
     return bool(AFTER.search(text)) or any(
-        denies(word) or word in vocabulary.FALSE for word in after
+        denies(word) or word in vocabulary.FALSE or word in vocabulary.TAKEN_BACK for word in after
     )
 
 

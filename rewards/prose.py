@@ -17,6 +17,8 @@ from typing import Literal
 from grpo.rewards import hedges, vocabulary
 from grpo.rewards.clauses import Token, tokens
 from grpo.rewards.dress import plain
+from grpo.rewards.given import asserted
+from grpo.rewards.sums import worked
 
 _HAN_COPULA = re.compile("[是为於于得]$")
 _THEN = re.compile(
@@ -50,11 +52,17 @@ def claim(text: str) -> Claim:
     """What an answer claims. Linear in its length; raises nothing."""
     found = tokens(plain(text))
     said = {token.text for token in found if token.kind == "word"}
+    why, value, unit = worked(found)
+    if why:
+        return Claim(kind="nothing", text=text, why=why)
+    if value:
+        made = ((value.text, tuple(unit)),)
+        return Claim(kind="values", text=value.text, values=made, headed=True)
     if said <= {"and", "or"} and not _ASIDE.search(text):
         return Claim(kind="formula", text=_concluded(text))
     if any(token.kind == "question" for token in found):
         return Claim(kind="nothing", text=text, why="a question")
-    head, pre, tail = _clause(found)
+    head, pre, tail = _clause(asserted(found))
     if _claims_before(head):
         return Claim(kind="mixed", text=text, why="several claims")
     values = [token for token in tail if token.kind == "value"]

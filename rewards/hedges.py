@@ -77,16 +77,23 @@ def bounded(before: list[str]) -> bool:
         word in vocabulary.BOUND or word in vocabulary.OPERATIONS or denies(word) for word in before
     ):
         return True
+    extreme = vocabulary.EXTREMES.intersection(
+        before[-1:] if before[-1:] != ["of"] else before[-2:]
+    )
+    if extreme and not {"has", "attains", "reaches", "achieves"}.intersection(before):
+        return True  # "a maximum of 5 people"; "has a maximum of 5" states it
     return before[-2:] == ["up", "to"] or (bool(before) and before[-1] in vocabulary.LABELS)
 
 
 def trailing(after: Sequence[str]) -> bool:
     """Whether the words right after a value take it back: "or so", "or more", "at least"."""
     text = " ".join(after)
+    if vocabulary.TAKEN_BACK.intersection(after) and "the" not in after:
+        return True
     if after and after[0] in vocabulary.OPERATED:
         return True
     return bool(AFTER.search(text)) or any(
-        denies(word) or word in vocabulary.FALSE or word in vocabulary.TAKEN_BACK for word in after
+        denies(word) or word in vocabulary.FALSE for word in after
     )
 
 
@@ -100,7 +107,7 @@ def disowned(before: Sequence[str]) -> bool:
         and last in ("be", "equal")
         and before[-2] in (*vocabulary.MODALS, "not", "cannot")
     )
-    return modal or denies(last) or (last in vocabulary.DOUBT and last != "if")
+    return modal or denies(last) or last == "else" or (last in vocabulary.DOUBT and last != "if")
 
 
 def doubtful(text: str) -> bool:

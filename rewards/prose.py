@@ -62,6 +62,9 @@ def claim(text: str) -> Claim:
         return Claim(kind="formula", text=_concluded(text))
     if any(token.kind == "question" for token in found):
         return Claim(kind="nothing", text=text, why="a question")
+    found = _corrected(found)
+    if _of_myself(found):
+        return Claim(kind="nothing", text=text, why="about the answering")
     head, pre, tail = _clause(asserted(found))
     if _claims_before(head):
         return Claim(kind="mixed", text=text, why="several claims")
@@ -82,6 +85,9 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     before = [token.text for token in pre if token.kind == "word"]
     if vocabulary.MODALS.intersection(before):
         return Claim(kind="nothing", text=text, why="not vouched for")
+    several = sum(token.kind == "value" for token in tail) > 1
+    if not several and {"or", "either"}.intersection(before):
+        return Claim(kind="nothing", text=text, why="one of several")
     about = [word for word in before if word in vocabulary.ABOUT]
     if hedges.bounded([word for word in before if word not in vocabulary.ABOUT]):
         return Claim(kind="nothing", text=text, why="a bound, a negation or a name")
@@ -143,6 +149,27 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
             own = [found[index]] if not found[index].text.isascii() else []
             return found[: index + 1], [*kept, *own, *rest[:start]], rest[start:]
     return (), found[:first], found[first:]
+
+
+def _corrected(found: Sequence[Token]) -> Sequence[Token]:
+    """A sentence without the value it denies: "7, not 8", "it is not 6, it is 5"."""
+    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    if len(held) != 2 or "or" in {token.text for token in found}:
+        return found
+    first, last = held
+    if last > 1 and found[last - 1].text == "not" and found[last - 2].kind == "comma":
+        return found[: last - 2] if last == len(found) - 1 else found
+    rest = found[first + 1 :]
+    if first and found[first - 1].text == "not" and rest[0].kind == "comma":
+        return rest[1:] if any(map(_copula, rest[: last - first])) else found
+    return found
+
+
+def _of_myself(found: Sequence[Token]) -> bool:
+    """Whether "I" did something in, after or with the only number: "I solved it in 5 minutes"."""
+    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    placed = len(held) == 1 and held[0] and found[held[0] - 1].text in vocabulary.PLACING
+    return bool(placed) and found[0].text == "i" and not any(map(_copula, found))
 
 
 def _last_contrast(found: Sequence[Token]) -> Sequence[Token]:

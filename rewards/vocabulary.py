@@ -15,7 +15,7 @@ DOUBT = _words(
     "maybe perhaps possibly probably presumably supposedly guess guesses guessing guessed "
     "unsure uncertain unclear doubt doubtful dunno idk whether unless otherwise depends "
     "depending except excluding unable unsolvable unanswerable anyone's random randomly "
-    "excluded excludes ruled let including includes include "
+    "excluded excludes ruled let "
     "speculate hypothetically insufficient indeterminate undetermined possibility suppose "
     "supposing assume assuming sorry arguably hopefully allegedly conceivably hmm tentative "
     "tentatively if n/a na peut-être pourrait devine vielleicht könnte vermutlich "
@@ -36,7 +36,7 @@ BOUND = _words(
     "least most than over under above below exceeding exceeds exceed beyond between within "
     "around about approximately roughly nearly almost circa ca approx approximate near close "
     "estimate estimated estimates estimating from outside inside upwards barely slightly "
-    "bounded limited capped such instance ruled out minimum maximum min max "
+    "bounded limited capped such instance ruled out including includes include "
     "nearest multiple multiples factor divisible either-or environ moins plus entre presque "
     "supérieur inférieur ungefähr etwa mindestens höchstens zwischen weniger mehr rund knapp "
     "über unter aproximadamente alrededor menos más mas mayor menor unos casi cerca almeno "
@@ -69,6 +69,7 @@ DISOWNED = _words(
     "true think thinks believe say says said sure know knows correct right case possible "
     "certain claim claims convinced wrong false incorrect untrue mistaken unlikely impossible"
 )
+EXTREMES = _words("minimum maximum min max")
 # After the value: how sure one is, or that it is a bound ("5 at a minimum").
 TAKEN_BACK = _words("sure certain confident confidence minimum maximum attempts tries")
 FALSE = _words("wrong false incorrect untrue mistaken unlikely impossible")

@@ -34,7 +34,7 @@ _TOKEN = re.compile(
     r"|(?P<comma>[,;\uff0c\u3001\uff1b])"
     r"|(?P<colon>[:\uff1a])"
     r"|(?P<sign>!=|!(?=[^\s,;!?]| [^\sA-Za-z]))"
-    r"|(?P<stop>[.!\u2705\u2713\u2714\u3002\uff01\"\u201c\u201d\u2018'`])"
+    r"|(?P<stop>[.!\u3002\uff01\"\u201c\u201d\u2018'`])"
     r"|(?P<other>.)",
     re.IGNORECASE | re.DOTALL,
 )

@@ -26,6 +26,7 @@ _THEN = re.compile(
 )
 MAX_VALUES = 32  # of one answer
 _NUMBERED = re.compile(r"\([0-9]+\)")  # an equation's name
+_NAME = re.compile(r"[A-Za-z] ?=")  # "x = 5 + 6 = 11": latex compares such a chain
 _ASIDE = re.compile(r"[(\[]\s*(?:\\text\{\s*)?(?:or|and)\b")
 _RELATING = vocabulary.RELATIVE | {"by", "as", "than", "from", "into", "on", "at"}
 
@@ -52,7 +53,9 @@ def claim(text: str) -> Claim:
     """What an answer claims. Linear in its length; raises nothing."""
     found = tokens(plain(text))
     said = {token.text for token in found if token.kind == "word"}
-    why, value, unit = worked(found)
+    why, value, unit = (
+        ("", None, []) if _NAME.match(found[0].text if found else "") else worked(found)
+    )
     if why:
         return Claim(kind="nothing", text=text, why=why)
     if value:

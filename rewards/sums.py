@@ -91,13 +91,13 @@ def _equation(found: Sequence[Token], run: Sequence[int]) -> Equation | None:
     text, units = "", list[str]()
     for previous, index in zip((run[0], *run), run, strict=False):
         text += " * " if found[index - 1].text == "of" and previous != index else " "
-        after = found[index + 1] if index + 1 < len(found) else None
-        worded = after is not None and after.kind == "word"
+        after = found[index + 1 : index + 2]
+        worded = bool(after) and after[0].kind == "word"
         bare = _bare(found[index].text)
         units += [words.stem(name.strip("/ ")) for name in _UNIT.findall(found[index].text)]
         text += bare.rstrip("/ ") if worded else bare  # "$3/week"
-        if worded and after.text not in vocabulary.TAIL_ENDS:
-            units.append(words.stem(after.text))
+        if worded and after[0].text not in vocabulary.TAIL_ENDS:
+            units.append(words.stem(after[0].text))
     sides = [side.strip() for side in text.strip().removeprefix("a ").split("=")]
     left, right = sides[-2] if len(sides) > 1 else "", sides[-1]
     mine, theirs = value_of(left), value_of(right)

@@ -53,8 +53,8 @@ MODALS = _words("may might could can")
 # A number after one of these is a name.
 LABELS = _words(
     "part parts equation equations eq eqn eqs step steps room floor page pages chapter option "
-    "choice choose pick case question problem exercise example figure fig table line row column section "
-    "theorem lemma corollary proposition method approach formula hint note ref reference "
+    "choice choose pick case question problem exercise example figure fig table line row column "
+    "section theorem lemma corollary proposition method approach formula hint note ref reference "
     "appendix task item point scenario statement condition rule attempt try candidate guess "
     "version model type group team player bus track platform gate lane route level grade "
     "class unit module volume paragraph article clause subsection definition remark see "

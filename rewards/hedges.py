@@ -23,7 +23,8 @@ _PHRASES = re.compile(
     r"\b(?:is unknown|are unknown|no idea|not sure|not certain|do(?:es)? ?n[o']t know|can ?not|"
     r"can't|could(?: not|n't)|"
     r"(?:a|one|another) possible (?:answer|value|solution)|it seems|seems? to be|appears? to be|"
-    r"ruled out|for example|all but|in the range|ranges? from|n/a|multiple answers|any of|one of|some of|anything|"
+    r"ruled out|for example|all but|"
+    r"in the range|ranges? from|n/a|multiple answers|any of|one of|some of|anything|"
     r"(?:may|might|could|can)(?: also| well)? (?:be|equal)|at least|at most|say,|"
     r"(?:tal vez|pu[eé]de ser|je ne sais pas|no s[eé]|wei(?:ß|ss) nicht|keine ahnung|or maybe))"
 )

@@ -96,8 +96,9 @@ class Math(VerifierReward):
     r"""1 if the final answer equals `answer`, else 0.
 
     extraction: "strict", or "lenient" to accept what the text calls its final answer, or its last
-    number. boxes: what several boxes mean (see `joined_boxes`). tolerance: relative, and only where the gold is a decimal.
-    timeout: seconds for one comparison. workers: processes (0: one a core). sandbox: as in `code`.
+    number. boxes: what several boxes mean (see `joined_boxes`). tolerance: relative, and
+    only where the gold is a decimal. timeout: seconds for one comparison. workers: processes (0:
+    one a core). sandbox: as in `code`.
     """
 
     name = "math"

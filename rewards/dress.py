@@ -30,7 +30,7 @@ _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}|(?<![\\A-Za-z])
 
 def undress(text: str) -> str:
     r"""A text without Markdown's emphasis, quotes around it, and headings' signs."""
-    text = text.strip()
+    text = text.strip().rstrip("\u2705\u2713\u2714\ufe0f").strip()
     if text.isalnum():
         return text
     if "\\\\" in text:

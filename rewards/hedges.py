@@ -23,16 +23,17 @@ _PHRASES = re.compile(
     r"\b(?:is unknown|are unknown|no idea|not sure|not certain|do(?:es)? ?n[o']t know|can ?not|"
     r"can't|could(?: not|n't)|"
     r"(?:a|one|another) possible (?:answer|value|solution)|it seems|seems? to be|appears? to be|"
+    r"ruled out|for example|all but|"
     r"in the range|ranges? from|n/a|multiple answers|any of|one of|some of|anything|"
     r"(?:may|might|could|can)(?: also| well)? (?:be|equal)|at least|at most|say,|"
     r"(?:tal vez|pu[eé]de ser|je ne sais pas|no s[eé]|wei(?:ß|ss) nicht|keine ahnung|or maybe))"
 )
 _FLOATING = re.compile(r"\b(?:could|may|might|can)(?: also| well)? (?:be|equal)\b")
 _HAN_INNOCENT = re.compile(
-    "不等式|不同|不变|不变量|不定积分|不动点|不含|不重复|互不|到达|得到|未知数|非负|可能的?值"
+    "不等式|除以|整除|不同|不变|不变量|不定积分|不动点|不含|不重复|互不|到达|得到|未知数|非负|可能的?值"
 )
 _HAN = re.compile(
-    "不|没|未|非|或|还是|至少|至多|最多|最少|大于|小于|多于|少于|超过|不足|低于|高于|可能|也许|大概|"
+    "不|没|未|除了|除去|除外|以外|非|或|还是|至少|至多|最多|最少|大于|小于|多于|少于|超过|不足|低于|高于|可能|也许|大概|"
     "大约|约为|约|左右|以上|以下|之间|猜|到|至|なら|かも|たぶん|およそ|ではない|じゃない|または|"
     "いいえ|わから|未満|아니|아마|또는|이상|이하|대략|약|쯤|모르"
 )
@@ -77,12 +78,19 @@ def bounded(before: list[str]) -> bool:
         word in vocabulary.BOUND or word in vocabulary.OPERATIONS or denies(word) for word in before
     ):
         return True
+    extreme = vocabulary.EXTREMES.intersection(
+        before[-1:] if before[-1:] != ["of"] else before[-2:]
+    )
+    if extreme and not {"has", "attains", "reaches", "achieves"}.intersection(before):
+        return True  # "a maximum of 5 people"; "has a maximum of 5" states it
     return before[-2:] == ["up", "to"] or (bool(before) and before[-1] in vocabulary.LABELS)
 
 
 def trailing(after: Sequence[str]) -> bool:
     """Whether the words right after a value take it back: "or so", "or more", "at least"."""
     text = " ".join(after)
+    if vocabulary.TAKEN_BACK.intersection(after) and "the" not in after:
+        return True
     if after and after[0] in vocabulary.OPERATED:
         return True
     return bool(AFTER.search(text)) or any(
@@ -100,7 +108,7 @@ def disowned(before: Sequence[str]) -> bool:
         and last in ("be", "equal")
         and before[-2] in (*vocabulary.MODALS, "not", "cannot")
     )
-    return modal or denies(last) or (last in vocabulary.DOUBT and last != "if")
+    return modal or denies(last) or last == "else" or (last in vocabulary.DOUBT and last != "if")
 
 
 def doubtful(text: str) -> bool:

@@ -24,7 +24,7 @@ from grpo.rewards.pool import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.probe import choose
 from grpo.rewards.ruling import rule
 from grpo.rewards.sandbox import Limits, Sandbox
-from grpo.rewards.statement import conclusion
+from grpo.rewards.statement import conclusion, final_statement
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 
@@ -95,9 +95,10 @@ class _Failed(Exception):
 class Math(VerifierReward):
     r"""1 if the final answer equals `answer`, else 0.
 
-    extraction: "strict", or "lenient" to accept the last number of the text. boxes: what several
-    boxes mean (see `joined_boxes`). tolerance: relative, and only where the gold is a decimal.
-    timeout: seconds for one comparison. workers: processes (0: one a core). sandbox: as in `code`.
+    extraction: "strict", or "lenient" to accept what the text calls its final answer, or its last
+    number. boxes: what several boxes mean (see `joined_boxes`). tolerance: relative, and
+    only where the gold is a decimal. timeout: seconds for one comparison. workers: processes (0:
+    one a core). sandbox: as in `code`.
     """
 
     name = "math"
@@ -142,7 +143,7 @@ class Math(VerifierReward):
             return None
         found = boxed or conclusion(last_answer_block(text) or "")
         if not found and self.lenient:
-            found = last_number(text) or ""
+            found = final_statement(text) or last_number(text) or ""
         return found or None
 
     def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:

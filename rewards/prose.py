@@ -17,6 +17,8 @@ from typing import Literal
 from grpo.rewards import hedges, vocabulary
 from grpo.rewards.clauses import Token, tokens
 from grpo.rewards.dress import plain
+from grpo.rewards.given import asserted
+from grpo.rewards.sums import worked
 
 _HAN_COPULA = re.compile("[是为於于得]$")
 _THEN = re.compile(
@@ -24,6 +26,7 @@ _THEN = re.compile(
 )
 MAX_VALUES = 32  # of one answer
 _NUMBERED = re.compile(r"\([0-9]+\)")  # an equation's name
+_NAME = re.compile(r"[A-Za-z] ?=")  # "x = 5 + 6 = 11": latex compares such a chain
 _ASIDE = re.compile(r"[(\[]\s*(?:\\text\{\s*)?(?:or|and)\b")
 _RELATING = vocabulary.RELATIVE | {"by", "as", "than", "from", "into", "on", "at"}
 
@@ -50,11 +53,22 @@ def claim(text: str) -> Claim:
     """What an answer claims. Linear in its length; raises nothing."""
     found = tokens(plain(text))
     said = {token.text for token in found if token.kind == "word"}
+    why, value, unit = (
+        ("", None, []) if _NAME.match(found[0].text if found else "") else worked(found)
+    )
+    if why:
+        return Claim(kind="nothing", text=text, why=why)
+    if value:
+        made = ((value.text, tuple(unit)),)
+        return Claim(kind="values", text=value.text, values=made, headed=True)
     if said <= {"and", "or"} and not _ASIDE.search(text):
         return Claim(kind="formula", text=_concluded(text))
     if any(token.kind == "question" for token in found):
         return Claim(kind="nothing", text=text, why="a question")
-    head, pre, tail = _clause(found)
+    found = _corrected(found)
+    if _of_myself(found):
+        return Claim(kind="nothing", text=text, why="about the answering")
+    head, pre, tail = _clause(asserted(found))
     if _claims_before(head):
         return Claim(kind="mixed", text=text, why="several claims")
     values = [token for token in tail if token.kind == "value"]
@@ -74,6 +88,9 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     before = [token.text for token in pre if token.kind == "word"]
     if vocabulary.MODALS.intersection(before):
         return Claim(kind="nothing", text=text, why="not vouched for")
+    several = sum(token.kind == "value" for token in tail) > 1
+    if not several and {"or", "either"}.intersection(before):
+        return Claim(kind="nothing", text=text, why="one of several")
     about = [word for word in before if word in vocabulary.ABOUT]
     if hedges.bounded([word for word in before if word not in vocabulary.ABOUT]):
         return Claim(kind="nothing", text=text, why="a bound, a negation or a name")
@@ -135,6 +152,27 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
             own = [found[index]] if not found[index].text.isascii() else []
             return found[: index + 1], [*kept, *own, *rest[:start]], rest[start:]
     return (), found[:first], found[first:]
+
+
+def _corrected(found: Sequence[Token]) -> Sequence[Token]:
+    """A sentence without the value it denies: "7, not 8", "it is not 6, it is 5"."""
+    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    if len(held) != 2 or "or" in {token.text for token in found}:
+        return found
+    first, last = held
+    if last > 1 and found[last - 1].text == "not" and found[last - 2].kind == "comma":
+        return found[: last - 2] if last == len(found) - 1 else found
+    rest = found[first + 1 :]
+    if first and found[first - 1].text == "not" and rest[0].kind == "comma":
+        return rest[1:] if any(map(_copula, rest[: last - first])) else found
+    return found
+
+
+def _of_myself(found: Sequence[Token]) -> bool:
+    """Whether "I" did something in, after or with the only number: "I solved it in 5 minutes"."""
+    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    placed = len(held) == 1 and held[0] and found[held[0] - 1].text in vocabulary.PLACING
+    return bool(placed) and found[0].text == "i" and not any(map(_copula, found))
 
 
 def _last_contrast(found: Sequence[Token]) -> Sequence[Token]:

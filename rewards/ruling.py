@@ -21,6 +21,8 @@ from grpo.rewards.whole import predicates, same_whole
 # A gold with one of these after its number is more than a number and a noun: "30 degrees north of
 # east", "5 less than x".
 _PLACED = frozenset({"of", "than", "from", "to", "below", "above", "before", "after"})
+_EITHER = re.compile(r"\)[\s$}]*(?:\\text ?\{ ?)?or\b")  # "(3,4) or (4,3)"
+_ORDINAL = re.compile(r"[0-9]+(?:st|nd|rd|th)")
 _SEVERAL = re.compile(r"\b(?:or|and)\b")
 _WHOLE_RATIO = re.compile(r"[0-9.]+ to [0-9.]+")
 _DISTANCE = ("?", "\uff1f", "<", ">", "\u2260", "\\ne", "\u2248", "\\approx")
@@ -74,9 +76,14 @@ def _letters(text: str) -> str:
 
 def _against_value(mine: Claim, gold: Claim, compare: Compare) -> Ruling:
     """An answer against a gold that is a formula, a list of values or a quantity."""
+    stated = [value for value, _ in mine.values] or [mine.text]
+    if any(map(_ORDINAL.fullmatch, stated)) and not _ORDINAL.search(gold.text):
+        return Ruling(why="a place, not a number")
     if mine.kind == "formula":
         if _SEVERAL.search(mine.text) and _letter(gold.text):
             return Ruling(why="several choices")
+        if _EITHER.search(mine.text) and gold.text.lstrip(" $").startswith("("):
+            return Ruling(same=compare(mine.text, gold.text) is True and "or" in gold.text)
         return formula(mine.text, gold.text, compare)
     if _chooses(mine, gold, compare):
         return Ruling(same=True)

@@ -70,6 +70,13 @@ def conclusion(block: str) -> str:
     return sentences[last] if work else ", ".join(s.rstrip(".;") for s in sentences)
 
 
+def final_statement(text: str) -> str:
+    """What a text without box or block calls its final answer, "" if it calls nothing that."""
+    finals = list(_FINAL.finditer(text))
+    after = text[finals[-1].end() :] if finals else ""
+    return _stated(after, "") if any(c.isdigit() for c in after) else ""
+
+
 def _stated(after: str, block: str) -> str:
     """The first sentence after "final answer is", unless what follows it takes it back."""
     sentences = _sentences(after)

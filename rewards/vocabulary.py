@@ -15,6 +15,7 @@ DOUBT = _words(
     "maybe perhaps possibly probably presumably supposedly guess guesses guessing guessed "
     "unsure uncertain unclear doubt doubtful dunno idk whether unless otherwise depends "
     "depending except excluding unable unsolvable unanswerable anyone's random randomly "
+    "excluded excludes ruled let "
     "speculate hypothetically insufficient indeterminate undetermined possibility suppose "
     "supposing assume assuming sorry arguably hopefully allegedly conceivably hmm tentative "
     "tentatively if n/a na peut-être pourrait devine vielleicht könnte vermutlich "
@@ -35,6 +36,7 @@ BOUND = _words(
     "least most than over under above below exceeding exceeds exceed beyond between within "
     "around about approximately roughly nearly almost circa ca approx approximate near close "
     "estimate estimated estimates estimating from outside inside upwards barely slightly "
+    "bounded limited capped such instance ruled out including includes include "
     "nearest multiple multiples factor divisible either-or environ moins plus entre presque "
     "supérieur inférieur ungefähr etwa mindestens höchstens zwischen weniger mehr rund knapp "
     "über unter aproximadamente alrededor menos más mas mayor menor unos casi cerca almeno "
@@ -51,8 +53,8 @@ MODALS = _words("may might could can")
 # A number after one of these is a name.
 LABELS = _words(
     "part parts equation equations eq eqn eqs step steps room floor page pages chapter option "
-    "choice case question problem exercise example figure fig table line row column section "
-    "theorem lemma corollary proposition method approach formula hint note ref reference "
+    "choice choose pick case question problem exercise example figure fig table line row column "
+    "section theorem lemma corollary proposition method approach formula hint note ref reference "
     "appendix task item point scenario statement condition rule attempt try candidate guess "
     "version model type group team player bus track platform gate lane route level grade "
     "class unit module volume paragraph article clause subsection definition remark see "
@@ -67,6 +69,9 @@ DISOWNED = _words(
     "true think thinks believe say says said sure know knows correct right case possible "
     "certain claim claims convinced wrong false incorrect untrue mistaken unlikely impossible"
 )
+EXTREMES = _words("minimum maximum min max")
+# After the value: how sure one is, or that it is a bound ("5 at a minimum").
+TAKEN_BACK = _words("sure certain confident confidence minimum maximum attempts tries")
 FALSE = _words("wrong false incorrect untrue mistaken unlikely impossible")
 # Between the values of a list.
 SEPARATORS = _words("and or & et und y ou oder o e both either 和 及 或 与")
@@ -76,6 +81,23 @@ COPULAS = _words(
 )
 # A second claim after one of these is the conclusion of the first.
 CONCLUDING = _words("so thus hence therefore then since because given as which whose")
+# What follows one of these in a sentence is drawn from what is before it.
+DRAWN = _words("so thus hence therefore then finally meaning leaving leaves making makes totaling")
+CONSEQUENT = _words("so thus hence therefore")
+# A counted noun after one of these is where, when or for what something is: "in 2 hours".
+PLACING = _words(
+    "in after for of per on at with from during every each past to until till before without"
+)
+DEFINITE = _words("the these those this its his her their my our all both")
+# Between a subject and what is said of it.
+VERBS = COPULAS | _words(
+    "has have had costs cost pays pay paid makes make made takes take took needs need needed gets "
+    "get got earns earn earned spends spend spent sells sell sold weighs weigh weighed uses use "
+    "used gives give gave buys buy bought eats eat ate drives drive drove travels travel traveled "
+    "receives receive received owes owe holds hold held contains contain produces produce will"
+)
+# A value right after one of these is claimed, even beside an equation.
+CLAIMING = COPULAS | DRAWN | _words("and or but not answer equals rather instead say")
 CONTRAST = _words("but rather instead which it's sondern sino mais 而是")
 ABOUT = _words("about approximately approx approx. roughly around circa ca environ ungefähr")
 # Words after a number that make it another number.

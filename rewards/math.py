@@ -178,6 +178,8 @@ class Math(VerifierReward):
         if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
             return _verdict(int(answer) == int(gold), answer, gold)
         answer, gold = respell(undress(answer)), respell(undress(gold))
+        if fault := over_limit(answer):  # a sign's name is longer than the sign
+            return Score(value=0.0, status="limit", detail=f"answer: {fault}")
         ruling = rule(answer, gold, self._compare)
         if ruling.why:
             detail = f"answer {answer[:80]!r}: {ruling.why}"

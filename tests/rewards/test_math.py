@@ -176,6 +176,8 @@ def test_statuses(math):
     assert status(r"<think>\boxed{4}", "4") == (0.0, "unparseable_answer")
     assert status(r"\boxed{" + "(" * 99 + ")" * 99 + "}", "x+1") == (0.0, "limit")
     assert status(r"\boxed{" + "9" * 3000 + "}", "x+1") == (0.0, "limit")
+    assert status(r"\boxed{" + "\u00bd" * 4000 + "}", "x+1") == (0.0, "limit")  # 12 signs each
+    assert status(r"\boxed{" + "\uff15" * 4000 + "}", "x+1") == (0.0, "limit")
     assert status(r"\boxed{4}", "so 2+2 = 4\n#### 4") == (1.0, "correct")
     assert status(r"\boxed{4}", r"we get $\boxed{4}$.") == (1.0, "correct")
 

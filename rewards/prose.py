@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Literal
 
 from grpo.rewards import hedges, vocabulary
-from grpo.rewards.clauses import Token, tokens
+from grpo.rewards.clauses import Token, relation, tokens
 from grpo.rewards.dress import plain
 
 _HAN_COPULA = re.compile("[是为於于得]$")
@@ -180,6 +180,10 @@ def _copula(token: Token) -> bool:
 
 
 def _concluded(text: str) -> str:
-    """A formula, or what follows its last sign of conclusion: "2x = 10 => x = 5"."""
-    parts = _THEN.split(text)
-    return parts[-1].strip() if len(parts) > 1 and parts[-1].strip(" $.") else text
+    """A formula, or what follows its last sign of conclusion: "2x = 10 => x = 5".
+
+    Only a statement concludes anything: of "3 => 4" all is left.
+    """
+    *before, last = _THEN.split(text)
+    stated = all("=" in part or relation(part) or not part.strip(" $.") for part in before)
+    return last.strip() if before and stated and last.strip(" $.") else text

@@ -60,7 +60,7 @@ LATEX = r"""
 98765 \text{ or } {} | \text{not } {} | \text{maybe } {} | \text{at least } {} | {}\text{ or so}
 \text{between } {} \text{ and } 98765 | {} \text{ (guess)} | \text{\textbf{about}} {} | {} \pm 98765
 \{98765, {}\} | x \in \{98765, {}\} | \text{see step } {} | {}\text{?} | 98765 \rightarrow {}
-98765 \Rightarrow {} | x=98765 \implies {} | 98765 \iff {} | 98765 ⇒ {} | 98765 \Longrightarrow {}
+98765 \Rightarrow {} | 98765 \implies x = {} | 98765 \iff {} | 98765 ⇒ {} | 98765 \Longrightarrow {}
 """
 FOREIGN = """
 不是{} | 98765或{} | 至少{} | 可能是{} | 大约{} | {}左右 | {}以上 | 98765到{} | 98765还是{}

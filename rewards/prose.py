@@ -15,13 +15,14 @@ from functools import lru_cache
 from typing import Literal
 
 from grpo.rewards import hedges, vocabulary
-from grpo.rewards.clauses import Token, relation, tokens
+from grpo.rewards.clauses import Token, tokens
 from grpo.rewards.dress import plain
 
 _HAN_COPULA = re.compile("[是为於于得]$")
 _THEN = re.compile(
     r"\\(?:Rightarrow|implies|therefore|Longrightarrow)(?![A-Za-z])|[\u21d2\u2234]|=>"
 )
+_STATES = re.compile(r"[=<>\u2264\u2265]|\\(?:[lg]eq?|equiv|mid|in)(?![A-Za-z])")
 MAX_VALUES = 32  # of one answer
 _NUMBERED = re.compile(r"\([0-9]+\)")  # an equation's name
 _ASIDE = re.compile(r"[(\[]\s*(?:\\text\{\s*)?(?:or|and)\b")
@@ -185,5 +186,5 @@ def _concluded(text: str) -> str:
     Only a statement concludes anything: of "3 => 4" all is left.
     """
     *before, last = _THEN.split(text)
-    stated = all("=" in part or relation(part) or not part.strip(" $.") for part in before)
+    stated = all(_STATES.search(part) or not part.strip(" $.") for part in before)
     return last.strip() if before and stated and last.strip(" $.") else text

@@ -178,6 +178,13 @@ x≤3  !=  x<3
 """
 DRESS = r"""
 \textcolor{blue}{5}  ==  5
+\left(3,\frac\pi2\right)  ==  (3, \frac{\pi}{2})
+-\frac\pi{2}  ==  -\frac{\pi}{2}
+\frac{1}x + \frac x2  ==  \frac{1}{x} + \frac{x}{2}
+\frac{\frac\pi2}3  ==  \frac{\pi}{6}
+x=\frac\pi4+k\pi\ (k\in\mathbb{Z})  ==  x = \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
+\frac\pi2  !=  \frac\pi3
+x=\frac\pi4+2k\pi\ (k\in\mathbb{Z})  !=  x = \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
 \color{red} 5  ==  5
 \bm{5}  ==  5
 \boldsymbol{x+1}  ==  x+1

@@ -19,7 +19,7 @@ from grpo.rewards.clauses import tokens
 from grpo.rewards.dress import plain, undress
 from grpo.rewards.exact import number
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
-from grpo.rewards.latex import both_signs, compare, respell
+from grpo.rewards.latex import compare, respell
 from grpo.rewards.pool import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.probe import choose
 from grpo.rewards.ruling import rule
@@ -190,22 +190,8 @@ class Math(VerifierReward):
         return compare(answer, gold, self.tolerance)
 
     def _by_algebra(self, pair: tuple[str, str]) -> Score:
-        found = self._ruled(*pair)
-        if found.status == "wrong" and any("\\pm" in text for text in pair):
-            answer, gold = map(both_signs, pair)
-            if (answer, gold) != pair:
-                same = compare(answer, gold, self.tolerance)
-                if same is None:
-                    again = self._ruled(answer, gold)
-                    if again.status == "grader_error":
-                        return again
-                    same = again.value == 1.0
-                found = _verdict(True, *pair) if same else found
-        return found
-
-    def _ruled(self, answer: str, gold: str) -> Score:
         try:
-            return self._algebra(answer, gold)
+            return self._algebra(*pair)
         except _Failed as error:
             return Score(value=None, status="grader_error", detail=str(error)[:200])
 

@@ -16,6 +16,7 @@ from grpo.rewards.exact import number
 from grpo.rewards.spelling import CLOSING, OPENING, closing, is_integer, normalize, respell
 
 __all__ = [
+    "PLUS_MINUS",
     "assigned",
     "both_signs",
     "compare",
@@ -28,6 +29,7 @@ __all__ = [
 
 _MIXED = re.compile(r"(-?)([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}|(-?)([0-9]+) ([0-9]+)/([0-9]+)")
 _SPACED = re.compile(r"-?[1-9][0-9]{0,2}(?: [0-9]{3})+")
+PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")  # and not the head of \pmod or \pmatrix
 _BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _BASE = re.compile(
     r"\(? ?([0-9][0-9A-Fa-f]*|[0-9A-Fa-f]{2,}) ?\)?(?: ?_ ?\{? ?(?:base )?| \(?base )"
@@ -57,6 +59,9 @@ _CLOCK = re.compile(r"([0-9]{1,2}):([0-9]{2}) ?(?:([ap])\.? ?m\.?)?", re.IGNOREC
 _MODULUS = re.compile(r" ?\\pmod ?(?:\{[^{}]*\}|[0-9])| ?\( ?\\?mod [^()]*\)| \\?mod [0-9a-z]+$")
 _RATIO = re.compile(r"(?<![0-9])([0-9]+) (?:to|:) ([0-9]+)")
 _ARTICLE = re.compile(r"(?:an?|the) (?=[a-z]{3,}$)", re.IGNORECASE)
+_CODED = re.compile(r"0(?:x[0-9A-Fa-f]{1,64}|b[01]{1,256})")
+_AND = re.compile(r"(?<![A-Za-z\\])and(?![a-z])")
+_OR = re.compile(r"(?<![A-Za-z\\])or(?![a-z])|\\lor(?![a-z])")
 _RECURRING = re.compile(r"(-?)([0-9]{0,20})\.([0-9]{0,20})\\(?:overline|bar|dot)\{([0-9]{1,20})\}")
 _SCIENTIFIC = re.compile(
     r"(-?[0-9]{0,30}\.?[0-9]{1,30})(?:[eE]| ?\\(?:times|cdot) ?10 ?\^ ?)\{?([-+]?[0-9]{1,3})\}?"
@@ -81,6 +86,8 @@ def _value(text: str) -> Fraction | None:
     value = number(text)
     if value is None and _SPACED.fullmatch(text):
         return Fraction(int(text.replace(" ", "")))
+    if value is None and text[:2] in ("0x", "0b") and _CODED.fullmatch(text):
+        return Fraction(int(text, 0))
     if value is None and (match := _MIXED.fullmatch(text)):
         sign, whole, top, bottom = (part for part in match.groups() if part is not None)
         if max(len(whole), len(top), len(bottom)) < 50 and int(top) < int(bottom):
@@ -147,8 +154,8 @@ def both_signs(text: str) -> str:
     for part in parts:
         if name := assigned(part):
             part = name[1]
-        once = part.count("\\pm") == 1
-        values += [part.replace("\\pm", sign) for sign in "+-"] if once else [part]
+        once = len(PLUS_MINUS.findall(part)) == 1
+        values += [PLUS_MINUS.sub(sign, part) for sign in "+-"] if once else [part]
     return ", ".join(value.strip().removeprefix("+") for value in values)
 
 
@@ -258,6 +265,8 @@ def _compare_structures(answer: str, gold: str, tolerance: float, depth: int) ->
     for text, others in ((answer, gold_parts), (gold, parts)):
         if _DECIMAL_COMMA.fullmatch(text) and len(others) == 1:
             return None  # 1,22 may be a number beside a number; beside a list it is a list
+    if _CONDITION.search(gold) and _AND.search(answer) and _OR.search(gold):
+        return None  # both, and either; a gold that says `and` may mean either
     if len(parts) < 2 and len(gold_parts) < 2 and not (kind and gold_kind):
         return None
     if len(parts) == len(gold_parts) <= 32:

@@ -19,7 +19,7 @@ from grpo.rewards.clauses import tokens
 from grpo.rewards.dress import plain, undress
 from grpo.rewards.exact import number
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
-from grpo.rewards.latex import both_signs, compare, respell
+from grpo.rewards.latex import compare, respell
 from grpo.rewards.pool import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.probe import choose
 from grpo.rewards.ruling import rule
@@ -51,12 +51,17 @@ def joined_boxes(text: str, policy: str) -> str | None:
     one answer (the same value twice counts once), else the last box counts. last: the last. zero:
     several different boxes are none.
     """
-    found = boxes(text)
+    return _joined(text, boxes(text), policy)
+
+
+def _joined(text: str, found: list[tuple[int, int, str]], policy: str) -> str | None:
     if not found:
         return ""
     contents = [content.strip() for _, _, content in found]
     if policy == "zero" and len(set(contents)) > 1:
         return None
+    if len(contents) == 1:
+        return contents[0]
     answer = [contents[-1]]
     if policy == "join":
         # no answer has more parts; a model that repeats itself writes a thousand boxes
@@ -138,8 +143,9 @@ class Math(VerifierReward):
         _, text = split_thought(completion)
         if text is None:
             return last_number(completion) if self.lenient else None
-        boxed = joined_boxes(text, self.boxes)
-        if boxed is None or (boxed and _taken_back(text)):
+        held = boxes(text)
+        boxed = _joined(text, held, self.boxes)
+        if boxed is None or (boxed and _taken_back(text, *held[-1][:2])):
             return None
         found = boxed or conclusion(last_answer_block(text) or "")
         if not found and self.lenient:
@@ -170,15 +176,18 @@ class Math(VerifierReward):
         answer = self.answer_of(completion)
         if answer is None:
             return Score(value=0.0, status="unparseable_answer", detail="no box or answer block")
-        if number(gold) is None and (fault := over_limit(gold)):
+        whole = _INTEGER.fullmatch(gold) is not None
+        if not whole and number(gold) is None and (fault := over_limit(gold)):
             return Score(value=None, status="unparseable_gold", detail=f"gold: {fault}")
         if answer == gold:
             return _verdict(True, answer, gold)
+        if whole and _INTEGER.fullmatch(answer):
+            return _verdict(int(answer) == int(gold), answer, gold)
         if fault := over_limit(answer):
             return Score(value=0.0, status="limit", detail=f"answer: {fault}")
-        if _INTEGER.fullmatch(answer) and _INTEGER.fullmatch(gold):
-            return _verdict(int(answer) == int(gold), answer, gold)
         answer, gold = respell(undress(answer)), respell(undress(gold))
+        if fault := over_limit(answer):  # a sign's name is longer than the sign
+            return Score(value=0.0, status="limit", detail=f"answer: {fault}")
         ruling = rule(answer, gold, self._compare)
         if ruling.why:
             detail = f"answer {answer[:80]!r}: {ruling.why}"
@@ -189,22 +198,8 @@ class Math(VerifierReward):
         return compare(answer, gold, self.tolerance)
 
     def _by_algebra(self, pair: tuple[str, str]) -> Score:
-        found = self._ruled(*pair)
-        if found.status == "wrong" and any("\\pm" in text for text in pair):
-            answer, gold = map(both_signs, pair)
-            if (answer, gold) != pair:
-                same = compare(answer, gold, self.tolerance)
-                if same is None:
-                    again = self._ruled(answer, gold)
-                    if again.status == "grader_error":
-                        return again
-                    same = again.value == 1.0
-                found = _verdict(True, *pair) if same else found
-        return found
-
-    def _ruled(self, answer: str, gold: str) -> Score:
         try:
-            return self._algebra(answer, gold)
+            return self._algebra(*pair)
         except _Failed as error:
             return Score(value=None, status="grader_error", detail=str(error)[:200])
 
@@ -230,9 +225,8 @@ class Math(VerifierReward):
         return _verdict(found["same"], answer, gold)
 
 
-def _taken_back(text: str) -> bool:
-    r"""Whether the words around the last box deny it: "it is not \boxed{5}", "\boxed{5}?"."""
-    start, end, _ = boxes(text)[-1]
+def _taken_back(text: str, start: int, end: int) -> bool:
+    r"""Whether the words around a box deny it: "it is not \boxed{5}", "\boxed{5}?"."""
     before = text[max(0, start - 80) : start].rstrip(" $({[\\:")
     if before.endswith(("\\neq", "\\ne", "\u2260")):
         return True

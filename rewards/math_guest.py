@@ -17,18 +17,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from grpo.rewards import intervals, units, wire
+from grpo.rewards import intervals, layout, units, wire
 from grpo.rewards.algebra import below_one, equal, value
 from grpo.rewards.exact import number
 from grpo.rewards.faults import MACHINERY, GraderFault, describe, watch
 from grpo.rewards.formula import expression, in_radians, may_be_complex
-from grpo.rewards.latex import assigned, both_signs, compare, is_variable, structure
+from grpo.rewards.latex import PLUS_MINUS, assigned, both_signs, compare, is_variable, structure
 from grpo.rewards.regions import NoRegion, as_set, same_set
 from grpo.rewards.spelling import normalize
 
 PACKAGES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
 _COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
 _SET = "\\{\\}"
+_CASES, _SAID = "cases", "said"
 _LISTS = (_SET, "")
 _ORDERED = ("()", "[]", "")
 
@@ -52,21 +53,50 @@ class Read:
 def _read(text: str, depth: int = 0) -> Read | None:
     """An answer as far as it can be read from end to end; None if it cannot."""
     text = in_radians(normalize(text)).strip()
-    if "\\pm" in text:
+    if "\\begin" in text and (rows := layout.rows(text)):
+        return _of_rows(text, rows, depth)
+    if PLUS_MINUS.search(text):
         text = both_signs(text)
     body, unit, size = units.split(text)
     kind, pieces = structure(body)
     parts: tuple[Read, ...] = ()
-    if (len(pieces) > 1 or (kind and pieces and pieces[0] != body)) and depth < 4:
+    by_rule = kind == _SET and layout.is_said(text)  # its parts are no elements
+    listed = len(pieces) > 1 or (kind and pieces and pieces[0] != body)
+    if listed and not by_rule and depth < 4:
         found = [_read(piece, depth + 1) for piece in pieces[:33]]
         parts = tuple(part for part in found if part)
         if len(parts) < len(found):
             parts = ()
     region = intervals.read(text)
     read = Read(text=text, body=body, unit=unit, size=size, kind=kind, parts=parts, region=region)
-    if parts or (region and region.sure) or _expression(read, may_be_complex(body)) is not None:
+    if parts or (region and region.sure):
         return read
+    if not by_rule and _expression(read, may_be_complex(body)) is not None:
+        return read
+    if layout.is_said(text):
+        return Read(text=text, body=text, unit=None, size=1, kind=_SAID, parts=(), region=None)
     return None
+
+
+def _of_rows(text: str, rows: list[tuple[str, ...]], depth: int) -> Read | None:
+    """A system as the list of its equations, cases as a set of (value, condition)."""
+    if depth > 3:
+        return None
+    if all(len(cells) == 1 for cells in rows):
+        return _read(", ".join(cells[0] for cells in rows), depth + 1)
+    parts: list[Read] = []
+    for cells in rows:
+        found = [_read(cell, depth + 1) for cell in cells]
+        read = tuple(cell for cell in found if cell)
+        if len(read) < len(found):
+            return None
+        row = f"({', '.join(cells)})"
+        parts.append(
+            Read(text=row, body=row, unit=None, size=1, kind="()", parts=read, region=None)
+        )
+    return Read(
+        text=text, body=text, unit=None, size=1, kind=_CASES, parts=tuple(parts), region=None
+    )
 
 
 def _expression(read: Read, imaginary: bool) -> Any:
@@ -127,6 +157,11 @@ def warm_up() -> None:
 
 def _same(gold: Read, answer: Read) -> bool:
     """Whether two answers are equal, all of each."""
+    if _SAID in (gold.kind, answer.kind):
+        return layout.squeezed(gold.text) == layout.squeezed(answer.text)
+    if _CASES in (gold.kind, answer.kind):
+        same_length = gold.kind == answer.kind and len(gold.parts) == len(answer.parts)
+        return same_length and _matched(list(gold.parts), list(answer.parts))
     if not units.alike(answer.unit, gold.unit):
         return False
     if (answer.region and answer.region.sure) or (gold.region and gold.region.sure):

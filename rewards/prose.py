@@ -24,6 +24,7 @@ _HAN_COPULA = re.compile("[是为於于得]$")
 _THEN = re.compile(
     r"\\(?:Rightarrow|implies|therefore|Longrightarrow)(?![A-Za-z])|[\u21d2\u2234]|=>"
 )
+_STATES = re.compile(r"[=<>\u2264\u2265]|\\(?:[lg]eq?|equiv|mid|in)(?![A-Za-z])")
 MAX_VALUES = 32  # of one answer
 _NUMBERED = re.compile(r"\([0-9]+\)")  # an equation's name
 _NAME = re.compile(r"[A-Za-z] ?=")  # "x = 5 + 6 = 11": latex compares such a chain
@@ -218,6 +219,10 @@ def _copula(token: Token) -> bool:
 
 
 def _concluded(text: str) -> str:
-    """A formula, or what follows its last sign of conclusion: "2x = 10 => x = 5"."""
-    parts = _THEN.split(text)
-    return parts[-1].strip() if len(parts) > 1 and parts[-1].strip(" $.") else text
+    """A formula, or what follows its last sign of conclusion: "2x = 10 => x = 5".
+
+    Only a statement concludes anything: of "3 => 4" all is left.
+    """
+    *before, last = _THEN.split(text)
+    stated = all(_STATES.search(part) or not part.strip(" $.") for part in before)
+    return last.strip() if before and stated and last.strip(" $.") else text

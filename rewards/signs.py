@@ -19,7 +19,8 @@ Compare = Callable[[str, str], bool | None]
 
 # Of arrows and dots a gold is compared as text: algebra reads their last number.
 _ARROW = re.compile(
-    r"\\(?:to|(?:long)?(?:left)?rightarrow|mapsto)(?![A-Za-z])|[\u2192\u21a6\u2194]|[-=]>"
+    r"\\(?:to|(?:[lL]ong)?(?:[lL]eft)?[rR]ightarrow|(?:long)?mapsto|implies|iff|leadsto)(?![A-Za-z])"
+    r"|[\u2192\u21a6\u2194\u21d2\u21d4\u27f6\u27f9\u27fa]|[-=]>"
 )
 _DOTS = re.compile(r"\\[lcv]?d?dots[cbmio]?(?![A-Za-z])|\.\.+|\u2026|\u22ef")
 # Signs that make a formula no value, unless the gold has them too.
@@ -34,7 +35,8 @@ _TAKEN_BACK = (
 _GAP = r"(?:\s|\\[;:, ]|~|\\q?quad(?![A-Za-z]))+"
 _APART = re.compile(rf"(?<![0-9/.,_^{{])[0-9.]+{_GAP}[-+]?[0-9]")
 _JOINED = re.compile(
-    rf"[0-9]+{_GAP}[0-9]+ ?/ ?[0-9]+|(?<![0-9])[0-9]{{1,3}}(?:(?: |\\,|~)[0-9]{{3}})+(?![0-9])"
+    rf"(?<![0-9])[0-9]+{_GAP}[0-9]+ ?/ ?[0-9]+"
+    rf"|(?<![0-9])[0-9]{{1,3}}(?:(?: |\\,|~)[0-9]{{3}})+(?![0-9])"
 )
 _OPEN_ENDED = re.compile(r"(?<![\^{(_])[-+<>~]$|(?:\\pm|\u00b1)$")
 _APPROXIMATE = re.compile(

@@ -147,6 +147,26 @@ _STAYS = re.compile(
 )
 
 
+# A unit as a fraction: \frac{\text{m}}{\text{s}^2}.
+_RATE = re.compile(
+    r"\\[dt]?frac ?\{ ?\\(?:text|mathrm) ?\{ ?([A-Za-z]{1,12}) ?\} ?\}"
+    r" ?\{ ?\\(?:text|mathrm) ?\{ ?([A-Za-z]{1,12}) ?\} ?((?:\^ ?\{?[0-9]\}?)?) ?\}"
+)
+_FRACTION = re.compile(r"\\frac(?![A-Za-z]) ?")
+_ARGUMENT = re.compile(r"\\[A-Za-z]+|[0-9A-Za-z]")
+# A set's elements and what they meet have one sign between them; a cell of cases has no `if`.
+_SUCH_THAT = re.compile(r"(\\\{[^:|]{1,80}?) ?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\?\|) ?")
+_CELL = re.compile(
+    r"[,;]? ?& ?(?:\\(?:text|mathrm|mbox) ?\{ ?(?:if|when|for|where|,)? ?(?:if|when|for)? ?\})? ?"
+)
+# "x = k\pi (k \in \mathbb{Z})"
+_RANGING = re.compile(
+    r",? ?(?:\\[ ,;] ?|\\quad ?){0,3}"
+    r"(?:\\text ?\{ ?(?:for|where|with)(?: any| all| some)? ?\}|\() ?"
+    r"([a-z](?: ?, ?[a-z])? ?\\in ?\\mathbb\{[A-Z]\}) ?\)?$"
+)
+
+
 def is_integer(text: str) -> bool:
     """Whether a text is nothing but ASCII digits, with a minus or without."""
     return text.isascii() and text.removeprefix("-").isdigit()
@@ -186,6 +206,7 @@ def respell(text: str) -> str:
         text = _RELATION.sub(_relation, text)
         text = _VECTOR.sub(lambda m: f"\\vec{{{m[1].removeprefix(_SLASH)[0]}}}", text)
         text = _STAYS.sub("", _GONE.sub(" ", text))
+        text = _one_dress(text)
     if "pi" in text:
         text = _PI.sub(r"\\pi ", text)
     if "o" in text or "inf" in text:
@@ -236,6 +257,44 @@ def _fraction(match: re.Match[str]) -> str:
     return f"\\frac{{{top}}}{{{bottom}}}"
 
 
+def _one_dress(text: str) -> str:
+    """Sets, cases and "(k in Z)" as they are written most often."""
+    if text.startswith("\\{") and (text.count("|") == 1 or "\\mid" in text or "\\vert" in text):
+        text = _SUCH_THAT.sub(r"\1 : ", text, count=1)
+    if "\\begin" in text:
+        text = _CELL.sub(" & ", text)
+    return _RANGING.sub(r", \1", text) if "\\mathbb" in text[-24:] else text
+
+
+def _braced(text: str) -> str:
+    r"""\frac\pi2, \frac1x and \frac{\pi}2 with both arguments in braces."""
+    opened: list[int] = []
+    ends: dict[int, int] = {}
+    for index, char in enumerate(text):
+        if char == "{":
+            opened.append(index)
+        elif char == "}" and opened:
+            ends[opened.pop()] = index + 1
+    marks: list[tuple[int, str]] = []
+    for match in _FRACTION.finditer(text):
+        start = match.end()
+        for _ in range(2):
+            start += text.startswith(" ", start)
+            end = ends.get(start)
+            if end is None:
+                argument = _ARGUMENT.match(text, start)
+                if not argument:
+                    break
+                end = argument.end()
+                end = ends.get(end, end) if argument[0] == "\\sqrt" else end
+                marks += [(start, "{"), (end, "}")]
+            start = end
+    made, last = "", 0
+    for index, mark in sorted(marks, key=lambda found: found[0]):
+        made, last = made + text[last:index] + mark, index
+    return made + text[last:]
+
+
 def normalize(text: str) -> str:
     r"""An answer without what never matters: delimiters, `\text`, sizes, outer braces, spacing."""
     if is_integer(text):
@@ -244,9 +303,10 @@ def normalize(text: str) -> str:
     if text.count("$") % 2 == 0:  # an odd one is a currency
         text = text.replace("$", " ")
     if "\\" in text:
-        text = _DEGREE.sub("°", _TEXT.sub(r" \1 ", text))
+        text = _DEGREE.sub("°", _TEXT.sub(r" \1 ", _RATE.sub(r" \1/\2\3", text)))
         text = text.replace("\\%", "%").replace("\\$", "$")
-        text = re.sub(r"\\frac ?([0-9]) ?([0-9])", r"\\frac{\1}{\2}", text)
+        if "\\frac" in text:
+            text = _braced(text)
         text = re.sub(r"\\frac ?\{ ?([^{} ]+) ?\} ?\{ ?([^{} ]+) ?\}", r"\\frac{\1}{\2}", text)
     text = _ORDINAL.sub(r"\1", " ".join(text.split()))
     while text.startswith("{") and closing(text) == len(text) - 1:

@@ -37,6 +37,9 @@ def rows(table):
 
 
 UNITS = r"""
+9.8 \frac{\text{m}}{\text{s}^2}  ==  9.8\text{ m/s}^2
+60\,\frac{\mathrm{km}}{\mathrm{h}}  ==  60 \text{ km/h}
+60\,\frac{\mathrm{km}}{\mathrm{h}}  !=  60 \text{ m/h}
 5 kPa  ==  5000 Pa
 5  ==  5\text{ kPa}
 36\text{ months}  ==  3\text{ years}

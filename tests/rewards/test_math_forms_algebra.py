@@ -42,6 +42,9 @@ def rows(table):
 
 
 REGIONS = r"""
+x\le -1 \text{ and } x\ge 1  !=  x\le -1 \text{ or } x\ge 1
+x\le -1 \text{ or } x\ge 1  ==  x\le -1 \text{ and } x\ge 1
+x=1 \text{ and } x=2  ==  x=1 \text{ or } x=2
 (-\infty,1)\cup(2,\infty)  ==  x<1 \text{ or } x>2
 x<1 \lor x>2  ==  (-\infty,1)\cup(2,\infty)
 x>2 \text{ or } x<1  ==  x<1 \text{ or } x>2
@@ -178,6 +181,13 @@ x≤3  !=  x<3
 """
 DRESS = r"""
 \textcolor{blue}{5}  ==  5
+\left(3,\frac\pi2\right)  ==  (3, \frac{\pi}{2})
+-\frac\pi{2}  ==  -\frac{\pi}{2}
+\frac{1}x + \frac x2  ==  \frac{1}{x} + \frac{x}{2}
+\frac{\frac\pi2}3  ==  \frac{\pi}{6}
+x=\frac\pi4+k\pi\ (k\in\mathbb{Z})  ==  x = \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
+\frac\pi2  !=  \frac\pi3
+x=\frac\pi4+2k\pi\ (k\in\mathbb{Z})  !=  x = \frac{\pi}{4}+k\pi, k \in \mathbb{Z}
 \color{red} 5  ==  5
 \bm{5}  ==  5
 \boldsymbol{x+1}  ==  x+1
@@ -404,12 +414,71 @@ def test_a_gold_that_is_not_read_whole_is_unusable(gold):
     assert math_guest.judge(gold, "4") == {"gold": False, "answer": True, "same": False}
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        (r"\{2k : k \in \mathbb{Z}\}", "4"),
+        (r"\begin{cases} x=1 \\ y=2 \end{cases}", "1"),
+        (r"7 \bmod 10", "7x"),
+        (r"A \cup B", "A"),
+    ],
+)
+def test_a_gold_that_is_plainly_an_answer_has_wrong_ones(gold, answer):
+    from grpo.rewards import math_guest
+
+    logging.disable(logging.NOTSET)
+    assert math_guest.judge(gold, answer) == {"gold": True, "answer": True, "same": False}
+
+
 def test_an_answer_that_is_not_read_whole_is_none():
     from grpo.rewards import math_guest
 
     logging.disable(logging.NOTSET)
     for answer in (r"x + 1 \to 4", "x + 1?", r"x + 1 \& 4", "(x + 1", '"x + 1"'):
         assert math_guest.judge("x+1", answer) == {"gold": True, "answer": False, "same": False}
+
+
+# << and >> begin and end cases
+LAYOUT = r"""
+x=1, y=2  ==  <<x=1\\y=2>>
+<< y = 2 \\ x = 1 >>  ==  <<x=1\\y=2>>
+<< x = 2 \\ y = 1 >>  !=  <<x=1\\y=2>>
+\left\{\begin{array}{l}x=1\\y=2\end{array}\right.  ==  <<x=1\\y=2>>
+\begin{aligned}x&=1\\y&=2\end{aligned}  ==  x=1, y=2
+<< x^2, & x < 0 \\ x, & x \geq 0 >>  ==  <<x^2&x<0\\x&x\ge0>>
+<<x&x\geq 0 \\ x^2, &\text{if }x<0>>  ==  <<x^2&x<0\\x&x\ge0>>
+<<x&x> 0 \\ x^2&\text{if }x<0>>  !=  <<x^2&x<0\\x&x\ge0>>
+<<x^2&x\geq 0 \\ x&\text{if }x<0>>  !=  <<x^2&x<0\\x&x\ge0>>
+f(x)=<< x&x > 0 \\ -x&x \leq 0 >>  ==  <<x & x>0\\-x & 0 \ge x>>
+<<1&\text{even}\\0&\text{if }\text{odd}>>  ==  <<1&\text{even}\\0&\text{odd}>>
+<<0&\text{even}\\1&\text{odd}>>  !=  <<1&\text{even}\\0&\text{odd}>>
+1  !=  <<1&\text{even}\\0&\text{odd}>>
+x  !=  <<x & x>0\\-x & x\le 0>>
+7 \mod 10  ==  7 \bmod 10
+3 \bmod 10  !=  7 \bmod 10
+\{2k \mid k \in \mathbb{Z}\}  ==  \{2k : k\in\mathbb{Z}\}
+\{2k+1 \mid k \in \mathbb{Z}\}  !=  \{2k : k\in\mathbb{Z}\}
+A \cap B  !=  A \cup B
+\vec{AB}  ==  \overrightarrow{AB}
+\vec{BA}  !=  \overrightarrow{AB}
+\overline{AC}  !=  \overline{AB}
+AB  !=  \overline{AB}
+30^\circ 16'  !=  30^\circ15'
+n \equiv 1 \pmod 4  ==  n\equiv 1\pmod{4}
+4  !=  \{x : x \text{ is prime}\}
+\{(x,y) \mid x+y=1\}  ==  \{(x,y) : x+y=1\}
+\{k : k = \frac{12}{3}\}  !=  \{k : k = \frac{1}{23}\}
+0x1F  ==  31
+0x1f  ==  0x1F
+0b101  ==  5
+0x1E  !=  0x1F
+"""
+LAID_OUT = rows(LAYOUT.replace("<<", r"\begin{cases}").replace(">>", r"\end{cases}"))
+
+
+@pytest.mark.parametrize(("answer", "gold", "same"), LAID_OUT)
+def test_rows_and_what_no_parser_knows(verdict, answer, gold, same):
+    assert verdict(answer, gold) is same
 
 
 # ~ is a space

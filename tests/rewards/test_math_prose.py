@@ -60,6 +60,7 @@ LATEX = r"""
 98765 \text{ or } {} | \text{not } {} | \text{maybe } {} | \text{at least } {} | {}\text{ or so}
 \text{between } {} \text{ and } 98765 | {} \text{ (guess)} | \text{\textbf{about}} {} | {} \pm 98765
 \{98765, {}\} | x \in \{98765, {}\} | \text{see step } {} | {}\text{?} | 98765 \rightarrow {}
+98765 \Rightarrow {} | 98765 \implies x = {} | 98765 \iff {} | 98765 ⇒ {} | 98765 \Longrightarrow {}
 """
 FOREIGN = """
 不是{} | 98765或{} | 至少{} | 可能是{} | 大约{} | {}左右 | {}以上 | 98765到{} | 98765还是{}
@@ -332,7 +333,19 @@ PIECES = [
     ),
     *("`a", "is 5 ", "It is 5. ", "5 or ", "5 but ", "...", "A. ", "5\n", "final answer is 5. "),
     *("not ", "不", "是5", "\\frac{", "\\\\", "\\begin{a}", "~5", "\\approx ", "x=5 ", "=>", "5? "),
-    *("1 | ", "a/b/", "a-b-", "^", "\\[5\\] ", "which is 5 ", "2 red, ", "May 5, ", "<|", "5! "),
+    *(
+        "\uff15",
+        "1 | ",
+        "a/b/",
+        "a-b-",
+        "^",
+        "\\[5\\] ",
+        "which is 5 ",
+        "2 red, ",
+        "May 5, ",
+        "<|",
+        "5! ",
+    ),
 ]
 
 

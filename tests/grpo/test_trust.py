@@ -206,7 +206,8 @@ def test_a_row_brings_no_template(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"[1]\n", b"[" * 100_000, b'{"a": 1, "a": 2}', gzip.compress(b"x" * 999, mtime=0)[:20]]
+    "content",
+    [b"[1]\n", b"[" * 100_000, b'{"a": 1, "a": 2}', gzip.compress(b"x" * 999, mtime=0)[:20]],
 )
 def test_measured_rates_that_are_none_are_a_sentence(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / ("rates.jsonl.gz" if content.startswith(b"\x1f") else "rates.jsonl")

@@ -86,6 +86,20 @@ def bounded(before: list[str]) -> bool:
     return before[-2:] == ["up", "to"] or (bool(before) and before[-1] in vocabulary.LABELS)
 
 
+def fragment(before: Sequence[str]) -> bool:
+    """Whether words right before a value, no copula among them, do not claim it: "hardly 5".
+
+    A verb claims it ("Lily found 16"), but not of a part ("the divisors of 5").
+    """
+    if vocabulary.OPENERS.issuperset(before):
+        return False
+    if vocabulary.FALSE.intersection(before):
+        return True
+    return not any(map(vocabulary.verbal, before[:-1] if before[-1] == "of" else before)) or (
+        before[-1] == "of" and not any(map(vocabulary.verbal, before[:-2]))
+    )
+
+
 def trailing(after: Sequence[str]) -> bool:
     """Whether the words right after a value take it back: "or so", "or more", "at least"."""
     text = " ".join(after)

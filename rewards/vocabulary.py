@@ -55,13 +55,21 @@ OPERATIONS = _words(
     "square cube root twice half double triple thrice third quarter reciprocal inverse "
     "factorial logarithm log power sum product difference quotient plus times"
 )
-OPERATED = _words("squared cubed factorial divided doubled tripled halved")
+OPERATED = _words(
+    "squared cubed factorial divided doubled tripled halved plus minus multiplied modulo mod "
+    "halves thirds fourths fifths sixths sevenths eighths ninths tenths"
+)
+# What a value is said to be where it is claimed: "5 is the answer".
+SUBJECTS = _words(
+    "answer solution result total value number sum amount correct right left remaining maximum "
+    "minimum smallest largest least greatest needed required final what"
+)
 # A value after these alone, without a verb, is claimed: "the total: 5", "so only $5", "on day 5".
 OPENERS = _words(
-    "a the an so therefore thus hence then and finally final answer result total sum solution value "
-    "only exactly just precisely in all of altogether overall it's that's there's here's he's "
-    "she's they're there're here on for day days year or minus negative plus both either "
-    "about approximately approx roughly around ca environ ungefähr approx. circa "
+    "a the an so therefore thus hence then and finally final answer result total sum solution "
+    "value only exactly just precisely in all of altogether overall it's that's there's here's "
+    "he's she's they're there're here on for day days year or minus negative plus both either "
+    "about approximately approx roughly around ca environ ungefähr circa "
     "area volume length width height perimeter probability profit cost price number amount "
     "average mean median speed distance time age ratio loss gain usd eur dollars dollar euros "
     "thousand million return réponse antwort respuesta risposta resposta donc also entonces "
@@ -79,7 +87,7 @@ PAST = _words(
 )
 _NO_VERBS = _words(
     "besides less plus minus times versus perhaps always towards afterwards hundred indeed need "
-    "regardless nevertheless nonetheless its this thus previous his hers ours whereas as"
+    "regardless nevertheless nonetheless this thus previous hers ours whereas"
 )
 # The value is what they speak of: "5 fails", "5 seems off", "5 comes close".
 PREDICATES = _words(

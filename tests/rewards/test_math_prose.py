@@ -52,6 +52,11 @@ part {} | see equation {} | by equation ({}) | step {} | Figure {} | the number 
 I cannot solve this problem, see equation {} | The answer is the number of apples in part {}
 {} in 98765 | 98765 in {} | {} out of 98765 | the square of {} | twice {} | {} squared | half of {}
 {} if n is even, 98765 if n is odd | {} unless x = 98765
+hardly {} | ignoring {} | instead of {} | a divisor of {} | the negative of {} | as many as {}
+as few as {} | It's impossible to get {} | It fails to be {} | besides {} | the digits of {}
+{} fails | {} is too large | {} seems off | {} was my first thought | {} comes close
+{} is a candidate | {} plus a few | {} minus something | {} times some constant | {} halves
+{}, I think | There is no answer; {} comes close | {} apples is too many
 """
 LATEX = r"""
 \neq {} | x \neq {} | < {} | > {} | \le {} | \geq {} | x > {} | 98765 \to {} | 98765 \lor {}
@@ -61,9 +66,11 @@ LATEX = r"""
 \text{between } {} \text{ and } 98765 | {} \text{ (guess)} | \text{\textbf{about}} {} | {} \pm 98765
 \{98765, {}\} | x \in \{98765, {}\} | \text{see step } {} | {}\text{?} | 98765 \rightarrow {}
 98765 \Rightarrow {} | 98765 \implies x = {} | 98765 \iff {} | 98765 ⇒ {} | 98765 \Longrightarrow {}
+98765 \text{ hence } {}
 """
 FOREIGN = """
-不是{} | 98765或{} | 至少{} | 可能是{} | 大约{} | {}左右 | {}以上 | 98765到{} | 98765还是{}
+不是{} | 98765或{} | 至少{} | 可能是{} | 大约{} | {}左右 | {}以上 | {}倍 | {}的倍数 | {}分之一
+{}万 | {}亿 | {}千 | 近{} | 将近{} | 约{} | 98765到{} | 98765还是{}
 peut-être {}
 environ {} | au moins {} | pas {} | 98765 ou {} | plus de {} | entre {} et 98765
 La réponse n'est pas {}
@@ -87,6 +94,10 @@ The maximum number of points that could be in the domain of $f(x)$ is {}. | It t
 The remainder when 98765 is divided by 7 is {}. | 答案是{} | 所以答案是{}。 | {}个苹果
 La réponse est {}
 Die Antwort ist {} | La respuesta es {} | n={} works | On day {} | There are {} such numbers.
+So only {} | Lily found {} insects. | a total of {} | In total, {} people came. | Thus, n = {}
+He writes {} pages a year. | Jojo scored {} points.
+{} are left | {} remain | {} ways | {} times a week | {} is the correct answer | {} is the result
+{}元 | {}米 | {}人 | {}千米 | 答案是{}千克
 """
 
 

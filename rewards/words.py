@@ -50,6 +50,24 @@ def number_of(words: Sequence[str]) -> int | None:
     return _NUMBERS[tens] + (_NUMBERS[ones] if ones else 0)
 
 
+_PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4} | {
+    name: part
+    for part, name in enumerate(["fifth", "sixth", "seventh", "eighth", "ninth", "tenth"], start=5)
+}
+
+
+def fraction_of(words: Sequence[str]) -> str:
+    """A fraction in words, "three quarters" or "three and a half", as p/q; "" for other words."""
+    *whole, joined, top, part = ("", "", "", *(w for each in words for w in each.split("-")))
+    whole = [word for word in whole if word]
+    bottom = _PARTS.get(stem(part))
+    above = 1 if top in ("a", "one") else _NUMBERS.get(top)
+    if not bottom or not above or (joined and joined != "and") or bool(joined) != bool(whole):
+        return ""
+    units = number_of(["-".join(whole)]) if whole else 0
+    return "" if units is None else f"{units * bottom + above}/{bottom}"
+
+
 def phrase(words: Sequence[str]) -> str:
     """Words as they are compared: stems, without articles, synonyms under one name."""
     text = _stemmed(words)

@@ -317,6 +317,33 @@ def test_a_box_is_taken_back_by_what_stands_around_it(text, value):
     reward.close()
 
 
+@pytest.mark.parametrize(
+    ("answer", "gold", "same"),
+    [
+        ("5 + 7 = <<5+7=12>>12", "12", True),
+        ("She makes 9 * 2 = $<<9*2=18>>18 every day", "18", True),
+        ("She makes 9 * 2 = $<<9*2=18>>18 every day", "9", False),
+        ("eighteen (18)", "18", "algebra"),
+        ("eighteen (19)", "19", False),
+        ("equation (18)", "18", False),
+        ("three-fourths", "3/4", True),
+        ("three quarters", r"\frac{3}{4}", True),
+        ("one half", r"\frac{1}{2}", True),
+        ("three and a half", "3.5", True),
+        ("three and a half", "3", False),
+        ("three or a half", "3.5", False),
+        ("C. 42", "C", True),
+        ("C. 42", "D", False),
+        ("18!!", "18", False),
+        ("(18!)!", "18", "algebra"),
+        ("5 (mod 3)", "5", False),
+        ("2 (mod 3)", "2", True),
+    ],
+)
+def test_notes_fractions_in_words_choices_and_cries(answer, gold, same):
+    assert paid(answer, gold) == same
+
+
 def test_a_withdrawn_answer_is_no_answer_and_a_wrong_one_is_wrong():
     reward = Math()
     task = Task(uid="t", prompt="q", answer="5")

@@ -50,6 +50,7 @@ def number_of(words: Sequence[str]) -> int | None:
     return _NUMBERS[tens] + (_NUMBERS[ones] if ones else 0)
 
 
+_FRACTION = re.compile(r"(?:([a-z]+(?: [a-z]+)?) and )?([a-z]+) ([a-z]+)")
 _PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4} | {
     name: part
     for part, name in enumerate(["fifth", "sixth", "seventh", "eighth", "ninth", "tenth"], start=5)
@@ -58,14 +59,14 @@ _PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4} | {
 
 def fraction_of(words: Sequence[str]) -> str:
     """A fraction in words, "three quarters" or "three and a half", as p/q; "" for other words."""
-    *whole, joined, top, part = ("", "", "", *(w for each in words for w in each.split("-")))
-    whole = [word for word in whole if word]
-    bottom = _PARTS.get(stem(part))
-    above = 1 if top in ("a", "one") else _NUMBERS.get(top)
-    if not bottom or not above or (joined and joined != "and") or bool(joined) != bool(whole):
+    found = _FRACTION.fullmatch(" ".join(words).replace("-", " "))
+    if not found:
         return ""
-    units = number_of(["-".join(whole)]) if whole else 0
-    return "" if units is None else f"{units * bottom + above}/{bottom}"
+    whole, top, part = found.groups()
+    bottom = _PARTS.get(stem(part))
+    above = 1 if top == "a" else _NUMBERS.get(top)
+    ones = number_of([whole.replace(" ", "-")]) if whole else 0
+    return f"{ones * bottom + above}/{bottom}" if bottom and above and ones is not None else ""
 
 
 def phrase(words: Sequence[str]) -> str:

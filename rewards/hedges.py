@@ -87,7 +87,7 @@ def bounded(before: list[str]) -> bool:
     )
     if extreme and not {"has", "attains", "reaches", "achieves"}.intersection(before):
         return True  # "a maximum of 5 people"; "has a maximum of 5" states it
-    if before and before[-1].endswith(_HAN_ABOUT):
+    if before and before[-1].endswith(_HAN_ABOUT) and not before[-1].endswith(("最近", "附近")):
         return True
     return before[-2:] == ["up", "to"] or (bool(before) and before[-1] in vocabulary.LABELS)
 
@@ -99,7 +99,7 @@ def fragment(before: Sequence[str]) -> bool:
     """
     if vocabulary.OPENERS.issuperset(before):
         return not {"minus", "negative", "plus"}.isdisjoint(before[:-1])  # "the negative of 5"
-    if vocabulary.FALSE.intersection(before):
+    if not (vocabulary.FALSE | vocabulary.REJECTING).isdisjoint(before):
         return True
     return not any(map(vocabulary.verbal, before[:-1] if before[-1] == "of" else before)) or (
         before[-1] == "of" and not any(map(vocabulary.verbal, before[:-2]))
@@ -111,7 +111,7 @@ def trailing(after: Sequence[str]) -> bool:
     text = " ".join(after)
     if vocabulary.TAKEN_BACK.intersection(after) and "the" not in after:
         return True
-    if after and (after[0] in vocabulary.OPERATED or predicated(after)):
+    if after and after[0] in vocabulary.OPERATED | vocabulary.PREDICATES:
         return True
     return bool(AFTER.search(text)) or any(
         denies(word) or word in vocabulary.FALSE for word in after
@@ -119,17 +119,16 @@ def trailing(after: Sequence[str]) -> bool:
 
 
 def predicated(after: Sequence[str]) -> bool:
-    """Whether words right after a value say or do something of it: "5 fails", "5 is too large".
+    """Whether words right after a value are not its noun: "5 is a candidate", "5 times some".
 
-    "5 is the answer", "5 is correct" and "5 are left" claim it; "5 times some" multiplies it.
+    "5 is the answer", "5 is correct" and "5 are left" claim it.
     """
-    first, rest = after[0], after[1:]
+    first, rest = (after[0], after[1:]) if after else ("", after)
     if first in ("is", "was"):
         return not vocabulary.SUBJECTS.intersection(rest)
     if first == "times":
         return bool(_SOME.intersection(rest[:1]))
-    han = not first.isascii() and _HAN_MAGNITUDE.match(first)
-    return bool(han) or first in vocabulary.PREDICATES
+    return not first.isascii() and bool(_HAN_MAGNITUDE.match(first))
 
 
 _SOME = frozenset(["some", "something", "the", "that", "this", "its", "another", "any", "what"])

@@ -133,7 +133,7 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     after = [token.text for token in tail if token.kind == "word"]
     rest = [token.text for token in tail[1:] if token.kind == "word"]
     about += [word for word in rest[:1] if word in vocabulary.ABOUT]
-    if hedges.doubts(after, False) or hedges.trailing(rest):
+    if hedges.doubts(after, False) or hedges.trailing(rest) or hedges.predicated(rest):
         return Claim(kind="nothing", text=text, why="taken back")
     made = tuple((value, tuple(unit)) for value, unit in groups)
     kind = "values" if listed else "mixed"

@@ -72,6 +72,8 @@ OPENERS = _words(
     "about approximately approx roughly around ca environ ungefähr circa "
     "area volume length width height perimeter probability profit cost price number amount "
     "average mean median speed distance time age ratio loss gain usd eur dollars dollar euros "
+    "ans grand my your our correct leaving giving making getting yielding with simplifying solving "
+    "conclusion end integer namely in en au de somme suma insgesamt "
     "thousand million return réponse antwort respuesta risposta resposta donc also entonces "
     "luego quindi portanto yes ok okay well now we i up down answer's "
     "january february march april may june july august september october november december"
@@ -92,7 +94,12 @@ _NO_VERBS = _words(
 # The value is what they speak of: "5 fails", "5 seems off", "5 comes close".
 PREDICATES = _words(
     "fails fail failed seems seem seemed looks appears appeared sounds feels felt comes came goes "
-    "went lacks contradicts violates exceeds breaks misses seemingly"
+    "went lacks contradicts violates exceeds breaks misses lies"
+)
+# A verb that does not claim what follows it: "I rejected 5", "Bob says 5".
+REJECTING = _words(
+    "considered tried rejected rejects reject deny denies denied fail fails failed said says say "
+    "claims claimed suggests suggested ignored ignores excluded discarded avoids avoided"
 )
 FAILING = _words("fails fail failed failing refuses ceases ceased unlikely hard supposed ought")
 MODALS = _words("may might could can")

@@ -54,6 +54,7 @@ I cannot solve this problem, see equation {} | The answer is the number of apple
 {} if n is even, 98765 if n is odd | {} unless x = 98765
 hardly {} | ignoring {} | instead of {} | a divisor of {} | the negative of {} | as many as {}
 as few as {} | It's impossible to get {} | It fails to be {} | besides {} | the digits of {}
+I considered {} | I rejected {} | We fail to get {} | Bob says {} | {} lies | aside from {}
 {} fails | {} is too large | {} seems off | {} was my first thought | {} comes close
 {} is a candidate | {} plus a few | {} minus something | {} times some constant | {} halves
 {}, I think | There is no answer; {} comes close | {} apples is too many
@@ -97,6 +98,7 @@ Die Antwort ist {} | La respuesta es {} | n={} works | On day {} | There are {} 
 So only {} | Lily found {} insects. | a total of {} | In total, {} people came. | Thus, n = {}
 He writes {} pages a year. | Jojo scored {} points.
 {} are left | {} remain | {} ways | {} times a week | {} is the correct answer | {} is the result
+a grand total of {} | leaving {} apples | my answer {} | Ans {} | En total {} | 最近{}天
 {}元 | {}米 | {}人 | {}千米 | 答案是{}千克
 """
 

@@ -25,11 +25,14 @@ _COMMA_LAST = re.compile(r"(?<![\\,;.\s])(?:[,;](\$*)|\.(\$+))$")
 _DOLLARS = re.compile(r"(?<!\\)\$\$?")
 _NO_SPACE = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})")
 _BRACKETS = re.compile(r"\\[()\[\]]")
+# GSM8K's notes for a calculator: "9 * 2 = $<<9*2=18>>18"
+_NOTE = re.compile(r"<<[^<>A-Za-z\n]{1,200}>>")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}|(?<![\\A-Za-z])[A-Za-z]{4,}")
 
 
 def undress(text: str) -> str:
     r"""A text without Markdown's emphasis, quotes around it, and headings' signs."""
+    text = _NOTE.sub("", text) if "<<" in text else text
     text = text.strip().rstrip("\u2705\u2713\u2714\ufe0f").strip()
     if text.isalnum():
         return text

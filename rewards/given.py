@@ -37,7 +37,8 @@ def _drawn(found: Sequence[Token]) -> Sequence[Token]:
     values = [index for index, token in enumerate(found) if token.kind == "value"]
     for index in range(values[-1] - 1, values[0], -1):
         if found[index].kind == "word" and found[index].text in vocabulary.CONSEQUENT:
-            return found[index + 1 :]
+            bare = all(token.kind == "value" and "=" not in token.text for token in found[:index])
+            return found if bare else found[index + 1 :]  # "4 hence 5" concludes nothing
     return found
 
 

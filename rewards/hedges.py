@@ -17,7 +17,8 @@ AFTER = re.compile(
     r"under|up|beyond|something|thereabouts|similar|another|other|others|not|maybe|else)\b"
     r"|\b(?:ou|oder|o) (?:plus|moins|mehr|weniger|más|menos)\b|\band a (?:half|third|quarter)\b"
     r"|\bat (?:least|most)\b|\bgive or take\b|\b(?:ish|tops|plus|minus|onwards?|upwards?)$"
-    r"|\bmore or less\b"
+    r"|\bmore or less\b|\bi (?:think|believe|suppose|reckon|feel)$"
+    r"|\btoo (?:large|small|many|much|few|little|big|high|low|long|short)\b"
 )
 _PHRASES = re.compile(
     r"\b(?:is unknown|are unknown|no idea|not sure|not certain|do(?:es)? ?n[o']t know|can ?not|"
@@ -37,6 +38,9 @@ _HAN = re.compile(
     "大约|约为|约|左右|以上|以下|之间|猜|到|至|なら|かも|たぶん|およそ|ではない|じゃない|または|"
     "いいえ|わから|未満|아니|아마|또는|이상|이하|대략|약|쯤|모르"
 )
+
+
+_HAN_ABOUT = ("近", "约", "超", "逾", "几乎", "接近", "差不多")
 
 
 def denies(word: str) -> bool:
@@ -83,7 +87,23 @@ def bounded(before: list[str]) -> bool:
     )
     if extreme and not {"has", "attains", "reaches", "achieves"}.intersection(before):
         return True  # "a maximum of 5 people"; "has a maximum of 5" states it
+    if before and before[-1].endswith(_HAN_ABOUT) and not before[-1].endswith(("最近", "附近")):
+        return True
     return before[-2:] == ["up", "to"] or (bool(before) and before[-1] in vocabulary.LABELS)
+
+
+def fragment(before: Sequence[str]) -> bool:
+    """Whether words right before a value, no copula among them, do not claim it: "hardly 5".
+
+    A verb claims it ("Lily found 16"), but not of a part ("the divisors of 5").
+    """
+    if vocabulary.OPENERS.issuperset(before):
+        return not {"minus", "negative", "plus"}.isdisjoint(before[:-1])  # "the negative of 5"
+    if not (vocabulary.FALSE | vocabulary.REJECTING).isdisjoint(before):
+        return True
+    return not any(map(vocabulary.verbal, before[:-1] if before[-1] == "of" else before)) or (
+        before[-1] == "of" and not any(map(vocabulary.verbal, before[:-2]))
+    )
 
 
 def trailing(after: Sequence[str]) -> bool:
@@ -91,11 +111,30 @@ def trailing(after: Sequence[str]) -> bool:
     text = " ".join(after)
     if vocabulary.TAKEN_BACK.intersection(after) and "the" not in after:
         return True
-    if after and after[0] in vocabulary.OPERATED:
+    if after and after[0] in vocabulary.OPERATED | vocabulary.PREDICATES:
         return True
     return bool(AFTER.search(text)) or any(
         denies(word) or word in vocabulary.FALSE for word in after
     )
+
+
+def predicated(after: Sequence[str]) -> bool:
+    """Whether words right after a value are not its noun: "5 is a candidate", "5 times some".
+
+    "5 is the answer", "5 is correct" and "5 are left" claim it.
+    """
+    first, rest = (after[0], after[1:]) if after else ("", after)
+    if first in ("is", "was"):
+        return not vocabulary.SUBJECTS.intersection(rest)
+    if first == "times":
+        return bool(_SOME.intersection(rest[:1]))
+    return not first.isascii() and bool(_HAN_MAGNITUDE.match(first))
+
+
+_SOME = frozenset(["some", "something", "the", "that", "this", "its", "another", "any", "what"])
+_HAN_MAGNITUDE = re.compile(
+    "倍|的|分之|万|萬|亿|億|千(?![米克瓦卡])|百(?!分)|余|餘|多(?!边|少)|几|幾|来[个人]"
+)
 
 
 def disowned(before: Sequence[str]) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from grpo.rewards import hedges, vocabulary
+from grpo.rewards import hedges, vocabulary, words
 from grpo.rewards.clauses import Token, tokens
 from grpo.rewards.dress import plain
 from grpo.rewards.given import asserted
@@ -74,8 +74,11 @@ def claim(text: str) -> Claim:
         return Claim(kind="mixed", text=text, why="several claims")
     values = [token for token in tail if token.kind == "value"]
     outside = [t.text for t in (*head, *pre) if t.kind == "word"]
-    if hedges.doubts(outside, bool(values and head)) or hedges.denied_subject(
-        [t.text for t in head if t.kind == "word"]
+    said = [t.text for t in head if t.kind == "word"]
+    if (
+        hedges.doubts(outside, bool(values and head))
+        or hedges.denied_subject(said)
+        or (said[-2:] == ["to", "be"] and vocabulary.FAILING.intersection(said[-3:]))
     ):
         return Claim(kind="nothing", text=text, why="not vouched for")
     if not values:
@@ -95,8 +98,19 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     about = [word for word in before if word in vocabulary.ABOUT]
     if hedges.bounded([word for word in before if word not in vocabulary.ABOUT]):
         return Claim(kind="nothing", text=text, why="a bound, a negation or a name")
-    if not any(_copula(token) for token in head) and before and _NUMBERED.fullmatch(tail[0].text):
+    named = words.number_of(before) is not None  # "eighteen (18)"
+    if named and tail[0].text.strip("()") != str(words.number_of(before)):
+        return Claim(kind="nothing", text=text, why="several values")
+    if (
+        not any(_copula(token) for token in head)
+        and before
+        and not named
+        and _NUMBERED.fullmatch(tail[0].text)
+    ):
         return Claim(kind="nothing", text=text, why="a reference")
+    stated = "=" in tail[0].text or any(token.kind == "line" for token in pre)
+    if not head and before and not stated and not named and hedges.fragment(before):
+        return Claim(kind="nothing", text=text, why="no claim of it")
     sign = "-" if before and before[-1] in ("minus", "negative") else ""
     groups: list[tuple[str, list[str]]] = []
     count = sum(token.kind == "value" for token in tail)
@@ -119,7 +133,7 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     after = [token.text for token in tail if token.kind == "word"]
     rest = [token.text for token in tail[1:] if token.kind == "word"]
     about += [word for word in rest[:1] if word in vocabulary.ABOUT]
-    if hedges.doubts(after, False) or hedges.trailing(rest):
+    if hedges.doubts(after, False) or hedges.trailing(rest) or hedges.predicated(rest):
         return Claim(kind="nothing", text=text, why="taken back")
     made = tuple((value, tuple(unit)) for value, unit in groups)
     kind = "values" if listed else "mixed"

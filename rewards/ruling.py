@@ -23,6 +23,9 @@ from grpo.rewards.whole import predicates, same_whole
 _PLACED = frozenset({"of", "than", "from", "to", "below", "above", "before", "after"})
 _EITHER = re.compile(r"\)[\s$}]*(?:\\text ?\{ ?)?or\b")  # "(3,4) or (4,3)"
 _ORDINAL = re.compile(r"[0-9]+(?:st|nd|rd|th)")
+_DOUBLE = re.compile(r"!\s*!")
+_CHOSEN = re.compile(r"\$?([A-J])\. +\\?\$?-?[0-9][0-9.,/]*\$?")  # "C. 42"
+_MOD = re.compile(r"([0-9]{1,9}) *(?:\( *(?:\\?mod|\\bmod)|\\pmod *\{?) *([0-9]{1,9})")
 _SEVERAL = re.compile(r"\b(?:or|and)\b")
 _WHOLE_RATIO = re.compile(r"[0-9.]+ to [0-9.]+")
 _DISTANCE = ("?", "\uff1f", "<", ">", "\u2260", "\\ne", "\u2248", "\\approx")
@@ -80,6 +83,13 @@ def _against_value(mine: Claim, gold: Claim, compare: Compare) -> Ruling:
     if any(map(_ORDINAL.fullmatch, stated)) and not _ORDINAL.search(gold.text):
         return Ruling(why="a place, not a number")
     if mine.kind == "formula":
+        if _DOUBLE.search(mine.text) and "!!" not in gold.text:
+            return Ruling(why="a double factorial, or a cry")
+        if (chosen := _CHOSEN.fullmatch(mine.text)) and _letter(gold.text):
+            return Ruling(same=chosen[1] == _letter(gold.text))
+        residue = _MOD.search(mine.text)
+        if residue and "mod" not in gold.text and int(residue[1]) >= int(residue[2]):
+            return Ruling(why="not a residue")
         if _SEVERAL.search(mine.text) and _letter(gold.text):
             return Ruling(why="several choices")
         if _EITHER.search(mine.text) and gold.text.lstrip(" $").startswith("("):
@@ -131,6 +141,8 @@ def _chooses(mine: Claim, gold: Claim, compare: Compare) -> bool:
 
 def _in_words(mine: Claim, gold: Claim, compare: Compare) -> Ruling:
     """An answer without a value: a number word ("five apples"), a sign's name, or no claim."""
+    if part := words.fraction_of(mine.said):
+        return formula(part, gold.text, compare)
     value = words.number_of(mine.said[:1])
     several = any(
         word in vocabulary.SEPARATORS or words.number_of([word]) for word in mine.said[1:]

@@ -10,6 +10,13 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+def verbal(word: str) -> bool:
+    """Whether a word may be the verb of a sentence: a known one, or by its ending."""
+    if word in VERBS or word in PAST or not word.isascii():
+        return True
+    return len(word) > 3 and word.endswith(("s", "ed")) and word not in _NO_VERBS
+
+
 # Wherever they stand, nobody vouches for the value.
 DOUBT = _words(
     "maybe perhaps possibly probably presumably supposedly guess guesses guessing guessed "
@@ -48,7 +55,53 @@ OPERATIONS = _words(
     "square cube root twice half double triple thrice third quarter reciprocal inverse "
     "factorial logarithm log power sum product difference quotient plus times"
 )
-OPERATED = _words("squared cubed factorial divided doubled tripled halved")
+OPERATED = _words(
+    "squared cubed factorial divided doubled tripled halved plus minus multiplied modulo mod "
+    "halves thirds fourths fifths sixths sevenths eighths ninths tenths"
+)
+# What a value is said to be where it is claimed: "5 is the answer".
+SUBJECTS = _words(
+    "answer solution result total value number sum amount correct right left remaining maximum "
+    "minimum smallest largest least greatest needed required final what"
+)
+# A value after these alone, without a verb, is claimed: "the total: 5", "so only $5", "on day 5".
+OPENERS = _words(
+    "a the an so therefore thus hence then and finally final answer result total sum solution "
+    "value only exactly just precisely in all of altogether overall it's that's there's here's "
+    "he's she's they're there're here on for day days year or minus negative plus both either "
+    "about approximately approx roughly around ca environ ungefähr circa "
+    "area volume length width height perimeter probability profit cost price number amount "
+    "average mean median speed distance time age ratio loss gain usd eur dollars dollar euros "
+    "ans grand my your our correct leaving giving making getting yielding with simplifying solving "
+    "conclusion end integer namely in en au de somme suma insgesamt "
+    "thousand million return réponse antwort respuesta risposta resposta donc also entonces "
+    "luego quindi portanto yes ok okay well now we i up down answer's "
+    "january february march april may june july august september october november december"
+)
+# Verbs of the past that no ending shows.
+PAST = _words(
+    "ran won found read ate drank drove rode wrote lost left brought bought caught taught thought "
+    "grew drew threw flew knew saw sang swam began gave did built sent lent met led fed cut put "
+    "set hit let shot stood understood told slept kept swept walked became came went picks eat "
+    "eat drink run walk drive ride write lose leave bring buy catch draw throw fly know see do "
+    "build send keep become come go obtain find reach conclude reduce save score work read divide "
+    "add collect include return must should"
+)
+_NO_VERBS = _words(
+    "besides less plus minus times versus perhaps always towards afterwards hundred indeed need "
+    "regardless nevertheless nonetheless this thus previous hers ours whereas"
+)
+# The value is what they speak of: "5 fails", "5 seems off", "5 comes close".
+PREDICATES = _words(
+    "fails fail failed seems seem seemed looks appears appeared sounds feels felt comes came goes "
+    "went lacks contradicts violates exceeds breaks misses lies"
+)
+# A verb that does not claim what follows it: "I rejected 5", "Bob says 5".
+REJECTING = _words(
+    "considered tried rejected rejects reject deny denies denied fail fails failed said says say "
+    "claims claimed suggests suggested ignored ignores excluded discarded avoids avoided"
+)
+FAILING = _words("fails fail failed failing refuses ceases ceased unlikely hard supposed ought")
 MODALS = _words("may might could can")
 # A number after one of these is a name.
 LABELS = _words(

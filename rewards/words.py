@@ -50,6 +50,25 @@ def number_of(words: Sequence[str]) -> int | None:
     return _NUMBERS[tens] + (_NUMBERS[ones] if ones else 0)
 
 
+_FRACTION = re.compile(r"(?:([a-z]+(?: [a-z]+)?) and )?([a-z]+) ([a-z]+)")
+_PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4} | {
+    name: part
+    for part, name in enumerate(["fifth", "sixth", "seventh", "eighth", "ninth", "tenth"], start=5)
+}
+
+
+def fraction_of(words: Sequence[str]) -> str:
+    """A fraction in words, "three quarters" or "three and a half", as p/q; "" for other words."""
+    found = _FRACTION.fullmatch(" ".join(words).replace("-", " "))
+    if not found:
+        return ""
+    whole, top, part = found.groups()
+    bottom = _PARTS.get(stem(part))
+    above = 1 if top == "a" else _NUMBERS.get(top)
+    ones = number_of([whole.replace(" ", "-")]) if whole else 0
+    return f"{ones * bottom + above}/{bottom}" if bottom and above and ones is not None else ""
+
+
 def phrase(words: Sequence[str]) -> str:
     """Words as they are compared: stems, without articles, synonyms under one name."""
     text = _stemmed(words)

@@ -52,6 +52,12 @@ part {} | see equation {} | by equation ({}) | step {} | Figure {} | the number 
 I cannot solve this problem, see equation {} | The answer is the number of apples in part {}
 {} in 98765 | 98765 in {} | {} out of 98765 | the square of {} | twice {} | {} squared | half of {}
 {} if n is even, 98765 if n is odd | {} unless x = 98765
+hardly {} | ignoring {} | instead of {} | a divisor of {} | the negative of {} | as many as {}
+as few as {} | It's impossible to get {} | It fails to be {} | besides {} | the digits of {}
+I considered {} | I rejected {} | We fail to get {} | Bob says {} | {} lies | aside from {}
+{} fails | {} is too large | {} seems off | {} was my first thought | {} comes close
+{} is a candidate | {} plus a few | {} minus something | {} times some constant | {} halves
+{}, I think | There is no answer; {} comes close | {} apples is too many
 """
 LATEX = r"""
 \neq {} | x \neq {} | < {} | > {} | \le {} | \geq {} | x > {} | 98765 \to {} | 98765 \lor {}
@@ -61,9 +67,11 @@ LATEX = r"""
 \text{between } {} \text{ and } 98765 | {} \text{ (guess)} | \text{\textbf{about}} {} | {} \pm 98765
 \{98765, {}\} | x \in \{98765, {}\} | \text{see step } {} | {}\text{?} | 98765 \rightarrow {}
 98765 \Rightarrow {} | 98765 \implies x = {} | 98765 \iff {} | 98765 ⇒ {} | 98765 \Longrightarrow {}
+98765 \text{ hence } {}
 """
 FOREIGN = """
-不是{} | 98765或{} | 至少{} | 可能是{} | 大约{} | {}左右 | {}以上 | 98765到{} | 98765还是{}
+不是{} | 98765或{} | 至少{} | 可能是{} | 大约{} | {}左右 | {}以上 | {}倍 | {}的倍数 | {}分之一
+{}万 | {}亿 | {}千 | 近{} | 将近{} | 约{} | 98765到{} | 98765还是{}
 peut-être {}
 environ {} | au moins {} | pas {} | 98765 ou {} | plus de {} | entre {} et 98765
 La réponse n'est pas {}
@@ -87,6 +95,11 @@ The maximum number of points that could be in the domain of $f(x)$ is {}. | It t
 The remainder when 98765 is divided by 7 is {}. | 答案是{} | 所以答案是{}。 | {}个苹果
 La réponse est {}
 Die Antwort ist {} | La respuesta es {} | n={} works | On day {} | There are {} such numbers.
+So only {} | Lily found {} insects. | a total of {} | In total, {} people came. | Thus, n = {}
+He writes {} pages a year. | Jojo scored {} points.
+{} are left | {} remain | {} ways | {} times a week | {} is the correct answer | {} is the result
+a grand total of {} | leaving {} apples | my answer {} | Ans {} | En total {} | 最近{}天
+{}元 | {}米 | {}人 | {}千米 | 答案是{}千克
 """
 
 
@@ -304,6 +317,33 @@ def test_a_box_is_taken_back_by_what_stands_around_it(text, value):
     reward = Math()
     assert reward.verify(text, Task(uid="t", prompt="q", answer="5")).value == value
     reward.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "same"),
+    [
+        ("5 + 7 = <<5+7=12>>12", "12", True),
+        ("She makes 9 * 2 = $<<9*2=18>>18 every day", "18", True),
+        ("She makes 9 * 2 = $<<9*2=18>>18 every day", "9", False),
+        ("eighteen (18)", "18", "algebra"),
+        ("eighteen (19)", "19", False),
+        ("equation (18)", "18", False),
+        ("three-fourths", "3/4", True),
+        ("three quarters", r"\frac{3}{4}", True),
+        ("one half", r"\frac{1}{2}", True),
+        ("three and a half", "3.5", True),
+        ("three and a half", "3", False),
+        ("three or a half", "3.5", False),
+        ("C. 42", "C", True),
+        ("C. 42", "D", False),
+        ("18!!", "18", False),
+        ("(18!)!", "18", "algebra"),
+        ("5 (mod 3)", "5", False),
+        ("2 (mod 3)", "2", True),
+    ],
+)
+def test_notes_fractions_in_words_choices_and_cries(answer, gold, same):
+    assert paid(answer, gold) == same
 
 
 def test_a_withdrawn_answer_is_no_answer_and_a_wrong_one_is_wrong():

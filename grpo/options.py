@@ -34,6 +34,7 @@ FORMS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "serve": {
         "grpo serve MODEL": (
             *("model", "host", "port", "dtype", "max_model_len", "kv_cache_gib", "threads", "vllm"),
+            "no_token",
         )
     },
 }

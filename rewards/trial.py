@@ -37,9 +37,9 @@ def _math() -> str:
     from grpo.rewards.math_guest import PACKAGES, judge
 
     watch(PACKAGES)
-    # An interval against an inequality: SymPy imports its solvers for these, and only for these.
-    gold = "[2,\\infty)"
-    for answer, right in (("x \\ge 2", True), ("x > 2", False)):
+    # An identity of sines: SymPy imports modules of sets when it simplifies these.
+    gold = "\\sin^2 x"
+    for answer, right in (("1-\\cos^2 x", True), ("1-\\cos x", False)):
         found = judge(gold, answer)
         if found != {"gold": True, "answer": True, "same": right}:
             return f"{answer!r} against {gold!r} came out as {found}"

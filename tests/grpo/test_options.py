@@ -41,6 +41,7 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "max_model_len": (["--max-model-len", "99"], 99),
     "kv_cache_gib": (["--kv-cache-gib", "1.25"], 1.25),
     "vllm": (["--vllm=--tensor-parallel-size=2"], ("--tensor-parallel-size=2",)),
+    "no_token": (["--no-token"], False),
     "resume": (["--resume", "RUN"], None),
     "accept_changes": (["--accept-changes"], True),
     "timeout": (["--timeout", "47"], 47.0),

@@ -206,7 +206,7 @@ def test_a_broken_package_is_refused_before_the_first_score(tmp_path):
     place = make_venv(tmp_path / "venv")
     copy_packages(place)
     copy_installed(place)
-    (place / "sympy" / "sets" / "setexpr.py").unlink()  # imported where sets meet inequalities
+    (place / "sympy" / "sets" / "setexpr.py").unlink()  # imported where sines are simplified
     said = str(scores(python_in(tmp_path / "venv"))["auto"])
     assert "math" in said
     assert "No module named 'sympy.sets.setexpr'" in said

@@ -5,36 +5,9 @@ Each line is an answer, == or !=, and a gold.
 
 from __future__ import annotations
 
-import logging
-
 import pytest
 
-from grpo.rewards.latex import compare, respell
-
-
-@pytest.fixture(scope="module")
-def verdict():
-    """Whether an answer equals a gold: by text, else by the algebra of the guest."""
-    from grpo.rewards import math_guest
-
-    logging.disable(logging.NOTSET)  # a guest has nobody to log to; this process has
-
-    def same(answer, gold):
-        answer, gold = respell(answer), respell(gold)
-        found = compare(answer, gold, tolerance=1e-6)
-        return math_guest.judge(gold, answer)["same"] if found is None else found
-
-    return same
-
-
-def rows(table):
-    found = []
-    for line in table.strip().splitlines():
-        sign = "  ==  " if "  ==  " in line else "  !=  "
-        answer, gold = line.split(sign)
-        found.append((answer.strip(), gold.strip(), sign == "  ==  "))
-    return found
-
+from .formulas import rows, same_formula
 
 UNITS = r"""
 9.8 \frac{\text{m}}{\text{s}^2}  ==  9.8\text{ m/s}^2
@@ -205,15 +178,15 @@ x = \pm 1  !=  1
 
 
 @pytest.mark.parametrize(("answer", "gold", "same"), rows(UNITS))
-def test_units_currencies_percentages_and_magnitudes(verdict, answer, gold, same):
-    assert verdict(answer, gold) is same
+def test_units_currencies_percentages_and_magnitudes(answer, gold, same):
+    assert same_formula(answer, gold) is same
 
 
 @pytest.mark.parametrize(("answer", "gold", "same"), rows(WORDS))
-def test_words_and_names_are_no_products(verdict, answer, gold, same):
-    assert verdict(answer, gold) is same
+def test_words_and_names_are_no_products(answer, gold, same):
+    assert same_formula(answer, gold) is same
 
 
 @pytest.mark.parametrize(("answer", "gold", "same"), rows(TUPLES))
-def test_tuples_sets_lists_and_named_values(verdict, answer, gold, same):
-    assert verdict(answer, gold) is same
+def test_tuples_sets_lists_and_named_values(answer, gold, same):
+    assert same_formula(answer, gold) is same

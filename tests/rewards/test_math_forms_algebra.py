@@ -16,30 +16,7 @@ from grpo.rewards.latex import compare, respell
 from grpo.rewards.math import Math
 from grpo.types import Task
 
-
-@pytest.fixture(scope="module")
-def verdict():
-    """Whether an answer equals a gold: by text, else by the algebra of the guest."""
-    from grpo.rewards import math_guest
-
-    logging.disable(logging.NOTSET)  # a guest has nobody to log to; this process has
-
-    def same(answer, gold):
-        answer, gold = respell(answer), respell(gold)
-        found = compare(answer, gold, tolerance=1e-6)
-        return math_guest.judge(gold, answer)["same"] if found is None else found
-
-    return same
-
-
-def rows(table):
-    found = []
-    for line in table.strip().splitlines():
-        sign = "  ==  " if "  ==  " in line else "  !=  "
-        answer, gold = line.split(sign)
-        found.append((answer.strip(), gold.strip(), sign == "  ==  "))
-    return found
-
+from .formulas import rows, same_formula
 
 REGIONS = r"""
 x\le -1 \text{ and } x\ge 1  !=  x\le -1 \text{ or } x\ge 1
@@ -370,36 +347,36 @@ A  !=  B
 
 
 @pytest.mark.parametrize(("answer", "gold", "same"), rows(REGIONS))
-def test_intervals_inequalities_and_set_builders_are_regions(verdict, answer, gold, same):
-    assert verdict(answer, gold) is same
+def test_intervals_inequalities_and_set_builders_are_regions(answer, gold, same):
+    assert same_formula(answer, gold) is same
 
 
 @pytest.mark.parametrize(("answer", "gold", "same"), rows(SIGNS))
-def test_signs_of_unicode(verdict, answer, gold, same):
-    assert verdict(answer, gold) is same
+def test_signs_of_unicode(answer, gold, same):
+    assert same_formula(answer, gold) is same
 
 
 @pytest.mark.parametrize(("answer", "gold", "same"), rows(DRESS))
-def test_what_only_changes_how_a_formula_looks(verdict, answer, gold, same):
-    assert verdict(answer, gold) is same
+def test_what_only_changes_how_a_formula_looks(answer, gold, same):
+    assert same_formula(answer, gold) is same
 
 
 @pytest.mark.parametrize(("answer", "gold", "same"), rows(COMPLEX))
-def test_complex_values_and_degrees(verdict, answer, gold, same):
-    assert verdict(answer, gold) is same
+def test_complex_values_and_degrees(answer, gold, same):
+    assert same_formula(answer, gold) is same
 
 
 @pytest.mark.parametrize(("answer", "gold", "same"), rows(WHOLE))
-def test_a_formula_is_read_from_end_to_end(verdict, answer, gold, same):
-    assert verdict(answer, gold) is same
+def test_a_formula_is_read_from_end_to_end(answer, gold, same):
+    assert same_formula(answer, gold) is same
 
 
-def test_long_numbers_are_compared_digit_by_digit(verdict):
+def test_long_numbers_are_compared_digit_by_digit():
     written = str(2**1000)
-    assert verdict("2^{1000}", written)
-    assert verdict(written, "2^{1000}")
-    assert not verdict("2^{1000}", written[:-1] + "5")
-    assert verdict("9" * 4000, "9" * 4000 + ".0") is False  # beyond what is read: no number
+    assert same_formula("2^{1000}", written)
+    assert same_formula(written, "2^{1000}")
+    assert not same_formula("2^{1000}", written[:-1] + "5")
+    assert same_formula("9" * 4000, "9" * 4000 + ".0") is False  # beyond what is read: no number
     assert compare("1" + "0" * 4000, "1" + "0" * 3999 + "1") is False
     assert compare("007" + "1" * 3000, "7" + "1" * 3000) is True
 
@@ -477,8 +454,8 @@ LAID_OUT = rows(LAYOUT.replace("<<", r"\begin{cases}").replace(">>", r"\end{case
 
 
 @pytest.mark.parametrize(("answer", "gold", "same"), LAID_OUT)
-def test_rows_and_what_no_parser_knows(verdict, answer, gold, same):
-    assert verdict(answer, gold) is same
+def test_rows_and_what_no_parser_knows(answer, gold, same):
+    assert same_formula(answer, gold) is same
 
 
 # ~ is a space

@@ -19,7 +19,7 @@ from typing import Any
 
 from grpo.errors import RewardError
 from grpo.rewards import wire
-from grpo.rewards.room import ROOM, Lender
+from grpo.rewards.room import ROOM
 from grpo.rewards.sandbox import Guest, Limits, Sandbox
 
 
@@ -52,7 +52,7 @@ class _Slot:
         self.served = 0
 
 
-class Pool(Lender):
+class Pool:
     """`workers` guests of one kind in one sandbox. `make` makes the sandbox on first use."""
 
     def __init__(

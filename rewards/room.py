@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 SHARE = 0.5  # of the memory there is; the rest is the learner's and the engine's
 _LOOK = 0.02  # seconds between two looks for an idle worker, while somebody waits
@@ -83,12 +84,12 @@ class Room:
             self._changed.notify_all()
 
 
-class Lender:
+class Lender(Protocol):
     """Something that keeps guests between two uses."""
 
     def shed(self) -> bool:
         """End one guest that waits for work; whether there was one."""
-        raise NotImplementedError
+        ...
 
 
 def share_of_memory() -> int:

@@ -10,6 +10,7 @@ has ended has no other, and the rest has one each.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from typing import Any
@@ -76,12 +77,18 @@ class Records:
 
 
 def reason(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """The last lines that say why a test failed or was skipped."""
+    """The first lines of the last error, or the reason of a skip.
+
+    pytest ends an error with a comparison, cut short on a terminal and whole where CI is set, so
+    that its first lines are the ones that are the same everywhere.
+    """
     if isinstance(report.longrepr, tuple):  # skipped: file, line, reason
         return str(report.longrepr[2])
     lines = report.longreprtext.splitlines()
-    telling = [line for line in lines if line.startswith("E ")] or lines
-    return "\n".join(line.rstrip() for line in telling[-LINES:])[-LONGEST:]
+    blocks = itertools.groupby(lines, lambda line: line.startswith("E "))
+    errors = [list(block) for is_error, block in blocks if is_error]
+    telling = errors[-1][:LINES] if errors else lines[-LINES:]
+    return "\n".join(line.rstrip() for line in telling)[:LONGEST]
 
 
 def _lines(path: str) -> list[str]:

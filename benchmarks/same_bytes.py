@@ -1,0 +1,480 @@
+"""Does this tree train the same bytes as another commit does?
+
+    python benchmarks/same_bytes.py BASE [OTHER] [--whole] [--cache FOLDER] [--only RUN …]
+
+Two states of the code, one seed: no change that only moves or renames may change a number. (Whether
+*one* state gives the same model every time it is asked is another question: same_bits.py.) BASE is
+checked out beside this tree, and OTHER too where it is named in this tree's place. Both run the
+recipes below, by the command line alone, since that is the one address that outlives a move:
+
+* demo: the recipe of `make demo`, shortened, on two threads
+* pipeline: every kind of stage, each taking what an earlier one left
+* steps: two optimizer steps with every loss and every advantage, then one setting at a time
+* torch alone: the same steps without compiled kernels (GRPO_NATIVE=0)
+* with --whole, some minutes more: mini-r1 as it is, and SmolLM2 where models/ has it
+
+Compared are the SHA-256 of every file of weights, adapters and optimizer states, the completions
+sampled (ledger, shards, held-out answers, rows kept), and the metrics without clocks. A metric that
+has another name and the same values is told, and is no difference. Exit code 1 and a list where
+anything differs. Of a clean checkout the result goes to benchmarks/results/same_bytes.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from record import ROOT, commit, merge, origin, versions
+
+OUT = ROOT / "benchmarks" / "results" / "same_bytes.json"
+ASSETS = ROOT / "recipes" / "assets"  # one input for both
+SMOLLM2 = "models/smollm2-135m-instruct"
+MAIN = "import sys; from grpo.cli import main; sys.exit(main())"
+PACKAGES = ("torch", "transformers", "trl", "peft", "numpy")
+SEED = 7
+SAMPLED = {"data", "eval", "ledger", "shards"}  # folders of rows that were sampled or kept
+CLOCKS = ("time", "seconds", "step_time", "tokens_per_second", "learner/tokens_per_second")
+CLOCK_PREFIXES = ("time/", "schedule/", "memory/")
+
+# Every loss with its own arguments, and beside it an advantage: a test finds what is missing here.
+LOSSES: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "dr_grpo": {"delta": 1.5},
+    "dapo": {"epsilon_high": 0.28},
+    "bnpo": {"beta": 0.05},
+    "gspo": {"epsilon": 0.01},
+    "luspo": {"epsilon": 0.01},
+    "cispo": {"epsilon_high": 5.0},
+    "sapo": {"loss_args": {"sapo_temperature_neg": 1.1}},
+    "vespo": {},
+}
+ADVANTAGES = (
+    "grpo",
+    "dr_grpo",
+    "rloo",
+    "batch",
+    "reinforce_plus_plus_baseline",
+    "maxrl",
+    "pass@2",
+    "pass@4",
+    "pass@8",
+    "none",
+)
+PARITY: dict[str, Any] = {
+    "source": "parity",
+    "args": {"bits": 16},
+    "template": "raw",
+    "max_prompt_length": 32,
+}
+REWARDS = [{"name": "accuracy"}, {"name": "format"}]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A recipe (a name, or a file written for it), what is overridden, and the environment."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    stages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    env: Mapping[str, str] = field(default_factory=dict[str, str])
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One state of the code: where it lies, and its commit, None for a tree that may be edited."""
+
+    name: str
+    commit: str | None
+    tree: Path
+    cache: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a run left: {file: SHA-256} and {file of metrics: {metric: its values, in order}}."""
+
+    files: dict[str, str]
+    metrics: dict[str, dict[str, list[Any]]]
+
+
+def main() -> None:
+    """Command line."""
+    arguments = parse()
+    started = time.time()
+    with tempfile.TemporaryDirectory(prefix="same-bytes-") as name:
+        folder = Path(name)
+        wanted = runs(folder, arguments.whole)
+        wanted = {key: wanted[key] for key in arguments.only or wanted}
+        base = git("rev-parse", f"{arguments.base}^{{commit}}")
+        other = arguments.other and git("rev-parse", f"{arguments.other}^{{commit}}")
+        with checked_out(base, folder) as old, checked_out(other, folder) as new:
+            sides = [
+                Side(name="base", commit=base, tree=old, cache=arguments.cache),
+                Side(name="this", commit=other, tree=new, cache=arguments.cache),
+            ]
+            before, after = measure(sides, wanted, folder)
+    told = {name: differences(before[name], after[name]) for name in wanted}
+    found = {
+        name: [line for line in lines if not line.startswith("renamed")]
+        for name, lines in told.items()
+    }
+    for name, lines in told.items():
+        facts = after[name]
+        count = sum(map(len, facts.metrics.values()))
+        verdict = "OTHER BYTES" if found[name] else "the same bytes"
+        print(f"{name}: {verdict} ({len(facts.files)} files, {count} metrics)")
+        for line in lines:
+            print(f"  {line}")
+    if not arguments.other and "uncommitted" not in commit():
+        write(base, wanted, after, found, time.time() - started)
+    sys.exit(any(found.values()))
+
+
+def parse() -> argparse.Namespace:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("base", help="the commit to compare with")
+    parser.add_argument("other", nargs="?", help="a commit in place of this tree")
+    parser.add_argument("--whole", action="store_true", help="mini-r1 and SmolLM2 too (minutes)")
+    parser.add_argument("--only", nargs="+", metavar="RUN", help="of the runs above")
+    parser.add_argument("--cache", type=Path, help="folder that keeps what commits left, by hash")
+    return parser.parse_args()
+
+
+def runs(folder: Path, whole: bool) -> dict[str, Run]:
+    """name -> run; their own recipes are written to `folder`."""
+    short = ("learner.max_steps=5", "eval.num_tasks=16", "eval.num_samples=2")
+    found = {
+        "demo": Run(recipe="parity-r1-zero", overrides=short, threads=2),
+        "pipeline": Run(recipe="pipeline", stages=pipeline()),
+        "steps": Run(recipe="steps", stages=[*losses(), *settings()]),
+        "torch alone": Run(
+            recipe="steps", stages=[*losses()[::3], *settings()], env={"GRPO_NATIVE": "0"}
+        ),
+    }
+    if whole:
+        found["mini-r1"] = Run(recipe="mini-r1")
+        if (ROOT / SMOLLM2).exists():
+            few = ("learner.max_steps=2", "rollout.prompts_per_step=4", "eval.num_tasks=4")
+            found["smollm2"] = Run(recipe="smollm2-multiplication", overrides=few, threads=2)
+    return {name: written(run, folder / f"{name}.yaml") for name, run in found.items()}
+
+
+def written(run: Run, file: Path) -> Run:
+    """The run with its own recipe as a file, where it has one; JSON is YAML."""
+    if not run.stages:
+        return run
+    file.write_text(json.dumps({"name": run.recipe, "stages": run.stages}, indent=1))
+    return Run(**{**vars(run), "recipe": str(file)})
+
+
+def pipeline() -> list[dict[str, Any]]:
+    """A small recipe with every kind of stage, a mix of tasks, an adapter and packed rows."""
+    bilingual = {**PARITY, "source": "bilingual", "args": {"bits": 12}, "max_prompt_length": 16}
+    size = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
+    sampled: dict[str, Any] = {
+        "data": bilingual,
+        "rollout": {
+            "prompts_per_step": 16,
+            "num_generations": 4,
+            "max_completion_length": 20,
+            "temperature": 1.5,
+        },
+        "rewards": [{"name": "accuracy"}],
+        "filter": {"num_tasks": 16, "language": "en", "max_repetition": 0.9},
+    }
+    learner = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-3, "max_length": 64}
+    rows = {"path": str(ASSETS / "mini-r1-cold-start.jsonl")}
+    corpus = {"source": "bilingual", "args": {"bits": 12, "long_fraction": 0.5}}
+    first = {"kind": "pretrain", "name": "base", "model": {**size, "max_position": 64}}
+    rl = {key: sampled[key] for key in ("data", "rollout")} | {"rewards": REWARDS}
+    short: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-3}
+    few = {"num_tasks": 4, "num_samples": 2}
+    return [
+        {**first, "data": corpus, "learner": {"max_steps": 10, "batch_size": 32}},
+        {
+            "kind": "sft",
+            "name": "cold",
+            "model": {"path": "stage:base"},
+            "data": rows,
+            "learner": learner,
+        },
+        {
+            "kind": "rl",
+            "name": "rl",
+            "model": {"path": str(ASSETS / "mini-r1")},
+            **rl,
+            "learner": short,
+            "eval": few,
+        },
+        {"kind": "reject", "name": "kept", "model": {"path": "stage:rl"}, **sampled},
+        {
+            "kind": "sft",
+            "name": "again",
+            "model": {"path": "stage:base", "lora_rank": 4},
+            "data": {"path": "stage:kept", "mix": {rows["path"]: 0.3}},
+            "learner": {**learner, "packing": True},
+        },
+        *(
+            {
+                "kind": "distill",
+                "name": f"by_{method}",
+                "teacher": {"path": "stage:rl"},
+                "model": {"path": "stage:base"},
+                **sampled,
+                "learner": learner,
+                "method": method,
+            }
+            for method in ("sequence", "logits")
+        ),
+        {
+            "kind": "eval",
+            "name": "table",
+            "models": ["stage:base", "stage:rl", "stage:again", "stage:by_logits"],
+            "data": bilingual,
+            "rewards": REWARDS,
+            "max_completion_length": 20,
+            **few,
+        },
+    ]
+
+
+def rl_stage(name: str, **sections: dict[str, Any]) -> dict[str, Any]:
+    """One rollout batch in two optimizer steps on the shipped base.
+
+    AdamW's first step is about the gradient's sign; the second one sees its size, and ratios that
+    are not 1.
+    """
+    stage: dict[str, Any] = {
+        "model": {"path": str(ASSETS / "parity-base")},
+        "data": PARITY,
+        "rollout": {"prompts_per_step": 4, "num_generations": 9, "max_completion_length": 24},
+        "algorithm": {"num_minibatches": 2},
+        "learner": {"max_steps": 1, "learning_rate": 1e-3, "tokens_per_micro_batch": 512},
+        "eval": {"num_tasks": 1, "num_samples": 1},
+    }
+    merged = {key: {**stage.get(key, {}), **value} for key, value in sections.items()}
+    return {"kind": "rl", "name": name, "rewards": REWARDS, **stage, **merged}
+
+
+def losses() -> list[dict[str, Any]]:
+    """A stage for every loss and every advantage, in pairs; the last ones come with dapo."""
+    rest = ["dapo"] * (len(ADVANTAGES) - len(LOSSES))
+    return [
+        rl_stage(
+            f"{loss}_{advantage.replace('@', '')}",
+            algorithm={"loss_type": loss, "advantage": advantage, **LOSSES[loss]},
+        )
+        for advantage, loss in zip(ADVANTAGES, [*LOSSES, *rest], strict=True)
+    ]
+
+
+def settings() -> list[dict[str, Any]]:
+    """A stage for each setting that takes another way through the code."""
+    two: dict[str, Any] = {"max_steps": 2}
+    return [
+        rl_stage("adapter", model={"lora_rank": 4}),
+        rl_stage("bfloat16", model={"dtype": "bfloat16"}),
+        rl_stage("engine_bfloat16", rollout={"dtype": "bfloat16"}),
+        rl_stage("prompts_apart", learner={"share_prompts": False}),
+        rl_stage("recomputed", learner={"gradient_checkpointing": True, "weight_decay": 0.01}),
+        rl_stage("one_step_off", schedule={"mode": "one_step_off"}, learner=two),
+        rl_stage(
+            "reference",
+            algorithm={"beta": 0.05, "ref_model_sync_steps": 1, "num_iterations": 2},
+            learner={**two, "lr_scheduler_type": "cosine"},
+        ),
+        rl_stage(
+            "entropy",
+            algorithm={"loss_args": {"top_entropy_quantile": 0.5, "entropy_coef": 0.01}},
+        ),
+        rl_stage(
+            "filtered",
+            rollout={
+                "top_p": 0.9,
+                "top_k": 5,
+                "min_p": 0.01,
+                "temperature": 1.2,
+                "stop": ["odd odd"],
+            },
+            algorithm={"sampling_correction": "sequence_mask", "mask_truncated_completions": True},
+        ),
+        rl_stage("more_rounds", rollout={"oversample": 1.5, "max_rounds": 2}, learner=two),
+    ]
+
+
+def measure(
+    sides: Sequence[Side], wanted: Mapping[str, Run], folder: Path
+) -> list[dict[str, Facts]]:
+    """{run: its facts} of every side, all at once on as many cores as there are."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {
+            name: [pool.submit(known, side, run, folder / side.name / name) for side in sides]
+            for name, run in wanted.items()
+        }
+        done = {name: [job.result() for job in each] for name, each in jobs.items()}
+    return [{name: each[i] for name, each in done.items()} for i in range(len(sides))]
+
+
+def known(side: Side, run: Run, folder: Path) -> Facts:
+    """The facts of a run, taken from the cache where that has them of this commit."""
+    if side.cache is None or side.commit is None:
+        return facts(trained(side.tree, run, folder))
+    own = json.dumps(run.stages).replace(str(ROOT), "")
+    said = json.dumps(
+        [
+            run.recipe if not run.stages else own,
+            run.overrides,
+            dict(run.env),
+            run.threads,
+            versions(PACKAGES),
+        ]
+    )
+    file = side.cache / f"{side.commit}-{hashlib.sha256(said.encode()).hexdigest()[:16]}.json"
+    if not file.exists():
+        found = facts(trained(side.tree, run, folder))
+        side.cache.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(found)))
+    return Facts(**json.loads(file.read_text()))
+
+
+def trained(tree: Path, run: Run, folder: Path) -> Path:
+    """Run a recipe with the code of `tree`, in a process of its own; the run's folder."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("GRPO_")}
+    env = {**kept, "PYTHONPATH": str(tree), "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    where = [sys.executable, "-c", "import grpo; print(grpo.__file__)"]
+    file = subprocess.run(where, cwd=tree, env=env, capture_output=True, text=True).stdout
+    if not Path(file.strip()).is_relative_to(tree):
+        raise SystemExit(f"the code of {tree} was asked for, and {file.strip()} would have run")
+    command = [sys.executable, "-c", MAIN, "train", run.recipe, *run.overrides]
+    command += [f"run.seed={SEED}", f"run.threads={run.threads}", f"run.dir={folder}"]
+    done = subprocess.run(command, cwd=tree, env={**env, **run.env}, capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-3000:]
+        raise SystemExit(f"{' '.join(command)}\nended with {done.returncode} in {tree}:\n{said}")
+    return folder
+
+
+def facts(run: Path) -> Facts:
+    """Everything that a run leaves and no clock decides."""
+    files: dict[str, str] = {}
+    metrics: dict[str, dict[str, list[Any]]] = {}
+    for path in sorted(run.rglob("*")):
+        name = path.relative_to(run).as_posix()
+        if path.name == "metrics.jsonl":
+            metrics[name] = columns(path.read_text(encoding="utf-8"))
+        elif path.suffix == ".safetensors":
+            files[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif path.parent.name in SAMPLED and path.name.endswith((".jsonl", ".jsonl.gz")):
+            content = path.read_bytes()
+            content = gzip.decompress(content) if path.suffix == ".gz" else content
+            files[name] = hashlib.sha256(content).hexdigest()
+    return Facts(files=files, metrics=metrics)
+
+
+def columns(text: str) -> dict[str, list[Any]]:
+    """{metric: its value in every line, None where it has none}, without those of clocks."""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
+    names = dict.fromkeys(name for line in lines for name in line)
+    return {
+        name: [line.get(name) for line in lines]
+        for name in names
+        if name not in CLOCKS and not name.startswith(CLOCK_PREFIXES)
+    }
+
+
+def differences(base: Facts, this: Facts) -> list[str]:
+    """A line for everything that is not equal; "renamed …" for a metric with another name."""
+    said = list(unequal(base.files, this.files))
+    for file in sorted(base.metrics.keys() | this.metrics.keys()):
+        old, new = (dict(side.metrics.get(file, {})) for side in (base, this))
+        for gone in [name for name in old if name not in new]:
+            same = next((n for n in new if n not in old and new[n] == old[gone]), None)
+            if same is not None:
+                said.append(f"renamed in {file}: {gone} is {same}")
+                del old[gone], new[same]
+        said += [f"{file}: {line}" for line in unequal(old, new)]
+    return said
+
+
+def unequal(base: Mapping[str, Any], this: Mapping[str, Any]) -> Iterator[str]:
+    """What one side alone has, and what both have and is not the same."""
+    for name in sorted(base.keys() | this.keys()):
+        if name not in this:
+            yield f"{name} is only in the base"
+        elif name not in base:
+            yield f"{name} is new"
+        elif base[name] != this[name]:
+            yield f"{name}: {shown(base[name])} became {shown(this[name])}"
+
+
+def shown(value: Any) -> str:
+    """A hash, or a metric's values, in few characters."""
+    text = value[:10] if isinstance(value, str) else json.dumps(value)
+    return text if len(text) < 60 else f"{text[:60]} …"
+
+
+def write(
+    base: str,
+    wanted: Mapping[str, Run],
+    after: Mapping[str, Facts],
+    found: Mapping[str, Sequence[str]],
+    seconds: float,
+) -> None:
+    """Merge the result into the results file."""
+    result = {
+        name: {
+            "same": not lines,
+            "differs": list(lines),
+            "files": len(after[name].files),
+            "metrics": sum(map(len, after[name].metrics.values())),
+        }
+        for name, lines in found.items()
+    }
+    command = f"python benchmarks/same_bytes.py {base[:10]}"
+    command += " --whole" if "mini-r1" in wanted else ""
+    merge(OUT, base[:10], {"runs": result}, origin(command, seconds, versions(PACKAGES)))
+
+
+@contextmanager
+def checked_out(of: str | None, folder: Path) -> Iterator[Path]:
+    """A commit as a working tree of its own while it is needed; this tree where it is None."""
+    if of is None:
+        yield ROOT
+        return
+    tree = folder / f"tree-{of[:10]}"
+    git("worktree", "add", "--quiet", "--detach", str(tree), of)
+    try:
+        if (ROOT / SMOLLM2).exists() and not (tree / "models").exists():
+            (tree / "models").symlink_to((ROOT / "models").resolve())
+        yield tree
+    finally:
+        git("worktree", "remove", "--force", str(tree))
+        shutil.rmtree(tree, ignore_errors=True)
+
+
+def git(*arguments: str) -> str:
+    """What git says, from the root of this checkout."""
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"git {' '.join(arguments)}: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Two states of the code are compared whole: a byte that changed is found, a clock is not looked at."""
+"""Two states of the code are compared whole: a byte that changed is found, a clock is not."""
 
 from __future__ import annotations
 

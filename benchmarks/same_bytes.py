@@ -147,7 +147,7 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("base", help="the commit to compare with")
     parser.add_argument("other", nargs="?", help="a commit in place of this tree")
     parser.add_argument("--whole", action="store_true", help="mini-r1 and SmolLM2 too (minutes)")

@@ -5,6 +5,8 @@
 #   make test-readme  install, then run every command and snippet of the README
 #   make bench        speed and memory against transformers, vLLM and TRL (about an hour, nothing else
 #                     running; SECTIONS="learner tiny", REPEATS=5)
+#   make bench AGAINST=commit  speed of this commit against that one, both in one run (half an hour;
+#                     SECTIONS="tiny start" REPEATS=3: four minutes)
 #   make bench-rollout  engines, weights, workers and schedules against their bars (about an hour;
 #                     SECTIONS="weights overlap")
 #   make bench-rewards  verifiers against their bars (DATA=folder with gsm8k, math500, humaneval)
@@ -161,8 +163,12 @@ test-readme: $(INSTALLED_DEV)
 # vLLM lives in an environment of its own (make test-vllm makes it); without it, it is left out.
 SMOLLM2 := models/smollm2-135m-instruct/config.json
 bench: $(INSTALLED_DEV) $(if $(wildcard $(SMOLLM2)),,$(SMOLLM2))
+ifdef AGAINST
+	$(BIN)/python benchmarks/two_commits.py $(AGAINST) $(SECTIONS) --repeats $(REPEATS)
+else
 	$(BIN)/python benchmarks/bench_perf.py $(SECTIONS) --repeats $(REPEATS) \
 		$(if $(wildcard $(VENV_VLLM)/bin/python),--vllm-python $(VENV_VLLM)/bin/python)
+endif
 
 # vLLM, Ray and peft in one environment; SmolLM2 from the ordinary one.
 bench-rollout: $(VENV_VLLM)/.installed-vllm models/smollm2-135m-instruct/config.json

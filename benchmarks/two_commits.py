@@ -1,19 +1,22 @@
-"""Is this commit as fast on a CPU as another one, and does it train the same weights?
+"""Is this commit as fast on a CPU as another one?
 
-    python benchmarks/two_commits.py BASE [--repeats 7] [--model models/smollm2-135m-instruct]
+    python benchmarks/two_commits.py BASE [WORD …] [--repeats 7] [--model FOLDER]
+    make bench AGAINST=BASE SECTIONS="tiny start" REPEATS=3
 
-BASE (a commit) is checked out beside this one. The scripts of `perf/` here time the learner, the
-engine and the hash of weights of both. A round is this commit, the base twice, and this commit
-again, so that a machine that drifts favors neither; the ratio is the median over rounds. Beside it
-stands `noise`, the second process of each commit over its first: ratios nearer to 1 than that say
-nothing. Then each trains parity-r1-zero for a few steps in float32 and in bfloat16, and the files
-of weights are compared. Written to benchmarks/results/two_commits.json.
+BASE (a commit) is checked out beside this one, and the two are contenders in one run. Each is
+measured by its own scripts of `perf/`, which know where its files are; the start of a command, by
+that command. A round is this commit, the base twice, and this commit again, so that a machine that
+drifts favors neither; the ratio is the median over rounds. Beside it stands `noise`, the second
+process of each commit over its first: ratios nearer to 1 than that say nothing. With a WORD, only
+the workloads with it in their names. Whether both train the same weights: same_bytes.py.
+
+Exit code 1 where this commit takes more than 5% longer and the noise is smaller than that. Written
+to benchmarks/results/two_commits.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import statistics
 import subprocess
@@ -21,128 +24,151 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from perf.contest import Contender, Plan, contest
+from perf.contest import FOLDER, Contender, Plan, contest
 from record import ROOT, merge, origin, versions
 
 RESULTS = ROOT / "benchmarks" / "results" / "two_commits.json"
 TINY = "recipes/assets/parity-base"
-SHORT = ["learner.max_steps=4", "eval.num_tasks=8", "eval.num_samples=1"]
-TRAINED = {"float32": [*SHORT, "model.dtype=float32"], "bfloat16": [*SHORT, "model.dtype=bfloat16"]}
+SLOWER = 1.05  # of the base's time, and no more
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A script of perf/ and what it is given; `command`: a command line is timed, not a script."""
+
+    script: str
+    settings: dict[str, Any]
+    command: bool = False
 
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("base", help="the commit to compare with")
+    parser.add_argument("words", nargs="*", help="parts of names of workloads; none: all of them")
     parser.add_argument("--repeats", type=int, default=7, help="rounds of each; medians count")
     parser.add_argument("--model", default="models/smollm2-135m-instruct")
     arguments = parser.parse_args()
+    wanted = chosen(workloads(arguments.model), arguments.words)
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="two-commits-") as folder:
         other = Path(folder) / "base"
-        git("worktree", "add", "--quiet", "--detach", str(other), arguments.base)
+        base = git("rev-parse", f"{arguments.base}^{{commit}}")
+        git("worktree", "add", "--quiet", "--detach", str(other), base)
         try:
-            base = git("rev-parse", arguments.base)
-            found = {
-                "base": base,
-                "speed": speed(arguments, other),
-                "weights": {kind: weights(kind, other, Path(folder)) for kind in TRAINED},
-            }
+            found = speed(wanted, other, arguments.repeats)
         finally:
             git("worktree", "remove", "--force", str(other))
-    said = f"python benchmarks/two_commits.py {base[:10]} --repeats {arguments.repeats}"
+    words = "".join(f" {word}" for word in arguments.words)
+    said = f"python benchmarks/two_commits.py {base[:10]}{words} --repeats {arguments.repeats}"
     packages = versions(("torch", "transformers"))
-    merge(RESULTS, base[:10], found, origin(said, time.time() - started, packages))
-    for name, ratio in found["speed"].items():
-        print(f"{name}: {ratio['this over base']:.3f} of the base's time, noise {ratio['noise']}")
-    for kind, same in found["weights"].items():
-        print(f"weights in {kind}: {'the same bytes' if same['same'] else 'OTHER BYTES'}")
+    merge(RESULTS, base[:10], {"speed": found}, origin(said, time.time() - started, packages))
+    slow = [name for name, ratio in found.items() if is_slower(ratio)]
+    for name, ratio in found.items():
+        mark = "  SLOWER" if name in slow else ""
+        noise = " and ".join(f"{value:.3f}" for value in ratio["noise"])
+        print(f"{name}: {ratio['this over base']:.3f} of the base's time, noise {noise}{mark}")
+    sys.exit(bool(slow))
 
 
-def workloads(model: str) -> dict[str, tuple[str, dict[str, Any]]]:
-    """name -> script of perf/ and what it is given; the tiny model where it is mostly overhead."""
+def workloads(model: str) -> dict[str, Work]:
+    """name -> what is timed; the tiny model where it is mostly overhead."""
     learn = {"groups": 4, "samples": 8, "prompt": 44, "completion": 64, "kind": "fixed", "dead": 0}
     long = {**learn, "groups": 2, "prompt": 400, "completion": 192, "kind": "lognormal"}
-    sample = {"prompts": 8, "samples": 8, "prompt": 44, "completion": 64, "kind": "fixed"}
-    budget = {"tokens_per_micro_batch": 4096}
-    real, tiny = {"model": model, "dtype": "bfloat16"}, {"model": TINY, "dtype": "float32"}
     short = {**learn, "groups": 32, "prompt": 17, "completion": 24}
+    sample = {"prompts": 8, "samples": 8, "prompt": 44, "completion": 64, "kind": "fixed"}
+    few = {**sample, "prompts": 32, "prompt": 17}
+    step = {"recipe": "parity-r1-zero.yaml", "prompts": 32, "samples": 8, "completion": 32}
+    budget = {"tokens_per_micro_batch": 4096}
+    real = {"model": str((ROOT / model).resolve()), "dtype": "bfloat16"}
+    tiny = {"model": str(ROOT / TINY), "dtype": "float32"}
+    helped, planned = ["train", "--help"], ["plan", "parity-r1-zero"]
     return {
-        "learner, short prompts": ("learn_ours", {**real, **budget, "rollouts": learn}),
-        "learner, long prompts": ("learn_ours", {**real, **budget, "rollouts": long}),
-        "engine": ("gen_ours", {**real, **sample}),
-        "learner, tiny": ("learn_ours", {**tiny, **budget, "rollouts": short}),
-        "hash of weights": ("hash_weights", real),
-        "engine, tiny": ("gen_ours", {**tiny, **sample, "prompts": 32, "prompt": 17}),
+        "learner, short prompts": Work(
+            script="learn_ours", settings={**real, **budget, "rollouts": learn}
+        ),
+        "learner, long prompts": Work(
+            script="learn_ours", settings={**real, **budget, "rollouts": long}
+        ),
+        "engine": Work(script="gen_ours", settings={**real, **sample}),
+        "hash of weights": Work(script="hash_weights", settings=real),
+        "learner, tiny": Work(script="learn_ours", settings={**tiny, **budget, "rollouts": short}),
+        "engine, tiny": Work(script="gen_ours", settings={**tiny, **few}),
+        "whole step, tiny": Work(script="step_ours", settings={**tiny, **step}),
+        "start of train --help": Work(
+            script="start_up", settings={"arguments": helped}, command=True
+        ),
+        "start of plan": Work(script="start_up", settings={"arguments": planned}, command=True),
     }
 
 
-def speed(arguments: argparse.Namespace, other: Path) -> dict[str, Any]:
-    """{workload: seconds of the four processes of every round, and the two ratios}."""
-    plan = Plan(repeats=arguments.repeats, threads=os.cpu_count() or 1)
-    order = {"this": ROOT, "base": other, "base again": other, "this again": ROOT}
-    found: dict[str, Any] = {}
-    for name, (script, settings) in workloads(arguments.model).items():
-        settings = settings | {"model": str((ROOT / settings["model"]).resolve())}
-        print(f"-- {name}", flush=True)
-        contenders = [
-            Contender(name=who, script=script, settings=settings, env={"PYTHONPATH": str(tree)})
-            for who, tree in order.items()
-        ]
-        seconds = {who: record["seconds"] for who, record in contest(contenders, plan).items()}
-        rounds = list(zip(*(seconds[who] for who in order), strict=True))
-        found[name] = {
-            "seconds": seconds,
-            "this over base": median([(a + d) / (b + c) for a, b, c, d in rounds]),
-            "noise": [
-                median([d / a for a, _, _, d in rounds]),
-                median([c / b for _, b, c, _ in rounds]),
-            ],
-        }
+def chosen(known: dict[str, Work], words: Sequence[str]) -> dict[str, Work]:
+    """The workloads with one of the words in their names; all where no word is given."""
+    found = {name: work for name, work in known.items() if not words or has_any(name, words)}
+    if not found:
+        raise SystemExit(f"no workload has {' or '.join(words)} in its name; valid: {list(known)}")
     return found
+
+
+def has_any(name: str, words: Sequence[str]) -> bool:
+    """Whether one of `words` is in `name`."""
+    return any(word in name for word in words)
+
+
+def speed(wanted: dict[str, Work], other: Path, repeats: int) -> dict[str, Any]:
+    """{workload: seconds of the four processes of every round, and the two ratios}."""
+    plan = Plan(repeats=repeats, threads=os.cpu_count() or 1)
+    found: dict[str, Any] = {}
+    for name, work in wanted.items():
+        print(f"-- {name}", flush=True)
+        measured = contest(contenders(work, other), plan)
+        found[name] = ratios({who: record["seconds"] for who, record in measured.items()})
+    return found
+
+
+def contenders(work: Work, other: Path) -> list[Contender]:
+    """This tree and the other one, twice each, in the order of a round."""
+    order = {"this": ROOT, "base": other, "base again": other, "this again": ROOT}
+    return [
+        Contender(
+            name=who,
+            script=work.script,
+            settings=work.settings | ({"tree": str(tree)} if work.command else {}),
+            env={"PYTHONPATH": str(tree)},
+            folder=FOLDER if work.command else tree / "benchmarks",
+        )
+        for who, tree in order.items()
+    ]
+
+
+def ratios(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Of {contender: seconds of its rounds}: this over base, and each commit over itself."""
+    rounds = list(
+        zip(*(seconds[who] for who in ("this", "base", "base again", "this again")), strict=True)
+    )
+    return {
+        "seconds": seconds,
+        "this over base": median([(a + d) / (b + c) for a, b, c, d in rounds]),
+        "noise": [
+            median([d / a for a, _, _, d in rounds]),
+            median([c / b for _, b, c, _ in rounds]),
+        ],
+    }
+
+
+def is_slower(found: dict[str, Any]) -> bool:
+    """Whether this commit takes longer than it may, by more than the machine's noise."""
+    noise = max(max(value, 1 / value) for value in found["noise"])
+    return found["this over base"] > max(SLOWER, noise)
 
 
 def median(values: Sequence[float]) -> float:
     """To four places."""
     return round(statistics.median(values), 4)
-
-
-def weights(kind: str, other: Path, folder: Path) -> dict[str, Any]:
-    """SHA-256 of the trained weights of both, and whether they are equal."""
-    hashes = {who: trained(kind, tree, folder / f"{who}-{kind}") for who, tree in trees(other)}
-    return {**hashes, "same": len(set(hashes.values())) == 1}
-
-
-def trees(other: Path) -> list[tuple[str, Path]]:
-    """Both checkouts."""
-    return [("this", ROOT), ("base", other)]
-
-
-def trained(kind: str, tree: Path, run: Path) -> str:
-    """Train with the code of `tree`; the hash of the model's weights."""
-    subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from grpo.cli import main; sys.exit(main())",
-            "train",
-            "parity-r1-zero",
-            f"run.dir={run}",
-            *TRAINED[kind],
-        ],
-        cwd=tree,
-        env={**os.environ, "PYTHONPATH": str(tree)},
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    digest = hashlib.sha256()
-    for file in sorted((run / "model").glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def git(*arguments: str) -> str:

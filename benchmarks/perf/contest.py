@@ -48,9 +48,10 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A script of this folder, its settings, and the interpreter it runs under.
+    """A script of perf/, its settings, and the interpreter it runs under.
 
     `repeats`: fewer than the others, for figures that are for orientation only.
+    `folder`: where perf/ lies; another checkout's, for its own scripts.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Contender:
     python: str = sys.executable
     env: Mapping[str, str] = field(default_factory=dict[str, str])
     repeats: int | None = None
+    folder: Path = FOLDER
 
 
 class Worker:
@@ -77,7 +79,7 @@ class Worker:
         }
         self.process = subprocess.Popen(
             [contender.python, "-m", f"perf.{contender.script}", json.dumps(settings)],
-            cwd=FOLDER,
+            cwd=contender.folder,
             env=environment(plan) | dict(contender.env),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -5,10 +5,10 @@
 Two states of the code, one seed: no change that only moves or renames may change a number. (Whether
 *one* state gives the same model every time it is asked is another question: same_bits.py.) BASE is
 checked out beside this tree, and OTHER too where it is named in this tree's place. Both run the
-recipes below, by the command line alone, since that is the one address that outlives a move:
+recipes of same_bytes_recipes.py, by the command line alone: the one address that outlives a move.
 
 * demo: the recipe of `make demo`, shortened, on two threads
-* pipeline: every kind of stage, each taking what an earlier one left
+* pipeline: every kind of stage, most of them from what an earlier one left
 * steps: two optimizer steps with every loss and every advantage, then one setting at a time
 * torch alone: the same steps without compiled kernels (GRPO_NATIVE=0)
 * with --whole, some minutes more: mini-r1 as it is, and SmolLM2 where models/ has it
@@ -39,9 +39,9 @@ from pathlib import Path
 from typing import Any
 
 from record import ROOT, commit, merge, origin, versions
+from same_bytes_recipes import losses, pipeline, settings
 
 OUT = ROOT / "benchmarks" / "results" / "same_bytes.json"
-ASSETS = ROOT / "recipes" / "assets"  # one input for both
 SMOLLM2 = "models/smollm2-135m-instruct"
 MAIN = "import sys; from grpo.cli import main; sys.exit(main())"
 PACKAGES = ("torch", "transformers", "trl", "peft", "numpy")
@@ -49,38 +49,6 @@ SEED = 7
 SAMPLED = {"data", "eval", "ledger", "shards"}  # folders of rows that were sampled or kept
 CLOCKS = ("time", "seconds", "step_time", "tokens_per_second", "learner/tokens_per_second")
 CLOCK_PREFIXES = ("time/", "schedule/", "memory/")
-
-# Every loss with its own arguments, and beside it an advantage: a test finds what is missing here.
-LOSSES: dict[str, dict[str, Any]] = {
-    "grpo": {},
-    "dr_grpo": {"delta": 1.5},
-    "dapo": {"epsilon_high": 0.28},
-    "bnpo": {"beta": 0.05},
-    "gspo": {"epsilon": 0.01},
-    "luspo": {"epsilon": 0.01},
-    "cispo": {"epsilon_high": 5.0},
-    "sapo": {"loss_args": {"sapo_temperature_neg": 1.1}},
-    "vespo": {},
-}
-ADVANTAGES = (
-    "grpo",
-    "dr_grpo",
-    "rloo",
-    "batch",
-    "reinforce_plus_plus_baseline",
-    "maxrl",
-    "pass@2",
-    "pass@4",
-    "pass@8",
-    "none",
-)
-PARITY: dict[str, Any] = {
-    "source": "parity",
-    "args": {"bits": 16},
-    "template": "raw",
-    "max_prompt_length": 32,
-}
-REWARDS = [{"name": "accuracy"}, {"name": "format"}]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +108,7 @@ def main() -> None:
         print(f"{name}: {verdict} ({len(facts.files)} files, {count} metrics)")
         for line in lines:
             print(f"  {line}")
-    if not arguments.other and "uncommitted" not in commit():
+    if not (arguments.other or arguments.only or "uncommitted" in commit()):
         write(base, wanted, after, found, time.time() - started)
     sys.exit(any(found.values()))
 
@@ -183,141 +151,6 @@ def written(run: Run, file: Path) -> Run:
     return Run(**{**vars(run), "recipe": str(file)})
 
 
-def pipeline() -> list[dict[str, Any]]:
-    """A small recipe with every kind of stage, a mix of tasks, an adapter and packed rows."""
-    bilingual = {**PARITY, "source": "bilingual", "args": {"bits": 12}, "max_prompt_length": 16}
-    size = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
-    sampled: dict[str, Any] = {
-        "data": bilingual,
-        "rollout": {
-            "prompts_per_step": 16,
-            "num_generations": 4,
-            "max_completion_length": 20,
-            "temperature": 1.5,
-        },
-        "rewards": [{"name": "accuracy"}],
-        "filter": {"num_tasks": 16, "language": "en", "max_repetition": 0.9},
-    }
-    learner = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-3, "max_length": 64}
-    rows = {"path": str(ASSETS / "mini-r1-cold-start.jsonl")}
-    corpus = {"source": "bilingual", "args": {"bits": 12, "long_fraction": 0.5}}
-    first = {"kind": "pretrain", "name": "base", "model": {**size, "max_position": 64}}
-    rl = {key: sampled[key] for key in ("data", "rollout")} | {"rewards": REWARDS}
-    short: dict[str, Any] = {"max_steps": 2, "learning_rate": 1e-3}
-    few = {"num_tasks": 4, "num_samples": 2}
-    return [
-        {**first, "data": corpus, "learner": {"max_steps": 10, "batch_size": 32}},
-        {
-            "kind": "sft",
-            "name": "cold",
-            "model": {"path": "stage:base"},
-            "data": rows,
-            "learner": learner,
-        },
-        {
-            "kind": "rl",
-            "name": "rl",
-            "model": {"path": str(ASSETS / "mini-r1")},
-            **rl,
-            "learner": short,
-            "eval": few,
-        },
-        {"kind": "reject", "name": "kept", "model": {"path": "stage:rl"}, **sampled},
-        {
-            "kind": "sft",
-            "name": "again",
-            "model": {"path": "stage:base", "lora_rank": 4},
-            "data": {"path": "stage:kept", "mix": {rows["path"]: 0.3}},
-            "learner": {**learner, "packing": True},
-        },
-        *(
-            {
-                "kind": "distill",
-                "name": f"by_{method}",
-                "teacher": {"path": "stage:rl"},
-                "model": {"path": "stage:base"},
-                **sampled,
-                "learner": learner,
-                "method": method,
-            }
-            for method in ("sequence", "logits")
-        ),
-        {
-            "kind": "eval",
-            "name": "table",
-            "models": ["stage:base", "stage:rl", "stage:again", "stage:by_logits"],
-            "data": bilingual,
-            "rewards": REWARDS,
-            "max_completion_length": 20,
-            **few,
-        },
-    ]
-
-
-def rl_stage(name: str, **sections: dict[str, Any]) -> dict[str, Any]:
-    """One rollout batch in two optimizer steps on the shipped base.
-
-    AdamW's first step is about the gradient's sign; the second one sees its size, and ratios that
-    are not 1.
-    """
-    stage: dict[str, Any] = {
-        "model": {"path": str(ASSETS / "parity-base")},
-        "data": PARITY,
-        "rollout": {"prompts_per_step": 4, "num_generations": 9, "max_completion_length": 24},
-        "algorithm": {"num_minibatches": 2},
-        "learner": {"max_steps": 1, "learning_rate": 1e-3, "tokens_per_micro_batch": 512},
-        "eval": {"num_tasks": 1, "num_samples": 1},
-    }
-    merged = {key: {**stage.get(key, {}), **value} for key, value in sections.items()}
-    return {"kind": "rl", "name": name, "rewards": REWARDS, **stage, **merged}
-
-
-def losses() -> list[dict[str, Any]]:
-    """A stage for every loss and every advantage, in pairs; the last ones come with dapo."""
-    rest = ["dapo"] * (len(ADVANTAGES) - len(LOSSES))
-    return [
-        rl_stage(
-            f"{loss}_{advantage.replace('@', '')}",
-            algorithm={"loss_type": loss, "advantage": advantage, **LOSSES[loss]},
-        )
-        for advantage, loss in zip(ADVANTAGES, [*LOSSES, *rest], strict=True)
-    ]
-
-
-def settings() -> list[dict[str, Any]]:
-    """A stage for each setting that takes another way through the code."""
-    two: dict[str, Any] = {"max_steps": 2}
-    return [
-        rl_stage("adapter", model={"lora_rank": 4}),
-        rl_stage("bfloat16", model={"dtype": "bfloat16"}),
-        rl_stage("engine_bfloat16", rollout={"dtype": "bfloat16"}),
-        rl_stage("prompts_apart", learner={"share_prompts": False}),
-        rl_stage("recomputed", learner={"gradient_checkpointing": True, "weight_decay": 0.01}),
-        rl_stage("one_step_off", schedule={"mode": "one_step_off"}, learner=two),
-        rl_stage(
-            "reference",
-            algorithm={"beta": 0.05, "ref_model_sync_steps": 1, "num_iterations": 2},
-            learner={**two, "lr_scheduler_type": "cosine"},
-        ),
-        rl_stage(
-            "entropy",
-            algorithm={"loss_args": {"top_entropy_quantile": 0.5, "entropy_coef": 0.01}},
-        ),
-        rl_stage(
-            "filtered",
-            rollout={
-                "top_p": 0.9,
-                "top_k": 5,
-                "min_p": 0.01,
-                "temperature": 1.2,
-                "stop": ["odd odd"],
-            },
-            algorithm={"sampling_correction": "sequence_mask", "mask_truncated_completions": True},
-        ),
-        rl_stage("more_rounds", rollout={"oversample": 1.5, "max_rounds": 2}, learner=two),
-    ]
-
-
 def measure(
     sides: Sequence[Side], wanted: Mapping[str, Run], folder: Path
 ) -> list[dict[str, Facts]]:
@@ -335,7 +168,7 @@ def known(side: Side, run: Run, folder: Path) -> Facts:
     """The facts of a run, taken from the cache where that has them of this commit."""
     if side.cache is None or side.commit is None:
         return facts(trained(side.tree, run, folder))
-    own = json.dumps(run.stages).replace(str(ROOT), "")
+    own = json.dumps(run.stages, sort_keys=True).replace(str(ROOT), "")
     said = json.dumps(
         [
             run.recipe if not run.stages else own,
@@ -406,10 +239,10 @@ def differences(base: Facts, this: Facts) -> list[str]:
         for gone in [name for name in old if name not in new]:
             same = next((n for n in new if n not in old and new[n] == old[gone]), None)
             if same is not None:
-                said.append(f"renamed in {file}: {gone} is {same}")
+                said.append(f"renamed: {gone} is {same}")
                 del old[gone], new[same]
         said += [f"{file}: {line}" for line in unequal(old, new)]
-    return said
+    return list(dict.fromkeys(said))
 
 
 def unequal(base: Mapping[str, Any], this: Mapping[str, Any]) -> Iterator[str]:

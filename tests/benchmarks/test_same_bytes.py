@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from same_bytes import ADVANTAGES, LOSSES, Facts, differences, facts, losses, pipeline
+from same_bytes import Facts, differences, facts
+from same_bytes_recipes import ADVANTAGES, LOSSES, losses, pipeline, settings
 
 from grpo import advantage
 from grpo.config import from_dict
@@ -92,7 +93,7 @@ def test_a_renamed_metric_is_told_and_one_with_other_values_is_a_difference() ->
     base = Facts(files={}, metrics={"m": {"parity/z": [0.5], "loss": [1.0]}})
     renamed = Facts(files={}, metrics={"m": {"agreement/z": [0.5], "loss": [1.0]}})
     other = Facts(files={}, metrics={"m": {"agreement/z": [0.6], "loss": [1.0]}})
-    assert differences(base, renamed) == ["renamed in m: parity/z is agreement/z"]
+    assert differences(base, renamed) == ["renamed: parity/z is agreement/z"]
     assert differences(base, other) == ["m: agreement/z is new", "m: parity/z is only in the base"]
 
 
@@ -100,5 +101,5 @@ def test_every_loss_advantage_and_kind_of_stage_is_run() -> None:
     assert set(LOSSES) == set(LOSS_TYPES)
     assert set(ADVANTAGES) == set(advantage.ADVANTAGES)
     assert {stage["kind"] for stage in pipeline()} == set(STAGES)
-    for stages in (pipeline(), losses()):
+    for stages in (pipeline(), [*losses(), *settings()]):
         from_dict({"name": "checked", "stages": stages})

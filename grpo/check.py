@@ -9,7 +9,7 @@ from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.preflight import check_tasks
 from grpo.rewards import REWARDS
-from grpo.rewards.check import Checked, Fault, check
+from grpo.rewards.golds import Checked, Fault, check
 from grpo.rewards.known import misjudged
 from grpo.rewards.probe import Report, doctor
 from grpo.schema import Recipe, RLStage

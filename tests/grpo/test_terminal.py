@@ -24,7 +24,7 @@ from grpo.config import load
 from grpo.console import Console, Said
 from grpo.errors import DataError, GrpoError
 from grpo.log import RunLog
-from grpo.rewards.check import Fault
+from grpo.rewards.golds import Fault
 from grpo.rewards.probe import Report
 from grpo.summary import print_models
 from grpo.types import Score

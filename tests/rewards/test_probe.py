@@ -11,13 +11,13 @@ import pytest
 from grpo import check
 from grpo.console import Console
 from grpo.errors import RewardError
-from grpo.rewards import kernel, probe, sandbox
 from grpo.rewards import known as known_answers
+from grpo.rewards import linux, probe, sandbox
 
 
 def has_landlock() -> bool:
     try:
-        return kernel.landlock_abi() >= 1
+        return linux.landlock_abi() >= 1
     except OSError:
         return False
 

@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -64,6 +65,24 @@ class Server:
         host = "127.0.0.1" if self.host in (*ANYWHERE, *LOOPBACK[:2]) else self.host
         host = f"[{host}]" if ":" in host else host
         return Address(url=f"http://{host}:{self.port}", setting="--host and --port")
+
+
+def main(arguments: Namespace) -> int:
+    """Serve as the command line says; 0 when it has ended. Raises GrpoError."""
+    serve(
+        Server(
+            model=arguments.model,
+            host=arguments.host,
+            port=arguments.port,
+            dtype=arguments.dtype,
+            max_model_len=arguments.max_model_len,
+            kv_cache_gib=arguments.kv_cache_gib,
+            threads=arguments.threads,
+            token=not arguments.no_token,
+            options=tuple(arguments.vllm),
+        )
+    )
+    return 0
 
 
 def serve(server: Server) -> None:

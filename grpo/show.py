@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from grpo.durable import read_json
 from grpo.errors import RunError
 from grpo.lines import split_lines
 from grpo.log import BARS
+from grpo.options import check_folder
 from grpo.summary import print_models, print_stages
 
 FIRST = (
@@ -30,6 +32,12 @@ FIRST = (
 )
 WIDTH = 40
 LARGEST = 1e300  # of what is drawn: sums of more are infinite
+
+
+def main(arguments: Namespace) -> int:
+    """Show the run that the command line names; 0. Raises GrpoError."""
+    print_run(Path(check_folder(arguments.run, "RUN")))
+    return 0
 
 
 def print_run(folder: Path, console: Console | None = None) -> None:

@@ -131,9 +131,9 @@ def metrics_table(steps: list[dict[str, Any]], title: str) -> Table:
     return table
 
 
-def curve(values: list[float], width: int = WIDTH) -> str:
-    """All values as at most `width` block characters, each the mean of its share of the steps."""
-    cells = min(width, len(values))
+def curve(values: list[float]) -> str:
+    """All values as at most WIDTH block characters, each the mean of its share of the steps."""
+    cells = min(WIDTH, len(values))
     cuts = [i * len(values) // cells for i in range(cells + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
     low, span = min(means), (max(means) - min(means)) or 1.0

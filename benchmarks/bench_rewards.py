@@ -25,7 +25,7 @@ from typing import Any
 
 from grpo.rewards.code import Code
 from grpo.rewards.math import Math, gold_of
-from grpo.rewards.probe import doctor
+from grpo.rewards.probe import reports
 from grpo.types import Task
 
 WORKERS = 2
@@ -255,7 +255,7 @@ def main() -> int:
         "machine": f"{os.cpu_count()} x {platform.machine()}, Python {platform.python_version()}",
         "versions": {name: version(name) for name in ("math-verify", "sympy")},
         "workers": WORKERS,
-        "sandbox": {report.tier: report.holds for report in doctor()},
+        "sandbox": {report.tier: report.holds for report in reports()},
         "math": math,
         "hangs": hangs,
         "code": code,

@@ -243,7 +243,7 @@ def _model_type(config: Path) -> str:
         return ""
 
 
-def make_tiny(family: Family, folder: Path, *, seed: int = 0, classifier: bool = False) -> None:
+def make_tiny(family: Family, folder: Path, *, classifier: bool = False) -> None:
     """Write a tiny model of the family and its tokenizer to `folder`, float32.
 
     `classifier`: a sequence classifier with one logit instead, which is what a reward model is.
@@ -253,7 +253,7 @@ def make_tiny(family: Family, folder: Path, *, seed: int = 0, classifier: bool =
 
     tokenizer = make_tokenizer(family)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         config = ARCHITECTURES[family.architecture](len(tokenizer))
         config.pad_token_id = tokenizer.pad_token_id
         config.bos_token_id = tokenizer.bos_token_id

@@ -7,6 +7,7 @@ models trained on single problems have no use for a history.
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +17,9 @@ from rich.columns import Columns
 from rich.panel import Panel
 from rich.text import Text
 
-from grpo import pretrained
+from grpo import out_of_memory, pretrained
 from grpo.console import Console, Said
-from grpo.errors import DataError
+from grpo.errors import DataError, RecipeError
 from grpo.model_files import models_in
 from grpo.printable import printable
 
@@ -30,6 +31,24 @@ class Speaker:
     name: str
     model: Any
     tokenizer: Any
+
+
+def main(arguments: Namespace) -> int:
+    """Talk as the command line says; 0. Raises GrpoError."""
+    if len(arguments.models) > 2:
+        raise RecipeError(f"chat takes one or two models, not {len(arguments.models)}.")
+    if arguments.temperature < 0:
+        raise RecipeError(f"--temperature {arguments.temperature:g} must be 0 (greedy) or above.")
+    shorter = f"--max-tokens {max(1, arguments.max_tokens // 2)}"
+    one = ["one MODEL at a time"] if len(arguments.models) > 1 else []
+    with out_of_memory.explained_by(*one, shorter):
+        chat(
+            arguments.models,
+            template=arguments.template,
+            max_tokens=arguments.max_tokens,
+            temperature=arguments.temperature,
+        )
+    return 0
 
 
 def chat(

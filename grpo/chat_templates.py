@@ -63,19 +63,19 @@ def _of_folder(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def check_template(tokenizer: Any, setting: str = SETTING) -> None:
+def check_template(tokenizer: Any) -> None:
     """Try the tokenizer's template on a question and an answer. Raises RecipeError."""
-    prompt = _rendered(tokenizer, [_ASKED], True, setting)
-    shown = _rendered(tokenizer, [_ASKED], False, setting)
-    whole = _rendered(tokenizer, [_ASKED, _SAID], False, setting)
+    prompt = _rendered(tokenizer, [_ASKED], True)
+    shown = _rendered(tokenizer, [_ASKED], False)
+    whole = _rendered(tokenizer, [_ASKED, _SAID], False)
     for who, said, text in (("user", _ASKED, prompt), ("assistant", _SAID, whole)):
         if said not in text:
-            raise RecipeError(f"{setting} does not show the text of the {who}'s message")
+            raise RecipeError(f"{SETTING} does not show the text of the {who}'s message")
     before = whole.partition(_SAID)[0]
     begins = before[len(shown) :].strip() if before.startswith(shown) else ""
     if prompt == shown and begins:
         raise RecipeError(
-            f"{setting} does not use add_generation_prompt, so that the model would have to write "
+            f"{SETTING} does not use add_generation_prompt, so that the model would have to write "
             f"{begins!r} itself: end it with {{% if add_generation_prompt %}}…{{% endif %}}, "
             "which writes what stands before an answer"
         )
@@ -84,13 +84,13 @@ def check_template(tokenizer: Any, setting: str = SETTING) -> None:
 def turn_end(tokenizer: Any) -> str:
     """What the tokenizer's template writes after an answer; "" where it is not known."""
     try:
-        whole = _rendered(tokenizer, [_ASKED, _SAID], False, SETTING)
+        whole = _rendered(tokenizer, [_ASKED, _SAID], False)
     except RecipeError:  # of a model's own template, which may refuse this and take others
         return ""
     return whole.partition(_SAID)[2].strip()
 
 
-def _rendered(tokenizer: Any, said: list[str], begin: bool, setting: str) -> str:
+def _rendered(tokenizer: Any, said: list[str], begin: bool) -> str:
     from jinja2 import TemplateSyntaxError  # there wherever a chat template is
 
     roles = ("user", "assistant")
@@ -98,10 +98,10 @@ def _rendered(tokenizer: Any, said: list[str], begin: bool, setting: str) -> str
     try:
         return rendered(tokenizer, messages, add_generation_prompt=begin)
     except TemplateSyntaxError as error:
-        raise RecipeError(f"{setting}, line {error.lineno}: {error.message}") from error
+        raise RecipeError(f"{SETTING}, line {error.lineno}: {error.message}") from error
     except Exception as error:  # it is a program
         line = _line(error)
-        where = f"{setting}, line {line}" if line else setting
+        where = f"{SETTING}, line {line}" if line else SETTING
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise RecipeError(f"{where}: {reason}") from error
 

@@ -1,7 +1,8 @@
-"""`grpo check` and `grpo doctor`: are the verifiers right, and does the sandbox hold?"""
+"""`grpo check`: do the verifiers of a recipe accept its own golds, and refuse wrong answers?"""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Iterator
 
 from grpo import plugins
@@ -9,11 +10,14 @@ from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.preflight import check_tasks
 from grpo.rewards import REWARDS
-from grpo.rewards.check import Checked, Fault, check
-from grpo.rewards.known import misjudged
-from grpo.rewards.probe import Report, doctor
+from grpo.rewards.golds import Checked, Fault, check
 from grpo.schema import Recipe, RLStage
 from grpo.types import Task, TaskSource
+
+
+def main(recipe: Recipe, arguments: Namespace) -> int:
+    """Check a recipe as the command line says; 1 where a verifier is wrong. Raises GrpoError."""
+    return 0 if check_recipe(recipe, arguments.limit) else 1
 
 
 def check_recipe(recipe: Recipe, limit: int, console: Console | None = None) -> bool:
@@ -50,35 +54,6 @@ def check_recipe(recipe: Recipe, limit: int, console: Console | None = None) -> 
         raise RecipeError("nothing to check: no reward of this recipe judges an answer it has.")
     console.print("every gold accepted, no planted answer accepted" if clean else "see above")
     return clean
-
-
-def print_doctor(console: Console | None = None) -> bool:
-    """Print what confines model code on this machine; True if something does and graders work.
-
-    A tier is in order when nothing leaks and every verifier, run in it from end to end, tells a
-    known right answer from a wrong one.
-    """
-    console = console or Console(soft_wrap=True)
-    best: Report | None = None
-    sound = True
-    for report in doctor():
-        faults = misjudged(report.tier) if report.holds else []
-        good = report.holds and not faults
-        console.print(f"{'holds' if good else 'no   '}  {report.tier}", highlight=False)
-        said = [report.error] if report.error else []
-        said += [f"lets through: {action}" for action in report.leaks]
-        said += [f"cannot {action}: {reason}" for action, reason in report.broken.items()]
-        for line in [*said, *(f"cannot grade: {fault}" for fault in faults)]:
-            console.print(f"         {line}", highlight=False)
-        if best is None and report.holds:
-            best, sound = report, not faults
-    if best is None:
-        console.print("no sandbox holds: `math` and `code` refuse unless args say sandbox: unsafe")
-        return False
-    console.print(f"in use: {best.tier}; denied: {', '.join(best.denied)}")
-    if not sound:
-        console.print("graders do not work in it: the lines above say what is missing")
-    return sound
 
 
 def _tasks(source: TaskSource, limit: int) -> Iterator[Task]:

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from grpo import cheaper, out_of_memory, terminal
-from grpo.errors import GrpoError, PluginError, RecipeError
+from grpo import terminal
+from grpo.errors import GrpoError, PluginError
 from grpo.foreign import said
-from grpo.options import check_evaluated, check_form, given
-from grpo.terminal import write_data
+
+if TYPE_CHECKING:
+    from grpo.schema import Recipe
 
 USAGE = 2
 INTERRUPTED = 130
@@ -233,212 +232,74 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    if arguments.resume is not None:
-        if arguments.recipe is not None:
-            raise RecipeError(
-                f"--resume continues a run with the settings it has; leave out {arguments.recipe!r}"
-                + (" and the overrides." if arguments.overrides else ".")
-            )
-        folder = _folder(arguments.resume, "--resume")
-        from grpo.ray_learners import resume
+    from grpo import train
 
-        resume(folder, accept_changes=bool(arguments.accept_changes))
-        return 0
-    check_form("train", "grpo train RECIPE", arguments)
-    if arguments.recipe is None:
-        raise RecipeError("train needs a RECIPE, or --resume RUN.")
-    from grpo import config
-
-    recipe = config.load(arguments.recipe, arguments.overrides)
-    from grpo import preflight
-
-    if os.environ.get("RANK", "0") == "0":  # at once: torch takes seconds to load
-        print(f"{recipe.name} -> {recipe.run_dir}", file=sys.stderr, flush=True)
-    preflight.first(recipe)
-    from grpo.ray_learners import train  # imports torch: only once the recipe is known to be good
-
-    train(recipe)
-    return 0
+    return train.main(arguments)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    if arguments.tasks is not None or arguments.data:
-        return _eval_tasks(arguments)
-    from grpo import config
+    from grpo import eval
 
-    run = Path(arguments.model) / "resolved.json"
-    if arguments.recipe is not None:
-        check_form("eval", "grpo eval MODEL --recipe RECIPE", arguments)
-        recipe = config.load(arguments.recipe, arguments.overrides)
-    elif run.is_file():
-        check_form("eval", "grpo eval RUN", arguments)
-        from grpo.durable import read_json
-
-        recipe = config.from_dict(read_json(run), arguments.overrides)
-    else:
-        raise RecipeError(
-            f"{arguments.model!r} is not the folder of a run, so eval needs --tasks NAME,… or "
-            "--recipe RECIPE to know the tasks and rewards."
-        )
-    names = [stage.name for stage in recipe.stages]
-    less: list[str] = []
-    for stage in [stage for stage in recipe.stages if stage.kind == "rl"][-1:]:
-        check_evaluated(arguments.overrides, names, stage.name, bool(stage.eval.rewards))
-        less = cheaper.of_evaluation(stage, len(names) > 1)
-    from grpo.evaluation import evaluate_model
-
-    with out_of_memory.explained_by(*less):
-        write_data(json.dumps(evaluate_model(arguments.model, recipe), indent=2) + "\n")
-    return 0
-
-
-def _eval_tasks(arguments: argparse.Namespace) -> int:
-    if arguments.recipe is not None or arguments.overrides:
-        named = "--recipe" if arguments.recipe is not None else repr(arguments.overrides[0])
-        raise RecipeError(f"eval takes --tasks or a recipe, not both; leave out {named}.")
-    check_form("eval", "grpo eval MODEL --tasks NAME,…", arguments)
-    data: dict[str, str] = {}
-    for word in arguments.data:
-        name, equals, file = word.partition("=")
-        if not (name and equals and file):
-            raise RecipeError(f"--data takes TASK=FILE.jsonl, not {word!r}.")
-        if name in data:
-            raise RecipeError(f"--data names task {name!r} twice: {data[name]!r} and {file!r}.")
-        data[name] = file
-    from grpo.config import parse_args
-    from grpo.evaluation import Asked, evaluate_tasks
-
-    asked = {name: getattr(arguments, name) for name in given(arguments)}
-    model = asked.pop("model")
-    asked |= {"tasks": arguments.tasks if arguments.tasks is not None else tuple(data)}
-    asked |= {"data": data, "engine_args": parse_args(arguments.engine_args)}
-    asked.pop("verb")
-    if "template" in asked:
-        asked["templates"] = asked.pop("template")
-    ask = Asked(**asked)
-    args = dict(ask.engine_args)
-    less = cheaper.of_tasks(ask.engine, args, ask.max_tokens or 0, ask.dtype)
-    with out_of_memory.explained_by(*less):
-        evaluate_tasks(model, ask)
-    return 0
+    return eval.main(arguments)
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from grpo.rewards.score_file import score_file
-    from grpo.score import print_scores
+    from grpo import score
 
-    if Path(arguments.file).is_dir():
-        raise RecipeError(f"{arguments.file!r} is a folder; name a JSON-lines file to score.")
-    if not Path(arguments.file).exists():  # a pipe will do
-        raise RecipeError(f"there is no file {arguments.file!r} to score.")
-    from grpo.config import parse_args
-
-    rows = score_file(
-        arguments.reward,
-        arguments.file,
-        arguments.workers,
-        parse_args(arguments.args),
-        arguments.timeout,
-    )
-    return print_scores(_within_memory(rows, arguments))
-
-
-def _within_memory(
-    rows: Iterator[dict[str, Any]], arguments: argparse.Namespace
-) -> Iterator[dict[str, Any]]:
-    """The rows; a lack of memory is a sentence."""
-    fewer = ["--workers 1"] if arguments.workers > 1 else []
-    if arguments.reward == "reward_model":
-        fewer += ["--args batch_size=1", "--args max_length=512"]
-    with out_of_memory.explained_by(*fewer):
-        yield from rows
+    return score.main(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from grpo import config
+    recipe = _recipe(arguments)
+    from grpo import check
 
-    recipe = config.load(arguments.recipe, arguments.overrides)
-    from grpo.check import check_recipe
-
-    return 0 if check_recipe(recipe, arguments.limit) else 1
+    return check.main(recipe, arguments)
 
 
 def _doctor(_arguments: argparse.Namespace) -> int:
-    from grpo.check import print_doctor
+    from grpo import doctor
 
-    return 0 if print_doctor() else 1
+    return doctor.main()
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from grpo import config
+    recipe = _recipe(arguments)
     from grpo.plan import print_plan
 
-    print_plan(config.load(arguments.recipe, arguments.overrides))
+    print_plan(recipe)
     return 0
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:
-    from grpo import config
+    recipe = _recipe(arguments)
+    from grpo import dryrun
 
-    recipe = config.load(arguments.recipe, arguments.overrides)
-    if arguments.out is not None and Path(arguments.out).exists():
-        raise RecipeError(f"--out {arguments.out!r} is there already; name a new folder.")
-    from grpo.dryrun import dry_run
-
-    out = None if arguments.out is None else Path(arguments.out).resolve()
-    checks = dry_run(recipe, architecture=arguments.architecture, folder=out)
-    return 0 if all(check.passed for check in checks) else 1
+    return dryrun.main(recipe, arguments)
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from grpo.show import print_run
+    from grpo import show
 
-    print_run(Path(_folder(arguments.run, "RUN")))
-    return 0
+    return show.main(arguments)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    if len(arguments.models) > 2:
-        raise RecipeError(f"chat takes one or two models, not {len(arguments.models)}.")
-    if arguments.temperature < 0:
-        raise RecipeError(f"--temperature {arguments.temperature:g} must be 0 (greedy) or above.")
-    from grpo.chat import chat
+    from grpo import chat
 
-    shorter = f"--max-tokens {max(1, arguments.max_tokens // 2)}"
-    one = ["one MODEL at a time"] if len(arguments.models) > 1 else []
-    with out_of_memory.explained_by(*one, shorter):
-        chat(
-            arguments.models,
-            template=arguments.template,
-            max_tokens=arguments.max_tokens,
-            temperature=arguments.temperature,
-        )
-    return 0
+    return chat.main(arguments)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from grpo.serve import Server, serve
+    from grpo import serve
 
-    serve(
-        Server(
-            model=arguments.model,
-            host=arguments.host,
-            port=arguments.port,
-            dtype=arguments.dtype,
-            max_model_len=arguments.max_model_len,
-            kv_cache_gib=arguments.kv_cache_gib,
-            threads=arguments.threads,
-            token=not arguments.no_token,
-            options=tuple(arguments.vllm),
-        )
-    )
-    return 0
+    return serve.main(arguments)
 
 
-def _folder(path: str, name: str) -> str:
-    if not Path(path).is_dir():
-        raise RecipeError(f"{name}: there is no folder {path!r}.")
-    return path
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    """The recipe with its settings, read before a verb has anything imported that takes seconds."""
+    from grpo.config import load
+
+    return load(arguments.recipe, arguments.overrides)
 
 
 def _count(text: str) -> int:

@@ -112,14 +112,14 @@ def check_type(setting: str, name: str, device: torch.device | None = None) -> N
     )
 
 
-def check_kernels(device: torch.device | None = None) -> None:
+def check_kernels() -> None:
     """Refuse a GPU that this PyTorch was not compiled for: every operation on it would fail.
 
     Raises RecipeError.
     """
-    device = device or here()
     import torch
 
+    device = here()
     if device.type != "cuda" or torch.version.hip is not None:
         return
     capability, known = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()

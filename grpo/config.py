@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from grpo.errors import RecipeError, unknown_name
 from grpo.locate import locate
-from grpo.schema import STAGES, AnyStage, PretrainStage, Recipe, RLStage, Run
+from grpo.schema import STAGES, PretrainStage, Recipe, RLStage, Run
 from grpo.yaml_tree import Tree, read_yaml, read_yaml_file
 
 __all__ = ["PretrainStage", "RLStage", "Recipe", "Run", "from_dict", "load", "resolved", "shipped"]
@@ -126,30 +126,6 @@ def section_types(model: type[BaseModel]) -> dict[str, FieldInfo]:
         else:
             found |= {f"{name}.{key}": value for key, value in section_types(inner).items()}
     return found
-
-
-def num_fields(stage: type[AnyStage], known: Sequence[type[AnyStage]] = ()) -> int:
-    """Settings a reader of a stage has to know: all but its name and kind.
-
-    A section met a second time (the rewards of an evaluation) counts as one; one that a stage of a
-    `known` kind has as well, as none.
-    """
-    met: set[type] = set()
-
-    def count(model: type[BaseModel], free: set[type]) -> int:
-        met.update(model.__mro__)
-        total = 0
-        for info in model.model_fields.values():
-            inner = _model_in(info.annotation)
-            if inner is None or (inner in met and inner not in free):
-                total += 1
-            elif inner not in free:
-                total += count(inner, free)
-        return total
-
-    for other in known:
-        count(other, set())
-    return count(stage, set(met)) - len({"name", "kind"})
 
 
 def _parse(file: Path) -> Tree:

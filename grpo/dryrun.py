@@ -11,6 +11,7 @@ import json
 import math
 import signal
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -56,6 +57,15 @@ def interrupt(result: Step) -> None:
 def written(*, completions: Sequence[str | list[Message]], **_: Any) -> list[float]:
     """Reward of a dry run: 1 for a completion with any text, else 0."""
     return [float(bool(text_of(completion).strip())) for completion in completions]
+
+
+def main(recipe: Recipe, arguments: Namespace) -> int:
+    """Try a recipe as the command line says; 1 where a check fails. Raises GrpoError."""
+    out = None if arguments.out is None else Path(arguments.out).resolve()
+    if out is not None and out.exists():
+        raise RecipeError(f"--out {arguments.out!r} is there already; name a new folder.")
+    checks = dry_run(recipe, architecture=arguments.architecture, folder=out)
+    return 0 if all(check.passed for check in checks) else 1
 
 
 def dry_run(

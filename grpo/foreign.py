@@ -21,11 +21,12 @@ from functools import cache
 from types import FrameType
 from typing import Any
 
+import grpo
 from grpo.errors import GrpoError
 
 logger = logging.getLogger(__name__)
 
-_OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_OURS = os.path.dirname(os.path.abspath(str(grpo.__file__))) + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _NOWHERE = ("<frozen", "<string>")  # Python's own, and what dataclasses and the like write
 _STOPPING = (signal.SIGINT, signal.SIGTERM)

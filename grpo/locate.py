@@ -17,12 +17,14 @@ from grpo.schema import (
     Algorithm,
     AnyStage,
     Data,
+    DistillStage,
     Eval,
     EvalStage,
     Filter,
     Model,
     PretrainData,
     PretrainStage,
+    RejectStage,
     RewardSpec,
     RLStage,
     Rollout,
@@ -35,56 +37,26 @@ Tree = dict[str, Any]
 
 
 def locate(stage: AnyStage, folder: Path | None, many: bool) -> Any:
-    """Absolute paths for local files, and plug-in names checked; the stage otherwise unchanged."""
+    """Absolute paths for local files, and plug-in names checked; the stage otherwise unchanged.
+
+    folder: of the recipe, where its files are looked for too; many: whether messages name the
+    stage. Raises RecipeError.
+    """
     where = f"{stage.name}." if many else ""
     found: dict[str, Any] = {}
     for name in type(stage).model_fields:
-        section, field = getattr(stage, name), f"{where}{name}"
-        if isinstance(section, Data | PretrainData):
-            spec, args = section.source, section.args
-            source = _plugin("source", f"{field}.source", spec, folder, args)
-            found[name] = _copy(section, source=source, args=_data_args(args, folder))
-        elif isinstance(section, Model | Teacher | SFTData):
-            found[name] = _copy(section, path=_path(f"{field}.path", section.path, folder))
-        elif isinstance(section, Rollout):
-            engine = _plugin("engine", f"{field}.engine", section.engine, folder)
-            if not (isinstance(stage, RLStage) or isinstance(section.max_completion_length, int)):
-                raise RecipeError(
-                    f"{field}.max_completion_length = {section.max_completion_length!r}: only an "
-                    "rl stage has steps to change it at; write one number"
-                )
-            found[name] = _copy(section, engine=engine)
-        elif isinstance(section, Filter):
-            names = [_file(name, folder) or name for name in section.decontaminate]
-            found[name] = _copy(section, decontaminate=tuple(map(str, names)))
-        elif isinstance(section, Eval):
-            found[name] = _copy(
-                section, rewards=_rewards(section.rewards, f"{field}.rewards", folder)
-            )
-        elif isinstance(section, SLM):
-            reference = section.reference and _path(f"{field}.reference", section.reference, folder)
-            found[name] = _copy(section, reference=reference)
-        elif isinstance(section, Algorithm):
-            loss, advantage = section.loss_type, section.advantage
-            found[name] = _copy(
-                section,
-                loss_type=_plugin("objective", f"{field}.loss_type", loss, folder),
-                advantage=_plugin("advantage", f"{field}.advantage", advantage, folder),
-            )
-    if given := getattr(getattr(stage, "data", None), "chat_template", ""):
-        data, field = found["data"], f"{where}data.chat_template"
-        text = template_text(given, _file(given, folder) if "{" not in given else None, field)
-        found["data"] = _copy(data, chat_template=text)  # so that a resumed run has the same
-    if isinstance(found.get("data"), SFTData):
-        mix = found["data"].mix
-        mix = {_path(f"{where}data.mix", path, folder): share for path, share in mix.items()}
-        found["data"] = _copy(found["data"], mix=mix)
+        given = getattr(stage, name)
+        section = _section(given, f"{where}{name}", folder)
+        if section is not given:
+            found[name] = section
     if isinstance(stage, EvalStage):
         models = [_path(f"{where}models", path, folder) for path in stage.models]
         found["models"] = tuple(models)
         if stage.baseline:
             found["baseline"] = models[stage.models.index(stage.baseline)]
         found["engine"] = _plugin("engine", f"{where}engine", stage.engine, folder)
+    if isinstance(stage, DistillStage | RejectStage):
+        _check_length(stage.rollout.max_completion_length, f"{where}rollout.max_completion_length")
     if not isinstance(stage, PretrainStage | SFTStage):
         found["rewards"] = _rewards(stage.rewards, f"{where}rewards", folder)
     if isinstance(stage, RLStage):
@@ -101,6 +73,55 @@ def locate(stage: AnyStage, folder: Path | None, many: bool) -> Any:
             for i, rule in enumerate(stage.curriculum)
         )
     return _copy(stage, **found)
+
+
+def _section(section: Any, field: str, folder: Path | None) -> Any:
+    """One section of a stage with its files and plug-ins found; any other value as it is."""
+    match section:
+        case Data() | PretrainData():
+            spec, args = section.source, section.args
+            source = _plugin("source", f"{field}.source", spec, folder, args)
+            found = _copy(section, source=source, args=_data_args(args, folder))
+        case SFTData():
+            mix = {
+                _path(f"{field}.mix", path, folder): share for path, share in section.mix.items()
+            }
+            found = _copy(section, path=_path(f"{field}.path", section.path, folder), mix=mix)
+        case Model() | Teacher():
+            return _copy(section, path=_path(f"{field}.path", section.path, folder))
+        case Rollout():
+            return _copy(
+                section, engine=_plugin("engine", f"{field}.engine", section.engine, folder)
+            )
+        case Filter():
+            names = [_file(name, folder) or name for name in section.decontaminate]
+            return _copy(section, decontaminate=tuple(map(str, names)))
+        case Eval():
+            return _copy(section, rewards=_rewards(section.rewards, f"{field}.rewards", folder))
+        case SLM():
+            reference = section.reference and _path(f"{field}.reference", section.reference, folder)
+            return _copy(section, reference=reference)
+        case Algorithm():
+            loss, advantage = section.loss_type, section.advantage
+            return _copy(
+                section,
+                loss_type=_plugin("objective", f"{field}.loss_type", loss, folder),
+                advantage=_plugin("advantage", f"{field}.advantage", advantage, folder),
+            )
+        case _:
+            return section
+    if given := getattr(section, "chat_template", ""):
+        file = _file(given, folder) if "{" not in given else None
+        text = template_text(given, file, f"{field}.chat_template")
+        found = _copy(found, chat_template=text)  # so that a resumed run has the same
+    return found
+
+
+def _check_length(length: Any, field: str) -> None:
+    if not isinstance(length, int):
+        raise RecipeError(
+            f"{field} = {length!r}: only an rl stage has steps to change it at; write one number"
+        )
 
 
 def _copy(section: Any, **update: Any) -> Any:

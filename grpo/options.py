@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from grpo.errors import RecipeError
 
@@ -86,6 +87,13 @@ def check_form(verb: str, form: str, arguments: Namespace) -> None:
     if homes and len(ignored) == 1:
         raise RecipeError(f"{said}, which belongs to `{homes[0]}`.")
     raise RecipeError(f"{said}; leave {'it' if len(ignored) == 1 else 'them'} out.")
+
+
+def check_folder(path: str, name: str) -> str:
+    """The path of a folder that an option or argument names. Raises RecipeError if it is none."""
+    if not Path(path).is_dir():
+        raise RecipeError(f"{name}: there is no folder {path!r}.")
+    return path
 
 
 def check_evaluated(

@@ -26,7 +26,6 @@ _UNPRINTABLE = (
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _FORBIDDEN = re.compile(f"[{_UNPRINTABLE}]")
-_FORBIDDEN_IN_LINE = re.compile(f"[\t\n{_UNPRINTABLE}]")
 
 # What joins the parts of an emoji, and joins or parts letters of Arabic and Indic scripts, hides
 # nothing there; between other characters it does.
@@ -111,13 +110,12 @@ _MARKS = re.compile(
 )
 
 
-def printable(text: str, *, lines: bool = True, width: int | None = None) -> str:
+def printable(text: str, *, width: int | None = None) -> str:
     """`text` with every character written out that a terminal would obey or hide.
 
-    lines: newline and tab stay as they are; else they are written out as well. width: the most
-    characters; the end of what is longer is "…".
+    Newline and tab stay as they are. width: the most characters; the end of what is longer is "…".
     """
-    shown = (_FORBIDDEN if lines else _FORBIDDEN_IN_LINE).sub(_written_out, text)
+    shown = _FORBIDDEN.sub(_written_out, text)
     return shown if width is None or len(shown) <= width else shown[: max(0, width - 1)] + "…"
 
 

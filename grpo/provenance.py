@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import grpo
 from grpo.printable import redacted_command
 
 PACKAGES = ("torch", "transformers", "accelerate", "numpy")
@@ -67,7 +68,7 @@ def content_hash(path: str | Path) -> str | None:
 
 def _commit() -> str | None:
     """The commit of the checkout this package runs from; None where it is installed."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(str(grpo.__file__)).resolve().parent.parent
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "rev-parse", "HEAD"]

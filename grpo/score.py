@@ -1,13 +1,46 @@
-"""What `grpo score` prints: JSON for each row, and on standard error what they come to."""
+"""`grpo score`: JSON for each row of a file, and on standard error what they come to."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from argparse import Namespace
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+from grpo import out_of_memory
+from grpo.config import parse_args
+from grpo.errors import RecipeError
 from grpo.lines import to_line
+from grpo.rewards.score_file import score_file
 from grpo.terminal import write_data
+
+
+def main(arguments: Namespace) -> int:
+    """Score a file as the command line says; the exit code. Raises GrpoError."""
+    if Path(arguments.file).is_dir():
+        raise RecipeError(f"{arguments.file!r} is a folder; name a JSON-lines file to score.")
+    if not Path(arguments.file).exists():  # a pipe will do
+        raise RecipeError(f"there is no file {arguments.file!r} to score.")
+    rows = score_file(
+        arguments.reward,
+        arguments.file,
+        arguments.workers,
+        parse_args(arguments.args),
+        arguments.timeout,
+    )
+    return print_scores(_within_memory(rows, arguments))
+
+
+def _within_memory(
+    rows: Iterator[dict[str, Any]], arguments: Namespace
+) -> Iterator[dict[str, Any]]:
+    """The rows; a lack of memory is a sentence."""
+    fewer = ["--workers 1"] if arguments.workers > 1 else []
+    if arguments.reward == "reward_model":
+        fewer += ["--args batch_size=1", "--args max_length=512"]
+    with out_of_memory.explained_by(*fewer):
+        yield from rows
 
 
 def print_scores(rows: Iterable[dict[str, Any]]) -> int:

@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from grpo.web import Client
 
 START_SECONDS = 1800.0  # large models take long to read
 _STOP_SECONDS = 15.0
+_SHOWN_LINES = 12  # of the log, where the server ends by itself
 # The guard reads a pipe that only this process holds open: when this process is killed, the pipe
 # ends, and the guard kills the whole group. A server asked politely waits for its open requests.
 _GUARDED = 'exec 3<&0; (cat <&3 >/dev/null; kill -9 0) & exec "$@" 3<&- </dev/null'
@@ -64,6 +66,24 @@ class Server:
         host = "127.0.0.1" if self.host in (*ANYWHERE, *LOOPBACK[:2]) else self.host
         host = f"[{host}]" if ":" in host else host
         return Address(url=f"http://{host}:{self.port}", setting="--host and --port")
+
+
+def main(arguments: Namespace) -> int:
+    """Serve as the command line says; 0 when it has ended. Raises GrpoError."""
+    serve(
+        Server(
+            model=arguments.model,
+            host=arguments.host,
+            port=arguments.port,
+            dtype=arguments.dtype,
+            max_model_len=arguments.max_model_len,
+            kv_cache_gib=arguments.kv_cache_gib,
+            threads=arguments.threads,
+            token=not arguments.no_token,
+            options=tuple(arguments.vllm),
+        )
+    )
+    return 0
 
 
 def serve(server: Server) -> None:
@@ -280,8 +300,8 @@ def _await_health(child: subprocess.Popen[bytes], server: Server, log: Path) -> 
     print(f"{chr(13) if live else ''}up after {seconds:.0f} s", file=sys.stderr)
 
 
-def _tail(log: Path, lines: int = 12) -> str:
+def _tail(log: Path) -> str:
     """The last lines of the log, errors preferred."""
     text = log.read_text(errors="replace").splitlines()
     errors = [line for line in text if "Error" in line or "error:" in line]
-    return "\n".join((errors or text)[-lines:])
+    return "\n".join((errors or text)[-_SHOWN_LINES:])

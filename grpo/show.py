@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from grpo.durable import read_json
 from grpo.errors import RunError
 from grpo.lines import split_lines
 from grpo.log import BARS
+from grpo.options import check_folder
 from grpo.summary import print_models, print_stages
 
 FIRST = (
@@ -30,6 +32,12 @@ FIRST = (
 )
 WIDTH = 40
 LARGEST = 1e300  # of what is drawn: sums of more are infinite
+
+
+def main(arguments: Namespace) -> int:
+    """Show the run that the command line names; 0. Raises GrpoError."""
+    print_run(Path(check_folder(arguments.run, "RUN")))
+    return 0
 
 
 def print_run(folder: Path, console: Console | None = None) -> None:
@@ -123,9 +131,9 @@ def metrics_table(steps: list[dict[str, Any]], title: str) -> Table:
     return table
 
 
-def curve(values: list[float], width: int = WIDTH) -> str:
-    """All values as at most `width` block characters, each the mean of its share of the steps."""
-    cells = min(width, len(values))
+def curve(values: list[float]) -> str:
+    """All values as at most WIDTH block characters, each the mean of its share of the steps."""
+    cells = min(WIDTH, len(values))
     cuts = [i * len(values) // cells for i in range(cells + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(cuts)]
     low, span = min(means), (max(means) - min(means)) or 1.0

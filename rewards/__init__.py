@@ -22,8 +22,8 @@ from grpo.rewards.knights import Knights
 from grpo.rewards.language import LanguageConsistency
 from grpo.rewards.length import CosineLength, SoftOverlong
 from grpo.rewards.math import Math
-from grpo.rewards.model import RewardModel
 from grpo.rewards.repetition import Repetition
+from grpo.rewards.reward_model import RewardModel
 from grpo.rewards.routed import Routed
 from grpo.rewards.score_file import score_file
 

@@ -17,8 +17,10 @@ from typing import Any, cast
 
 from grpo.rewards import raising, wire
 from grpo.rewards.classes import Classes
+from grpo.rewards.plain import Shared, pack
 from grpo.rewards.raising import LONGEST, PASSED_ON
-from grpo.rewards.remote import CandidateError, Remote, label_of, target_of
+from grpo.rewards.rebuild import unpack, unpack_changes
+from grpo.rewards.stubs import CandidateError, Remote, label_of, target_of
 
 # Where matchers are from (`pytest.approx`): frameworks of tests, and the text of the tests itself.
 _COMPARING = frozenset(["tests", "pytest", "_pytest", "hypothesis"])
@@ -41,13 +43,13 @@ class Asker:
         self.made_by: frozenset[str] = frozenset()  # names of classes that the tests make
         self.made: dict[int, Remote] = {}  # by number: objects of classes that the tests make
         self.seen: dict[int, Remote] = {}  # the others, so that `is` means there what it says here
-        self.origins: dict[int, tuple[wire.Shared, int]] = {}  # what its call was given
+        self.origins: dict[int, tuple[Shared, int]] = {}  # what its call was given
         self.exceptions: dict[str, type[Any]] = {}  # classes of the program's own
         self.on_request: frozenset[str] = frozenset()  # control flow that the tests name
         self.libraries: Callable[[], frozenset[str]] = frozenset  # packages that the tests import
 
     def ask(
-        self, request: dict[str, Any], shared: wire.Shared, count: int = 0, made: bool = False
+        self, request: dict[str, Any], shared: Shared, count: int = 0, made: bool = False
     ) -> Any:
         """What the program answers. The first `count` objects of `shared` take on its changes.
 
@@ -67,9 +69,9 @@ class Asker:
             raise StopIteration  # of any other request it would end a loop over `map(f, …)`
         if "callable" in answer and request["do"] == "get":
             return Remote(self, [*request["target"], request["name"]])
-        changes = wire.unpack_changes(answer.get("changed", []), count, opaque, self.known, shared)
+        changes = unpack_changes(answer.get("changed", []), count, opaque, self.known, shared)
         if "returned" in answer:
-            value = wire.unpack(answer["returned"], opaque, self.known, shared, self.exceptions)
+            value = unpack(answer["returned"], opaque, self.known, shared, self.exceptions)
             changes()
             return value
         changes()
@@ -85,7 +87,7 @@ class Asker:
         can be. Of any other class nothing would be left to ask the program for.
         """
         self.made_by = frozenset(classes)
-        bases: Any = self.ask({"do": "kinds", "names": [*caught]}, wire.Shared()) if caught else []
+        bases: Any = self.ask({"do": "kinds", "names": [*caught]}, Shared()) if caught else []
         self.asked = 0
         if type(bases) is not list or len(cast("list[Any]", bases)) != len(caught):
             raise CandidateError("malformed answer")
@@ -110,7 +112,7 @@ class Asker:
             if isinstance(kind, type) and issubclass(kind, Exception):
                 self.exceptions.setdefault(name, kind)
 
-    def _object(self, body: Any, shared: wire.Shared, count: int, made: bool) -> Any:
+    def _object(self, body: Any, shared: Shared, count: int, made: bool) -> Any:
         number, kind, label = body
         if type(number) is not int or number < 0 or type(label) is not str:
             raise CandidateError("malformed answer")
@@ -131,17 +133,17 @@ class Asker:
 
     def go_on(self, do: str, target: list[Any]) -> Any:
         """Go on with what a call began: the call's arguments may change once more."""
-        origin, count = self.origins.get(target[0], (wire.Shared(), 0))
+        origin, count = self.origins.get(target[0], (Shared(), 0))
         return self.ask({"do": do, "target": target}, origin.first(count), count)
 
     def _error(self, raised: Any) -> BaseException:
         """The exception to raise for what the program says that it raised."""
         try:
 
-            def unpack(packed: Any) -> Any:
-                return wire.unpack(packed, self._lost, self.known, None, self.exceptions)
+            def part_of(packed: Any) -> Any:
+                return unpack(packed, self._lost, self.known, None, self.exceptions)
 
-            found = raising.made(raised, self.exceptions, unpack, self.on_request)
+            found = raising.made(raised, self.exceptions, part_of, self.on_request)
             name, text = (str(part)[:LONGEST] for part in raised[:2])
             return found or CandidateError(f"{name}: {text}")
         except (TypeError, ValueError, LookupError, AttributeError, wire.WireError) as error:
@@ -150,10 +152,10 @@ class Asker:
     def _lost(self, body: Any) -> Any:
         raise wire.WireError("an exception holds what is not plain data")
 
-    def packed(self, values: Any, shared: wire.Shared) -> Any:
+    def packed(self, values: Any, shared: Shared) -> Any:
         """What a test gives, as plain data."""
         try:
-            return wire.pack(values, self.own_object, shared, self.known)
+            return pack(values, self.own_object, shared, self.known)
         except wire.WireError as error:
             if not self.asked:  # nothing of the program's is in it
                 self.broken = f"a test passes what cannot be sent: {error}"
@@ -198,7 +200,7 @@ class Asker:
         ):
             return
         try:
-            wire.pack(value, None, None, self.known)
+            pack(value, None, None, self.known)
         except wire.WireError:
             self.refuse(f"a test expects a {type(value).__name__}, which is not plain data")
 

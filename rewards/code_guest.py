@@ -1,8 +1,8 @@
 """What runs inside the sandbox for `code`: the candidate, the tests, or a stdio program.
 
 The candidate lives alone in its process. It never sees tests, expected values or the channel of
-the verdict; it is asked to call what it defined and answers with plain data (`wire`). The tests
-run in a second process and reach the candidate through stubs (`remote`). This is the only file of
+the verdict; it is asked to call what it defined and answers with plain data (`plain`). The tests
+run in a second process and reach the candidate through `stubs`. This is the only file of
 the project that executes text, and it does so only after `zygote.confine`.
 """
 
@@ -12,6 +12,7 @@ import ast
 import atexit
 import builtins
 import contextlib
+import importlib
 import os
 import socket
 import sys
@@ -50,6 +51,19 @@ def _module(name: str) -> dict[str, Any]:
     module = sys.modules[name] = types.ModuleType(name)
     vars(module)["__builtins__"] = builtins
     return vars(module)
+
+
+def trial() -> str:
+    """What goes wrong with those parts of numpy that `import numpy` leaves on the disk, or ""."""
+    import numpy
+
+    for name in ("random", "linalg", "fft", "polynomial", "ma"):
+        importlib.import_module(f"numpy.{name}")
+    drawn = numpy.random.default_rng(0).integers(0, 10, 3).shape  # pyright: ignore
+    inverse = numpy.linalg.inv(numpy.array([[2.0, 0.0], [0.0, 4.0]]))
+    if drawn != (3,) or inverse.tolist() != [[0.5, 0.0], [0.0, 0.25]]:
+        return f"numpy came out as {drawn}, {inverse.tolist()}"
+    return ""
 
 
 def serve_candidate(channel: socket.socket) -> None:

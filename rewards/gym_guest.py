@@ -35,6 +35,17 @@ def judge(
         return {"unreadable": describe(error)[:200]}
 
 
+def trial() -> str:
+    """What goes wrong with a scorer that reads its words from a file when it is made, or ""."""
+    watch(PACKAGES)
+    entry = {"answer": "", "metadata": {"start_word": "COLD", "end_word": "WARM"}}
+    for answer, marks in (("COLD,CORD,CARD,WARD,WARM", 1.0), ("COLD,WARM", 0.0)):
+        found = judge("word_ladder", answer, entry, lambda: None)
+        if found != {"score": marks}:
+            return f"word_ladder: {answer!r} came out as {found}"
+    return ""
+
+
 def serve(channel: socket.socket) -> None:
     """Answer `judge`'s dict, or {"fault": why}, to each {"dataset", "answer", "entry"}."""
     watch(PACKAGES)

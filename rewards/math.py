@@ -20,12 +20,12 @@ from grpo.rewards.dress import plain, undress
 from grpo.rewards.exact import number
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
 from grpo.rewards.latex import compare, respell
-from grpo.rewards.pool import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.probe import choose
 from grpo.rewards.ruling import rule
 from grpo.rewards.sandbox import Limits, Sandbox
 from grpo.rewards.statement import conclusion, final_statement
 from grpo.rewards.verifier import VerifierReward
+from grpo.rewards.workers import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.types import Score, Task
 
 MAX_LENGTH = 4096  # characters of an answer

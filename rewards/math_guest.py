@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from grpo.rewards import intervals, layout, units, wire
+from grpo.rewards import intervals, systems, units, wire
 from grpo.rewards.algebra import below_one, equal, value
 from grpo.rewards.exact import number
 from grpo.rewards.faults import MACHINERY, GraderFault, describe, watch
@@ -53,14 +53,14 @@ class Read:
 def _read(text: str, depth: int = 0) -> Read | None:
     """An answer as far as it can be read from end to end; None if it cannot."""
     text = in_radians(normalize(text)).strip()
-    if "\\begin" in text and (rows := layout.rows(text)):
+    if "\\begin" in text and (rows := systems.rows(text)):
         return _of_rows(text, rows, depth)
     if PLUS_MINUS.search(text):
         text = both_signs(text)
     body, unit, size = units.split(text)
     kind, pieces = structure(body)
     parts: tuple[Read, ...] = ()
-    by_rule = kind == _SET and layout.is_said(text)  # its parts are no elements
+    by_rule = kind == _SET and systems.is_said(text)  # its parts are no elements
     listed = len(pieces) > 1 or (kind and pieces and pieces[0] != body)
     if listed and not by_rule and depth < 4:
         found = [_read(piece, depth + 1) for piece in pieces[:33]]
@@ -73,7 +73,7 @@ def _read(text: str, depth: int = 0) -> Read | None:
         return read
     if not by_rule and _expression(read, may_be_complex(body)) is not None:
         return read
-    if layout.is_said(text):
+    if systems.is_said(text):
         return Read(text=text, body=text, unit=None, size=1, kind=_SAID, parts=(), region=None)
     return None
 
@@ -158,7 +158,7 @@ def warm_up() -> None:
 def _same(gold: Read, answer: Read) -> bool:
     """Whether two answers are equal, all of each."""
     if _SAID in (gold.kind, answer.kind):
-        return layout.squeezed(gold.text) == layout.squeezed(answer.text)
+        return systems.squeezed(gold.text) == systems.squeezed(answer.text)
     if _CASES in (gold.kind, answer.kind):
         same_length = gold.kind == answer.kind and len(gold.parts) == len(answer.parts)
         return same_length and _matched(list(gold.parts), list(answer.parts))
@@ -284,6 +284,18 @@ def judge(gold: str, answer: str, at_answer: Callable[[], None] = lambda: None) 
     except Exception:
         mine, same = [], False
     return {"gold": True, "answer": bool(mine), "same": same}
+
+
+def trial() -> str:
+    """What goes wrong with a right and a wrong answer whose algebra imports modules late, or ""."""
+    watch(PACKAGES)
+    # An identity of sines: SymPy imports modules of sets when it simplifies these.
+    gold = "\\sin^2 x"
+    for answer, right in (("1-\\cos^2 x", True), ("1-\\cos x", False)):
+        found = judge(gold, answer)
+        if found != {"gold": True, "answer": True, "same": right}:
+            return f"{answer!r} against {gold!r} came out as {found}"
+    return ""
 
 
 def serve(channel: socket.socket) -> None:

@@ -36,14 +36,10 @@ from grpo.rewards.classes import (
     is_record,
     named_tuple_fields,
 )
+from grpo.rewards.wire import WireError
 
 MAX_DEPTH = 100  # nested containers of one value
 MAX_NODES = 20_000  # nodes of one linked list or tree
-
-
-class WireError(Exception):
-    """A message that breaks the protocol, or a value that is not plain data."""
-
 
 TYPES: dict[str, type[Any]] = {n: t for n, t in vars(builtins).items() if isinstance(t, type)}
 _TYPE_NAMES = {kind: name for name, kind in TYPES.items()}

@@ -123,6 +123,6 @@ def choose(sandbox: str) -> str:
     return sandbox
 
 
-def doctor() -> list[Report]:
+def reports() -> list[Report]:
     """Every tier's report, strongest first, for `grpo doctor`."""
     return [probe(tier) for tier in LAYERS if tier != "unsafe"]

@@ -10,16 +10,18 @@ import importlib
 import types
 from typing import Any, cast
 
-from grpo.rewards import raising, wire
+from grpo.rewards import raising
 from grpo.rewards.classes import Classes
+from grpo.rewards.plain import Shared, pack, pack_changes
 from grpo.rewards.raising import LONGEST, PASSED_ON
 from grpo.rewards.readings import SOLE
-from grpo.rewards.remote import OPERATIONS
+from grpo.rewards.rebuild import unpack
+from grpo.rewards.stubs import OPERATIONS
 
 
 def raised(error: BaseException, known: Classes | None = None) -> list[Any]:
     """An exception as `raising.taken` has it, without what is not plain data."""
-    return raising.taken(error, lambda value: wire.pack(value, None, None, known or Classes({})))
+    return raising.taken(error, lambda value: pack(value, None, None, known or Classes({})))
 
 
 def sole_function(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
@@ -39,19 +41,19 @@ def sole_function(before: dict[str, Any], after: dict[str, Any]) -> dict[str, An
 
 
 class Program:
-    """The candidate's side of `remote`: its names, and the objects that the tests know of."""
+    """The candidate's side of `stubs`: its names, and the objects that the tests know of."""
 
     def __init__(self, namespace: dict[str, Any], known: Classes) -> None:
         self.namespace = namespace
         self.known = known
         self.objects: list[Any] = []
         self.numbers: dict[int, int] = {}
-        self.origins: dict[int, tuple[wire.Shared, int]] = {}  # what a call's arguments share
+        self.origins: dict[int, tuple[Shared, int]] = {}  # what a call's arguments share
         self.loop: Any = None  # in which its coroutines run
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do what is asked. Never raises what the program raises."""
-        shared = wire.Shared()
+        shared = Shared()
         arguments: Any = None
         root: Any = request["target"][0] if "target" in request else None
         if request["do"] in ("next", "iter", "anext", "await", "self") and root in self.origins:
@@ -60,7 +62,7 @@ class Program:
         try:
             if "arguments" in request:
                 packed = request["arguments"]
-                arguments = wire.unpack(packed, self.resolve, self.known, shared, self.namespace)
+                arguments = unpack(packed, self.resolve, self.known, shared, self.namespace)
         except BaseException as error:
             return {"raised": raised(error)}
         count, before = len(shared.objects), shared.contents()
@@ -73,11 +75,11 @@ class Program:
             result = self.perform(request, arguments)
             if request["do"] == "get" and callable(result):
                 return {"callable": True}
-            if changed := wire.pack_changes(before, opaque, shared, self.known):
+            if changed := pack_changes(before, opaque, shared, self.known):
                 answer["changed"] = changed
             kept = request.get("keep") and _stays(result)
             answer["returned"] = (
-                {"o": opaque(result)} if kept else wire.pack(result, opaque, shared, self.known)
+                {"o": opaque(result)} if kept else pack(result, opaque, shared, self.known)
             )
         except BaseException as error:
             if request["do"] in ("next", "anext") and (
@@ -88,7 +90,7 @@ class Program:
             answer["raised"] = raised(error, self.known)
             with contextlib.suppress(BaseException):
                 if "changed" not in answer:
-                    answer["changed"] = wire.pack_changes(before, opaque, shared, self.known)
+                    answer["changed"] = pack_changes(before, opaque, shared, self.known)
         return answer
 
     def perform(self, request: dict[str, Any], arguments: Any) -> Any:
@@ -145,7 +147,7 @@ class Program:
             found = getattr(found, name)
         return found
 
-    def register(self, value: Any, shared: wire.Shared, count: int) -> list[Any]:
+    def register(self, value: Any, shared: Shared, count: int) -> list[Any]:
         """[number, kind, class] of an object that stays here."""
         if id(value) not in self.numbers:
             self.numbers[id(value)] = len(self.objects)

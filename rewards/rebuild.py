@@ -21,7 +21,8 @@ from grpo.rewards.classes import (
     named_tuple_fields,
     put_fields,
 )
-from grpo.rewards.plain import CONTAINERS, TYPES, VIEWS, WRAPPERS, Shared, WireError
+from grpo.rewards.plain import CONTAINERS, TYPES, VIEWS, WRAPPERS, Shared
+from grpo.rewards.wire import WireError
 
 # typed so that elements are of any kind
 _LIST, _SET = list[Any], set[Any]

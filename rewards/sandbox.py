@@ -22,7 +22,7 @@ from typing import Any
 
 from grpo.errors import RewardError
 from grpo.rewards import bubblewrap, readable, wire
-from grpo.rewards.room import ROOM
+from grpo.rewards.guest_memory import ROOM
 
 LAYERS: dict[str, tuple[str, ...]] = {
     "landlock+namespaces": ("namespaces", "landlock", "seccomp"),

@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from grpo.rewards import hedges, vocabulary, words
 from grpo.rewards.clauses import Token
-from grpo.rewards.countdown import evaluate
+from grpo.rewards.four_operations import evaluate
 
 MAX_VALUES = 64  # of one sentence
 _SIGNS = re.compile(

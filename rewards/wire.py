@@ -1,6 +1,7 @@
-"""What crosses between host, tests and model code: length-framed JSON holding plain data only.
+"""What crosses between the host and its guests, and between guests: JSON behind its length.
 
-`pack` and `unpack` (from `plain`) turn values into it and back. Nothing is pickled.
+What values of Python look like in it is up to who talks (for programs, `plain`). Nothing is
+pickled.
 """
 
 from __future__ import annotations
@@ -11,23 +12,12 @@ import struct
 import time
 from typing import Any
 
-from grpo.rewards.plain import Shared, WireError, pack, pack_changes
-from grpo.rewards.rebuild import unpack, unpack_changes
-
-__all__ = [
-    "MAX_FRAME",
-    "Shared",
-    "WireError",
-    "pack",
-    "pack_changes",
-    "receive",
-    "send",
-    "unpack",
-    "unpack_changes",
-]
-
 MAX_FRAME = 1 << 24  # bytes of one message
 _HEADER = struct.Struct("=I")
+
+
+class WireError(Exception):
+    """A message that breaks the protocol, or a value that is not plain data."""
 
 
 def send(channel: socket.socket, message: Any) -> None:

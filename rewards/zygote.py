@@ -19,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from grpo.rewards import bubblewrap, kernel, readable, seccomp, wire
+from grpo.rewards import bubblewrap, linux, readable, seccomp, wire
 
 # What a guest runs once confined: name -> "module:function", called with its sockets.
 GUESTS = {
@@ -39,7 +39,7 @@ def main(handle: int, config: dict[str, Any]) -> None:
     """Serve the host on socket `handle` until it closes. `config` comes from `sandbox.Sandbox`."""
     host = socket.socket(fileno=handle)
     if sys.platform == "linux":
-        kernel.die_first()
+        linux.die_first()
     for name in config["preload"]:
         importlib.import_module(name)
     if "bubblewrap" in config["layers"]:
@@ -47,17 +47,17 @@ def main(handle: int, config: dict[str, Any]) -> None:
     # What graders have loaded from elsewhere they may load more of.
     config["readable"] = readable.cover([*config["readable"], *readable.loaded()])
     layers = config["layers"]
-    config["mapped"] = kernel.address_space() if sys.platform == "linux" else 0
+    config["mapped"] = linux.address_space() if sys.platform == "linux" else 0
     if "namespaces" in layers:
-        kernel.enter_namespaces()
+        linux.enter_namespaces()
         init = os.fork()  # the first child is process 1 of the new namespace
         if init:
             host.close()
             with contextlib.suppress(KeyboardInterrupt):
                 os.waitpid(init, 0)
             os._exit(0)
-        kernel.die_with_parent()
-        kernel.read_only_root(config["readable"])
+        linux.die_with_parent()
+        linux.read_only_root(config["readable"])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the host's to handle
     gc.collect()
     gc.freeze()
@@ -152,25 +152,25 @@ def confine(limits: dict[str, Any], config: dict[str, Any]) -> None:
     layers: Sequence[str] = config["layers"]
     os.chdir("/")
     os.umask(0o077)
-    kernel.limit("CORE", 0)
-    kernel.limit("FSIZE", 0)
+    linux.limit("CORE", 0)
+    linux.limit("FSIZE", 0)
     if sys.platform == "linux":
-        kernel.limit("MEMLOCK", 0)
-        kernel.limit("MSGQUEUE", 0)
-        kernel.limit("AS", config["mapped"] + limits["memory"])
-    kernel.limit("NOFILE", limits["files"])
-    kernel.limit("CPU", limits["cpu"])
-    kernel.limit("STACK", 64 << 20)
+        linux.limit("MEMLOCK", 0)
+        linux.limit("MSGQUEUE", 0)
+        linux.limit("AS", config["mapped"] + limits["memory"])
+    linux.limit("NOFILE", limits["files"])
+    linux.limit("CPU", limits["cpu"])
+    linux.limit("STACK", 64 << 20)
     if "unsafe" not in layers:
         _become_nobody(limits["tasks"], layers)
     if sys.platform == "linux":
-        kernel.die_with_parent()
+        linux.die_with_parent()
     if "unsafe" in layers:
         return
-    kernel.no_new_privileges()
-    kernel.not_dumpable()
+    linux.no_new_privileges()
+    linux.not_dumpable()
     if "landlock" in layers:
-        kernel.landlock(config["readable"])
+        linux.landlock(config["readable"])
     if "seccomp" in layers:
         seccomp.install(os.getpid())
 
@@ -187,11 +187,11 @@ def _become_nobody(tasks: int, layers: Sequence[str]) -> None:
     uid = os.getuid()
     apart = "namespaces" in layers or "bubblewrap" in layers
     if uid == 0:
-        kernel.limit("NPROC", tasks)
-        kernel.become(GUEST_USER + os.getpid(), 0 if apart else kernel.CAP_DAC_READ_SEARCH)
+        linux.limit("NPROC", tasks)
+        linux.become(GUEST_USER + os.getpid(), 0 if apart else linux.CAP_DAC_READ_SEARCH)
         return
-    if apart and kernel.counts_alone():
-        kernel.limit("NPROC", tasks)
+    if apart and linux.counts_alone():
+        linux.limit("NPROC", tasks)
     else:
-        kernel.limit("NPROC", kernel.tasks_of(uid) + _TOGETHER)
-    kernel.become(os.getuid())
+        linux.limit("NPROC", linux.tasks_of(uid) + _TOGETHER)
+    linux.become(os.getuid())

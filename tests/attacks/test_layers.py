@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from grpo.rewards import kernel
+from grpo.rewards import linux
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="confinement is the Linux kernel's")
 
@@ -25,16 +25,16 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="confinement is 
 # a guest does (but stays this user, so that the victim is within reach) and attacks.
 CONFINED = r"""
 import ctypes, fcntl, json, os, platform, signal, socket, struct, sys
-from grpo.rewards import kernel, readable, zygote
+from grpo.rewards import linux, readable, zygote
 from grpo.rewards.syscalls import REFUSED, TABLES
 
 numbers = TABLES[platform.machine()][1] | REFUSED[platform.machine()]
 
 layers, victim, address, attack = json.loads(sys.argv[1])
 zygote._become_nobody = lambda tasks, layers: None
-kernel.landlock_abi = lambda: 5
+linux.landlock_abi = lambda: 5
 limits = {"cpu": 20, "memory": 1 << 30, "files": 64, "tasks": 64}
-config = {"layers": layers, "readable": readable.installed(), "mapped": kernel.address_space()}
+config = {"layers": layers, "readable": readable.installed(), "mapped": linux.address_space()}
 libc = ctypes.CDLL(None, use_errno=True)
 if layers:
     zygote.confine(limits, config)
@@ -110,7 +110,7 @@ def victim() -> Iterator[subprocess.Popen[bytes]]:
 def attack(layers: list[str], victim: int, address: str, name: str) -> None:
     if "landlock" in layers:
         try:
-            kernel.landlock_abi()
+            linux.landlock_abi()
         except OSError:
             pytest.skip("the kernel has no Landlock")
     given = json.dumps([layers, victim, address, name])
@@ -172,14 +172,14 @@ def test_datagrams_get_out_without_the_filter(listener, name):
 # What guests need and what the filter must not take for it, as (call, arguments, refused).
 FILTERED = r"""
 import ctypes, errno, json, os, platform, socket, struct, sys
-from grpo.rewards import kernel, seccomp
+from grpo.rewards import linux, seccomp
 from grpo.rewards.syscalls import TABLES
 
 table = TABLES[platform.machine()][1]
 libc = ctypes.CDLL(None, use_errno=True)
 r, w = os.pipe()
 a, b = socket.socketpair()
-kernel.no_new_privileges()
+linux.no_new_privileges()
 seccomp.install(os.getpid())
 buffer = ctypes.create_string_buffer(64)
 address = ctypes.create_string_buffer(struct.pack("H", 1) + b"\0grpo-attack")

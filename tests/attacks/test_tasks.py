@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.rewards import kernel, zygote
+from grpo.rewards import linux, zygote
 
 USER = 12345  # nobody's
 TASKS = 4
@@ -54,10 +54,10 @@ def _started() -> int:
     if os.getuid() == 0:
         os.setresgid(USER, USER, USER)
         os.setresuid(USER, USER, USER)
-        kernel.prctl(DUMPABLE, 1)  # what makes /proc/self this user's own again
+        linux.prctl(DUMPABLE, 1)  # what makes /proc/self this user's own again
     uid, gid = os.getuid(), os.getgid()
     try:
-        kernel.unshare(kernel.CLONE_NEWUSER)
+        linux.unshare(linux.CLONE_NEWUSER)
         Path("/proc/self/uid_map").write_bytes(f"{uid} {uid} 1".encode())
         Path("/proc/self/setgroups").write_bytes(b"deny")
         Path("/proc/self/gid_map").write_bytes(f"{gid} {gid} 1".encode())

@@ -247,8 +247,9 @@ def test_chat_answers_each_line_of_a_pipe_with_both_models(
         chat.load(str(tmp_path / "none"))
 
 
-def test_curve_keeps_the_shape_when_it_is_narrowed() -> None:
-    assert show.curve([0.0] * 50 + [1.0] * 50, width=4) == "▁▁██"
+def test_curve_keeps_the_shape_when_it_is_narrowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(show, "WIDTH", 4)
+    assert show.curve([0.0] * 50 + [1.0] * 50) == "▁▁██"
     assert show.curve([3.0, 3.0]) == "▁▁"
 
 

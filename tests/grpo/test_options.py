@@ -65,8 +65,9 @@ POSITIONAL = {"model", "models", "reward", "file", "run"}
 CALLED = {
     "grpo.ray_learners": ("train", "resume"),
     "grpo.evaluation": ("evaluate_model", "evaluate_tasks"),
-    "grpo.check": ("check_recipe", "print_doctor"),
-    "grpo.rewards.score_file": ("score_file",),
+    "grpo.check": ("check_recipe",),
+    "grpo.doctor": ("print_doctor",),
+    "grpo.score": ("score_file",),
     "grpo.plan": ("print_plan",),
     "grpo.dryrun": ("dry_run",),
     "grpo.show": ("print_run",),

@@ -28,7 +28,7 @@ from grpo.console import Console
 from grpo.errors import GrpoError, PluginError, RecipeError
 from grpo.plan import print_plan
 from grpo.policy import load_policy
-from grpo.rewards.model import RewardModel
+from grpo.rewards.reward_model import RewardModel
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.run import train_recipe
 from grpo.schema import Model

@@ -61,7 +61,6 @@ def test_characters_are_written_out_as_python_does() -> None:
         "\\x1b[2J\\x9b\\u202e\\U000e0041\\r\\udcff"
     )
     assert printable("a\tb\nc") == "a\tb\nc"
-    assert printable("a\tb\nc", lines=False) == "a\\tb\\nc"
     kept = "naïve 中文 한국어 العربية ½ 🙂\ufe0f \\boxed{5}"
     assert printable(kept) == kept
     assert printable("abcdef", width=4) == "abc…"

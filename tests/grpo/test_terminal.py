@@ -19,12 +19,12 @@ import pytest
 from rich.panel import Panel
 from rich.text import Text
 
-from grpo import chat, check, cli, dryrun, eval_report, plan, show, terminal
+from grpo import chat, check, cli, doctor, dryrun, eval_report, plan, show, terminal
 from grpo.config import load
 from grpo.console import Console, Said
 from grpo.errors import DataError, GrpoError
 from grpo.log import RunLog
-from grpo.rewards.check import Fault
+from grpo.rewards.golds import Fault
 from grpo.rewards.probe import Report
 from grpo.summary import print_models
 from grpo.types import Score
@@ -149,8 +149,8 @@ def test_check_doctor_plan_and_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
     fault = Fault(reward=FOREIGN, task=FOREIGN, kind="gold", answer=FOREIGN, score=score)
     console.print(check._line(fault), highlight=False)
     report = Report(tier=FOREIGN, error=FOREIGN, leaks=(FOREIGN,), broken={FOREIGN: FOREIGN})
-    monkeypatch.setattr(check, "doctor", lambda: [report])
-    assert not check.print_doctor(console)
+    monkeypatch.setattr(doctor, "reports", lambda: [report])
+    assert not doctor.print_doctor(console)
     recipe = load("parity-r1-zero").model_copy(update={"name": FOREIGN})
     found = plan.preflight.Found(notes=(FOREIGN,))
     monkeypatch.setattr(plan.preflight, "check", lambda _: found)

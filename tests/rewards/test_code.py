@@ -16,6 +16,8 @@ from grpo.errors import RewardError
 from grpo.rewards import wire
 from grpo.rewards.code import Code
 from grpo.rewards.fences import chosen_block, code_blocks, program_of
+from grpo.rewards.plain import pack
+from grpo.rewards.rebuild import unpack
 from grpo.rewards.stdio import same_output
 from grpo.types import Task
 
@@ -302,12 +304,12 @@ def test_an_unknown_sandbox_is_refused():
 
 @pytest.mark.parametrize("value", [0, -(2**80), 1.5, "é\ud800", None, [1, (2,)], {1: {2}}, 1j])
 def test_plain_data_survives_the_wire(value):
-    assert wire.unpack(wire.pack(value), list) == value
+    assert unpack(pack(value), list) == value
 
 
 def test_what_is_not_plain_does_not_cross():
     with pytest.raises(wire.WireError):
-        wire.pack(object())
+        pack(object())
     for packed in ({"x": 1}, {"i": "zz"}, {"d": [[[], 1]]}, {"t": 3}, {"a": 1, "b": 2}):
         with pytest.raises(wire.WireError):
-            wire.unpack(packed, list)
+            unpack(packed, list)

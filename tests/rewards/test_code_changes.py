@@ -7,7 +7,8 @@ import pytest
 from grpo.rewards import wire
 from grpo.rewards.classes import NO_CLASSES
 from grpo.rewards.code import Code
-from grpo.rewards.plain import Shared
+from grpo.rewards.plain import Shared, pack
+from grpo.rewards.rebuild import unpack_changes
 
 from .coding import functional, judged, value
 
@@ -175,10 +176,10 @@ def test_a_forged_change_is_wrong(code, forged):
 def test_a_malformed_change_changes_nothing():
     shared = Shared()
     held = [[1], {2}]
-    wire.pack(held, None, shared)
+    pack(held, None, shared)
     for changed in ([[1, [5]], [3, [1]]], [[1, [5]], [2, [[]]]], [[1, [5]], [0, [{"a": 9}]]]):
         with pytest.raises(wire.WireError):
-            wire.unpack_changes(changed, 3, list, NO_CLASSES, shared)
+            unpack_changes(changed, 3, list, NO_CLASSES, shared)
     assert held == [[1], {2}]
-    wire.unpack_changes([[1, [5]], [2, [7, 8]]], 3, list, NO_CLASSES, shared)()
+    unpack_changes([[1, [5]], [2, [7, 8]]], 3, list, NO_CLASSES, shared)()
     assert held == [[5], {7, 8}]

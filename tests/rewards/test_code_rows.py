@@ -6,8 +6,8 @@ import pytest
 
 from grpo.code_rows import codeforces, humaneval, leetcode, mbpp
 from grpo.errors import DataError
-from grpo.rewards.check import Checked, check
 from grpo.rewards.code import Code
+from grpo.rewards.golds import Checked, check
 from grpo.types import Task
 
 HUMANEVAL = {

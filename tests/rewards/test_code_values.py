@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.rewards import wire
 from grpo.rewards.code import Code
+from grpo.rewards.plain import pack
+from grpo.rewards.rebuild import unpack
 from grpo.rewards.stdio import same_output
 
 from .coding import functional, judged, value
@@ -247,6 +248,6 @@ TREES = st.recursive(
 
 @given(TREES)
 def test_plain_values_survive_the_wire(tree):
-    back = wire.unpack(wire.pack(tree), list)
+    back = unpack(pack(tree), list)
     assert back == tree
     assert repr(back) == repr(tree)

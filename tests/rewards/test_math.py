@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from grpo.rewards.latex import compare
 from grpo.rewards.math import Math, joined_boxes
-from grpo.rewards.pool import WorkerDied, WorkerFault
+from grpo.rewards.workers import WorkerDied, WorkerFault
 from grpo.types import Task
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from grpo import check
+from grpo import doctor
 from grpo.console import Console
 from grpo.errors import RewardError
-from grpo.rewards import kernel, probe, sandbox
 from grpo.rewards import known as known_answers
+from grpo.rewards import linux, probe, sandbox
 
 
 def has_landlock() -> bool:
     try:
-        return kernel.landlock_abi() >= 1
+        return linux.landlock_abi() >= 1
     except OSError:
         return False
 
@@ -81,11 +81,11 @@ def test_doctor_runs_every_verifier_in_a_tier_and_does_not_believe_a_wrong_score
         tier = probe.choose("auto")
     except RewardError as error:
         pytest.skip(str(error))
-    monkeypatch.setattr(check, "doctor", lambda: [probe.probe(tier)])
+    monkeypatch.setattr(doctor, "reports", lambda: [probe.probe(tier)])
 
     def said():
         output = io.StringIO()
-        good = check.print_doctor(Console(file=output, soft_wrap=True))
+        good = doctor.print_doctor(Console(file=output, soft_wrap=True))
         return good, output.getvalue()
 
     good, text = said()

@@ -8,7 +8,7 @@ import pytest
 from grpo.errors import PluginError, RewardError
 from grpo.rewards import REWARDS
 from grpo.rewards.compose import RewardSet
-from grpo.rewards.model import answer_part
+from grpo.rewards.reward_model import answer_part
 from grpo.rewards.routed import Routed
 from grpo.types import Completion, Prompt, Segment, Task, TrainerState, Version
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from grpo.rewards import REWARDS
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.control import Random
-from grpo.rewards.countdown import Countdown, evaluate
+from grpo.rewards.countdown import Countdown
 from grpo.rewards.exact import same
 from grpo.rewards.extract import boxes, final_answer
 from grpo.rewards.format import Format
+from grpo.rewards.four_operations import evaluate
 from grpo.types import Task
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,7 +28,7 @@ _SETTING = "reward_model: path"
 
 
 @contextmanager
-def _as_plugin_error() -> Iterator[None]:
+def _as_plugin_error() -> Generator[None]:
     try:
         yield
     except RecipeError as error:

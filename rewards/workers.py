@@ -19,7 +19,7 @@ from typing import Any
 
 from grpo.errors import RewardError
 from grpo.rewards import wire
-from grpo.rewards.room import ROOM
+from grpo.rewards.guest_memory import ROOM
 from grpo.rewards.sandbox import Guest, Limits, Sandbox
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from grpo.errors import RewardError
-from grpo.rewards import room
+from grpo.rewards import guest_memory
 from grpo.rewards.code import Code
+from grpo.rewards.guest_memory import ROOM, Lender, Room
 from grpo.rewards.math import Math
 from grpo.rewards.probe import probe
-from grpo.rewards.room import ROOM, Lender, Room
 from grpo.rewards.sandbox import Limits, Sandbox
 from grpo.types import Task
 
@@ -144,7 +144,7 @@ def test_the_memory_there_is(tmp_path, files, expected):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert room.memory(Path(tmp_path)) == (expected or machine)
+    assert guest_memory.memory(Path(tmp_path)) == (expected or machine)
 
 
 def test_programs_that_do_not_fit_wait_and_are_right(small):
@@ -247,7 +247,7 @@ def test_the_kernel_ends_guests_before_their_host(tier):
 
 FORKED = """
 import os, sys
-from grpo.rewards.room import ROOM
+from grpo.rewards.guest_memory import ROOM
 ROOM.take(5)
 pid = os.fork()
 if pid == 0:

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, cast
 
-from grpo.rewards import wire
+from grpo.rewards.plain import Shared
 from grpo.rewards.values import plain_members
 
 # What may be done with an object of a class that the tests make: name -> function. The program's
@@ -62,7 +62,7 @@ class Asking(Protocol):
     made_by: frozenset[str]
 
     def ask(
-        self, request: dict[str, Any], shared: wire.Shared, count: int = 0, made: bool = False
+        self, request: dict[str, Any], shared: Shared, count: int = 0, made: bool = False
     ) -> Any:
         """What the program answers."""
         ...
@@ -71,7 +71,7 @@ class Asking(Protocol):
         """Go on with what a call began."""
         ...
 
-    def packed(self, values: Any, shared: wire.Shared) -> Any:
+    def packed(self, values: Any, shared: Shared) -> Any:
         """What a test gives, as plain data."""
         ...
 
@@ -116,7 +116,7 @@ class Remote:
         if not self.__made and type(self.__target[0]) is int and name in plain_members():
             self.__refuse()
         request = {"do": "get", "target": self.__target, "name": name}
-        return self.__asker.ask(request, wire.Shared())
+        return self.__asker.ask(request, Shared())
 
     def __setattr__(self, name: str, value: Any) -> None:
         self.__apply("setattr", self, name, value)
@@ -130,7 +130,7 @@ class Remote:
         return self.__invoke(self.__target, args, kwargs, made)
 
     def __invoke(self, target: list[Any], args: Any, kwargs: Any, made: bool = False) -> Any:
-        shared = wire.Shared()
+        shared = Shared()
         packed = self.__asker.packed((args, kwargs), shared)
         request = {"do": "call", "target": target, "arguments": packed, "keep": made}
         return self.__asker.ask(request, shared, len(shared.objects), made)
@@ -184,7 +184,7 @@ class Remote:
     def __apply(self, name: str, *operands: Any) -> Any:
         if not self.__made:
             self.__refuse()
-        shared = wire.Shared()
+        shared = Shared()
         packed = self.__asker.packed(operands, shared)
         request = {"do": "apply", "name": name, "arguments": packed}
         return self.__asker.ask(request, shared, len(shared.objects), name in _MADE)
@@ -214,7 +214,7 @@ class Remote:
         return isinstance(value, Remote) and self.__kinship("issubclass", value)
 
     def __kinship(self, name: str, value: Remote) -> bool:
-        shared = wire.Shared()
+        shared = Shared()
         packed = self.__asker.packed((value, self), shared)
         request = {"do": "apply", "name": name, "arguments": packed}
         return self.__asker.ask(request, shared, len(shared.objects)) is True

@@ -43,7 +43,7 @@ TRAIN_SPLIT = 0  # second number of a noise key; 1 is held-out, 2 the parity gat
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class RolloutSpec:
     """What every batch asks for. A rank of several asks for the places where `mine` is true."""
 
     tasks: TaskOrder
@@ -85,25 +85,25 @@ class Batch:
     outcomes: tuple[Outcome, ...] = ()  # of all that was scored, where a curriculum learns from it
 
 
-def draw(wanted: Wanted, count: int, step: int = 1) -> tuple[list[Drawn], Metrics]:
+def draw(spec: RolloutSpec, count: int, step: int = 1) -> tuple[list[Drawn], Metrics]:
     """The next `count` prompts that are asked and fit; how many were not. DataError if none is."""
-    curriculum = wanted.curriculum
+    curriculum = spec.curriculum
     if curriculum is not None:
         curriculum.advance(step)
     skipped = {f"curriculum/{n}/skipped": 0.0 for n in curriculum.rules} if curriculum else {}
     barren = 0  # tasks passed over in a row
     drawn: list[Drawn] = []
-    before = dict(wanted.template.counts)
+    before = dict(spec.template.counts)
     refused = 0
     while len(drawn) < count:
-        first = wanted.tasks.position
-        for offset, (task, visit) in enumerate(wanted.tasks.take(count - len(drawn))):
+        first = spec.tasks.position
+        for offset, (task, visit) in enumerate(spec.tasks.take(count - len(drawn))):
             rule = curriculum.skipped_by(task, first + offset) if curriculum else None
             barren = 0 if rule is None else barren + 1
             if rule is not None:
                 skipped[f"curriculum/{rule}/skipped"] += 1
                 continue
-            prompt = wanted.template.render(task)
+            prompt = spec.template.render(task)
             if prompt is None:
                 refused += 1
             else:
@@ -114,12 +114,12 @@ def draw(wanted: Wanted, count: int, step: int = 1) -> tuple[list[Drawn], Metric
                 "what completions leave of the model's positions; raise the limit, or set "
                 "data.overlong=truncate"
             )
-        if barren > BARREN + 2 * (wanted.tasks.size or 0):
+        if barren > BARREN + 2 * (spec.tasks.size or 0):
             raise DataError(
                 f"the curriculum passed over {barren} tasks in a row; widen its band, or set "
                 "unmeasured=keep"
             )
-    now = wanted.template.counts
+    now = spec.template.counts
     counts = {f"prompts/{k}": float(now[k] - before[k]) for k in ("dropped", "truncated")}
     return drawn, counts | skipped
 
@@ -135,11 +135,11 @@ def with_temperatures(
     ]
 
 
-class Gathering:
+class BatchAssembler:
     """The batch of `step` while it is sampled and scored."""
 
-    def __init__(self, wanted: Wanted, step: int) -> None:
-        self.wanted = wanted
+    def __init__(self, spec: RolloutSpec, step: int) -> None:
+        self.spec = spec
         self.step = step
         self.rounds = 0
         self._drawn: list[Drawn] = []
@@ -151,45 +151,45 @@ class Gathering:
 
     def more(self) -> list[Request]:
         """The requests of the first or the next round; [] when no further one is called for."""
-        wanted = self.wanted
+        spec = self.spec
         if self.rounds == 0:
             # 10 * 1.1 is a little more than 11
-            count = math.ceil(wanted.prompts_per_step * wanted.oversample - 1e-9)
-        elif self.rounds < wanted.max_rounds and not self._open and self._all_scored():
+            count = math.ceil(spec.prompts_per_step * spec.oversample - 1e-9)
+        elif self.rounds < spec.max_rounds and not self._open and self._all_scored():
             found = len(self._informative())
-            missing = wanted.prompts_per_step - found
+            missing = spec.prompts_per_step - found
             # as many as it takes if the next round turns out like those before
             expected = -(-missing * len(self._scored) // max(found, 1))
-            count = min(wanted.prompts_per_step, expected) if missing > 0 else 0
+            count = min(spec.prompts_per_step, expected) if missing > 0 else 0
         else:
             count = 0
         if not count:
             return []
         self.rounds += 1
         start = len(self._drawn)
-        drawn, counts = draw(wanted, count, self.step)
+        drawn, counts = draw(spec, count, self.step)
         self._drawn += drawn
-        if self.rounds == 1 and wanted.curriculum is not None:
-            self._metrics |= wanted.curriculum.metrics()
-        if wanted.length_at is not None:
-            self._metrics["rollout/max_completion_length"] = float(wanted.max_tokens(self.step))
+        if self.rounds == 1 and spec.curriculum is not None:
+            self._metrics |= spec.curriculum.metrics()
+        if spec.length_at is not None:
+            self._metrics["rollout/max_completion_length"] = float(spec.max_tokens(self.step))
         for name, value in counts.items():
             self._metrics[name] = self._metrics.get(name, 0.0) + value
-        places = [p for p in range(start, len(self._drawn)) if wanted.mine(p)]
+        places = [p for p in range(start, len(self._drawn)) if spec.mine(p)]
         self._open |= {place: {} for place in places}
         self._asked |= {place: self._request(place) for place in places}
         return [self._asked[place] for place in places]
 
     def _request(self, place: int) -> Request:
-        drawn, wanted = self._drawn[place], self.wanted
+        drawn, spec = self._drawn[place], self.spec
         task = stable_hash(drawn.prompt.task.uid)
-        length = wanted.max_tokens(self.step)
+        length = spec.max_tokens(self.step)
         return Request(
             uid=f"{self.step}/{place}",
             ids=drawn.prompt.ids,
-            n=wanted.num_generations,
-            sampling=task_sampling(drawn.prompt.task, wanted.sampling, length),
-            key=(wanted.seed, TRAIN_SPLIT, task, drawn.visit),
+            n=spec.num_generations,
+            sampling=task_sampling(drawn.prompt.task, spec.sampling, length),
+            key=(spec.seed, TRAIN_SPLIT, task, drawn.visit),
         )
 
     def add(
@@ -200,13 +200,13 @@ class Gathering:
         """Sort a completion in; a group that is whole is handed to `score` at once."""
         place, index = int(completion.request.partition("/")[2]), completion.index
         group = self._open.get(place)
-        if group is None or not 0 <= index < self.wanted.num_generations:
+        if group is None or not 0 <= index < self.spec.num_generations:
             raise EngineError(f"completion {index} of {completion.request!r} was not asked for")
-        check_answer(self._asked[place], completion, vocab_size=self.wanted.vocab_size)
+        check_answer(self._asked[place], completion, vocab_size=self.spec.vocab_size)
         if index in group:
             raise EngineError(f"completion {index} of {completion.request!r} came twice")
         group[index] = completion
-        if len(group) == self.wanted.num_generations:
+        if len(group) == self.spec.num_generations:
             del self._open[place]
             whole = tuple(group[i] for i in range(len(group)))
             prompt = self._drawn[place].prompt
@@ -233,12 +233,12 @@ class Gathering:
         Only over-sampling cancels: which group is late depends on the clock as soon as scores
         decide (`max_rounds`), and a run that did not ask for that repeats to the bit.
         """
-        if self.wanted.oversample == 1:
+        if self.spec.oversample == 1:
             return []
-        if self.wanted.max_rounds == 1:
-            enough = len(self._scored) >= self.wanted.prompts_per_step
+        if self.spec.max_rounds == 1:
+            enough = len(self._scored) >= self.spec.prompts_per_step
         else:
-            enough = len(self._informative()) >= self.wanted.prompts_per_step
+            enough = len(self._informative()) >= self.spec.prompts_per_step
         if not (enough and self._open):
             return []
         uids = self.owed
@@ -248,16 +248,16 @@ class Gathering:
 
     def batch(self) -> Batch:
         """The groups to learn from, in the order they were drawn; waits for their scores."""
-        P = self.wanted.prompts_per_step
+        P = self.spec.prompts_per_step
         groups = {place: self._group(place) for place in sorted(self._scored)}
-        telling = set(self._informative()) if self.wanted.max_rounds > 1 else set(groups)
+        telling = set(self._informative()) if self.spec.max_rounds > 1 else set(groups)
         order = sorted(groups, key=lambda place: (place not in telling, place))
         kept = sorted(order[:P])
         metrics = dict(self._metrics)
-        if self.wanted.oversample > 1:
+        if self.spec.oversample > 1:
             metrics["rollout/canceled_groups"] = float(self._canceled)
             metrics["rollout/unused_groups"] = float(len(groups) - len(kept))
-        if self.wanted.max_rounds > 1:
+        if self.spec.max_rounds > 1:
             values = [r.score.value for g in groups.values() for r in g.rollouts]
             metrics |= {
                 "dynamic/rounds": float(self.rounds),
@@ -272,7 +272,7 @@ class Gathering:
             groups=tuple(groups[place] for place in kept),
             positions=tuple(self._drawn[place].position for place in kept),
             metrics=metrics,
-            outcomes=self._outcomes() if self.wanted.curriculum else (),
+            outcomes=self._outcomes() if self.spec.curriculum else (),
         )
 
     def _outcomes(self) -> tuple[Outcome, ...]:
@@ -350,12 +350,12 @@ def _completion_json(completion: Completion) -> dict[str, Any]:
     }
 
 
-def from_json(saved: dict[str, Any], wanted: Wanted) -> Batch:
+def from_json(saved: dict[str, Any], spec: RolloutSpec) -> Batch:
     """The batch that `to_json` wrote; prompts are rendered again from the tasks."""
     groups: list[Group] = []
     for entry in saved["groups"]:
-        task, visit = wanted.tasks.at(entry["position"])
-        prompt = wanted.template.render(task)
+        task, visit = spec.tasks.at(entry["position"])
+        prompt = spec.template.render(task)
         if prompt is None:
             raise DataError(f"task {task.uid} of a saved batch no longer fits its template")
         if entry.get("prompt", _digest(prompt)) != _digest(prompt):

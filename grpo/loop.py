@@ -25,17 +25,17 @@ from grpo.metrics import grader_failure, part_metrics, rollout_metrics
 from grpo.objective import Objective
 from grpo.parity import Gate, Limits
 from grpo.rewards.sentinel import sentinel
-from grpo.schedule import Rollouts
+from grpo.schedule import RolloutScheduler
 from grpo.types import Group, Learner, Metrics, Verifier
 
 FAILURES = 0.1  # share of a batch that graders may fail on without a word
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class TrainerParts:
     """Everything a step uses; built once by the composition root."""
 
-    rollouts: Rollouts
+    rollouts: RolloutScheduler
     learner: Learner
     advantage: Callable[[np.ndarray], np.ndarray]
     loss_type: str | Objective
@@ -58,13 +58,13 @@ class Step:
     warning: str = ""  # what a person should know of it
 
 
-def train(parts: Parts, *, start: int, max_steps: int) -> Iterator[Step]:
+def train(parts: TrainerParts, *, start: int, max_steps: int) -> Iterator[Step]:
     """Yield each finished step from `start` + 1 to `max_steps`; the caller logs and saves."""
     for step in range(start + 1, max_steps + 1):
         yield train_step(parts, step, first=step == start + 1)
 
 
-def train_step(parts: Parts, step: int, first: bool = False) -> Step:
+def train_step(parts: TrainerParts, step: int, first: bool = False) -> Step:
     """One step of GRPO: compare within groups, learn, hand the weights over.
 
     first: nothing was scored before in this process. Raises RewardError then where no grader works.
@@ -141,7 +141,7 @@ def everyones(batch: Batch, learner: Learner) -> list[Group]:
     return [group for _, group in sorted(learner.gather(own), key=lambda pair: pair[0])]
 
 
-def check_parity(parts: Parts, step: int) -> Metrics:
+def check_parity(parts: TrainerParts, step: int) -> Metrics:
     """The gate's figures when a check is due before `step`. Raises ParityError."""
     if parts.gate is None or not parts.gate.due(step):
         return {}
@@ -149,7 +149,7 @@ def check_parity(parts: Parts, step: int) -> Metrics:
         return parts.gate.check(parts.rollouts.engine, parts.learner, step)
 
 
-def check_batch(parts: Parts, batch: Batch) -> Metrics:
+def check_batch(parts: TrainerParts, batch: Batch) -> Metrics:
     """The gate's figures of the batch itself, at the same steps. Raises ParityError.
 
     None where groups were chosen after they were sampled: the rest is no sample of the policy's.

@@ -26,7 +26,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from grpo.errors import EngineError, WeightsError
-from grpo.gathering import Batch, Gathering, Wanted, from_json, to_json
+from grpo.gathering import Batch, BatchAssembler, RolloutSpec, from_json, to_json
 from grpo.rewards.compose import RewardSet
 from grpo.types import (
     Ack,
@@ -48,7 +48,7 @@ CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
 T = TypeVar("T")
 
 
-class Rollouts:
+class RolloutScheduler:
     """Scored batches from an engine, and the way by which weights reach it.
 
     Use: deliver, then take and deliver in turns for the steps up to `last`. A `colocated` engine
@@ -58,7 +58,7 @@ class Rollouts:
 
     def __init__(
         self,
-        wanted: Wanted,
+        spec: RolloutSpec,
         engine: Engine,
         rewards: RewardSet,
         *,
@@ -68,7 +68,7 @@ class Rollouts:
         colocated: bool = False,
         precision: str = "bfloat16",
     ) -> None:
-        self.wanted, self.engine, self.rewards = wanted, engine, rewards
+        self.spec, self.engine, self.rewards = spec, engine, rewards
         self.staleness = staleness
         self._in_flight: Literal["finish", "continue"] = in_flight
         self._tolerance = CANARY_TOLERANCE[precision]
@@ -76,7 +76,7 @@ class Rollouts:
         self._last = last
         self._learned = 0  # steps whose weights are in the engine
         self._next = 1  # step of the next batch to begin
-        self._gathering: dict[int, Gathering] = {}
+        self._gathering: dict[int, BatchAssembler] = {}
         self._ready: dict[int, Batch] = {}
         self._known: dict[Version, int] = {}  # delivered versions -> step of the last delivery
         self._scorer = (
@@ -173,7 +173,7 @@ class Rollouts:
             "next": self._next,
             "ready": [to_json(batch) for _, batch in sorted(self._ready.items())],
             "known": [[v.step, v.hash, step] for v, step in self._known.items()],
-            "curriculum": self.wanted.curriculum.state() if self.wanted.curriculum else None,
+            "curriculum": self.spec.curriculum.state() if self.spec.curriculum else None,
         }
 
     def restore(self, state: dict[str, Any], keep_batches: bool = True) -> None:
@@ -186,12 +186,12 @@ class Rollouts:
         if ready and not keep_batches:
             self._next = min(batch["step"] for batch in ready)
             drawn = [group["position"] for batch in ready for group in batch["groups"]]
-            self.wanted.tasks.position = min(drawn, default=self.wanted.tasks.position)
+            self.spec.tasks.position = min(drawn, default=self.spec.tasks.position)
             ready = []
-        self._ready = {b["step"]: from_json(b, self.wanted) for b in ready}
+        self._ready = {b["step"]: from_json(b, self.spec) for b in ready}
         self._known = {Version(step=s, hash=h): step for s, h, step in state["known"]}
-        if self.wanted.curriculum is not None and state.get("curriculum") is not None:
-            self.wanted.curriculum.restore(state["curriculum"])
+        if self.spec.curriculum is not None and state.get("curriculum") is not None:
+            self.spec.curriculum.restore(state["curriculum"])
 
     def close(self) -> None:
         """Stop the thread and cancel what is under way; the engine is the caller's to close."""
@@ -274,7 +274,7 @@ class Rollouts:
         allowed = min(self._last, self._learned + 1 + self.staleness)
         return not self._paused and self._next <= allowed
 
-    def _begin(self) -> Gathering | None:
+    def _begin(self) -> BatchAssembler | None:
         """The next batch, if it may be begun; from here on `quiet` waits for it.
 
         Batches of one version come one after another, so that what the engine has beside a
@@ -283,7 +283,7 @@ class Rollouts:
         with self._changed:
             if not self._may_begin() or (self._in_flight == "finish" and self._gathering):
                 return None
-            gathering = self._gathering[self._next] = Gathering(self.wanted, self._next)
+            gathering = self._gathering[self._next] = BatchAssembler(self.spec, self._next)
             self._next += 1
             return gathering
 
@@ -323,7 +323,7 @@ class Rollouts:
             steps = [step for step, g in self._gathering.items() if g.under_way]
             raise EngineError(f"the engine lost completions of the batches of steps {steps}")
 
-    def _finish(self, step: int, gathering: Gathering) -> None:
+    def _finish(self, step: int, gathering: BatchAssembler) -> None:
         batch = gathering.batch()
         logged = self.rewards.take_metrics() | self.engine.take_metrics()
         with self._changed:

@@ -30,7 +30,7 @@ from grpo.console import Console
 from grpo.evaluate import paired_difference
 from grpo.hashes import Known
 from grpo.log import RunLog
-from grpo.loop import Parts, Step, train
+from grpo.loop import TrainerParts, Step, train
 from grpo.ranks import Ranks
 from grpo.schema import Recipe, RLStage, Run
 from grpo.stages.wiring import Sampler, build_heldout, build_parts, build_rl_sampler
@@ -76,7 +76,7 @@ def _run(
     folder: Path,
     sampler: Sampler,
     judge: heldout.HeldOut,
-    parts: Parts,
+    parts: TrainerParts,
     console: Console,
     ranks: Ranks,
 ) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def go_back(folder: Path, settings: Run, console: Console) -> Found | None:
     return found
 
 
-def restore(found: Found, parts: Parts, accepted: int) -> None:
+def restore(found: Found, parts: TrainerParts, accepted: int) -> None:
     """Put a checkpoint's state into `parts`.
 
     accepted: how often changes of the stage's inputs were. Batches of a checkpoint from before the
@@ -256,7 +256,7 @@ def forget_models(folder: Path, keep: str, beside: Known) -> None:
 def _save(
     saver: checkpoint.Saver,
     state: dict[str, Any],
-    parts: Parts,
+    parts: TrainerParts,
     sampler: Sampler,
     log: RunLog,
     beside: Known,
@@ -277,7 +277,7 @@ def _save(
     saver.save(state["step"], write, {**state, "position": position}, {**beside, **so_far})
 
 
-def _save_model(folder: Path, parts: Parts, sampler: Sampler) -> None:
+def _save_model(folder: Path, parts: TrainerParts, sampler: Sampler) -> None:
     aside = folder.with_suffix(".tmp")
 
     def write(place: Path) -> None:

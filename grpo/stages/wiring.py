@@ -15,9 +15,9 @@ from grpo.curriculum import CURRICULA, Curriculum
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder, stable_hash
-from grpo.gathering import Wanted
+from grpo.gathering import RolloutSpec
 from grpo.learner import TorchLearner
-from grpo.loop import Parts
+from grpo.loop import TrainerParts
 from grpo.objective import find_objective
 from grpo.parity import Gate, Limits
 from grpo.ranks import join
@@ -25,7 +25,7 @@ from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import ENGINES, LOADING
 from grpo.rollout.ray_pool import ray_pool
-from grpo.schedule import Rollouts
+from grpo.schedule import RolloutScheduler
 from grpo.schema import (
     Data,
     Eval,
@@ -149,11 +149,11 @@ def training_seed(stage: RLStage, recipe: Recipe) -> int:
     return stable_hash("stage", recipe.run.seed, stage.name) % 2**31
 
 
-def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts:
+def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> RolloutScheduler:
     """Scored batches from the sampler's engine, at the pace of the schedule."""
     schedule, seed, ranks = stage.schedule, training_seed(stage, recipe), join()
     staleness = staleness_of(schedule)
-    wanted = Wanted(
+    spec = RolloutSpec(
         tasks=TaskOrder(sampler.source, "train", seed),
         template=sampler.template,
         sampling=sampler.sampling,
@@ -171,8 +171,8 @@ def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts
         vocab_size=vocab_size(stage.model.path),
     )
     types = {chosen(stage.model.dtype), chosen(stage.rollout.dtype or stage.model.dtype)}
-    return Rollouts(
-        wanted,
+    return RolloutScheduler(
+        spec,
         sampler.engine,
         build_rewards(stage, recipe),
         last=stage.learner.max_steps,
@@ -212,12 +212,12 @@ def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> Gate | None:
     )
 
 
-def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Parts:
+def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerParts:
     """What the loop needs: the sampler, and a learner beside it."""
     settings, name = recipe.run, stage.algorithm.advantage
     torch.manual_seed(settings.seed)
     rollouts = build_rollouts(stage, recipe, sampler)
-    return Parts(
+    return TrainerParts(
         rollouts=rollouts,
         gate=build_gate(stage, settings, sampler),
         limits=Limits(

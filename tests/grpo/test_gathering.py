@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.errors import DataError, EngineError
-from grpo.gathering import Batch, Gathering, draw, from_json, to_json
+from grpo.gathering import Batch, BatchAssembler, draw, from_json, to_json
 from grpo.types import Completion, Group, Rollout, Score, Segment, Version
 
-from .pacing import Template, wanted
+from .pacing import Template, spec
 
 
 def complete(request, index, step=0):
@@ -60,7 +60,7 @@ def places(batch):
 
 
 def test_dynamic_sampling_goes_on_until_enough_groups_are_informative():
-    gathering = Gathering(wanted(prompts_per_step=4, max_rounds=5), 1)
+    gathering = BatchAssembler(spec(prompts_per_step=4, max_rounds=5), 1)
     rounds, canceled = play(gathering, mixed=lambda place: place % 2 == 1)
     # 2 of 4 are informative: 2 more need 4 at that rate, and then there are enough.
     assert [len(r) for r in rounds] == [4, 4]
@@ -75,7 +75,7 @@ def test_dynamic_sampling_goes_on_until_enough_groups_are_informative():
 
 
 def test_a_round_asks_for_what_is_missing_at_the_rate_so_far():
-    gathering = Gathering(wanted(prompts_per_step=9, max_rounds=3), 1)
+    gathering = BatchAssembler(spec(prompts_per_step=9, max_rounds=3), 1)
     rounds, _ = play(gathering, mixed=lambda place: place % 3 > 0)
     # 6 of 9, 3 missing: ceil(3 * 9 / 6) = 5, places 9 to 13, of which 10, 11 and 13
     assert [len(r) for r in rounds] == [9, 5]
@@ -83,7 +83,7 @@ def test_a_round_asks_for_what_is_missing_at_the_rate_so_far():
 
 
 def test_dynamic_sampling_stops_at_its_rounds_and_fills_up():
-    gathering = Gathering(wanted(prompts_per_step=3, max_rounds=3), 1)
+    gathering = BatchAssembler(spec(prompts_per_step=3, max_rounds=3), 1)
     rounds, _ = play(gathering, mixed=lambda place: place == 7)
     assert [len(r) for r in rounds] == [3, 3, 3]
     batch = gathering.batch()
@@ -93,7 +93,7 @@ def test_dynamic_sampling_stops_at_its_rounds_and_fills_up():
 
 
 def test_dynamic_sampling_waits_for_the_scores_of_a_round():
-    gathering = Gathering(wanted(prompts_per_step=2, max_rounds=2), 1)
+    gathering = BatchAssembler(spec(prompts_per_step=2, max_rounds=2), 1)
     late = [Future(), Future()]
     for request, future in zip(gathering.more(), late, strict=True):
         for index in range(2):
@@ -108,14 +108,14 @@ def test_dynamic_sampling_waits_for_the_scores_of_a_round():
 
 def test_without_over_sampling_nothing_is_canceled():
     # Which group is late may depend on the clock; a run repeats to the bit only without that.
-    gathering = Gathering(wanted(prompts_per_step=2, max_rounds=3), 1)
+    gathering = BatchAssembler(spec(prompts_per_step=2, max_rounds=3), 1)
     _, canceled = play(gathering, mixed=lambda place: place > 0)
     assert not canceled
     assert "rollout/canceled_groups" not in gathering.batch().metrics
 
 
 def test_over_sampling_cancels_the_slowest_and_never_trains_on_them():
-    gathering = Gathering(wanted(prompts_per_step=3, oversample=2.0), 1)
+    gathering = BatchAssembler(spec(prompts_per_step=3, oversample=2.0), 1)
     (requests,), canceled = play(gathering, mixed=lambda _: True, order=lambda r: r[::-1])
     assert len(requests) == 6
     assert canceled == ["1/0", "1/1", "1/2"]
@@ -128,7 +128,7 @@ def test_over_sampling_cancels_the_slowest_and_never_trains_on_them():
 
 
 def test_groups_that_finish_at_once_are_counted_even_if_there_is_no_place_for_them():
-    gathering = Gathering(wanted(prompts_per_step=2, oversample=2.0), 1)
+    gathering = BatchAssembler(spec(prompts_per_step=2, oversample=2.0), 1)
     for request in gathering.more()[:0:-1]:  # three in one poll; the first drawn is missing
         for index in range(2):
             gathering.add(complete(request, index), lambda *_: scored([1.0, 0.0]))
@@ -140,7 +140,7 @@ def test_groups_that_finish_at_once_are_counted_even_if_there_is_no_place_for_th
 
 
 def test_over_sampling_with_dynamic_sampling_cancels_once_enough_are_informative():
-    gathering = Gathering(wanted(prompts_per_step=2, oversample=2.0, max_rounds=2), 1)
+    gathering = BatchAssembler(spec(prompts_per_step=2, oversample=2.0, max_rounds=2), 1)
     _, canceled = play(gathering, mixed=lambda place: place > 0)
     assert canceled == ["1/3"]
     assert places(gathering.batch()) == [1, 2]
@@ -148,12 +148,12 @@ def test_over_sampling_with_dynamic_sampling_cancels_once_enough_are_informative
 
 @pytest.mark.parametrize(("share", "count"), [(1.1, 11), (1.15, 12), (1.0, 10), (3.3, 33)])
 def test_over_sampling_by_a_decimal_fraction(share, count):
-    assert len(Gathering(wanted(prompts_per_step=10, oversample=share), 1).more()) == count
+    assert len(BatchAssembler(spec(prompts_per_step=10, oversample=share), 1).more()) == count
 
 
 def test_groups_are_in_the_order_of_drawing_whatever_finishes_first():
     def run(order):
-        gathering = Gathering(wanted(prompts_per_step=5), 1)
+        gathering = BatchAssembler(spec(prompts_per_step=5), 1)
         play(gathering, mixed=lambda _: True, order=order)
         return gathering.batch()
 
@@ -167,7 +167,7 @@ def test_groups_are_in_the_order_of_drawing_whatever_finishes_first():
 
 
 def test_positions_find_prompts_again_though_some_were_too_long():
-    asked = wanted(prompts_per_step=25)
+    asked = spec(prompts_per_step=25)
     drawn, counts = draw(asked, 25)
     assert counts["prompts/dropped"] > 0
     assert asked.tasks.position == 25 + counts["prompts/dropped"]
@@ -177,7 +177,7 @@ def test_positions_find_prompts_again_though_some_were_too_long():
 
 
 def test_tasks_that_are_all_too_long_are_a_sentence():
-    asked = wanted()
+    asked = spec()
     asked.template.render = lambda task: None
     with pytest.raises(DataError, match=r"data\.max_prompt_length"):
         draw(asked, 3)
@@ -213,7 +213,7 @@ rollouts = st.lists(
 
 @given(st.lists(rollouts, min_size=1, max_size=3))
 def test_a_batch_survives_a_file_to_the_bit(content):
-    asked = wanted()
+    asked = spec()
     drawn, _ = draw(asked, len(content))
     groups = [
         Group(
@@ -256,8 +256,8 @@ def bare(completion):
 
 
 def test_a_saved_batch_whose_task_no_longer_fits_is_a_sentence():
-    asked = wanted(prompts_per_step=1)
-    gathering = Gathering(asked, 1)
+    asked = spec(prompts_per_step=1)
+    gathering = BatchAssembler(asked, 1)
     play(gathering, mixed=lambda _: True)
     saved = to_json(gathering.batch())
 
@@ -266,4 +266,4 @@ def test_a_saved_batch_whose_task_no_longer_fits_is_a_sentence():
             return None
 
     with pytest.raises(DataError, match="no longer fits"):
-        from_json(saved, wanted(template=Strict()))
+        from_json(saved, spec(template=Strict()))

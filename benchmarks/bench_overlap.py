@@ -16,7 +16,7 @@ from contextlib import closing
 from typing import Any
 
 from grpo.data.source import TaskOrder
-from grpo.gathering import RolloutSpec
+from grpo.drawing import RolloutSpec
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
 from grpo.schedule import RolloutScheduler

@@ -19,8 +19,9 @@ import numpy as np
 
 from grpo.advantage import reward_matrix
 from grpo.batch import drop_dead, group_metrics, make_rows, rank_share
+from grpo.drawing import RolloutSpec, with_temperatures
 from grpo.errors import PluginError, RewardError
-from grpo.gathering import Batch, with_temperatures
+from grpo.gathering import Batch
 from grpo.metrics import grader_failure, part_metrics, rollout_metrics
 from grpo.objective import Objective
 from grpo.parity import Gate, Limits
@@ -35,6 +36,7 @@ FAILURES = 0.1  # share of a batch that graders may fail on without a word
 class TrainerParts:
     """Everything a step uses; built once by the composition root."""
 
+    spec: RolloutSpec  # what the scheduler asks for
     rollouts: RolloutScheduler
     learner: Learner
     advantage: Callable[[np.ndarray], np.ndarray]
@@ -70,14 +72,14 @@ def train_step(parts: TrainerParts, step: int, first: bool = False) -> Step:
     first: nothing was scored before in this process. Raises RewardError then where no grader works.
     """
     started = time.perf_counter()
-    rollouts, learner = parts.rollouts, parts.learner
+    spec, rollouts, learner = parts.spec, parts.rollouts, parts.learner
     watched = check_parity(parts, step)
     batch = rollouts.take(step)
     watched |= check_batch(parts, batch)
     groups = everyones(batch, learner)
     warning = graders_work(groups, step, first)
-    if rollouts.wanted.curriculum is not None:
-        rollouts.wanted.curriculum.observe(step, learner.gather(batch.outcomes))
+    if spec.curriculum is not None:
+        spec.curriculum.observe(step, learner.gather(batch.outcomes))
     sampled = time.perf_counter()
 
     rewards_P_G = reward_matrix(groups)
@@ -86,11 +88,11 @@ def train_step(parts: TrainerParts, step: int, first: bool = False) -> Step:
         groups,
         advantages_P_G,
         loss_type=parts.loss_type,
-        max_completion_length=rollouts.wanted.max_tokens(step),
+        max_completion_length=spec.max_tokens(step),
         mask_truncated=parts.mask_truncated,
         num_minibatches=parts.num_minibatches,
     )
-    rows = with_temperatures(rows, groups, rollouts.wanted.sampling)
+    rows = with_temperatures(rows, groups, spec.sampling)
     live, dropped = drop_dead(rows, beta=parts.beta, loss_type=parts.loss_type)
     share = rank_share(live, learner.rank, learner.num_ranks, parts.num_minibatches)
     learned = learner.step(share)
@@ -108,7 +110,7 @@ def train_step(parts: TrainerParts, step: int, first: bool = False) -> Step:
     }
     names = [name for name, _, _ in rollouts.rewards.rewards]
     said = rollout_metrics(groups, names) | group_metrics(groups)
-    said |= part_metrics(groups, rollouts.wanted.names)
+    said |= part_metrics(groups, spec.names)
     metrics = batch.metrics | said | sentinel(groups, parts.second) | dropped | learned
     metrics |= watched | seconds | rollouts.take_metrics(seconds["step_time"])
     metrics["tokens_per_second"] = metrics["completions/num_tokens"] / seconds["step_time"]
@@ -154,8 +156,7 @@ def check_batch(parts: TrainerParts, batch: Batch) -> Metrics:
 
     None where groups were chosen after they were sampled: the rest is no sample of the policy's.
     """
-    chosen = parts.rollouts.wanted.oversample > 1 or parts.rollouts.wanted.max_rounds > 1
-    if parts.gate is None or not parts.gate.due(batch.step) or chosen:
+    if parts.gate is None or not parts.gate.due(batch.step) or parts.spec.chooses:
         return {}
     return parts.gate.check_batch(batch.groups, parts.learner, batch.step)
 

@@ -45,13 +45,13 @@ from grpo.types import (
     Group,
     Learner,
     Metrics,
+    NoiseSplit,
     Prompt,
     Request,
     Row,
     Sampling,
 )
 
-PROBE_SPLIT = 2  # second number of a noise key
 Z_LIMIT = 4.0  # a clean check fails once in 16,000
 INFORMATION = 6400.0  # sum of variances at which a temperature 10% too high stands at z = 7
 FEWEST = 512  # tokens of a batch below which nothing is said about it
@@ -255,7 +255,7 @@ class Gate:
                 ids=prompt.ids,
                 n=samples,
                 sampling=task_sampling(prompt.task, sampling),
-                key=(self.seed, PROBE_SPLIT, stable_hash(prompt.task.uid, step), place),
+                key=NoiseSplit.PROBE.key(self.seed, stable_hash(prompt.task.uid, step), place),
             )
             for index, prompt in enumerate(prompts)
         ]

@@ -30,7 +30,7 @@ from grpo.console import Console
 from grpo.evaluate import paired_difference
 from grpo.hashes import Known
 from grpo.log import RunLog
-from grpo.loop import TrainerParts, Step, train
+from grpo.loop import Step, TrainerParts, train
 from grpo.ranks import Ranks
 from grpo.schema import Recipe, RLStage, Run
 from grpo.stages.wiring import Sampler, build_heldout, build_parts, build_rl_sampler
@@ -228,10 +228,9 @@ def restore(found: Found, parts: TrainerParts, accepted: int) -> None:
     last one are sampled anew.
     """
     parts.learner.load(str(found.folder))
-    parts.rollouts.wanted.tasks.position = found.state["position"]
     with gzip.open(found.folder / ROLLOUTS, "rt", encoding="utf-8") as ahead:
         is_same = found.state["accepted"] == accepted
-        parts.rollouts.restore(json.load(ahead), keep_batches=is_same)
+        parts.rollouts.restore(json.load(ahead), found.state["position"], keep_batches=is_same)
 
 
 def drop_models(beside: Known, keep: str) -> None:
@@ -263,7 +262,7 @@ def _save(
 ) -> None:
     with parts.rollouts.quiet():
         ahead = json.dumps(parts.rollouts.state()).encode()
-        position = parts.rollouts.wanted.tasks.position
+        position = parts.rollouts.position
 
     def write(aside: Path) -> None:
         parts.learner.save(str(aside))

@@ -15,7 +15,7 @@ from grpo.curriculum import CURRICULA, Curriculum
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder, stable_hash
-from grpo.gathering import RolloutSpec
+from grpo.drawing import RolloutSpec
 from grpo.learner import TorchLearner
 from grpo.loop import TrainerParts
 from grpo.objective import find_objective
@@ -149,11 +149,10 @@ def training_seed(stage: RLStage, recipe: Recipe) -> int:
     return stable_hash("stage", recipe.run.seed, stage.name) % 2**31
 
 
-def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> RolloutScheduler:
-    """Scored batches from the sampler's engine, at the pace of the schedule."""
-    schedule, seed, ranks = stage.schedule, training_seed(stage, recipe), join()
-    staleness = staleness_of(schedule)
-    spec = RolloutSpec(
+def build_spec(stage: RLStage, recipe: Recipe, sampler: Sampler) -> RolloutSpec:
+    """What every batch of a stage asks for."""
+    seed, ranks = training_seed(stage, recipe), join()
+    return RolloutSpec(
         tasks=TaskOrder(sampler.source, "train", seed),
         template=sampler.template,
         sampling=sampler.sampling,
@@ -163,21 +162,27 @@ def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> RolloutS
         oversample=stage.rollout.oversample,
         max_rounds=stage.rollout.max_rounds,
         mine=lambda place: place % ranks.count == ranks.rank,
-        curriculum=build_curriculum(stage, staleness),
+        curriculum=build_curriculum(stage, staleness_of(stage.schedule)),
         length_at=None
         if isinstance(stage.rollout.max_completion_length, int)
         else stage.rollout.completion_length,
         names=getattr(sampler.source, "names", ()),
         vocab_size=vocab_size(stage.model.path),
     )
+
+
+def build_rollouts(
+    stage: RLStage, recipe: Recipe, engine: Engine, spec: RolloutSpec
+) -> RolloutScheduler:
+    """Scored batches from the engine, at the pace of the schedule."""
     types = {chosen(stage.model.dtype), chosen(stage.rollout.dtype or stage.model.dtype)}
     return RolloutScheduler(
         spec,
-        sampler.engine,
+        engine,
         build_rewards(stage, recipe),
         last=stage.learner.max_steps,
-        staleness=staleness,
-        in_flight="continue" if schedule.mode == "async" else "finish",
+        staleness=staleness_of(stage.schedule),
+        in_flight="continue" if stage.schedule.mode == "async" else "finish",
         precision="float32" if types == {"float32"} else "bfloat16",
         colocated=stage.rollout.backend == "local" and torch.cuda.is_available(),
     )
@@ -216,8 +221,10 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerPart
     """What the loop needs: the sampler, and a learner beside it."""
     settings, name = recipe.run, stage.algorithm.advantage
     torch.manual_seed(settings.seed)
-    rollouts = build_rollouts(stage, recipe, sampler)
+    spec = build_spec(stage, recipe, sampler)
+    rollouts = build_rollouts(stage, recipe, sampler.engine, spec)
     return TrainerParts(
+        spec=spec,
         rollouts=rollouts,
         gate=build_gate(stage, settings, sampler),
         limits=Limits(

@@ -22,7 +22,7 @@ from grpo.rollout.torch_engine import TorchEngine
 from grpo.schedule import RolloutScheduler
 from grpo.types import Sampling, Version
 from tests.gpu.learners import learner
-from tests.grpo.pacing import rewards, threads, spec
+from tests.grpo.pacing import rewards, spec, threads
 from tests.grpo.rows import EOS, tiny_model
 
 STEPS = 5
@@ -56,6 +56,7 @@ def built(device: torch.device, pause: float = 0.0, **mode: Any) -> tuple[Traine
     made.step = slow
     rollouts = RolloutScheduler(order, engine, rewards(even), last=STEPS, **mode)
     parts = TrainerParts(
+        spec=order,
         rollouts=rollouts,
         learner=made,
         advantage=ADVANTAGES["grpo"],

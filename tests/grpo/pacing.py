@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from grpo.data.source import TaskOrder
+from grpo.drawing import RolloutSpec
 from grpo.errors import WeightsError
-from grpo.gathering import RolloutSpec
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.verifier import VerifierReward
 from grpo.schedule import RolloutScheduler
@@ -173,7 +173,9 @@ MODES = {
 
 
 def rollouts(engine=None, learner=None, reward=plain, last=6, order=None, **mode):
-    built = RolloutScheduler(order or spec(), engine or SlowEngine(), rewards(reward), last=last, **mode)
+    built = RolloutScheduler(
+        order or spec(), engine or SlowEngine(), rewards(reward), last=last, **mode
+    )
     built.deliver(learner or Learner(), 0)
     return built
 

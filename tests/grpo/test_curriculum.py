@@ -16,12 +16,14 @@ import pytest
 import torch
 
 from grpo import config
+from grpo.batch_json import from_json, to_json
 from grpo.config import from_dict
 from grpo.console import Console
 from grpo.curriculum import Adaptive, Curriculum, PassRates, pass_rate, read_pass_rates
 from grpo.data.source import TaskOrder
+from grpo.drawing import draw
 from grpo.errors import DataError, PluginError, RecipeError
-from grpo.gathering import Batch, BatchAssembler, draw, from_json, to_json
+from grpo.gathering import Batch, BatchAssembler
 from grpo.run import train_recipe
 from grpo.schema import RLStage, Rollout
 from grpo.stages.rl import best
@@ -175,8 +177,8 @@ def test_a_curriculum_that_leaves_nothing_stops_the_run(tmp_path: Path):
         draw(spec(curriculum=nothing), 2)
 
 
-def finished(gathering, values):
-    for request in gathering.more():
+def finished(assembler, values):
+    for request in assembler.more():
         place = int(request.uid.partition("/")[2])
         for index in range(2):
             segment = Segment(
@@ -187,8 +189,8 @@ def finished(gathering, values):
             )
             future: Future[list[Score]] = Future()
             future.set_result([Score(value=v, status="scored") for v in values[place]])
-            gathering.add(completion, lambda *_, f=future: f)
-    return gathering.batch()
+            assembler.add(completion, lambda *_, f=future: f)
+    return assembler.batch()
 
 
 def test_outcomes_are_of_groups_that_are_not_kept_too_and_survive_a_file():
@@ -214,7 +216,9 @@ def test_the_greatest_length_changes_at_its_steps():
     assert lengths == [8, 8, 16, 16, 24, 24]
     assert rollout.longest_completion == 24
     chosen = spec(length_at=rollout.completion_length, sampling=Sampling(max_tokens=24))
-    asked = {step: BatchAssembler(chosen, step).more()[0].sampling.max_tokens for step in (1, 3, 10)}
+    asked = {
+        step: BatchAssembler(chosen, step).more()[0].sampling.max_tokens for step in (1, 3, 10)
+    }
     assert asked == {1: 8, 3: 16, 10: 24}
 
 
@@ -257,10 +261,10 @@ def test_requests_have_the_temperature_of_their_task():
         sampling=Sampling(temperature=0.9, max_tokens=4),
         prompts_per_step=8,
     )
-    gathering = BatchAssembler(chosen, 1)
-    asked = {r.uid: r.sampling.temperature for r in gathering.more()}
+    assembler = BatchAssembler(chosen, 1)
+    asked = {r.uid: r.sampling.temperature for r in assembler.more()}
     for uid, temperature in asked.items():
-        drawn = gathering._drawn[int(uid.partition("/")[2])]
+        drawn = assembler._drawn[int(uid.partition("/")[2])]
         assert temperature == (0.5 if int(drawn.prompt.task.uid) % 2 == 0 else 0.9)
     assert set(asked.values()) == {0.5, 0.9}
 

@@ -12,11 +12,11 @@ import pytest
 
 from grpo import figures, heldout, show
 from grpo.batch import group_metrics
+from grpo.batch_json import to_json
 from grpo.config import load
 from grpo.console import Console
 from grpo.curriculum import group_pass_rate, read_pass_rates
 from grpo.errors import DataError
-from grpo.gathering import to_json
 from grpo.ledger import append
 from grpo.log import RunLog
 from grpo.metrics import rollout_metrics

@@ -9,8 +9,8 @@ import pytest
 
 from grpo.advantage import ADVANTAGES
 from grpo.data.source import TaskOrder
+from grpo.drawing import RolloutSpec
 from grpo.errors import PluginError, RewardError, WeightsError
-from grpo.gathering import RolloutSpec
 from grpo.loop import TrainerParts, checked, train
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
@@ -91,6 +91,7 @@ def parts(engine=None, rewards=None, tasks=None, **overrides):
     )
     rewards = rewards or RewardSet([("mine", reward, 1.0)])
     settings = {
+        "spec": spec,
         "rollouts": RolloutScheduler(spec, engine or scripted, rewards, last=10),
         "learner": Learner(),
         "advantage": ADVANTAGES["dr_grpo"],

@@ -33,10 +33,10 @@ from .pacing import (
     plain,
     rewards,
     rollouts,
+    spec,
     steps,
     threads,
     version,
-    spec,
 )
 from .rows import EOS, tiny_model
 
@@ -107,6 +107,7 @@ def trained(**mode):
     built = RolloutScheduler(order, engine, rewards(even), last=4, **mode)
     learner = TorchLearner(model, algorithm=Algorithm(), config=Config(learning_rate=1e-2))
     parts = TrainerParts(
+        spec=order,
         rollouts=built,
         learner=learner,
         advantage=ADVANTAGES["grpo"],
@@ -313,11 +314,11 @@ def test_inside_quiet_the_engine_is_nobodys(mode):
             if step % 2:
                 time.sleep(0.002 * (step % 5))
             with built.quiet():
-                before = built.state(), built.spec.tasks.position
+                before = built.state(), built.position
                 assert not engine.inside
                 assert not engine.queue
                 time.sleep(0.02)
-                assert (built.state(), built.spec.tasks.position) == before
+                assert (built.state(), built.position) == before
                 drawn = sum(len(entry["groups"]) for entry in before[0]["ready"])
                 assert drawn == 3 * (before[0]["next"] - step - 1)
 
@@ -329,14 +330,12 @@ def test_a_restored_schedule_goes_on_as_the_one_that_was_left():
         with closing(first):
             batches = steps(first, learner, last=cut)
             with first.quiet():
-                saved, position = first.state(), order.tasks.position
+                saved, position = first.state(), first.position
         if cut == 8:
             return batches
         assert len(saved["ready"]) >= 1  # sampled ahead
-        again = spec()
-        again.tasks.position = position
-        second = RolloutScheduler(again, engine, rewards(), last=8, **MODES["one_step_off"])
-        second.restore(saved)
+        second = RolloutScheduler(spec(), engine, rewards(), last=8, **MODES["one_step_off"])
+        second.restore(saved, position)
         second.deliver(learner, cut)
         with closing(second):
             for step in range(cut + 1, 9):

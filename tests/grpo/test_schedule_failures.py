@@ -20,8 +20,8 @@ from .pacing import (
     Sure,
     plain,
     rollouts,
-    steps,
     spec,
+    steps,
 )
 
 

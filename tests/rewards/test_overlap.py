@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from grpo.data.source import TaskOrder
-from grpo.gathering import RolloutSpec
+from grpo.drawing import RolloutSpec
 from grpo.rewards import RewardSet
 from grpo.schedule import RolloutScheduler
 from grpo.types import Ack, Completion, Prompt, Sampling, Segment, Task, Version

@@ -28,7 +28,7 @@ SETTINGS = [
     f"learner.max_steps={STEPS}",
     "eval.num_tasks=8",
     "rollout.prompts_per_step=8",
-    "parity.steps=0",  # the acknowledgment alone has to find them
+    "agreement.steps=0",  # the acknowledgment alone has to find them
 ]
 ADAPTER = ["model.lora_rank=8", "learner.learning_rate=1e-2"]
 

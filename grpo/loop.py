@@ -18,15 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from grpo.advantage import reward_matrix
+from grpo.agreement import AgreementGate
 from grpo.batch import drop_dead, group_metrics, make_rows, rank_share
 from grpo.drawing import RolloutSpec, with_temperatures
 from grpo.errors import PluginError, RewardError
 from grpo.gathering import Batch
 from grpo.metrics import grader_failure, part_metrics, rollout_metrics
 from grpo.objective import Objective
-from grpo.parity import Gate, Limits
 from grpo.rewards.sentinel import sentinel
 from grpo.schedule import RolloutScheduler
+from grpo.step_limits import StepLimits
 from grpo.types import Group, Learner, Metrics, Verifier
 
 FAILURES = 0.1  # share of a batch that graders may fail on without a word
@@ -44,8 +45,8 @@ class TrainerParts:
     beta: float
     mask_truncated: bool
     num_minibatches: int
-    gate: Gate | None = None  # compares the engines with the learner now and then
-    limits: Limits | None = None  # of every step's gap between sampler and learner
+    gate: AgreementGate | None = None  # compares the engines with the learner now and then
+    limits: StepLimits | None = None  # of every step's gap between sampler and learner
     second: Verifier | None = None  # judges a sample of each step's completions once more
 
 
@@ -73,7 +74,7 @@ def train_step(parts: TrainerParts, step: int, first: bool = False) -> Step:
     """
     started = time.perf_counter()
     spec, rollouts, learner = parts.spec, parts.rollouts, parts.learner
-    watched = check_parity(parts, step)
+    watched = check_agreement(parts, step)
     batch = rollouts.take(step)
     watched |= check_batch(parts, batch)
     groups = everyones(batch, learner)
@@ -143,8 +144,8 @@ def everyones(batch: Batch, learner: Learner) -> list[Group]:
     return [group for _, group in sorted(learner.gather(own), key=lambda pair: pair[0])]
 
 
-def check_parity(parts: TrainerParts, step: int) -> Metrics:
-    """The gate's figures when a check is due before `step`. Raises ParityError."""
+def check_agreement(parts: TrainerParts, step: int) -> Metrics:
+    """The gate's figures when a check is due before `step`. Raises AgreementError."""
     if parts.gate is None or not parts.gate.due(step):
         return {}
     with parts.rollouts.quiet():
@@ -152,7 +153,7 @@ def check_parity(parts: TrainerParts, step: int) -> Metrics:
 
 
 def check_batch(parts: TrainerParts, batch: Batch) -> Metrics:
-    """The gate's figures of the batch itself, at the same steps. Raises ParityError.
+    """The gate's figures of the batch itself, at the same steps. Raises AgreementError.
 
     None where groups were chosen after they were sampled: the rest is no sample of the policy's.
     """

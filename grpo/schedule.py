@@ -24,7 +24,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from grpo.batch_json import from_json, to_json
 from grpo.delivery import Deliveries
@@ -36,6 +36,7 @@ from grpo.types import (
     Ack,
     Completion,
     Engine,
+    InFlight,
     Learner,
     Metrics,
     Prompt,
@@ -65,13 +66,13 @@ class RolloutScheduler:
         *,
         last: int,
         staleness: int = 0,
-        in_flight: Literal["finish", "continue"] = "finish",
+        in_flight: InFlight = "finish",
         colocated: bool = False,
         precision: str = "bfloat16",
     ) -> None:
         self._spec, self.engine, self.rewards = spec, engine, rewards
         self.staleness = staleness
-        self._in_flight: Literal["finish", "continue"] = in_flight
+        self._in_flight: InFlight = in_flight
         self._deliveries = Deliveries(staleness=staleness, precision=precision)
         self._colocated = colocated and not staleness
         self._last = last

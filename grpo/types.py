@@ -41,6 +41,8 @@ Status = Literal[
 # computed. Beyond it a group's variance would be no number, and nobody would notice.
 LARGEST_REWARD = 1e18
 FinishReason = Literal["stop", "length", "abort"]
+# Completions under way when weights change: finished under the old ones, or continued by the new.
+InFlight = Literal["finish", "continue"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -276,7 +278,7 @@ class Engine(Protocol):
         self,
         weights: Iterable[tuple[str, Tensor]],
         version: Version,
-        in_flight: Literal["finish", "continue"] = "finish",
+        in_flight: InFlight = "finish",
     ) -> Ack:
         """Replace the weights; `Ack` proves which ones are now resident."""
         ...
@@ -300,7 +302,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class EnginePool(Engine, Protocol):
-    """Several engines behind one; the parity gate asks each of them."""
+    """Several engines behind one; the agreement gate asks each of them."""
 
     @property
     def members(self) -> Sequence[tuple[str, Engine]]:

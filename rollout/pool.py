@@ -21,18 +21,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from grpo.errors import EngineError, GrpoError, WeightsError
 from grpo.rollout.seats import Call, Job, Seat, Worker
-from grpo.types import Ack, Completion, Engine, Metrics, Request, Version
+from grpo.types import Ack, Completion, Engine, InFlight, Metrics, Request, Version
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-
-InFlight = Literal["finish", "continue", "abort"]
 
 _START = 600.0  # seconds an engine may take to start, where `timeout` is less
 _SLICE = 0.5  # seconds a worker decodes before it looks at its next call

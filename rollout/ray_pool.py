@@ -21,8 +21,8 @@ import numpy as np
 from grpo import plugins
 from grpo.errors import EngineError
 from grpo.rollout import ENGINES
-from grpo.rollout.pool import InFlight, PoolEngine
-from grpo.types import Ack, Completion, Engine, EngineSpec, Metrics, Request, Version
+from grpo.rollout.pool import PoolEngine
+from grpo.types import Ack, Completion, Engine, EngineSpec, InFlight, Metrics, Request, Version
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -37,9 +37,9 @@ from grpo.rollout.server_answers import (
 )
 from grpo.rollout.server_control import GENERATE, Control
 from grpo.rollout.server_token import found_token
-from grpo.types import Ack, Completion, EngineSpec, Metrics, Request, Version
+from grpo.types import Ack, Completion, EngineSpec, InFlight, Metrics, Request, Version
 
-_PAUSE_MODES = {"finish": "wait", "continue": "keep", "abort": "abort"}
+_PAUSE_MODES = {"finish": "wait", "continue": "keep"}
 _LOOK_SECONDS = 10.0  # without an answer, after which the server is looked at
 _GRACE_SECONDS = 10.0  # for the partial answer of an aborted call
 
@@ -119,18 +119,17 @@ class ServerEngine(HttpEngine[_Job]):
         self,
         weights: Iterable[tuple[str, Tensor]],
         version: Version,
-        in_flight: Literal["finish", "continue", "abort"] = "finish",
+        in_flight: InFlight = "finish",
     ) -> Ack:
         """Hand `weights` to the server, with sampling paused.
 
         The acknowledgment's hash is that of the tensors as they arrived in the server's process.
         Calls under way: "finish" waits for them; "continue" lets them go on with the new weights
-        (a new segment; their keys and values are computed anew); "abort" ends them as they stand.
-        Calls not yet made use the new weights. Raises WeightsError, also where the server is not
-        one of `grpo serve`.
+        (a new segment; their keys and values are computed anew). Calls not yet made use the new
+        weights. Raises WeightsError, also where the server is not one of `grpo serve`.
         """
         if in_flight not in _PAUSE_MODES:
-            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: abort, continue, finish.")
+            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: continue, finish.")
         if not self.server.takes_weights:
             raise WeightsError(
                 f"the server at {self.address.url} was not started by `grpo serve`, so it takes no "
@@ -142,10 +141,6 @@ class ServerEngine(HttpEngine[_Job]):
         while in_flight == "finish" and self._running:
             self._take(self._patience(None))
             self._expire()
-        if in_flight == "abort":
-            for job in self._running.values():
-                job.abort_by = time.monotonic() + _GRACE_SECONDS
-                self._timed[job.key] = job
         self._broken = "the last load_weights failed half-way; load a full set first"
         ack = self.server.deliver(kept, version, _PAUSE_MODES[in_flight])
         self._broken, self.version = "", version

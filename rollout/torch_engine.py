@@ -152,22 +152,20 @@ class TorchEngine:
         self,
         weights: Iterable[tuple[str, Tensor]],
         version: Version,
-        in_flight: Literal["finish", "continue", "abort"] = "finish",
+        in_flight: Literal["finish", "continue"] = "finish",
     ) -> Ack:
         """Copy `weights` in by name; the engine serves no half-loaded model.
 
         The acknowledgment's hash is that of what the module holds afterwards, not the one sent.
         Completions under way: "finish" them first under the old weights; "continue" them with the
-        new ones (a new segment, the keys and values of the old weights are kept); "abort" them as
-        they stand. Samples not yet started always use the new weights. Raises WeightsError.
+        new ones (a new segment, the keys and values of the old weights are kept). Samples not yet
+        started always use the new weights. Raises WeightsError.
         """
         if in_flight == "finish":
             while self._rows.count:
                 self._step()
-        elif in_flight == "abort":
-            self._finish(dict.fromkeys(range(self._rows.count), "abort"))
         elif in_flight != "continue":
-            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: abort, continue, finish.")
+            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: continue, finish.")
         self._forget_prompts()
         self._broken = True
         own = own_weights(self.model, self._lora_rank)

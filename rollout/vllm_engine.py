@@ -14,7 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from grpo.types import (
     Completion,
     EngineSpec,
     FinishReason,
+    InFlight,
     Metrics,
     Request,
     Version,
@@ -182,19 +183,19 @@ class VllmEngine:
         self,
         weights: Iterable[tuple[str, Tensor]],
         version: Version,
-        in_flight: Literal["finish", "continue", "abort"] = "finish",
+        in_flight: InFlight = "finish",
     ) -> Ack:
         """Load `weights` (the adapter, where spec.lora_rank > 0) and read them back.
 
         The acknowledgment's hash is that of the tensors that came here; that these are resident is
         proven by reading them back, and that vLLM computes with them by the canary. Samples under
         way: "finish" them under the old weights; "continue" them with the new ones (a new segment;
-        their keys and values stay); "abort" them as they stand. Samples without a token yet start
-        again under the new weights, and no prompt reuses keys and values of old ones. Raises
-        WeightsError with the name of the first tensor that is not resident.
+        their keys and values stay). Samples without a token yet start again under the new weights,
+        and no prompt reuses keys and values of old ones. Raises WeightsError with the name of the
+        first tensor that is not resident.
         """
-        if in_flight not in ("finish", "continue", "abort"):
-            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: abort, continue, finish.")
+        if in_flight not in ("finish", "continue"):
+            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: continue, finish.")
         self.wake()
         self._settle(in_flight)
         sent = {name: tensor.detach() for name, tensor in weights}
@@ -303,9 +304,6 @@ class VllmEngine:
                 self._requeue([samples.pop(i) for i in fresh])
                 if not samples:
                     del self._chunks[name]
-        if in_flight == "abort":
-            for name in list(self._chunks):
-                self._abort(name)
         while in_flight == "finish" and self._chunks:
             self._step()
 

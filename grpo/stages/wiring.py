@@ -10,6 +10,7 @@ import torch
 
 from grpo import heldout, plugins, pretrained
 from grpo.advantage import ADVANTAGES
+from grpo.agreement import AgreementGate
 from grpo.compute_types import chosen
 from grpo.curriculum import CURRICULA, Curriculum
 from grpo.data import SOURCES
@@ -19,7 +20,7 @@ from grpo.drawing import RolloutSpec
 from grpo.learner import TorchLearner
 from grpo.loop import TrainerParts
 from grpo.objective import find_objective
-from grpo.parity import Gate, Limits
+from grpo.probes import Probes
 from grpo.ranks import join
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
@@ -40,6 +41,7 @@ from grpo.schema import (
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
 from grpo.stages.text import check_rows, template_of
+from grpo.step_limits import StepLimits
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
 
 
@@ -202,18 +204,20 @@ def build_curriculum(stage: RLStage, staleness: int) -> Curriculum | None:
     return Curriculum(rules, staleness) if rules else None
 
 
-def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> Gate | None:
-    """The parity gate on held-out prompts; None where it is off."""
-    if not stage.parity.steps:
+def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> AgreementGate | None:
+    """The agreement gate on held-out prompts; None where it is off."""
+    if not stage.agreement.steps:
         return None
-    return Gate(
-        prompts=sampler.prompts,
-        sampling=sampler.sampling,
-        seed=settings.seed,
-        steps=stage.parity.steps,
-        max_difference=stage.parity.max_difference,
+    return AgreementGate(
+        probes=Probes(
+            prompts=sampler.prompts,
+            sampling=sampler.sampling,
+            seed=settings.seed,
+            vocab_size=vocab_size(stage.model.path),
+        ),
+        steps=stage.agreement.steps,
+        max_difference=stage.agreement.max_difference,
         decode=sampler.tokenizer.decode,
-        vocab_size=vocab_size(stage.model.path),
     )
 
 
@@ -227,9 +231,9 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerPart
         spec=spec,
         rollouts=rollouts,
         gate=build_gate(stage, settings, sampler),
-        limits=Limits(
-            difference=stage.parity.max_step_difference,
-            ess=stage.parity.min_ess,
+        limits=StepLimits(
+            difference=stage.agreement.max_step_difference,
+            ess=stage.agreement.min_ess,
             staleness=staleness_of(stage.schedule),
         ),
         learner=TorchLearner(

@@ -328,7 +328,7 @@ def settings(base: str, folder: Path) -> dict[str, Any]:
     tree["curriculum"] = [{"name": "adaptive", "args": {"skip": 0.8}}]
     tree["rollout"]["max_completion_length"] = {"1": 10, "5": 16}
     tree["algorithm"] = {"beta": 0.05, "ref_model_sync_steps": 2}
-    tree["parity"] = {"steps": 4}
+    tree["agreement"] = {"steps": 4}
     tree["eval"] |= {"steps": 2, "keep_best": True}
     return tree
 
@@ -354,7 +354,7 @@ def test_everything_together_is_counted(whole: Path):
     assert all("rewards/short/format" not in line for line in lines[:3])
     assert any("rewards/short/format" in line for line in lines[3:])
     # The gate draws at the tasks' own temperatures, and passes.
-    assert all(line["parity/difference_mean"] < 1e-4 for line in (lines[0], lines[4]))
+    assert all(line["agreement/difference_mean"] < 1e-4 for line in (lines[0], lines[4]))
 
 
 def test_the_model_left_is_the_best_one(whole: Path, tmp_path: Path):

@@ -23,9 +23,9 @@ from grpo.batch import drop_dead, group_metrics, make_rows, rank_share
 from grpo.drawing import RolloutSpec, with_temperatures
 from grpo.errors import PluginError, RewardError
 from grpo.gathering import Batch
-from grpo.metrics import grader_failure, part_metrics, rollout_metrics
 from grpo.objective import Objective
 from grpo.rewards.sentinel import sentinel
+from grpo.rollout_metrics import grader_failure, part_metrics, rollout_metrics
 from grpo.schedule import RolloutScheduler
 from grpo.step_limits import StepLimits
 from grpo.types import Group, Learner, Metrics, Verifier

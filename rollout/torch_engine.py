@@ -24,9 +24,9 @@ from grpo.quantize import round_base
 from grpo.rollout.attending import attending
 from grpo.rollout.decoder import make_decoder
 from grpo.rollout.decoding import completion_text, cut
+from grpo.rollout.engine_weights import copy_weights, own_weights, private_copy, resident_hash
 from grpo.rollout.rows import Job, Rows
 from grpo.rollout.sampling import Plan, make_plan, sample, uniforms, workspace
-from grpo.rollout.weights import copy_weights, own_weights, private_copy, resident_hash
 from grpo.transfer import to_host
 from grpo.types import Ack, Completion, EngineSpec, FinishReason, Metrics, Request, Segment, Version
 

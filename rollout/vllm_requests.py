@@ -17,7 +17,7 @@ _SEEDS = 2**31  # vLLM's generators take 32 bits of a seed; samples of a request
 
 
 @dataclass(eq=False, kw_only=True)
-class Job:
+class QueuedRequest:
     """A request with the samples that have not begun."""
 
     request: Request
@@ -25,10 +25,10 @@ class Job:
 
 
 @dataclass(eq=False, kw_only=True)
-class Sample:
+class RunningSample:
     """A sample under way; `marks` has the token count at which each weights version took over."""
 
-    job: Job
+    queued: QueuedRequest
     index: int
     marks: list[tuple[int, Version]]
     ids: list[int] = field(default_factory=list[int])
@@ -104,14 +104,14 @@ def _seed(key: tuple[int, ...]) -> int:
     return int.from_bytes(digest, "little") % _SEEDS
 
 
-def segments(sample: Sample, raw: bool) -> tuple[Segment, ...]:
+def segments(sample: RunningSample, raw: bool) -> tuple[Segment, ...]:
     """The tokens of a sample, cut where weights changed; at least one segment."""
     ids = np.asarray(sample.ids, dtype=np.int64)
     logprobs = np.asarray(sample.logprobs, dtype=np.float32)
     if len(logprobs) != len(ids):
         raise EngineError(
             f"vLLM returned {len(logprobs)} log-probs for {len(ids)} tokens of request "
-            f"{sample.job.request.uid!r}"
+            f"{sample.queued.request.uid!r}"
         )
     ends = [start for start, _ in sample.marks[1:]] + [len(ids)]
     spans = [

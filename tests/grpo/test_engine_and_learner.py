@@ -10,8 +10,8 @@ from grpo.learner import TorchLearner
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import torch_engine
 from grpo.rollout.collect import collect
+from grpo.rollout.engine_weights import copy_weights
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.rollout.weights import copy_weights
 from grpo.schedule import RolloutScheduler
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config

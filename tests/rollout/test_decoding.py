@@ -82,9 +82,9 @@ def in_process(tokenizer: Any, ids: list[int], sampling: Sampling, stopped: bool
     engine = object.__new__(VllmEngine)
     engine.tokenizer, engine._done = tokenizer, []
     request = Request(uid="r", ids=(5, 6), n=1, sampling=sampling, key=(0,))
-    job = vllm_requests.Job(request=request, waiting=vllm_requests.deque())
-    sample = vllm_requests.Sample(
-        job=job, index=0, marks=[(0, V0)], ids=list(ids), logprobs=[-1.0] * len(ids)
+    queued = vllm_requests.QueuedRequest(request=request, waiting=vllm_requests.deque())
+    sample = vllm_requests.RunningSample(
+        queued=queued, index=0, marks=[(0, V0)], ids=list(ids), logprobs=[-1.0] * len(ids)
     )
     engine._finish(sample, "stop", stopped=stopped)
     return engine._done[0]

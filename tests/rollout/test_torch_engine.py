@@ -11,8 +11,8 @@ import torch
 from grpo.canary import canary_logprob
 from grpo.errors import EngineError, WeightsError
 from grpo.rollout import decoder
+from grpo.rollout.engine_weights import copy_weights, own_weights
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.rollout.weights import copy_weights, own_weights
 from grpo.types import Engine, Version
 from grpo.weights import content_hash
 

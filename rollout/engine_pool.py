@@ -21,9 +21,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grpo.errors import EngineError, GrpoError, WeightsError
+from grpo.rollout.pool_member import PoolMember
 from grpo.rollout.seats import PendingCall, Seat, Ticket, Worker
 from grpo.types import Ack, Completion, Engine, InFlight, Metrics, Request, Version
 
@@ -94,7 +96,7 @@ class PoolEngine:
     @property
     def members(self) -> Sequence[tuple[str, Engine]]:
         """Each worker as an engine of its own, with its name."""
-        return [(seat.worker.name, _Member(self, seat)) for seat in self._seats]
+        return [(seat.worker.name, self._member(seat)) for seat in self._seats]
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; EngineError for a uid that is queued already.
@@ -192,6 +194,14 @@ class PoolEngine:
         self._release()
 
     # Requests
+
+    def _member(self, seat: Seat) -> PoolMember:
+        return PoolMember(
+            name=seat.worker.name,
+            pool=self,
+            enqueue=partial(self._enqueue, seat=seat.index),
+            ask=partial(self._ask, seats=[seat]),
+        )
 
     def _enqueue(self, requests: Sequence[Request], seat: int | None) -> None:
         uids = Counter([*self._tickets, *(r.uid for r in requests)])
@@ -401,42 +411,3 @@ class PoolEngine:
         self._counts["reissued"] += len(tickets)
         seat.worker = self._start(seat.index)
         self._call(seat, "start")
-
-
-class _Member:
-    """One worker of a pool as an engine; it, too, is replaced when it is lost."""
-
-    def __init__(self, pool: PoolEngine, seat: Seat) -> None:
-        self._pool = pool
-        self._seat = seat
-        self.poll = pool.poll
-        self.cancel = pool.cancel
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests for this worker alone."""
-        self._pool._enqueue(requests, self._seat.index)
-
-    def load_weights(
-        self,
-        weights: Iterable[tuple[str, Tensor]],
-        version: Version,
-        in_flight: InFlight = "finish",
-    ) -> Ack:
-        """Refused: the workers of a pool have the same weights. Raises EngineError."""
-        raise EngineError(f"load weights into the pool, not into {self._seat.worker.name} alone")
-
-    def take_metrics(self) -> Metrics:
-        """The worker's own, which the pool then no longer counts."""
-        found = self._pool._ask("take_metrics", [self._seat])
-        return found[0] if found else {}
-
-    def sleep(self) -> None:
-        """Put this worker to sleep."""
-        self._pool._ask("sleep", [self._seat])
-
-    def wake(self) -> None:
-        """Wake this worker."""
-        self._pool._ask("wake", [self._seat])
-
-    def close(self) -> None:
-        """Nothing: workers close with their pool."""

@@ -24,14 +24,13 @@ from grpo import pretrained
 from grpo.canary import canary_ids
 from grpo.errors import EngineError, WeightsError
 from grpo.rollout import vllm_arguments, vllm_compat, vllm_lora, vllm_weights
-from grpo.rollout.decoding import completion_text, cut
 from grpo.rollout.vllm_requests import (
     QueuedRequest,
     RunningSample,
+    completion_of,
     late,
     refusal,
     sampling_params,
-    segments,
 )
 from grpo.rollout.vllm_speculation import Speculation
 from grpo.types import (
@@ -417,32 +416,4 @@ class VllmEngine:
             self.speculation.observe(self.llm, made, seconds)
 
     def _finish(self, sample: RunningSample, reason: FinishReason, stopped: bool = False) -> None:
-        request = sample.queued.request
-        text = self._text(sample, sample.ids)
-        if stopped:
-            text = self._cut(sample, text)
-        self._done.append(
-            Completion(
-                request=request.uid,
-                index=sample.index,
-                segments=segments(sample, request.sampling.raw_logprobs),
-                text=text,
-                finish=reason,
-            )
-        )
-
-    def _text(self, sample: RunningSample, ids: list[int]) -> str:
-        return completion_text(self.tokenizer, ids, sample.queued.request.sampling.eos_ids)
-
-    def _cut(self, sample: RunningSample, text: str) -> str:
-        """The text up to and including the first stop string; tokens after it are dropped.
-
-        A speculative step may bring tokens beyond the one that completed the stop string.
-        """
-        kept = cut(text, sample.queued.request.sampling.stop)
-        if kept is None:
-            return text
-        while len(sample.ids) > 1 and self._text(sample, sample.ids[:-1]).startswith(kept):
-            sample.ids.pop()
-            sample.logprobs.pop()
-        return kept
+        self._done.append(completion_of(sample, self.tokenizer, reason, stopped))

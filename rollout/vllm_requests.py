@@ -11,7 +11,8 @@ import numpy as np
 
 from grpo.errors import EngineError
 from grpo.rollout import vllm_compat
-from grpo.types import Request, Sampling, Segment, Version
+from grpo.rollout.decoding import completion_text, cut
+from grpo.types import Completion, FinishReason, Request, Sampling, Segment, Version
 
 _SEEDS = 2**31  # vLLM's generators take 32 bits of a seed; samples of a request are numbered on
 
@@ -104,7 +105,42 @@ def _seed(key: tuple[int, ...]) -> int:
     return int.from_bytes(digest, "little") % _SEEDS
 
 
-def segments(sample: RunningSample, raw: bool) -> tuple[Segment, ...]:
+def completion_of(
+    sample: RunningSample, tokenizer: Any, reason: FinishReason, stopped: bool
+) -> Completion:
+    """What a sample came to. `stopped`: at a stop string, after which its tokens are dropped."""
+    request = sample.queued.request
+    text = _text(tokenizer, sample, sample.ids)
+    if stopped:
+        text = _cut(tokenizer, sample, text)
+    return Completion(
+        request=request.uid,
+        index=sample.index,
+        segments=_segments(sample, request.sampling.raw_logprobs),
+        text=text,
+        finish=reason,
+    )
+
+
+def _text(tokenizer: Any, sample: RunningSample, ids: list[int]) -> str:
+    return completion_text(tokenizer, ids, sample.queued.request.sampling.eos_ids)
+
+
+def _cut(tokenizer: Any, sample: RunningSample, text: str) -> str:
+    """The text up to and including the first stop string; tokens after it are dropped.
+
+    A speculative step may bring tokens beyond the one that completed the stop string.
+    """
+    kept = cut(text, sample.queued.request.sampling.stop)
+    if kept is None:
+        return text
+    while len(sample.ids) > 1 and _text(tokenizer, sample, sample.ids[:-1]).startswith(kept):
+        sample.ids.pop()
+        sample.logprobs.pop()
+    return kept
+
+
+def _segments(sample: RunningSample, raw: bool) -> tuple[Segment, ...]:
     """The tokens of a sample, cut where weights changed; at least one segment."""
     ids = np.asarray(sample.ids, dtype=np.int64)
     logprobs = np.asarray(sample.logprobs, dtype=np.float32)

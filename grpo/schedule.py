@@ -119,15 +119,7 @@ class RolloutScheduler:
         Raises WeightsError naming the engine and what is wrong with its acknowledgment.
         """
         started = time.perf_counter()
-
-        def load(version: Version) -> Ack:
-            if self._colocated:
-                self.engine.wake()
-            return self.engine.load_weights(learner.weights(), version, self._in_flight)
-
-        version = self._deliveries.send(
-            learner, steps_done, lambda version: self._call(partial(load, version))
-        )
+        version = self._deliveries.send(learner, steps_done, partial(self._load, learner))
         with self._changed:
             self._learned = steps_done
             self._next = max(self._next, steps_done + 1)
@@ -256,6 +248,14 @@ class RolloutScheduler:
             self._changed.notify_all()
         self._wait(future.done)
         return future.result()
+
+    def _load(self, learner: Learner, version: Version) -> Ack:
+        def load() -> Ack:
+            if self._colocated:
+                self.engine.wake()
+            return self.engine.load_weights(learner.weights(), version, self._in_flight)
+
+        return self._call(load)
 
     def _wait(self, until: Callable[[], bool]) -> None:
         """Wait for the thread; meanwhile score what only this thread may score."""

@@ -14,8 +14,8 @@ from grpo.errors import WeightsError
 from grpo.types import Ack, Completion, Group, Learner, Metrics, Version
 
 # Of the canary's log-prob. In float32 two implementations differ by 1e-6; bfloat16 on both sides
-# stays below a third of this.
-CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
+# stays below a third of this, and float16 is finer.
+CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
 
 
 class Deliveries:

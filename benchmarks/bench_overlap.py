@@ -16,10 +16,10 @@ from contextlib import closing
 from typing import Any
 
 from grpo.data.source import TaskOrder
-from grpo.gathering import Wanted
+from grpo.drawing import RolloutSpec
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
-from grpo.schedule import Rollouts
+from grpo.schedule import RolloutScheduler
 from grpo.types import Completion, Metrics, Prompt, Request, Row, Sampling, T, Task, Version
 
 PAIRS = ((0.2, 0.15), (0.15, 0.2), (0.2, 0.2), (0.3, 0.05), (0.05, 0.3))
@@ -140,7 +140,7 @@ def seconds_per_step(generation: float, learning: float, mode: dict[str, Any]) -
     """Seconds a step, and the shares of them in which each side had nothing to do."""
     engine, learner = SleepingEngine(generation), SleepingLearner(learning)
     template: Any = Template()
-    wanted = Wanted(
+    spec = RolloutSpec(
         tasks=TaskOrder(Tasks(), "train", seed=0),
         template=template,
         sampling=Sampling(max_tokens=8),
@@ -149,7 +149,7 @@ def seconds_per_step(generation: float, learning: float, mode: dict[str, Any]) -
         seed=0,
     )
     rewards = RewardSet([("right", right, 1.0)])
-    rollouts: Any = Rollouts(wanted, engine, rewards, last=STEPS + 3, **mode)
+    rollouts: Any = RolloutScheduler(spec, engine, rewards, last=STEPS + 3, **mode)
     with closing(rollouts):
         rollouts.deliver(learner, 0)
         started = 0.0

@@ -51,7 +51,7 @@ def measure() -> dict[str, Any]:
                     "sampling/sampling_logp_difference/mean",
                 )
             },
-            "parity/difference_mean at the start": lines[0].get("parity/difference_mean"),
-            "parity/z at the start": lines[0].get("parity/z"),
+            "agreement/difference_mean at the start": lines[0].get("agreement/difference_mean"),
+            "agreement/z at the start": lines[0].get("agreement/z"),
         }
     return {"recipe": "smollm2-multiplication", "runs": found}

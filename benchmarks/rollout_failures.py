@@ -115,9 +115,9 @@ def figures(folder: Path) -> dict[str, Any]:
 
 def signal_worker(process: psutil.Process, number: signal.Signals) -> None:
     """Send a signal to one of the run's Ray workers."""
-    session = [p for p in process.children(recursive=True) if "ray::Host" in _title(p)]
+    session = [p for p in process.children(recursive=True) if "ray::EngineHost" in _title(p)]
     # Ray's workers are children of the raylet, which may have left the process tree.
-    workers = session or [p for p in psutil.process_iter() if "ray::Host" in _title(p)]
+    workers = session or [p for p in psutil.process_iter() if "ray::EngineHost" in _title(p)]
     min(workers, key=lambda p: p.pid).send_signal(number)
 
 

@@ -47,8 +47,10 @@ def figures(folder: Path) -> dict[str, Any]:
         "gain": summary["gain"],
         "steps": summary["steps"],
         "seconds": summary["seconds"],
-        "largest parity/difference_mean": max(x.get("parity/difference_mean", 0.0) for x in lines),
-        "largest parity/z": max(x.get("parity/z", 0.0) for x in lines),
+        "largest agreement/difference_mean": max(
+            x.get("agreement/difference_mean", 0.0) for x in lines
+        ),
+        "largest agreement/z": max(x.get("agreement/z", 0.0) for x in lines),
         "commit": provenance["commit"],
         "command": " ".join(w for w in provenance["command"] if not w.startswith("run.dir=")),
     }

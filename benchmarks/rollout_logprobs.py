@@ -42,7 +42,7 @@ def measure() -> dict[str, Any]:
 
 
 def _updated(overrides: list[str]) -> dict[str, Any]:
-    settings = ["rollout.engine=vllm", "rollout.prompts_per_step=4", "parity.steps=0"]
+    settings = ["rollout.engine=vllm", "rollout.prompts_per_step=4", "agreement.steps=0"]
     settings += ["learner.max_steps=60", f"learner.learning_rate={RATE}", "learner.warmup_steps=0"]
     recipe = load(ROOT / "recipes" / "smollm2-multiplication.yaml", [*settings, *overrides])
     (stage,) = recipe.stages

@@ -1,4 +1,4 @@
-"""The parity gate: does it see a temperature that is off by 10%, and how often is it wrong?
+"""The agreement gate: does it see a temperature that is off by 10%, and how often is it wrong?
 
 The sampler is vLLM. The wrong one draws at 1.1 times the temperature that it was asked for and
 reports the log-probs of the temperature asked, which is what makes the fault invisible to any
@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from grpo.agreement import Z_LIMIT, AgreementGate
 from grpo.config import load
-from grpo.errors import ParityError
+from grpo.errors import AgreementError
 from grpo.learner import TorchLearner
-from grpo.parity import INFORMATION, TOKENS, Z_LIMIT, Gate
+from grpo.probes import INFORMATION, TOKENS
 from grpo.stages.wiring import build_gate, build_parts, build_rl_sampler
 from tests.rollout.faults import hotter_sampler
 
@@ -57,17 +58,17 @@ def _checks(name: str, clean: int, planted: int) -> dict[str, Any]:
         parts.rollouts.close()
         sampler.engine.close()
     passed = [c for c in right if "error" not in c]
-    z = np.array([c["parity/z"] for c in passed])
+    z = np.array([c["agreement/z"] for c in passed])
     found: dict[str, Any] = {
         "clean checks": clean,
         "false alarms": clean - len(passed),
         "messages": [c["error"] for c in right if "error" in c],
         "largest |z| of a clean check": round(float(z.max()), 2),
         "mean square of z (1 for a right sampler)": round(float((z**2).mean()), 3),
-        "tokens per check, median": float(np.median([c["parity/tokens"] for c in passed])),
-        "tokens per check, most": max(c["parity/tokens"] for c in passed),
+        "tokens per check, median": float(np.median([c["agreement/tokens"] for c in passed])),
+        "tokens per check, most": max(c["agreement/tokens"] for c in passed),
         "relative temperature error it would see": round(
-            float(np.median([c["parity/temperature_seen"] for c in passed])), 3
+            float(np.median([c["agreement/temperature_seen"] for c in passed])), 3
         ),
     }
     if planted:
@@ -80,8 +81,9 @@ def _checks(name: str, clean: int, planted: int) -> dict[str, Any]:
     return found
 
 
-def _checked(gate: Gate, engine: Any, learner: TorchLearner, seed: int) -> dict[str, Any]:
+def _checked(gate: AgreementGate, engine: Any, learner: TorchLearner, seed: int) -> dict[str, Any]:
     try:
-        return dict(replace(gate, seed=seed).check(engine, learner, step=1))
-    except ParityError as error:
+        seeded = replace(gate, probes=replace(gate.probes, seed=seed))
+        return dict(seeded.check(engine, learner, step=1))
+    except AgreementError as error:
         return {"error": str(error)}

@@ -17,7 +17,7 @@ import torch
 
 from grpo.config import load
 from grpo.errors import GrpoError
-from grpo.loop import Parts, train_step
+from grpo.loop import TrainerParts, train_step
 from grpo.stages.wiring import build_parts, build_rl_sampler
 from tests.rollout.faults import ADAPTER_FAULTS, WEIGHTS_FAULTS, fault, guard_off
 
@@ -28,7 +28,7 @@ SETTINGS = [
     f"learner.max_steps={STEPS}",
     "eval.num_tasks=8",
     "rollout.prompts_per_step=8",
-    "parity.steps=0",  # the acknowledgment alone has to find them
+    "agreement.steps=0",  # the acknowledgment alone has to find them
 ]
 ADAPTER = ["model.lora_rank=8", "learner.learning_rate=1e-2"]
 
@@ -54,7 +54,7 @@ def measure() -> dict[str, Any]:
     return {"model": "parity-base (0.86M), float32, vLLM CPU", "steps": STEPS, "faults": found}
 
 
-def train(parts: Parts, engine: Any, name: str, guarded: bool) -> dict[str, Any]:
+def train(parts: TrainerParts, engine: Any, name: str, guarded: bool) -> dict[str, Any]:
     """Deliver once without the fault, then train with it; how far it came."""
     done: list[Any] = []
     parts.rollouts.deliver(parts.learner, 0)

@@ -2,9 +2,9 @@
 
     python benchmarks/sampler_gap.py [KIND …] [--runs runs/sampler-gap]
 
-The figures behind the defaults of `parity.max_step_difference` and `parity.min_ess`, whose limits
-are lifted here. Written to benchmarks/results/sampler_gap.json: per kind the smallest, median and
-largest value of 25 steps of parity-r1-zero.
+The figures behind the defaults of `agreement.max_step_difference` and `agreement.min_ess`, whose
+limits are lifted here. Written to benchmarks/results/sampler_gap.json: per kind the smallest,
+median and largest value of 25 steps of parity-r1-zero.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from grpo.run import train_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "sampler_gap.json"
-LIFTED = ["parity.steps=0", "parity.max_step_difference=0", "parity.min_ess=0"]
+LIFTED = ["agreement.steps=0", "agreement.max_step_difference=0", "agreement.min_ess=0"]
 SHORT = ["learner.max_steps=25", "eval.num_tasks=8", "eval.num_samples=1"]
 LIAR = f"rollout.engine={ROOT / 'benchmarks' / 'lying_engine.py'}:make"
 FIGURES = ("sampling/sampling_logp_difference/mean", "sampling/ess")

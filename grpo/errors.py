@@ -7,7 +7,7 @@
     ├── RewardError (RuntimeError)     a reward raised, or returned something that is not a score
     ├── EngineError (RuntimeError)     an engine failed, lost a request or refused one
     │   ├── WeightsError               weights did not arrive, or are not the ones that were sent
-    │   └── ParityError                an engine does not sample from the policy that learns
+    │   └── AgreementError                an engine does not sample from the policy that learns
     ├── MemoryShortage (MemoryError)   something does not fit, with the settings that need less
     ├── LearnerError (RuntimeError)    an update that cannot be made, say a gradient with NaN
     └── RunError (RuntimeError)        a run directory that cannot be written, read or resumed
@@ -61,7 +61,7 @@ class WeightsError(EngineError):
     """Weights that did not arrive in an engine, or are not the ones the learner sent."""
 
 
-class ParityError(EngineError):
+class AgreementError(EngineError):
     """An engine whose log-probs or whose samples are not those of the learner's policy."""
 
 

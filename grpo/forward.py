@@ -175,7 +175,7 @@ def completion_surprise(
 
     The mean is the entropy of the next-token distribution. Over tokens that were drawn from it,
     sum(-log p - mean) / sqrt(sum(variance)) is a standard normal number for a sampler that draws
-    what it says (`grpo/parity.py`).
+    what it says (`grpo/agreement.py`).
     """
     return token_surprise(
         output_head(model),

@@ -1,10 +1,9 @@
-"""One batch on its way: prompts drawn, completions sorted into groups, groups scored.
+"""One batch on its way: completions sorted into groups, groups scored.
 
 A batch is complete when it has `prompts_per_step` groups. Two things may ask for more prompts than
 that. Over-sampling begins some more and cancels the slowest. Dynamic sampling (DAPO, 2503.14476)
 wants groups whose rewards differ, and draws another round until there are enough or `max_rounds`
-are over; groups that teach nothing then fill the places that are left. A curriculum passes tasks
-over before they are sampled (`grpo/curriculum.py`).
+are over; groups that teach nothing then fill the places that are left.
 """
 
 from __future__ import annotations
@@ -12,66 +11,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from grpo.curriculum import Curriculum, Outcome, group_pass_rate
+from grpo.curriculum import Outcome, group_pass_rate
 from grpo.data.mixture import task_sampling
-from grpo.data.prompts import PromptTemplate
-from grpo.data.source import TaskOrder, stable_hash
-from grpo.errors import DataError, EngineError, RunError
-from grpo.identity import row_digest
+from grpo.data.source import stable_hash
+from grpo.drawing import DrawnPrompt, RolloutSpec, draw
+from grpo.errors import EngineError
 from grpo.rollout.answers import check_answer
 from grpo.types import (
     Completion,
     Group,
     Metrics,
+    NoiseSplit,
     Prompt,
     Request,
     Rollout,
-    Row,
-    Sampling,
     Score,
-    Segment,
-    Version,
 )
-
-BARREN = 10_000  # tasks that a curriculum may pass over in a row, besides two whole epochs
-TRAIN_SPLIT = 0  # second number of a noise key; 1 is held-out, 2 the parity gate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What every batch asks for. A rank of several asks for the places where `mine` is true."""
-
-    tasks: TaskOrder
-    template: PromptTemplate
-    sampling: Sampling
-    prompts_per_step: int
-    num_generations: int
-    seed: int
-    oversample: float = 1.0
-    max_rounds: int = 1
-    mine: Callable[[int], bool] = lambda place: True
-    curriculum: Curriculum | None = None
-    length_at: Callable[[int], int] | None = None  # max_tokens of a step, where that changes
-    names: tuple[str, ...] = ()  # parts of a mixture, as in the column `task`
-    vocab_size: int | None = None  # token ids that the policy knows; None: not checked
-
-    def max_tokens(self, step: int) -> int:
-        """The greatest length of a completion sampled for `step`."""
-        return self.length_at(step) if self.length_at else self.sampling.max_tokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """A prompt in its batch; `position` in the task order finds it again."""
-
-    prompt: Prompt
-    visit: int
-    position: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,64 +44,14 @@ class Batch:
     outcomes: tuple[Outcome, ...] = ()  # of all that was scored, where a curriculum learns from it
 
 
-def draw(wanted: Wanted, count: int, step: int = 1) -> tuple[list[Drawn], Metrics]:
-    """The next `count` prompts that are asked and fit; how many were not. DataError if none is."""
-    curriculum = wanted.curriculum
-    if curriculum is not None:
-        curriculum.advance(step)
-    skipped = {f"curriculum/{n}/skipped": 0.0 for n in curriculum.rules} if curriculum else {}
-    barren = 0  # tasks passed over in a row
-    drawn: list[Drawn] = []
-    before = dict(wanted.template.counts)
-    refused = 0
-    while len(drawn) < count:
-        first = wanted.tasks.position
-        for offset, (task, visit) in enumerate(wanted.tasks.take(count - len(drawn))):
-            rule = curriculum.skipped_by(task, first + offset) if curriculum else None
-            barren = 0 if rule is None else barren + 1
-            if rule is not None:
-                skipped[f"curriculum/{rule}/skipped"] += 1
-                continue
-            prompt = wanted.template.render(task)
-            if prompt is None:
-                refused += 1
-            else:
-                drawn.append(Drawn(prompt=prompt, visit=visit, position=first + offset))
-        if refused > 1000 + 100 * count:
-            raise DataError(
-                f"{refused} prompts of one step are longer than data.max_prompt_length, or than "
-                "what completions leave of the model's positions; raise the limit, or set "
-                "data.overlong=truncate"
-            )
-        if barren > BARREN + 2 * (wanted.tasks.size or 0):
-            raise DataError(
-                f"the curriculum passed over {barren} tasks in a row; widen its band, or set "
-                "unmeasured=keep"
-            )
-    now = wanted.template.counts
-    counts = {f"prompts/{k}": float(now[k] - before[k]) for k in ("dropped", "truncated")}
-    return drawn, counts | skipped
-
-
-def with_temperatures(
-    rows: Sequence[Row], groups: Sequence[Group], sampling: Sampling
-) -> list[Row]:
-    """The rows of `groups`, with the temperature of those sampled at one of their task's own."""
-    own = [task_sampling(group.prompt.task, sampling).temperature for group in groups]
-    return [
-        row if own[row.group] == sampling.temperature else replace(row, temperature=own[row.group])
-        for row in rows
-    ]
-
-
-class Gathering:
+class BatchAssembler:
     """The batch of `step` while it is sampled and scored."""
 
-    def __init__(self, wanted: Wanted, step: int) -> None:
-        self.wanted = wanted
+    def __init__(self, spec: RolloutSpec, step: int) -> None:
+        self.spec = spec
         self.step = step
         self.rounds = 0
-        self._drawn: list[Drawn] = []
+        self._drawn: list[DrawnPrompt] = []
         self._asked: dict[int, Request] = {}  # place -> its request
         self._open: dict[int, dict[int, Completion]] = {}  # place -> its completions so far
         self._scored: dict[int, tuple[tuple[Completion, ...], Future[list[Score]]]] = {}
@@ -151,45 +60,46 @@ class Gathering:
 
     def more(self) -> list[Request]:
         """The requests of the first or the next round; [] when no further one is called for."""
-        wanted = self.wanted
-        if self.rounds == 0:
-            # 10 * 1.1 is a little more than 11
-            count = math.ceil(wanted.prompts_per_step * wanted.oversample - 1e-9)
-        elif self.rounds < wanted.max_rounds and not self._open and self._all_scored():
-            found = len(self._informative())
-            missing = wanted.prompts_per_step - found
-            # as many as it takes if the next round turns out like those before
-            expected = -(-missing * len(self._scored) // max(found, 1))
-            count = min(wanted.prompts_per_step, expected) if missing > 0 else 0
-        else:
-            count = 0
+        spec, start, count = self.spec, len(self._drawn), self._missing()
         if not count:
             return []
         self.rounds += 1
-        start = len(self._drawn)
-        drawn, counts = draw(wanted, count, self.step)
+        drawn, counts = draw(spec, count, self.step)
         self._drawn += drawn
-        if self.rounds == 1 and wanted.curriculum is not None:
-            self._metrics |= wanted.curriculum.metrics()
-        if wanted.length_at is not None:
-            self._metrics["rollout/max_completion_length"] = float(wanted.max_tokens(self.step))
+        if self.rounds == 1 and spec.curriculum is not None:
+            self._metrics |= spec.curriculum.metrics()
+        if spec.length_at is not None:
+            self._metrics["rollout/max_completion_length"] = float(spec.max_tokens(self.step))
         for name, value in counts.items():
             self._metrics[name] = self._metrics.get(name, 0.0) + value
-        places = [p for p in range(start, len(self._drawn)) if wanted.mine(p)]
+        places = [p for p in range(start, len(self._drawn)) if spec.mine(p)]
         self._open |= {place: {} for place in places}
         self._asked |= {place: self._request(place) for place in places}
         return [self._asked[place] for place in places]
 
+    def _missing(self) -> int:
+        """How many prompts the first or the next round draws."""
+        spec = self.spec
+        if self.rounds == 0:
+            # 10 * 1.1 is a little more than 11
+            return math.ceil(spec.prompts_per_step * spec.oversample - 1e-9)
+        if self.rounds == spec.max_rounds or self._open or not self._all_scored():
+            return 0
+        found = len(self._informative())
+        missing = max(0, spec.prompts_per_step - found)
+        # as many as it takes if the next round turns out like those before
+        return min(spec.prompts_per_step, -(-missing * len(self._scored) // max(found, 1)))
+
     def _request(self, place: int) -> Request:
-        drawn, wanted = self._drawn[place], self.wanted
+        drawn, spec = self._drawn[place], self.spec
         task = stable_hash(drawn.prompt.task.uid)
-        length = wanted.max_tokens(self.step)
+        length = spec.max_tokens(self.step)
         return Request(
             uid=f"{self.step}/{place}",
             ids=drawn.prompt.ids,
-            n=wanted.num_generations,
-            sampling=task_sampling(drawn.prompt.task, wanted.sampling, length),
-            key=(wanted.seed, TRAIN_SPLIT, task, drawn.visit),
+            n=spec.num_generations,
+            sampling=task_sampling(drawn.prompt.task, spec.sampling, length),
+            key=NoiseSplit.TRAIN.key(spec.seed, task, drawn.visit),
         )
 
     def add(
@@ -200,13 +110,13 @@ class Gathering:
         """Sort a completion in; a group that is whole is handed to `score` at once."""
         place, index = int(completion.request.partition("/")[2]), completion.index
         group = self._open.get(place)
-        if group is None or not 0 <= index < self.wanted.num_generations:
+        if group is None or not 0 <= index < self.spec.num_generations:
             raise EngineError(f"completion {index} of {completion.request!r} was not asked for")
-        check_answer(self._asked[place], completion, vocab_size=self.wanted.vocab_size)
+        check_answer(self._asked[place], completion, vocab_size=self.spec.vocab_size)
         if index in group:
             raise EngineError(f"completion {index} of {completion.request!r} came twice")
         group[index] = completion
-        if len(group) == self.wanted.num_generations:
+        if len(group) == self.spec.num_generations:
             del self._open[place]
             whole = tuple(group[i] for i in range(len(group)))
             prompt = self._drawn[place].prompt
@@ -233,12 +143,12 @@ class Gathering:
         Only over-sampling cancels: which group is late depends on the clock as soon as scores
         decide (`max_rounds`), and a run that did not ask for that repeats to the bit.
         """
-        if self.wanted.oversample == 1:
+        if self.spec.oversample == 1:
             return []
-        if self.wanted.max_rounds == 1:
-            enough = len(self._scored) >= self.wanted.prompts_per_step
+        if self.spec.max_rounds == 1:
+            enough = len(self._scored) >= self.spec.prompts_per_step
         else:
-            enough = len(self._informative()) >= self.wanted.prompts_per_step
+            enough = len(self._informative()) >= self.spec.prompts_per_step
         if not (enough and self._open):
             return []
         uids = self.owed
@@ -248,16 +158,16 @@ class Gathering:
 
     def batch(self) -> Batch:
         """The groups to learn from, in the order they were drawn; waits for their scores."""
-        P = self.wanted.prompts_per_step
+        P = self.spec.prompts_per_step
         groups = {place: self._group(place) for place in sorted(self._scored)}
-        telling = set(self._informative()) if self.wanted.max_rounds > 1 else set(groups)
+        telling = set(self._informative()) if self.spec.max_rounds > 1 else set(groups)
         order = sorted(groups, key=lambda place: (place not in telling, place))
         kept = sorted(order[:P])
         metrics = dict(self._metrics)
-        if self.wanted.oversample > 1:
+        if self.spec.oversample > 1:
             metrics["rollout/canceled_groups"] = float(self._canceled)
             metrics["rollout/unused_groups"] = float(len(groups) - len(kept))
-        if self.wanted.max_rounds > 1:
+        if self.spec.max_rounds > 1:
             values = [r.score.value for g in groups.values() for r in g.rollouts]
             metrics |= {
                 "dynamic/rounds": float(self.rounds),
@@ -272,7 +182,7 @@ class Gathering:
             groups=tuple(groups[place] for place in kept),
             positions=tuple(self._drawn[place].position for place in kept),
             metrics=metrics,
-            outcomes=self._outcomes() if self.wanted.curriculum else (),
+            outcomes=self._outcomes() if self.spec.curriculum else (),
         )
 
     def _outcomes(self) -> tuple[Outcome, ...]:
@@ -303,100 +213,3 @@ class Gathering:
             for completion, score in zip(completions, scores.result(), strict=True)
         )
         return Group(prompt=drawn.prompt, visit=drawn.visit, rollouts=rollouts)
-
-
-def to_json(batch: Batch) -> dict[str, Any]:
-    """A batch as plain data, exact to the bit; prompts are found again by their positions."""
-    return {
-        "step": batch.step,
-        "metrics": batch.metrics,
-        "outcomes": batch.outcomes,
-        "groups": [
-            {
-                "position": position,
-                "prompt": _digest(group.prompt),
-                "completions": [_completion_json(r.completion) for r in group.rollouts],
-                "scores": [
-                    [
-                        r.score.value,
-                        r.score.status,
-                        r.score.detail,
-                        dict(r.score.parts),
-                        None if r.score.right is None else dict(r.score.right),
-                    ]
-                    for r in group.rollouts
-                ],
-            }
-            for position, group in zip(batch.positions, batch.groups, strict=True)
-        ],
-    }
-
-
-def _digest(prompt: Prompt) -> str:
-    """Of a task and the tokens it became."""
-    task = prompt.task
-    return row_digest(task.uid, task.prompt, task.answer, dict(task.columns), prompt.ids).hex()
-
-
-def _completion_json(completion: Completion) -> dict[str, Any]:
-    return {
-        "request": completion.request,
-        "text": completion.text,
-        "finish": completion.finish,
-        "segments": [
-            [s.ids.tolist(), s.source, [s.version.step, s.version.hash], s.logprobs.tolist()]
-            for s in completion.segments
-        ],
-    }
-
-
-def from_json(saved: dict[str, Any], wanted: Wanted) -> Batch:
-    """The batch that `to_json` wrote; prompts are rendered again from the tasks."""
-    groups: list[Group] = []
-    for entry in saved["groups"]:
-        task, visit = wanted.tasks.at(entry["position"])
-        prompt = wanted.template.render(task)
-        if prompt is None:
-            raise DataError(f"task {task.uid} of a saved batch no longer fits its template")
-        if entry.get("prompt", _digest(prompt)) != _digest(prompt):
-            raise RunError(
-                f"the data gives other tasks than those whose completions are saved for step "
-                f"{saved['step']} (now {task.uid} there): its source, the chat template or the "
-                "tokenizer is not what it was; put it back, or start a new run from the checkpoint"
-            )
-        pairs = zip(entry["completions"], entry["scores"], strict=True)
-        rollouts = tuple(
-            Rollout(
-                prompt=prompt,
-                completion=_completion(completion, index),
-                score=Score(value=value, status=status, detail=detail, parts=parts, right=right),
-            )
-            for index, (completion, (value, status, detail, parts, right)) in enumerate(pairs)
-        )
-        groups.append(Group(prompt=prompt, visit=visit, rollouts=rollouts))
-    return Batch(
-        step=saved["step"],
-        groups=tuple(groups),
-        positions=tuple(entry["position"] for entry in saved["groups"]),
-        metrics=saved["metrics"],
-        outcomes=tuple((place, uid, rate) for place, uid, rate in saved["outcomes"]),
-    )
-
-
-def _completion(saved: dict[str, Any], index: int) -> Completion:
-    segments = tuple(
-        Segment(
-            ids=np.array(ids, dtype=np.int64),
-            source=source,
-            version=Version(step=step, hash=digest),
-            logprobs=np.array(logprobs, dtype=np.float32),
-        )
-        for ids, source, (step, digest), logprobs in saved["segments"]
-    )
-    return Completion(
-        request=saved["request"],
-        index=index,
-        segments=segments,
-        text=saved["text"],
-        finish=saved["finish"],
-    )

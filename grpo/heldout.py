@@ -26,9 +26,8 @@ from grpo.rewards.combine import UNUSABLE
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.latex import compare
 from grpo.rollout.collect import collect
-from grpo.types import Completion, Engine, Prompt, Request, Sampling, Score, TaskSource
+from grpo.types import Completion, Engine, NoiseSplit, Prompt, Request, Sampling, Score, TaskSource
 
-HELDOUT_SPLIT = 1  # second number of a noise key; 0 is training
 BARREN = 10_000  # tasks of an endless source tried in a row before giving up on new ones
 
 
@@ -72,7 +71,7 @@ class HeldOut:
                 ids=prompt.ids,
                 n=n,
                 sampling=sampling,
-                key=(self.seed, HELDOUT_SPLIT, stable_hash(prompt.task.uid), 0),
+                key=NoiseSplit.HELDOUT.key(self.seed, stable_hash(prompt.task.uid), 0),
             )
             for place, prompt in enumerate(self.prompts)
         ]

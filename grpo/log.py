@@ -30,6 +30,7 @@ from grpo.rewards.sentinel import warnings
 from grpo.types import Metrics
 
 BARS = "▁▂▃▄▅▆▇█"
+WIDTH = 60  # of a sparkline, in characters
 SHOWN = {  # metric -> heading in the live view and in plain lines
     "reward": "reward",
     "accuracy": "accuracy",
@@ -45,9 +46,9 @@ SHOWN_WITHOUT_REWARD = {  # supervised stages
 }
 
 
-def sparkline(values: Sequence[float], width: int = 60) -> str:
-    """The last `width` values as one line of block characters, scaled to their own range."""
-    tail = list(values)[-width:]
+def sparkline(values: Sequence[float]) -> str:
+    """The last `WIDTH` values as one line of block characters, scaled to their own range."""
+    tail = list(values)[-WIDTH:]
     if not tail:
         return ""
     low, high = min(tail), max(tail)

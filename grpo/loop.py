@@ -18,32 +18,35 @@ from dataclasses import dataclass
 import numpy as np
 
 from grpo.advantage import reward_matrix
+from grpo.agreement import AgreementGate
 from grpo.batch import drop_dead, group_metrics, make_rows, rank_share
+from grpo.drawing import RolloutSpec, with_temperatures
 from grpo.errors import PluginError, RewardError
-from grpo.gathering import Batch, with_temperatures
-from grpo.metrics import grader_failure, part_metrics, rollout_metrics
+from grpo.gathering import Batch
 from grpo.objective import Objective
-from grpo.parity import Gate, Limits
 from grpo.rewards.sentinel import sentinel
-from grpo.schedule import Rollouts
+from grpo.rollout_metrics import grader_failure, part_metrics, rollout_metrics
+from grpo.schedule import RolloutScheduler
+from grpo.step_limits import StepLimits
 from grpo.types import Group, Learner, Metrics, Verifier
 
 FAILURES = 0.1  # share of a batch that graders may fail on without a word
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class TrainerParts:
     """Everything a step uses; built once by the composition root."""
 
-    rollouts: Rollouts
+    spec: RolloutSpec  # what the scheduler asks for
+    rollouts: RolloutScheduler
     learner: Learner
     advantage: Callable[[np.ndarray], np.ndarray]
     loss_type: str | Objective
     beta: float
     mask_truncated: bool
     num_minibatches: int
-    gate: Gate | None = None  # compares the engines with the learner now and then
-    limits: Limits | None = None  # of every step's gap between sampler and learner
+    gate: AgreementGate | None = None  # compares the engines with the learner now and then
+    limits: StepLimits | None = None  # of every step's gap between sampler and learner
     second: Verifier | None = None  # judges a sample of each step's completions once more
 
 
@@ -58,26 +61,26 @@ class Step:
     warning: str = ""  # what a person should know of it
 
 
-def train(parts: Parts, *, start: int, max_steps: int) -> Iterator[Step]:
+def train(parts: TrainerParts, *, start: int, max_steps: int) -> Iterator[Step]:
     """Yield each finished step from `start` + 1 to `max_steps`; the caller logs and saves."""
     for step in range(start + 1, max_steps + 1):
         yield train_step(parts, step, first=step == start + 1)
 
 
-def train_step(parts: Parts, step: int, first: bool = False) -> Step:
+def train_step(parts: TrainerParts, step: int, first: bool = False) -> Step:
     """One step of GRPO: compare within groups, learn, hand the weights over.
 
     first: nothing was scored before in this process. Raises RewardError then where no grader works.
     """
     started = time.perf_counter()
-    rollouts, learner = parts.rollouts, parts.learner
-    watched = check_parity(parts, step)
+    spec, rollouts, learner = parts.spec, parts.rollouts, parts.learner
+    watched = check_agreement(parts, step)
     batch = rollouts.take(step)
     watched |= check_batch(parts, batch)
     groups = everyones(batch, learner)
     warning = graders_work(groups, step, first)
-    if rollouts.wanted.curriculum is not None:
-        rollouts.wanted.curriculum.observe(step, learner.gather(batch.outcomes))
+    if spec.curriculum is not None:
+        spec.curriculum.observe(step, learner.gather(batch.outcomes))
     sampled = time.perf_counter()
 
     rewards_P_G = reward_matrix(groups)
@@ -86,11 +89,11 @@ def train_step(parts: Parts, step: int, first: bool = False) -> Step:
         groups,
         advantages_P_G,
         loss_type=parts.loss_type,
-        max_completion_length=rollouts.wanted.max_tokens(step),
+        max_completion_length=spec.max_tokens(step),
         mask_truncated=parts.mask_truncated,
         num_minibatches=parts.num_minibatches,
     )
-    rows = with_temperatures(rows, groups, rollouts.wanted.sampling)
+    rows = with_temperatures(rows, groups, spec.sampling)
     live, dropped = drop_dead(rows, beta=parts.beta, loss_type=parts.loss_type)
     share = rank_share(live, learner.rank, learner.num_ranks, parts.num_minibatches)
     learned = learner.step(share)
@@ -108,7 +111,7 @@ def train_step(parts: Parts, step: int, first: bool = False) -> Step:
     }
     names = [name for name, _, _ in rollouts.rewards.rewards]
     said = rollout_metrics(groups, names) | group_metrics(groups)
-    said |= part_metrics(groups, rollouts.wanted.names)
+    said |= part_metrics(groups, spec.names)
     metrics = batch.metrics | said | sentinel(groups, parts.second) | dropped | learned
     metrics |= watched | seconds | rollouts.take_metrics(seconds["step_time"])
     metrics["tokens_per_second"] = metrics["completions/num_tokens"] / seconds["step_time"]
@@ -141,21 +144,20 @@ def everyones(batch: Batch, learner: Learner) -> list[Group]:
     return [group for _, group in sorted(learner.gather(own), key=lambda pair: pair[0])]
 
 
-def check_parity(parts: Parts, step: int) -> Metrics:
-    """The gate's figures when a check is due before `step`. Raises ParityError."""
+def check_agreement(parts: TrainerParts, step: int) -> Metrics:
+    """The gate's figures when a check is due before `step`. Raises AgreementError."""
     if parts.gate is None or not parts.gate.due(step):
         return {}
     with parts.rollouts.quiet():
         return parts.gate.check(parts.rollouts.engine, parts.learner, step)
 
 
-def check_batch(parts: Parts, batch: Batch) -> Metrics:
-    """The gate's figures of the batch itself, at the same steps. Raises ParityError.
+def check_batch(parts: TrainerParts, batch: Batch) -> Metrics:
+    """The gate's figures of the batch itself, at the same steps. Raises AgreementError.
 
     None where groups were chosen after they were sampled: the rest is no sample of the policy's.
     """
-    chosen = parts.rollouts.wanted.oversample > 1 or parts.rollouts.wanted.max_rounds > 1
-    if parts.gate is None or not parts.gate.due(batch.step) or chosen:
+    if parts.gate is None or not parts.gate.due(batch.step) or parts.spec.chooses:
         return {}
     return parts.gate.check_batch(batch.groups, parts.learner, batch.step)
 

@@ -116,17 +116,19 @@ def sft_rows(learner: SFTLearner) -> list[tuple[str, str, str]]:
 
 def schedule_rows(stage: RLStage) -> list[tuple[str, str, str]]:
     """Engines, how far they run ahead, and how often they are checked."""
-    rollout, schedule, parity = stage.rollout, stage.schedule, stage.parity
+    rollout, schedule, agreement = stage.rollout, stage.schedule, stage.agreement
     ahead = {"sync": 0, "one_step_off": 1, "async": schedule.max_staleness}[schedule.mode]
     where = "Ray actors" if rollout.backend == "ray" else "in this process"
-    checks = ceil(stage.learner.max_steps / parity.steps) if parity.steps else 0
+    checks = ceil(stage.learner.max_steps / agreement.steps) if agreement.steps else 0
     rows = [
         ("engines", f"{rollout.workers:,}", f"{rollout.engine}, {where}"),
         ("steps sampled ahead", f"{ahead:,}", f"schedule.mode = {schedule.mode}"),
         (
-            "parity checks",
+            "agreement checks",
             f"{checks:,}",
-            f"every {parity.steps} steps, of each engine" if checks else "parity.steps = 0: off",
+            f"every {agreement.steps} steps, of each engine"
+            if checks
+            else "agreement.steps = 0: off",
         ),
     ]
     if rollout.oversample > 1:

@@ -23,15 +23,20 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
-from grpo.errors import EngineError, WeightsError
-from grpo.gathering import Batch, Gathering, Wanted, from_json, to_json
+from grpo.batch_json import from_json, to_json
+from grpo.delivery import Deliveries
+from grpo.drawing import RolloutSpec
+from grpo.errors import EngineError
+from grpo.gathering import Batch, BatchAssembler
 from grpo.rewards.compose import RewardSet
 from grpo.types import (
     Ack,
     Completion,
     Engine,
+    InFlight,
     Learner,
     Metrics,
     Prompt,
@@ -42,13 +47,10 @@ from grpo.types import (
 
 POLL = 0.05  # seconds between looks at commands while the engine is busy
 EMPTY_POLLS = 200  # polls in a row that come back empty at once: the engine has lost something
-# Of the canary's log-prob. In float32 two implementations differ by 1e-6; bfloat16 on both sides
-# stays below a third of this.
-CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02, "float16": 0.02}
 T = TypeVar("T")
 
 
-class Rollouts:
+class RolloutScheduler:
     """Scored batches from an engine, and the way by which weights reach it.
 
     Use: deliver, then take and deliver in turns for the steps up to `last`. A `colocated` engine
@@ -58,27 +60,26 @@ class Rollouts:
 
     def __init__(
         self,
-        wanted: Wanted,
+        spec: RolloutSpec,
         engine: Engine,
         rewards: RewardSet,
         *,
         last: int,
         staleness: int = 0,
-        in_flight: Literal["finish", "continue"] = "finish",
+        in_flight: InFlight = "finish",
         colocated: bool = False,
         precision: str = "bfloat16",
     ) -> None:
-        self.wanted, self.engine, self.rewards = wanted, engine, rewards
+        self._spec, self.engine, self.rewards = spec, engine, rewards
         self.staleness = staleness
-        self._in_flight: Literal["finish", "continue"] = in_flight
-        self._tolerance = CANARY_TOLERANCE[precision]
+        self._in_flight: InFlight = in_flight
+        self._deliveries = Deliveries(staleness=staleness, precision=precision)
         self._colocated = colocated and not staleness
         self._last = last
         self._learned = 0  # steps whose weights are in the engine
         self._next = 1  # step of the next batch to begin
-        self._gathering: dict[int, Gathering] = {}
+        self._assembling: dict[int, BatchAssembler] = {}
         self._ready: dict[int, Batch] = {}
-        self._known: dict[Version, int] = {}  # delivered versions -> step of the last delivery
         self._scorer = (
             ThreadPoolExecutor(rewards.parallel, "grpo-rewards") if rewards.threadsafe else None
         )
@@ -109,28 +110,16 @@ class Rollouts:
                 self.engine.sleep()
         self._waited += time.perf_counter() - started
         batch = self._ready.pop(step)
-        return replace(batch, metrics=batch.metrics | self._ages(batch))
+        ages = self._deliveries.ages(batch.groups, step)
+        return replace(batch, metrics=batch.metrics | ages)
 
-    def deliver(self, learner: Learner, steps_done: int, verify: bool = True) -> Version:
-        """Hand the learner's weights to the engine and believe nothing but its acknowledgment.
+    def deliver(self, learner: Learner, steps_done: int) -> Version:
+        """Hand the learner's weights, of so many steps, to the engine; which ones those are.
 
-        Raises WeightsError naming the engine and what is wrong. `verify=False` is for measuring
-        what happens without that.
+        Raises WeightsError naming the engine and what is wrong with its acknowledgment.
         """
         started = time.perf_counter()
-        version = learner.version()
-        self._known[version] = steps_done  # first: completions may carry it at once
-
-        def load() -> Any:
-            if self._colocated:
-                self.engine.wake()
-            return self.engine.load_weights(learner.weights(), version, self._in_flight)
-
-        ack = self._call(load)
-        expected = learner.canary()
-        if verify:
-            for one in ack.members or (ack,):
-                _check(one, version, expected, self._tolerance)
+        version = self._deliveries.send(learner, steps_done, partial(self._load, learner))
         with self._changed:
             self._learned = steps_done
             self._next = max(self._next, steps_done + 1)
@@ -148,7 +137,7 @@ class Rollouts:
             self._paused = True
         try:
             if self._thread is not None:
-                self._wait(lambda: not self._gathering)
+                self._wait(lambda: not self._assembling)
             yield
         finally:
             with self._changed:
@@ -168,16 +157,21 @@ class Rollouts:
         }
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs: batches ready ahead of their step. Call it inside `quiet`."""
+        """What `restore` needs beside `position`. Call it inside `quiet`."""
         return {
             "next": self._next,
             "ready": [to_json(batch) for _, batch in sorted(self._ready.items())],
-            "known": [[v.step, v.hash, step] for v, step in self._known.items()],
-            "curriculum": self.wanted.curriculum.state() if self.wanted.curriculum else None,
+            "known": self._deliveries.state(),
+            "curriculum": self._spec.curriculum.state() if self._spec.curriculum else None,
         }
 
-    def restore(self, state: dict[str, Any], keep_batches: bool = True) -> None:
-        """Go on where `state` was taken, before the first `deliver`.
+    @property
+    def position(self) -> int:
+        """The place in the task order up to which prompts were drawn. Ask inside `quiet`."""
+        return self._spec.tasks.position
+
+    def restore(self, state: dict[str, Any], position: int, keep_batches: bool = True) -> None:
+        """Go on where `state` and `position` were taken, before the first `deliver`.
 
         keep_batches: whether what was sampled ahead still counts; if not, its tasks are drawn anew.
         """
@@ -186,12 +180,13 @@ class Rollouts:
         if ready and not keep_batches:
             self._next = min(batch["step"] for batch in ready)
             drawn = [group["position"] for batch in ready for group in batch["groups"]]
-            self.wanted.tasks.position = min(drawn, default=self.wanted.tasks.position)
+            position = min(drawn, default=position)
             ready = []
-        self._ready = {b["step"]: from_json(b, self.wanted) for b in ready}
-        self._known = {Version(step=s, hash=h): step for s, h, step in state["known"]}
-        if self.wanted.curriculum is not None and state.get("curriculum") is not None:
-            self.wanted.curriculum.restore(state["curriculum"])
+        self._spec.tasks.position = position
+        self._ready = {b["step"]: from_json(b, self._spec) for b in ready}
+        self._deliveries.restore(state["known"])
+        if self._spec.curriculum is not None and state.get("curriculum") is not None:
+            self._spec.curriculum.restore(state["curriculum"])
 
     def close(self) -> None:
         """Stop the thread and cancel what is under way; the engine is the caller's to close."""
@@ -202,7 +197,7 @@ class Rollouts:
             self._thread.join()
         if self._scorer is not None:
             self._scorer.shutdown(cancel_futures=True)
-        owed = [uid for gathering in self._gathering.values() for uid in gathering.owed]
+        owed = [uid for assembler in self._assembling.values() for uid in assembler.owed]
         if owed:
             self.engine.cancel(owed)
 
@@ -218,7 +213,7 @@ class Rollouts:
             while not self._closed:
                 self._serve_command()
                 with self._changed:
-                    if not (self._may_begin() or self._gathering or self._command):
+                    if not (self._may_begin() or self._assembling or self._command):
                         self._changed.wait(POLL)
                         continue
                 self._pump(POLL)
@@ -233,7 +228,7 @@ class Rollouts:
         # Weights that may not change in the middle of a batch wait until it is whole, and until
         # the one that the weights before them are to sample is: which weights sample a batch must
         # not depend on whether the learner or this thread is quicker.
-        waits = self._in_flight == "finish" and (self._gathering or self._may_begin())
+        waits = self._in_flight == "finish" and (self._assembling or self._may_begin())
         if self._command and not waits:
             (future, call), self._command = self._command, None
             try:
@@ -253,6 +248,14 @@ class Rollouts:
             self._changed.notify_all()
         self._wait(future.done)
         return future.result()
+
+    def _load(self, learner: Learner, version: Version) -> Ack:
+        def load() -> Ack:
+            if self._colocated:
+                self.engine.wake()
+            return self.engine.load_weights(learner.weights(), version, self._in_flight)
+
+        return self._call(load)
 
     def _wait(self, until: Callable[[], bool]) -> None:
         """Wait for the thread; meanwhile score what only this thread may score."""
@@ -274,37 +277,37 @@ class Rollouts:
         allowed = min(self._last, self._learned + 1 + self.staleness)
         return not self._paused and self._next <= allowed
 
-    def _begin(self) -> Gathering | None:
+    def _begin(self) -> BatchAssembler | None:
         """The next batch, if it may be begun; from here on `quiet` waits for it.
 
         Batches of one version come one after another, so that what the engine has beside a
         completion is the same in every run.
         """
         with self._changed:
-            if not self._may_begin() or (self._in_flight == "finish" and self._gathering):
+            if not self._may_begin() or (self._in_flight == "finish" and self._assembling):
                 return None
-            gathering = self._gathering[self._next] = Gathering(self.wanted, self._next)
+            assembler = self._assembling[self._next] = BatchAssembler(self._spec, self._next)
             self._next += 1
-            return gathering
+            return assembler
 
     def _pump(self, timeout: float | None) -> None:
         """Begin what may begin, sort in what has come, finish what is whole."""
-        while gathering := self._begin():
-            self.engine.submit(gathering.more())
-        if any(g.under_way for g in self._gathering.values()):
+        while assembler := self._begin():
+            self.engine.submit(assembler.more())
+        if any(g.under_way for g in self._assembling.values()):
             self._poll(timeout)
         else:  # every completion is there, and the scores are not
-            scores = [future for g in self._gathering.values() for future in g.scores]
+            scores = [future for g in self._assembling.values() for future in g.scores]
             wait(scores, timeout=POLL)
-        for step, gathering in list(self._gathering.items()):
-            uids = gathering.stragglers()
+        for step, assembler in list(self._assembling.items()):
+            uids = assembler.stragglers()
             if uids:
                 self.engine.cancel(uids)
-            requests = gathering.more()
+            requests = assembler.more()
             if requests:
                 self.engine.submit(requests)
-            if not (gathering.under_way or requests) and all(f.done() for f in gathering.scores):
-                self._finish(step, gathering)
+            if not (assembler.under_way or requests) and all(f.done() for f in assembler.scores):
+                self._finish(step, assembler)
 
     def _poll(self, timeout: float | None) -> None:
         started = time.perf_counter()
@@ -313,21 +316,21 @@ class Rollouts:
         self._busy += seconds
         for completion in completions:
             step = int(completion.request.partition("/")[0])
-            if step not in self._gathering:
+            if step not in self._assembling:
                 raise EngineError(f"a completion of {completion.request!r} was not asked for")
-            self._check_versions(completion, step)
-            self._gathering[step].add(completion, self._score)
+            self._deliveries.check(completion, step)
+            self._assembling[step].add(completion, self._score)
         at_once = seconds < (timeout or POLL) / 2
         self._empty_polls = self._empty_polls + 1 if at_once and not completions else 0
         if (timeout is None and not completions) or self._empty_polls > EMPTY_POLLS:
-            steps = [step for step, g in self._gathering.items() if g.under_way]
+            steps = [step for step, g in self._assembling.items() if g.under_way]
             raise EngineError(f"the engine lost completions of the batches of steps {steps}")
 
-    def _finish(self, step: int, gathering: Gathering) -> None:
-        batch = gathering.batch()
+    def _finish(self, step: int, assembler: BatchAssembler) -> None:
+        batch = assembler.batch()
         logged = self.rewards.take_metrics() | self.engine.take_metrics()
         with self._changed:
-            del self._gathering[step]
+            del self._assembling[step]
             self._ready[step] = replace(batch, metrics=batch.metrics | logged)
             self._changed.notify_all()
 
@@ -348,36 +351,6 @@ class Rollouts:
                 self._changed.notify_all()
         return future
 
-    # Versions
-
-    def _check_versions(self, completion: Completion, step: int) -> None:
-        for segment in completion.segments:
-            if segment.source != "model" or not len(segment.ids):
-                continue
-            sampled = f"a completion of {completion.request!r} was sampled with weights"
-            if segment.version not in self._known:
-                raise WeightsError(
-                    f"{sampled} {segment.version}, which this learner never delivered"
-                )
-            age = step - 1 - self._known[segment.version]
-            if age > self.staleness:
-                raise WeightsError(
-                    f"{sampled} {segment.version}, {age} steps old; the schedule allows "
-                    f"{self.staleness}"
-                )
-
-    def _ages(self, batch: Batch) -> Metrics:
-        """By how many steps the weights that sampled are behind those that learn, over tokens."""
-        count = total = most = 0
-        for group in batch.groups:
-            for rollout in group.rollouts:
-                for segment in rollout.completion.segments:
-                    age = batch.step - 1 - self._known.get(segment.version, batch.step - 1)
-                    count += len(segment.ids)
-                    total += len(segment.ids) * age
-                    most = max(most, age if len(segment.ids) else 0)
-        return {"staleness/mean": total / max(count, 1), "staleness/max": float(most)}
-
 
 def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
     try:
@@ -386,18 +359,3 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
         future.set_exception(error)
         if not isinstance(error, Exception):  # Ctrl-C is this thread's, and not a score
             raise
-
-
-def _check(ack: Ack, sent: Version, expected: float, tolerance: float) -> None:
-    """Raise WeightsError unless an acknowledgment is that of the weights sent."""
-    if ack.version != sent:
-        raise WeightsError(
-            f"{ack.engine} acknowledged weights {ack.version}, but the learner sent {sent}; "
-            "rollouts from these weights would train on wrong log-probs"
-        )
-    if not abs(ack.canary - expected) <= tolerance * max(1.0, abs(expected)):
-        raise WeightsError(
-            f"after loading weights {sent} the canary log-prob of {ack.engine} is "
-            f"{ack.canary:.4f}, "
-            f"the learner's {expected:.4f}: it computes with other weights"
-        )

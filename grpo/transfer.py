@@ -77,6 +77,12 @@ def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
     return tuple(found[i] for i in range(len(tensors)))
 
 
+def wait_for(device: torch.device) -> None:
+    """Wait for all that was started on `device`; nothing is under way on a CPU."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def _torch_type(dtype: np.dtype) -> torch.dtype:
     return torch.from_numpy(np.empty(0, dtype)).dtype
 

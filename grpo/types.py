@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -40,6 +41,8 @@ Status = Literal[
 # computed. Beyond it a group's variance would be no number, and nobody would notice.
 LARGEST_REWARD = 1e18
 FinishReason = Literal["stop", "length", "abort"]
+# Completions under way when weights change: finished under the old ones, or continued by the new.
+InFlight = Literal["finish", "continue"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,6 +141,18 @@ class EngineSpec:
     version: Version = Version(step=0, hash="as loaded")
 
 
+class NoiseSplit(IntEnum):
+    """What a completion is sampled for. One seed gives each its own noise."""
+
+    TRAIN = 0
+    HELDOUT = 1
+    PROBE = 2  # of the gate that compares engine and learner
+
+    def key(self, seed: int, prompt: int, visit: int) -> tuple[int, ...]:
+        """`Request.key`: plain numbers, as engines hash what they look like."""
+        return seed, self.value, prompt, visit
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """`n` completions of one token prefix; sample i's noise at position t is keyed (*key, i, t)."""
@@ -146,7 +161,7 @@ class Request:
     ids: tuple[int, ...]
     n: int
     sampling: Sampling
-    key: tuple[int, ...]  # (seed, split, prompt, visit)
+    key: tuple[int, ...]  # (seed, split, prompt, visit), see `NoiseSplit`
     deadline: float | None = None  # time.monotonic() after which the request may be aborted
 
 
@@ -263,7 +278,7 @@ class Engine(Protocol):
         self,
         weights: Iterable[tuple[str, Tensor]],
         version: Version,
-        in_flight: Literal["finish", "continue", "abort"] = "finish",
+        in_flight: InFlight = "finish",
     ) -> Ack:
         """Replace the weights; `Ack` proves which ones are now resident."""
         ...
@@ -287,7 +302,7 @@ class Engine(Protocol):
 
 @runtime_checkable
 class EnginePool(Engine, Protocol):
-    """Several engines behind one; the parity gate asks each of them."""
+    """Several engines behind one; the agreement gate asks each of them."""
 
     @property
     def members(self) -> Sequence[tuple[str, Engine]]:

@@ -12,17 +12,15 @@ from grpo.types import Completion, Engine, Request
 def collect(
     engine: Engine,
     requests: Sequence[Request],
-    timeout: float | None = None,
     *,
     vocab_size: int | None = None,
     text: bool = False,
 ) -> Iterator[tuple[str, tuple[Completion, ...]]]:
     """Submit `requests`; yield (request uid, its n completions in index order) as groups finish.
 
-    `timeout` (seconds) is passed to every poll, `vocab_size` and `text` to `check_answer`. Raises
-    EngineError for a completion that nobody asked for, that came twice or that cannot be an answer,
-    and when the engine has nothing more to give while some are missing. If the caller stops early,
-    what is left is canceled.
+    `vocab_size` and `text` are passed to `check_answer`. Raises EngineError for a completion that
+    nobody asked for, that came twice or that cannot be an answer, and when the engine has nothing
+    more to give while some are missing. If the caller stops early, what is left is canceled.
     """
     wanted = {r.uid: r.n for r in requests}
     asked = {r.uid: r for r in requests}
@@ -32,8 +30,8 @@ def collect(
     engine.submit(requests)
     try:
         while groups:
-            polled = engine.poll(timeout)
-            if not polled and timeout is None:
+            polled = engine.poll()
+            if not polled:
                 missing = {uid: wanted[uid] - len(group) for uid, group in groups.items()}
                 raise EngineError(f"the engine lost completions (request: missing): {missing}")
             for completion in polled:

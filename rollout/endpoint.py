@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -32,6 +32,7 @@ from grpo.types import (
     Completion,
     EngineSpec,
     FinishReason,
+    InFlight,
     Message,
     Request,
     Segment,
@@ -136,7 +137,7 @@ class EndpointEngine(HttpEngine[_Sample]):
         self,
         weights: Iterable[tuple[str, Tensor]],
         version: Version,
-        in_flight: Literal["finish", "continue", "abort"] = "finish",
+        in_flight: InFlight = "finish",
     ) -> Ack:
         """Raises WeightsError: the server's model is its own."""
         del weights, version, in_flight

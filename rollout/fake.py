@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from grpo.errors import EngineError
 from grpo.rollout.decoding import completion_text
-from grpo.types import Ack, Completion, Metrics, Request, Segment, Version
+from grpo.types import Ack, Completion, InFlight, Metrics, Request, Segment, Version
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,7 +99,7 @@ class FakeEngine:
         self,
         weights: Iterable[tuple[str, Tensor]],
         version: Version,
-        in_flight: Literal["finish", "continue", "abort"] = "finish",
+        in_flight: InFlight = "finish",
     ) -> Ack:
         """Count the tensors; completions given out from now on carry `version`."""
         tensors = sum(1 for _ in weights)

@@ -21,8 +21,8 @@ import numpy as np
 from grpo import plugins
 from grpo.errors import EngineError
 from grpo.rollout import ENGINES
-from grpo.rollout.pool import InFlight, PoolEngine
-from grpo.types import Ack, Completion, Engine, EngineSpec, Metrics, Request, Version
+from grpo.rollout.engine_pool import PoolEngine
+from grpo.types import Ack, Completion, Engine, EngineSpec, InFlight, Metrics, Request, Version
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,7 +93,7 @@ def ray_pool(
         raise
 
 
-class Host:
+class EngineHost:
     """The actor: an engine, and the little that lies between it and the pool."""
 
     def __init__(self) -> None:
@@ -233,7 +233,7 @@ class _Places:
             options["num_cpus"], options["num_gpus"] = 0, gpus
             options["scheduling_strategy"] = "SPREAD"
         self._taken.add(index)
-        return self._ray.remote(Host).options(**options).remote()
+        return self._ray.remote(EngineHost).options(**options).remote()
 
     def _stands(self) -> bool:
         """Whether every bundle lies on a node that is there, as far as Ray has noticed."""

@@ -28,8 +28,8 @@ class Worker(Protocol):
 
 
 @dataclass(kw_only=True, eq=False)
-class Job:
-    """A request that is not finished."""
+class Ticket:
+    """A request that is not finished, and who has it."""
 
     request: Request
     seat: int | None  # the only worker that may serve it; None: any
@@ -40,7 +40,7 @@ class Job:
 
 
 @dataclass(kw_only=True, frozen=True)
-class Call:
+class PendingCall:
     method: str
     begun: float
     detail: Any = None
@@ -60,15 +60,15 @@ class Seat:
     refusals: int = 0  # loads that failed, without a good one in between
     empty_polls: int = 0
     completions: int = 0
-    owed: dict[str, Job] = field(default_factory=dict)  # by wire id
-    calls: dict[Future[Any], Call] = field(default_factory=dict)
+    owed: dict[str, Ticket] = field(default_factory=dict)  # by wire id
+    calls: dict[Future[Any], PendingCall] = field(default_factory=dict)
 
     @property
     def load(self) -> float:
-        return sum(job.cost * len(job.missing) for job in self.owed.values())
+        return sum(ticket.cost * len(ticket.missing) for ticket in self.owed.values())
 
     def has_room(self, samples: int, window: int) -> bool:
-        held = sum(len(job.missing) for job in self.owed.values())
+        held = sum(len(ticket.missing) for ticket in self.owed.values())
         return not held or held + samples <= window
 
     def waits_for(self, method: str) -> bool:

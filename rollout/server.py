@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -37,22 +37,22 @@ from grpo.rollout.server_answers import (
 )
 from grpo.rollout.server_control import GENERATE, Control
 from grpo.rollout.server_token import found_token
-from grpo.types import Ack, Completion, EngineSpec, Metrics, Request, Version
+from grpo.types import Ack, Completion, EngineSpec, InFlight, Metrics, Request, Version
 
-_PAUSE_MODES = {"finish": "wait", "continue": "keep", "abort": "abort"}
+_PAUSE_MODES = {"finish": "wait", "continue": "keep"}
 _LOOK_SECONDS = 10.0  # without an answer, after which the server is looked at
 _GRACE_SECONDS = 10.0  # for the partial answer of an aborted call
 
 
 @dataclass(kw_only=True, eq=False)
-class _Job(Work):
+class _GroupWork(Work):
     """A request on its way to being answered."""
 
     label: str = ""  # of the weights that were resident when the current call was made
     abort_by: float | None = None  # set once aborting: when to stop waiting for the partial answer
 
 
-class ServerEngine(HttpEngine[_Job]):
+class ServerEngine(HttpEngine[_GroupWork]):
     """An `Engine` over HTTP.
 
     timeout      seconds that one call for completions may take
@@ -103,7 +103,7 @@ class ServerEngine(HttpEngine[_Job]):
         # Once a batch: is this the server we left, with our weights?
         self._suspect = self.server.takes_weights
         for request in requests:
-            self._add(_Job(request=request))
+            self._add(_GroupWork(request=request))
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """Completions that came; waits up to `timeout` s for one, [] at once if none is due.
@@ -119,18 +119,17 @@ class ServerEngine(HttpEngine[_Job]):
         self,
         weights: Iterable[tuple[str, Tensor]],
         version: Version,
-        in_flight: Literal["finish", "continue", "abort"] = "finish",
+        in_flight: InFlight = "finish",
     ) -> Ack:
         """Hand `weights` to the server, with sampling paused.
 
         The acknowledgment's hash is that of the tensors as they arrived in the server's process.
         Calls under way: "finish" waits for them; "continue" lets them go on with the new weights
-        (a new segment; their keys and values are computed anew); "abort" ends them as they stand.
-        Calls not yet made use the new weights. Raises WeightsError, also where the server is not
-        one of `grpo serve`.
+        (a new segment; their keys and values are computed anew). Calls not yet made use the new
+        weights. Raises WeightsError, also where the server is not one of `grpo serve`.
         """
         if in_flight not in _PAUSE_MODES:
-            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: abort, continue, finish.")
+            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: continue, finish.")
         if not self.server.takes_weights:
             raise WeightsError(
                 f"the server at {self.address.url} was not started by `grpo serve`, so it takes no "
@@ -142,10 +141,6 @@ class ServerEngine(HttpEngine[_Job]):
         while in_flight == "finish" and self._running:
             self._take(self._patience(None))
             self._expire()
-        if in_flight == "abort":
-            for job in self._running.values():
-                job.abort_by = time.monotonic() + _GRACE_SECONDS
-                self._timed[job.key] = job
         self._broken = "the last load_weights failed half-way; load a full set first"
         ack = self.server.deliver(kept, version, _PAUSE_MODES[in_flight])
         self._broken, self.version = "", version
@@ -190,7 +185,7 @@ class ServerEngine(HttpEngine[_Job]):
             self._suspect = False
         super()._issue()
 
-    def _asked(self, work: _Job) -> tuple[str, dict[str, Any]]:
+    def _asked(self, work: _GroupWork) -> tuple[str, dict[str, Any]]:
         work.label = self.server.label
         if not self._running:
             self._heard = time.monotonic()
@@ -205,7 +200,7 @@ class ServerEngine(HttpEngine[_Job]):
         last their whole timeout.
         """
         now = time.monotonic()
-        calls = [job.call for job in self._running.values() if job.call is not None]
+        calls = [work.call for work in self._running.values() if work.call is not None]
         if not calls or now < self._heard + _LOOK_SECONDS or not self.server.takes_weights:
             return
         self._heard = now
@@ -215,64 +210,64 @@ class ServerEngine(HttpEngine[_Job]):
 
     def _settle(self, name: str, outcome: Any) -> None:
         self._heard = time.monotonic()
-        job = self._answered(name)
-        if job is None:
+        work = self._answered(name)
+        if work is None:
             return
         if isinstance(outcome, Refused) and outcome.status < 500:
             raise EngineError(
-                f"the server at {self.address.url} refused request {job.request.uid!r}: {outcome}"
+                f"the server at {self.address.url} refused request {work.request.uid!r}: {outcome}"
             )
         if not isinstance(outcome, Exception):
             try:
-                completions = self._read(job, outcome)
+                completions = self._read(work, outcome)
             except (Strange, Unreachable) as strange:
                 outcome = strange
             else:
-                self._finish(job, completions)
+                self._finish(work, completions)
                 return
         elif not isinstance(outcome, Unreachable | Refused):
             raise outcome
-        if job.abort_by is not None:
-            self._finish(job, nothing(job.request, self.version))
+        if work.abort_by is not None:
+            self._finish(work, nothing(work.request, self.version))
             return
-        self._again(job, outcome)
+        self._again(work, outcome)
 
-    def _read(self, job: _Job, answer: Any) -> list[Completion]:
+    def _read(self, work: _GroupWork, answer: Any) -> list[Completion]:
         """The completions of an answer. Raises Strange."""
-        versions = self.server.since(job.label)
+        versions = self.server.since(work.label)
         if not self.server.gives_tokens:
-            return plain_completions(job.request, answer, versions)
+            return plain_completions(work.request, answer, versions)
         return completions_from(
-            job.request,
+            work.request,
             answer,
             versions,
-            aborted=job.abort_by is not None,
+            aborted=work.abort_by is not None,
             tokenizer=self.tokenizer,
         )
 
-    def _again(self, job: _Job, reason: Exception) -> None:
-        if job.attempts > self._retries:
+    def _again(self, work: _GroupWork, reason: Exception) -> None:
+        if work.attempts > self._retries:
             raise EngineError(
-                f"request {job.request.uid!r} failed {job.attempts} times at {self.address.url}, "
+                f"request {work.request.uid!r} failed {work.attempts} times at {self.address.url}, "
                 f"the last time: {reason}; see the server's log, or raise "
                 "rollout.engine_args.retries or timeout"
             )
         self._suspect = self.server.takes_weights
-        self._call_again(job, min(10.0, 0.1 * 2**job.attempts))
+        self._call_again(work, min(10.0, 0.1 * 2**work.attempts))
 
     def _expire(self) -> None:
         """Abort what is past its deadline; the server then answers with what it has."""
         now = time.monotonic()
-        for job in list(self._timed.values()):
-            if job.abort_by is None:
-                if job.request.deadline is None or job.request.deadline > now:
+        for work in list(self._timed.values()):
+            if work.abort_by is None:
+                if work.request.deadline is None or work.request.deadline > now:
                     continue
-                job.abort_by = now + _GRACE_SECONDS
-                if job.name and self.server.gives_tokens:
-                    self.server.abort(job.name)
+                work.abort_by = now + _GRACE_SECONDS
+                if work.name and self.server.gives_tokens:
+                    self.server.abort(work.name)
                     continue
-            if not job.name or job.abort_by < now:
-                self._finish(job, nothing(job.request, self.version))
+            if not work.name or work.abort_by < now:
+                self._finish(work, nothing(work.request, self.version))
 
 
 def _address(url: str, key_file: str, api_key_env: str) -> Address:

@@ -12,7 +12,6 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (  # pyright: ignore[reportMissingImports]
     WeightTransferEngine,
@@ -29,6 +28,7 @@ from vllm.model_executor.model_loader.reload import (  # pyright: ignore[reportM
 
 from grpo.rollout.segments import read_segment
 from grpo.rollout.vllm_weights import find_difference
+from grpo.transfer import wait_for
 from grpo.weights import content_hash
 
 BACKEND = "grpo_shared_memory"
@@ -41,7 +41,7 @@ class NoInit(WeightTransferInitInfo):
 
 
 @dataclass
-class Segment(WeightTransferUpdateInfo):
+class WeightBucket(WeightTransferUpdateInfo):
     """One bucket of weights: the path of its file, and what lies where in it."""
 
     segment: str
@@ -52,7 +52,7 @@ class SharedMemoryTransfer(WeightTransferEngine):
     """Weights from files in memory, in checkpoint format, bucket by bucket."""
 
     init_info_cls = NoInit
-    update_info_cls = Segment
+    update_info_cls = WeightBucket
     supports_draft_weight_update = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -73,7 +73,7 @@ class SharedMemoryTransfer(WeightTransferEngine):
         """Take one bucket. (The base class synchronizes an accelerator that need not exist.)"""
         self.receive_weights(self.parse_update_info(update_info))
 
-    def receive_weights(self, update_info: Segment) -> None:
+    def receive_weights(self, update_info: WeightBucket) -> None:
         """Map the bucket's file and load its tensors."""
         named = read_segment(update_info.segment, update_info.tensors)
         self.arrived.update(named)
@@ -84,8 +84,7 @@ class SharedMemoryTransfer(WeightTransferEngine):
         """Process what was loaded; note what came, what did not, and what is not as it was sent."""
         finalize_layerwise_reload(self.model, self.model_config)
         repack_tied(self.model)
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize()
+        wait_for(self.device)
         own = {name for name, _ in self.model.named_parameters()}
         missing = sorted(own - self.loaded)
         arrived = content_hash(self.arrived.items())

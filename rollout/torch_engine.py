@@ -24,9 +24,9 @@ from grpo.quantize import round_base
 from grpo.rollout.attending import attending
 from grpo.rollout.decoder import make_decoder
 from grpo.rollout.decoding import completion_text, cut
+from grpo.rollout.engine_weights import copy_weights, own_weights, private_copy, resident_hash
 from grpo.rollout.rows import Job, Rows
 from grpo.rollout.sampling import Plan, make_plan, sample, uniforms, workspace
-from grpo.rollout.weights import copy_weights, own_weights, private_copy, resident_hash
 from grpo.transfer import to_host
 from grpo.types import Ack, Completion, EngineSpec, FinishReason, Metrics, Request, Segment, Version
 
@@ -152,22 +152,20 @@ class TorchEngine:
         self,
         weights: Iterable[tuple[str, Tensor]],
         version: Version,
-        in_flight: Literal["finish", "continue", "abort"] = "finish",
+        in_flight: Literal["finish", "continue"] = "finish",
     ) -> Ack:
         """Copy `weights` in by name; the engine serves no half-loaded model.
 
         The acknowledgment's hash is that of what the module holds afterwards, not the one sent.
         Completions under way: "finish" them first under the old weights; "continue" them with the
-        new ones (a new segment, the keys and values of the old weights are kept); "abort" them as
-        they stand. Samples not yet started always use the new weights. Raises WeightsError.
+        new ones (a new segment, the keys and values of the old weights are kept). Samples not yet
+        started always use the new weights. Raises WeightsError.
         """
         if in_flight == "finish":
             while self._rows.count:
                 self._step()
-        elif in_flight == "abort":
-            self._finish(dict.fromkeys(range(self._rows.count), "abort"))
         elif in_flight != "continue":
-            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: abort, continue, finish.")
+            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: continue, finish.")
         self._forget_prompts()
         self._broken = True
         own = own_weights(self.model, self._lora_rank)

@@ -14,7 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,14 +24,21 @@ from grpo import pretrained
 from grpo.canary import canary_ids
 from grpo.errors import EngineError, WeightsError
 from grpo.rollout import vllm_arguments, vllm_compat, vllm_lora, vllm_weights
-from grpo.rollout.decoding import completion_text, cut
-from grpo.rollout.vllm_requests import Job, Sample, late, refusal, sampling_params, segments
+from grpo.rollout.vllm_requests import (
+    QueuedRequest,
+    RunningSample,
+    completion_of,
+    late,
+    refusal,
+    sampling_params,
+)
 from grpo.rollout.vllm_speculation import Speculation
 from grpo.types import (
     Ack,
     Completion,
     EngineSpec,
     FinishReason,
+    InFlight,
     Metrics,
     Request,
     Version,
@@ -70,8 +77,10 @@ class VllmEngine:
         self._can_sleep = can_sleep
         self._asleep = False
         self._vocab_size = int(llm.model_config.get_vocab_size())
-        self._queue: deque[Job] = deque()
-        self._chunks: dict[str, dict[int, Sample]] = {}  # vLLM request id -> samples under way
+        self._queue: deque[QueuedRequest] = deque()
+        self._chunks: dict[
+            str, dict[int, RunningSample]
+        ] = {}  # vLLM request id -> samples under way
         self._done: list[Completion] = []
         self._scored: Any = None
         self._serial = 0
@@ -149,7 +158,7 @@ class VllmEngine:
             if problem:
                 raise EngineError(f"request {request.uid!r} {problem}")
             active.add(request.uid)
-        self._queue.extend(Job(request=r, waiting=deque(range(r.n))) for r in requests)
+        self._queue.extend(QueuedRequest(request=r, waiting=deque(range(r.n))) for r in requests)
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """Step until a completion has finished or `timeout` seconds are over (one step at least).
@@ -174,7 +183,7 @@ class VllmEngine:
         self._queue = deque(j for j in self._queue if j.request.uid not in gone)
         self._done = [c for c in self._done if c.request not in gone]
         for name, samples in list(self._chunks.items()):
-            if next(iter(samples.values())).job.request.uid in gone:
+            if next(iter(samples.values())).queued.request.uid in gone:
                 del self._chunks[name]
                 self.llm.abort_request([name])
 
@@ -182,19 +191,19 @@ class VllmEngine:
         self,
         weights: Iterable[tuple[str, Tensor]],
         version: Version,
-        in_flight: Literal["finish", "continue", "abort"] = "finish",
+        in_flight: InFlight = "finish",
     ) -> Ack:
         """Load `weights` (the adapter, where spec.lora_rank > 0) and read them back.
 
         The acknowledgment's hash is that of the tensors that came here; that these are resident is
         proven by reading them back, and that vLLM computes with them by the canary. Samples under
         way: "finish" them under the old weights; "continue" them with the new ones (a new segment;
-        their keys and values stay); "abort" them as they stand. Samples without a token yet start
-        again under the new weights, and no prompt reuses keys and values of old ones. Raises
-        WeightsError with the name of the first tensor that is not resident.
+        their keys and values stay). Samples without a token yet start again under the new weights,
+        and no prompt reuses keys and values of old ones. Raises WeightsError with the name of the
+        first tensor that is not resident.
         """
-        if in_flight not in ("finish", "continue", "abort"):
-            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: abort, continue, finish.")
+        if in_flight not in ("finish", "continue"):
+            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: continue, finish.")
         self.wake()
         self._settle(in_flight)
         sent = {name: tensor.detach() for name, tensor in weights}
@@ -303,36 +312,33 @@ class VllmEngine:
                 self._requeue([samples.pop(i) for i in fresh])
                 if not samples:
                     del self._chunks[name]
-        if in_flight == "abort":
-            for name in list(self._chunks):
-                self._abort(name)
         while in_flight == "finish" and self._chunks:
             self._step()
 
-    def _requeue(self, samples: Sequence[Sample]) -> None:
+    def _requeue(self, samples: Sequence[RunningSample]) -> None:
         for sample in reversed(samples):
-            sample.job.waiting.appendleft(sample.index)
-            if sample.job not in self._queue:
-                self._queue.appendleft(sample.job)
+            sample.queued.waiting.appendleft(sample.index)
+            if sample.queued not in self._queue:
+                self._queue.appendleft(sample.queued)
 
     # Queue
 
     def _active(self) -> set[str]:
-        running = (s.job for samples in self._chunks.values() for s in samples.values())
+        running = (s.queued for samples in self._chunks.values() for s in samples.values())
         jobs = {j.request.uid for j in (*self._queue, *running)}
         return jobs | {c.request for c in self._done}
 
     def _expire(self) -> None:
         """Abort what is over its deadline, begun or not."""
         now = time.monotonic()
-        for job in [j for j in self._queue if late(j.request, now)]:
-            self._queue.remove(job)
-            for index in job.waiting:
-                sample = Sample(job=job, index=index, marks=[(0, self.version)])
+        for queued in [j for j in self._queue if late(j.request, now)]:
+            self._queue.remove(queued)
+            for index in queued.waiting:
+                sample = RunningSample(queued=queued, index=index, marks=[(0, self.version)])
                 self._finish(sample, "abort")
-            job.waiting.clear()
+            queued.waiting.clear()
         for name, samples in list(self._chunks.items()):
-            if late(next(iter(samples.values())).job.request, now):
+            if late(next(iter(samples.values())).queued.request, now):
                 self._abort(name)
 
     def _abort(self, name: str) -> None:
@@ -351,21 +357,21 @@ class VllmEngine:
         """Hand waiting samples to vLLM, oldest request first, as far as there are free rows."""
         free = self.rows - sum(map(len, self._chunks.values()))
         while self._queue and free > 0:
-            job = self._queue[0]
-            first = job.waiting.popleft()
+            queued = self._queue[0]
+            first = queued.waiting.popleft()
             taken = [first]
             # vLLM numbers the seeds of one request on from the first.
-            while job.waiting and len(taken) < free and job.waiting[0] == taken[-1] + 1:
-                taken.append(job.waiting.popleft())
+            while queued.waiting and len(taken) < free and queued.waiting[0] == taken[-1] + 1:
+                taken.append(queued.waiting.popleft())
             self._serial += 1
             name = str(self._serial)
             self._chunks[name] = {
-                place: Sample(job=job, index=index, marks=[(0, self.version)])
+                place: RunningSample(queued=queued, index=index, marks=[(0, self.version)])
                 for place, index in enumerate(taken)
             }
-            self._add(name, job.request.ids, sampling_params(job.request, first, len(taken)))
+            self._add(name, queued.request.ids, sampling_params(queued.request, first, len(taken)))
             free -= len(taken)
-            if not job.waiting:
+            if not queued.waiting:
                 self._queue.popleft()
 
     def _add(self, name: str, ids: Sequence[int], params: Any) -> None:
@@ -409,33 +415,5 @@ class VllmEngine:
         if self.speculation is not None:
             self.speculation.observe(self.llm, made, seconds)
 
-    def _finish(self, sample: Sample, reason: FinishReason, stopped: bool = False) -> None:
-        request = sample.job.request
-        text = self._text(sample, sample.ids)
-        if stopped:
-            text = self._cut(sample, text)
-        self._done.append(
-            Completion(
-                request=request.uid,
-                index=sample.index,
-                segments=segments(sample, request.sampling.raw_logprobs),
-                text=text,
-                finish=reason,
-            )
-        )
-
-    def _text(self, sample: Sample, ids: list[int]) -> str:
-        return completion_text(self.tokenizer, ids, sample.job.request.sampling.eos_ids)
-
-    def _cut(self, sample: Sample, text: str) -> str:
-        """The text up to and including the first stop string; tokens after it are dropped.
-
-        A speculative step may bring tokens beyond the one that completed the stop string.
-        """
-        kept = cut(text, sample.job.request.sampling.stop)
-        if kept is None:
-            return text
-        while len(sample.ids) > 1 and self._text(sample, sample.ids[:-1]).startswith(kept):
-            sample.ids.pop()
-            sample.logprobs.pop()
-        return kept
+    def _finish(self, sample: RunningSample, reason: FinishReason, stopped: bool = False) -> None:
+        self._done.append(completion_of(sample, self.tokenizer, reason, stopped))

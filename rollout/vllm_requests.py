@@ -11,13 +11,14 @@ import numpy as np
 
 from grpo.errors import EngineError
 from grpo.rollout import vllm_compat
-from grpo.types import Request, Sampling, Segment, Version
+from grpo.rollout.decoding import completion_text, cut
+from grpo.types import Completion, FinishReason, Request, Sampling, Segment, Version
 
 _SEEDS = 2**31  # vLLM's generators take 32 bits of a seed; samples of a request are numbered on
 
 
 @dataclass(eq=False, kw_only=True)
-class Job:
+class QueuedRequest:
     """A request with the samples that have not begun."""
 
     request: Request
@@ -25,10 +26,10 @@ class Job:
 
 
 @dataclass(eq=False, kw_only=True)
-class Sample:
+class RunningSample:
     """A sample under way; `marks` has the token count at which each weights version took over."""
 
-    job: Job
+    queued: QueuedRequest
     index: int
     marks: list[tuple[int, Version]]
     ids: list[int] = field(default_factory=list[int])
@@ -104,14 +105,49 @@ def _seed(key: tuple[int, ...]) -> int:
     return int.from_bytes(digest, "little") % _SEEDS
 
 
-def segments(sample: Sample, raw: bool) -> tuple[Segment, ...]:
+def completion_of(
+    sample: RunningSample, tokenizer: Any, reason: FinishReason, stopped: bool
+) -> Completion:
+    """What a sample came to. `stopped`: at a stop string, after which its tokens are dropped."""
+    request = sample.queued.request
+    text = _text(tokenizer, sample, sample.ids)
+    if stopped:
+        text = _cut(tokenizer, sample, text)
+    return Completion(
+        request=request.uid,
+        index=sample.index,
+        segments=_segments(sample, request.sampling.raw_logprobs),
+        text=text,
+        finish=reason,
+    )
+
+
+def _text(tokenizer: Any, sample: RunningSample, ids: list[int]) -> str:
+    return completion_text(tokenizer, ids, sample.queued.request.sampling.eos_ids)
+
+
+def _cut(tokenizer: Any, sample: RunningSample, text: str) -> str:
+    """The text up to and including the first stop string; tokens after it are dropped.
+
+    A speculative step may bring tokens beyond the one that completed the stop string.
+    """
+    kept = cut(text, sample.queued.request.sampling.stop)
+    if kept is None:
+        return text
+    while len(sample.ids) > 1 and _text(tokenizer, sample, sample.ids[:-1]).startswith(kept):
+        sample.ids.pop()
+        sample.logprobs.pop()
+    return kept
+
+
+def _segments(sample: RunningSample, raw: bool) -> tuple[Segment, ...]:
     """The tokens of a sample, cut where weights changed; at least one segment."""
     ids = np.asarray(sample.ids, dtype=np.int64)
     logprobs = np.asarray(sample.logprobs, dtype=np.float32)
     if len(logprobs) != len(ids):
         raise EngineError(
             f"vLLM returned {len(logprobs)} log-probs for {len(ids)} tokens of request "
-            f"{sample.job.request.uid!r}"
+            f"{sample.queued.request.uid!r}"
         )
     ends = [start for start, _ in sample.marks[1:]] + [len(ids)]
     spans = [

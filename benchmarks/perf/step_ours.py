@@ -33,7 +33,7 @@ def recipe_of(settings: Settings) -> Any:
         "learner.tokens_per_micro_batch": settings.get(
             "tokens_per_micro_batch", TOKENS_PER_MICRO_BATCH
         ),
-        "parity.steps": 0,
+        "agreement.steps": 0,
         "run.threads": settings["threads"],
     }
     found = load(

@@ -24,10 +24,10 @@ from grpo.schema.reject import Filter, RejectStage
 from grpo.schema.rl import (
     LEAST_GROUP,
     LOSS_TYPES,
+    Agreement,
     Algorithm,
     Eval,
     Learner,
-    Parity,
     RLStage,
     Schedule,
 )
@@ -39,6 +39,7 @@ __all__ = [
     "REFERENCE",
     "SLM",
     "STAGES",
+    "Agreement",
     "Algorithm",
     "AnyStage",
     "Data",
@@ -49,7 +50,6 @@ __all__ = [
     "Filter",
     "Learner",
     "Model",
-    "Parity",
     "Plugin",
     "PretrainData",
     "PretrainStage",

@@ -62,7 +62,7 @@ class Schedule(Section):
     max_staleness: Index = F(1, "async: learner steps a batch may be begun ahead of its own")
 
 
-class Parity(Section):
+class Agreement(Section):
     """The gate that compares each engine with the learner."""
 
     steps: Index = F(25, "steps between checks, the first before training; 0: off")
@@ -174,7 +174,7 @@ class RLStage(Section):
     curriculum: tuple[Plugin, ...] = ()
     rollout: Rollout = Rollout()
     schedule: Schedule = Schedule()
-    parity: Parity = Parity()
+    agreement: Agreement = Agreement()
     rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
     algorithm: Algorithm = Algorithm()
     learner: Learner = Learner()

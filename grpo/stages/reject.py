@@ -40,9 +40,8 @@ from grpo.stages.card import card
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
 from grpo.stages.shards import MADE_OF, Job, read_lines, write_lines
 from grpo.stages.wiring import Sampler, build_sampler
-from grpo.types import Completion, Metrics, Prompt, Request, Score
+from grpo.types import Completion, Metrics, NoiseSplit, Prompt, Request, Score
 
-TRAIN_SPLIT = 0  # second number of a noise key
 BARREN = 10_000  # tasks of an endless source in a row that may not be used, before giving up
 
 AnySampling = RejectStage | DistillStage  # stages with data, rollout, rewards and filter
@@ -197,7 +196,7 @@ def sample(
     """Completions of some tasks, scored, in the order of `prompts`."""
     requests: list[Request] = []
     for place, (prompt, visit) in enumerate(prompts):
-        key = (seed, TRAIN_SPLIT, stable_hash(prompt.task.uid), visit)
+        key = NoiseSplit.TRAIN.key(seed, stable_hash(prompt.task.uid), visit)
         requests.append(
             Request(
                 uid=str(place),

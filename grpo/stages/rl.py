@@ -30,7 +30,7 @@ from grpo.console import Console
 from grpo.evaluate import paired_difference
 from grpo.hashes import Known
 from grpo.log import RunLog
-from grpo.loop import Parts, Step, train
+from grpo.loop import Step, TrainerParts, train
 from grpo.ranks import Ranks
 from grpo.schema import Recipe, RLStage, Run
 from grpo.stages.wiring import Sampler, build_heldout, build_parts, build_rl_sampler
@@ -76,7 +76,7 @@ def _run(
     folder: Path,
     sampler: Sampler,
     judge: heldout.HeldOut,
-    parts: Parts,
+    parts: TrainerParts,
     console: Console,
     ranks: Ranks,
 ) -> dict[str, Any]:
@@ -221,17 +221,16 @@ def go_back(folder: Path, settings: Run, console: Console) -> Found | None:
     return found
 
 
-def restore(found: Found, parts: Parts, accepted: int) -> None:
+def restore(found: Found, parts: TrainerParts, accepted: int) -> None:
     """Put a checkpoint's state into `parts`.
 
     accepted: how often changes of the stage's inputs were. Batches of a checkpoint from before the
     last one are sampled anew.
     """
     parts.learner.load(str(found.folder))
-    parts.rollouts.wanted.tasks.position = found.state["position"]
     with gzip.open(found.folder / ROLLOUTS, "rt", encoding="utf-8") as ahead:
         is_same = found.state["accepted"] == accepted
-        parts.rollouts.restore(json.load(ahead), keep_batches=is_same)
+        parts.rollouts.restore(json.load(ahead), found.state["position"], keep_batches=is_same)
 
 
 def drop_models(beside: Known, keep: str) -> None:
@@ -256,14 +255,14 @@ def forget_models(folder: Path, keep: str, beside: Known) -> None:
 def _save(
     saver: checkpoint.Saver,
     state: dict[str, Any],
-    parts: Parts,
+    parts: TrainerParts,
     sampler: Sampler,
     log: RunLog,
     beside: Known,
 ) -> None:
     with parts.rollouts.quiet():
         ahead = json.dumps(parts.rollouts.state()).encode()
-        position = parts.rollouts.wanted.tasks.position
+        position = parts.rollouts.position
 
     def write(aside: Path) -> None:
         parts.learner.save(str(aside))
@@ -277,7 +276,7 @@ def _save(
     saver.save(state["step"], write, {**state, "position": position}, {**beside, **so_far})
 
 
-def _save_model(folder: Path, parts: Parts, sampler: Sampler) -> None:
+def _save_model(folder: Path, parts: TrainerParts, sampler: Sampler) -> None:
     aside = folder.with_suffix(".tmp")
 
     def write(place: Path) -> None:

@@ -10,22 +10,23 @@ import torch
 
 from grpo import heldout, plugins, pretrained
 from grpo.advantage import ADVANTAGES
+from grpo.agreement import AgreementGate
 from grpo.compute_types import chosen
 from grpo.curriculum import CURRICULA, Curriculum
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder, stable_hash
-from grpo.gathering import Wanted
+from grpo.drawing import RolloutSpec
 from grpo.learner import TorchLearner
-from grpo.loop import Parts
+from grpo.loop import TrainerParts
 from grpo.objective import find_objective
-from grpo.parity import Gate, Limits
+from grpo.probes import Probes
 from grpo.ranks import join
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import ENGINES, LOADING
 from grpo.rollout.ray_pool import ray_pool
-from grpo.schedule import Rollouts
+from grpo.schedule import RolloutScheduler
 from grpo.schema import (
     Data,
     Eval,
@@ -40,6 +41,7 @@ from grpo.schema import (
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
 from grpo.stages.text import check_rows, template_of
+from grpo.step_limits import StepLimits
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
 
 
@@ -149,11 +151,10 @@ def training_seed(stage: RLStage, recipe: Recipe) -> int:
     return stable_hash("stage", recipe.run.seed, stage.name) % 2**31
 
 
-def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts:
-    """Scored batches from the sampler's engine, at the pace of the schedule."""
-    schedule, seed, ranks = stage.schedule, training_seed(stage, recipe), join()
-    staleness = staleness_of(schedule)
-    wanted = Wanted(
+def build_spec(stage: RLStage, recipe: Recipe, sampler: Sampler) -> RolloutSpec:
+    """What every batch of a stage asks for."""
+    seed, ranks = training_seed(stage, recipe), join()
+    return RolloutSpec(
         tasks=TaskOrder(sampler.source, "train", seed),
         template=sampler.template,
         sampling=sampler.sampling,
@@ -163,21 +164,27 @@ def build_rollouts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Rollouts
         oversample=stage.rollout.oversample,
         max_rounds=stage.rollout.max_rounds,
         mine=lambda place: place % ranks.count == ranks.rank,
-        curriculum=build_curriculum(stage, staleness),
+        curriculum=build_curriculum(stage, staleness_of(stage.schedule)),
         length_at=None
         if isinstance(stage.rollout.max_completion_length, int)
         else stage.rollout.completion_length,
         names=getattr(sampler.source, "names", ()),
         vocab_size=vocab_size(stage.model.path),
     )
+
+
+def build_rollouts(
+    stage: RLStage, recipe: Recipe, engine: Engine, spec: RolloutSpec
+) -> RolloutScheduler:
+    """Scored batches from the engine, at the pace of the schedule."""
     types = {chosen(stage.model.dtype), chosen(stage.rollout.dtype or stage.model.dtype)}
-    return Rollouts(
-        wanted,
-        sampler.engine,
+    return RolloutScheduler(
+        spec,
+        engine,
         build_rewards(stage, recipe),
         last=stage.learner.max_steps,
-        staleness=staleness,
-        in_flight="continue" if schedule.mode == "async" else "finish",
+        staleness=staleness_of(stage.schedule),
+        in_flight="continue" if stage.schedule.mode == "async" else "finish",
         precision="float32" if types == {"float32"} else "bfloat16",
         colocated=stage.rollout.backend == "local" and torch.cuda.is_available(),
     )
@@ -197,32 +204,36 @@ def build_curriculum(stage: RLStage, staleness: int) -> Curriculum | None:
     return Curriculum(rules, staleness) if rules else None
 
 
-def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> Gate | None:
-    """The parity gate on held-out prompts; None where it is off."""
-    if not stage.parity.steps:
+def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> AgreementGate | None:
+    """The agreement gate on held-out prompts; None where it is off."""
+    if not stage.agreement.steps:
         return None
-    return Gate(
-        prompts=sampler.prompts,
-        sampling=sampler.sampling,
-        seed=settings.seed,
-        steps=stage.parity.steps,
-        max_difference=stage.parity.max_difference,
+    return AgreementGate(
+        probes=Probes(
+            prompts=sampler.prompts,
+            sampling=sampler.sampling,
+            seed=settings.seed,
+            vocab_size=vocab_size(stage.model.path),
+        ),
+        steps=stage.agreement.steps,
+        max_difference=stage.agreement.max_difference,
         decode=sampler.tokenizer.decode,
-        vocab_size=vocab_size(stage.model.path),
     )
 
 
-def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> Parts:
+def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerParts:
     """What the loop needs: the sampler, and a learner beside it."""
     settings, name = recipe.run, stage.algorithm.advantage
     torch.manual_seed(settings.seed)
-    rollouts = build_rollouts(stage, recipe, sampler)
-    return Parts(
+    spec = build_spec(stage, recipe, sampler)
+    rollouts = build_rollouts(stage, recipe, sampler.engine, spec)
+    return TrainerParts(
+        spec=spec,
         rollouts=rollouts,
         gate=build_gate(stage, settings, sampler),
-        limits=Limits(
-            difference=stage.parity.max_step_difference,
-            ess=stage.parity.min_ess,
+        limits=StepLimits(
+            difference=stage.agreement.max_step_difference,
+            ess=stage.agreement.min_ess,
             staleness=staleness_of(stage.schedule),
         ),
         learner=TorchLearner(

@@ -146,7 +146,7 @@ def test_a_four_bit_run_samples_and_scores_one_policy(
     bar = 1e-4 if dtype == "float32" else 0.02
     settings = [
         *("model.lora_rank=4", "model.quantization=nf4", f"model.dtype={dtype}"),
-        *("learner.max_steps=2", "parity.steps=1", f"parity.max_difference={bar}"),
+        *("learner.max_steps=2", "agreement.steps=1", f"agreement.max_difference={bar}"),
         *("eval.num_tasks=8", "eval.num_samples=1", "rollout.prompts_per_step=2"),
         *("run.threads=1", "learner.learning_rate=1e-2", f"run.dir={tmp_path / 'run'}"),
     ]

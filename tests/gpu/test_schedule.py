@@ -17,12 +17,12 @@ import pytest
 import torch
 
 from grpo.advantage import ADVANTAGES
-from grpo.loop import Parts, train
+from grpo.loop import TrainerParts, train
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.schedule import Rollouts
+from grpo.schedule import RolloutScheduler
 from grpo.types import Sampling, Version
 from tests.gpu.learners import learner
-from tests.grpo.pacing import rewards, threads, wanted
+from tests.grpo.pacing import rewards, spec, threads
 from tests.grpo.rows import EOS, tiny_model
 
 STEPS = 5
@@ -39,10 +39,10 @@ def even(*, completion_ids: list[list[int]], **_: Any) -> list[float]:
     return [float(sum(ids) % 2) for ids in completion_ids]
 
 
-def built(device: torch.device, pause: float = 0.0, **mode: Any) -> tuple[Parts, list[Any]]:
+def built(device: torch.device, pause: float = 0.0, **mode: Any) -> tuple[TrainerParts, list[Any]]:
     """The parts of a run whose engine has weights of its own; and the weights of every version."""
     model = tiny_model(dtype=torch.float32)
-    order = wanted(sampling=Sampling(max_tokens=10, eos_ids=(EOS,)), num_generations=6)
+    order = spec(sampling=Sampling(max_tokens=10, eos_ids=(EOS,)), num_generations=6)
     engine = TorchEngine(model.to(device), Letters(), version=Version(step=0, hash=""))
     made = learner(model, device, config={"learning_rate": 2e-2})
     kept: list[Any] = []
@@ -54,8 +54,9 @@ def built(device: torch.device, pause: float = 0.0, **mode: Any) -> tuple[Parts,
         return step(rows)
 
     made.step = slow
-    rollouts = Rollouts(order, engine, rewards(even), last=STEPS, **mode)
-    parts = Parts(
+    rollouts = RolloutScheduler(order, engine, rewards(even), last=STEPS, **mode)
+    parts = TrainerParts(
+        spec=order,
         rollouts=rollouts,
         learner=made,
         advantage=ADVANTAGES["grpo"],

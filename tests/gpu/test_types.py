@@ -29,7 +29,7 @@ def test_a_run_in_the_type_of_the_device(device: torch.device, tmp_path: Path) -
     """It is settled before the run is recorded, and sampler and learner agree in it."""
     settings = [
         *(f"run.dir={tmp_path / 'run'}", "model.dtype=auto", "learner.max_steps=2"),
-        *("eval.num_tasks=8", "eval.num_samples=1", "parity.steps=1", "run.threads=1"),
+        *("eval.num_tasks=8", "eval.num_samples=1", "agreement.steps=1", "run.threads=1"),
     ]
     train_recipe(load("parity-r1-zero", settings), Console(quiet=True))
     recorded = (tmp_path / "run" / "resolved.json").read_text()

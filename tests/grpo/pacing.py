@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from grpo.data.source import TaskOrder
+from grpo.drawing import RolloutSpec
 from grpo.errors import WeightsError
-from grpo.gathering import Wanted
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.verifier import VerifierReward
-from grpo.schedule import Rollouts
+from grpo.schedule import RolloutScheduler
 from grpo.types import Ack, Completion, Prompt, Sampling, Score, Segment, Task, Version
 
 
@@ -39,7 +39,7 @@ class Template:
         return Prompt(task=task, text=task.uid, ids=(1, 3 + int(task.uid) % 16))
 
 
-def wanted(**overrides):
+def spec(**overrides):
     settings = {
         "tasks": TaskOrder(Source(), "train", seed=0),
         "template": Template(),
@@ -48,7 +48,7 @@ def wanted(**overrides):
         "num_generations": 2,
         "seed": 0,
     }
-    return Wanted(**{**settings, **overrides})
+    return RolloutSpec(**{**settings, **overrides})
 
 
 def version(step):
@@ -173,7 +173,9 @@ MODES = {
 
 
 def rollouts(engine=None, learner=None, reward=plain, last=6, order=None, **mode):
-    built = Rollouts(order or wanted(), engine or SlowEngine(), rewards(reward), last=last, **mode)
+    built = RolloutScheduler(
+        order or spec(), engine or SlowEngine(), rewards(reward), last=last, **mode
+    )
     built.deliver(learner or Learner(), 0)
     return built
 

@@ -157,7 +157,7 @@ def test_less_memory_is_advised_in_a_type_that_there_is(card):
 
 
 def test_a_run_is_recorded_with_the_type_and_goes_on_with_it(tmp_path):
-    small = ["learner.max_steps=1", "eval.num_tasks=2", "parity.steps=0", "run.threads=1"]
+    small = ["learner.max_steps=1", "eval.num_tasks=2", "agreement.steps=0", "run.threads=1"]
     small += ["rollout.prompts_per_step=2", "rollout.num_generations=2"]
     small += ["rollout.max_completion_length=8"]
     folder = tmp_path / "run"

@@ -16,19 +16,21 @@ import pytest
 import torch
 
 from grpo import config
+from grpo.batch_json import from_json, to_json
 from grpo.config import from_dict
 from grpo.console import Console
 from grpo.curriculum import Adaptive, Curriculum, PassRates, pass_rate, read_pass_rates
 from grpo.data.source import TaskOrder
+from grpo.drawing import draw
 from grpo.errors import DataError, PluginError, RecipeError
-from grpo.gathering import Batch, Gathering, draw, from_json, to_json
+from grpo.gathering import Batch, BatchAssembler
 from grpo.run import train_recipe
 from grpo.schema import RLStage, Rollout
 from grpo.stages.rl import best
 from grpo.stages.wiring import build_heldout, build_rl_sampler
 from grpo.types import Completion, Sampling, Score, Segment, Task, Version
 
-from .pacing import wanted
+from .pacing import spec
 from .rows import group, three_groups, tiny_model
 from .test_learner import make, rows_of
 from .test_run import base, killed_and_resumed, metrics, recipe
@@ -150,9 +152,9 @@ def passes(rates):
 
 def test_drawing_passes_tasks_over_and_counts_them():
     rates = {str(i): 1.0 for i in range(0, 40, 2)}
-    chosen = wanted(curriculum=passes(rates))
+    chosen = spec(curriculum=passes(rates))
     drawn, counts = draw(chosen, 12)
-    plain = wanted()
+    plain = spec()
     first, _ = draw(plain, 40)
     assert len(drawn) == 12
     uids = [d.prompt.task.uid for d in drawn]
@@ -172,11 +174,11 @@ def test_a_curriculum_that_leaves_nothing_stops_the_run(tmp_path: Path):
     (tmp_path / "r.jsonl").write_text('{"task": "elsewhere", "pass_rate": 0.5}\n')
     nothing = Curriculum([("pass_rates", PassRates(str(tmp_path / "r.jsonl")))])
     with pytest.raises(DataError, match=r"passed over 1.* tasks in a row; widen its band"):
-        draw(wanted(curriculum=nothing), 2)
+        draw(spec(curriculum=nothing), 2)
 
 
-def finished(gathering, values):
-    for request in gathering.more():
+def finished(assembler, values):
+    for request in assembler.more():
         place = int(request.uid.partition("/")[2])
         for index in range(2):
             segment = Segment(
@@ -187,14 +189,14 @@ def finished(gathering, values):
             )
             future: Future[list[Score]] = Future()
             future.set_result([Score(value=v, status="scored") for v in values[place]])
-            gathering.add(completion, lambda *_, f=future: f)
-    return gathering.batch()
+            assembler.add(completion, lambda *_, f=future: f)
+    return assembler.batch()
 
 
 def test_outcomes_are_of_groups_that_are_not_kept_too_and_survive_a_file():
     rule = Curriculum([("adaptive", Adaptive())])
-    chosen = wanted(curriculum=rule, prompts_per_step=2, oversample=2.0)
-    batch = finished(Gathering(chosen, 1), [(1.0, 1.0), (0.0, 1.0), (0.0, 0.0), (None, None)])
+    chosen = spec(curriculum=rule, prompts_per_step=2, oversample=2.0)
+    batch = finished(BatchAssembler(chosen, 1), [(1.0, 1.0), (0.0, 1.0), (0.0, 0.0), (None, None)])
     assert len(batch.groups) == 2
     assert [rate for _, _, rate in batch.outcomes] == [1.0, 0.5, 0.0]
     uids = [chosen.tasks.at(place)[0].uid for place, _, _ in batch.outcomes]
@@ -202,7 +204,7 @@ def test_outcomes_are_of_groups_that_are_not_kept_too_and_survive_a_file():
     again = from_json(json.loads(json.dumps(to_json(batch))), chosen)
     assert isinstance(again, Batch)
     assert again.outcomes == batch.outcomes
-    assert finished(Gathering(wanted(prompts_per_step=1), 1), [(1.0, 0.0)]).outcomes == ()
+    assert finished(BatchAssembler(spec(prompts_per_step=1), 1), [(1.0, 0.0)]).outcomes == ()
 
 
 # Lengths and temperatures
@@ -213,8 +215,10 @@ def test_the_greatest_length_changes_at_its_steps():
     lengths = [rollout.completion_length(step) for step in (1, 2, 3, 9, 10, 99)]
     assert lengths == [8, 8, 16, 16, 24, 24]
     assert rollout.longest_completion == 24
-    chosen = wanted(length_at=rollout.completion_length, sampling=Sampling(max_tokens=24))
-    asked = {step: Gathering(chosen, step).more()[0].sampling.max_tokens for step in (1, 3, 10)}
+    chosen = spec(length_at=rollout.completion_length, sampling=Sampling(max_tokens=24))
+    asked = {
+        step: BatchAssembler(chosen, step).more()[0].sampling.max_tokens for step in (1, 3, 10)
+    }
     assert asked == {1: 8, 3: 16, 10: 24}
 
 
@@ -252,15 +256,15 @@ class Two:
 
 
 def test_requests_have_the_temperature_of_their_task():
-    chosen = wanted(
+    chosen = spec(
         tasks=TaskOrder(Two(), "train", seed=0),
         sampling=Sampling(temperature=0.9, max_tokens=4),
         prompts_per_step=8,
     )
-    gathering = Gathering(chosen, 1)
-    asked = {r.uid: r.sampling.temperature for r in gathering.more()}
+    assembler = BatchAssembler(chosen, 1)
+    asked = {r.uid: r.sampling.temperature for r in assembler.more()}
     for uid, temperature in asked.items():
-        drawn = gathering._drawn[int(uid.partition("/")[2])]
+        drawn = assembler._drawn[int(uid.partition("/")[2])]
         assert temperature == (0.5 if int(drawn.prompt.task.uid) % 2 == 0 else 0.9)
     assert set(asked.values()) == {0.5, 0.9}
 
@@ -324,7 +328,7 @@ def settings(base: str, folder: Path) -> dict[str, Any]:
     tree["curriculum"] = [{"name": "adaptive", "args": {"skip": 0.8}}]
     tree["rollout"]["max_completion_length"] = {"1": 10, "5": 16}
     tree["algorithm"] = {"beta": 0.05, "ref_model_sync_steps": 2}
-    tree["parity"] = {"steps": 4}
+    tree["agreement"] = {"steps": 4}
     tree["eval"] |= {"steps": 2, "keep_best": True}
     return tree
 
@@ -350,7 +354,7 @@ def test_everything_together_is_counted(whole: Path):
     assert all("rewards/short/format" not in line for line in lines[:3])
     assert any("rewards/short/format" in line for line in lines[3:])
     # The gate draws at the tasks' own temperatures, and passes.
-    assert all(line["parity/difference_mean"] < 1e-4 for line in (lines[0], lines[4]))
+    assert all(line["agreement/difference_mean"] < 1e-4 for line in (lines[0], lines[4]))
 
 
 def test_the_model_left_is_the_best_one(whole: Path, tmp_path: Path):

@@ -10,9 +10,9 @@ from grpo.learner import TorchLearner
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import torch_engine
 from grpo.rollout.collect import collect
+from grpo.rollout.engine_weights import copy_weights
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.rollout.weights import copy_weights
-from grpo.schedule import Rollouts
+from grpo.schedule import RolloutScheduler
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Group, Prompt, Request, Rollout, Sampling, Score, Task, Version
@@ -83,7 +83,7 @@ def test_an_engine_that_keeps_one_old_tensor_is_found_out(monkeypatch, dtype):
     learner = TorchLearner(model, algorithm=Algorithm(), config=Config(), dtype=dtype)
     with torch.no_grad():
         learner.model.model.norm.weight.mul_(1.01)  # far too little for the canary to tell
-    rollouts = Rollouts(None, engine, RewardSet([("none", lambda **_: [], 1.0)]), last=1)
+    rollouts = RolloutScheduler(None, engine, RewardSet([("none", lambda **_: [], 1.0)]), last=1)
     assert rollouts.deliver(learner, 0) == learner.version()
 
     def lossy(module, weights):

@@ -12,19 +12,19 @@ import pytest
 
 from grpo import figures, heldout, show
 from grpo.batch import group_metrics
+from grpo.batch_json import to_json
 from grpo.config import load
 from grpo.console import Console
 from grpo.curriculum import group_pass_rate, read_pass_rates
 from grpo.errors import DataError
-from grpo.gathering import to_json
 from grpo.ledger import append
 from grpo.log import RunLog
-from grpo.metrics import rollout_metrics
 from grpo.plugins import load as plugin
 from grpo.rewards import REWARDS, RewardSet
 from grpo.rewards.sentinel import sentinel
 from grpo.rewards.verdicts import judges, verdict
 from grpo.rollout.fake import FakeEngine
+from grpo.rollout_metrics import rollout_metrics
 from grpo.run import train_recipe
 from grpo.stages.rl import _gain, best
 from grpo.summary import print_summary

@@ -52,7 +52,7 @@ def rl(base: str, file: str, folder: Path) -> dict[str, Any]:
         },
         "rollout": {"prompts_per_step": 3, "num_generations": 4, "max_completion_length": 6},
         "rewards": [{"name": "random"}],
-        "parity": {"steps": 1},
+        "agreement": {"steps": 1},
         "learner": {"max_steps": 2, "learning_rate": 1e-3},
         "eval": {"num_tasks": 4, "num_samples": 2},
     }

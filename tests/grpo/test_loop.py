@@ -9,12 +9,12 @@ import pytest
 
 from grpo.advantage import ADVANTAGES
 from grpo.data.source import TaskOrder
+from grpo.drawing import RolloutSpec
 from grpo.errors import PluginError, RewardError, WeightsError
-from grpo.gathering import Wanted
-from grpo.loop import Parts, checked, train
+from grpo.loop import TrainerParts, checked, train
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
-from grpo.schedule import Rollouts
+from grpo.schedule import RolloutScheduler
 from grpo.types import Prompt, Sampling, Score, Task, Version
 
 
@@ -81,7 +81,7 @@ def reward(*, completions, log_metric, **columns):
 def parts(engine=None, rewards=None, tasks=None, **overrides):
     letters = "ab"
     scripted = FakeEngine(lambda r, i: letters[i % 2], Letters(), version=Version(step=0, hash="h"))
-    wanted = Wanted(
+    spec = RolloutSpec(
         tasks=tasks or TaskOrder(Source(), "train", seed=0),
         template=Template(),
         sampling=Sampling(max_tokens=4),
@@ -91,7 +91,8 @@ def parts(engine=None, rewards=None, tasks=None, **overrides):
     )
     rewards = rewards or RewardSet([("mine", reward, 1.0)])
     settings = {
-        "rollouts": Rollouts(wanted, engine or scripted, rewards, last=10),
+        "spec": spec,
+        "rollouts": RolloutScheduler(spec, engine or scripted, rewards, last=10),
         "learner": Learner(),
         "advantage": ADVANTAGES["dr_grpo"],
         "loss_type": "dapo",
@@ -99,7 +100,7 @@ def parts(engine=None, rewards=None, tasks=None, **overrides):
         "mask_truncated": False,
         "num_minibatches": 1,
     }
-    built = Parts(**{**settings, **overrides})
+    built = TrainerParts(**{**settings, **overrides})
     built.rollouts.deliver(built.learner, 0)
     return built
 

@@ -84,7 +84,7 @@ data:
 rollout: {prompts_per_step: 8, num_generations: 32, max_completion_length: 2000}
 rewards: [{name: 'r.py:r'}]
 learner: {max_steps: 2, share_prompts: false}
-parity: {steps: 0}
+agreement: {steps: 0}
 eval: {num_tasks: 2, num_samples: 32}
 """
     )

@@ -136,8 +136,8 @@ def test_qlora_samples_and_scores_one_policy(tmp_path: Path) -> None:
         "model.quantization=nf4",
         "learner.max_steps=2",
         "learner.learning_rate=1e-2",
-        "parity.steps=1",
-        "parity.max_difference=1e-4",  # an engine with the unrounded base is off by 0.05
+        "agreement.steps=1",
+        "agreement.max_difference=1e-4",  # an engine with the unrounded base is off by 0.05
         f"run.dir={tmp_path / 'run'}",
     ]
     train_recipe(load("parity-r1-zero", [*SHORT, *settings]))

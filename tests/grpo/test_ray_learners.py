@@ -21,7 +21,7 @@ SETTINGS = [
     "learner.max_steps=2",
     "eval.num_tasks=8",
     "eval.num_samples=1",
-    "parity.steps=0",
+    "agreement.steps=0",
     "rollout.prompts_per_step=8",
     "run.threads=2",
 ]

@@ -126,7 +126,7 @@ def test_the_ledger_holds_the_tokens_that_were_trained_on(finished: Path) -> Non
         assert abs(sum(line["advantage"] for line in lines[start : start + 4])) < 1e-5
 
 
-AHEAD = ["schedule.mode=one_step_off", "parity.steps=3"]
+AHEAD = ["schedule.mode=one_step_off", "agreement.steps=3"]
 
 
 def test_a_killed_run_resumes_to_the_same_bits(base: str, finished: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_run_that_samples_ahead_resumes_to_the_same_bits(base: str, tmp_path: 
     train_recipe(from_dict(recipe(base, whole), AHEAD), Console(quiet=True))
     ages = [line["staleness/max"] for line in metrics(whole)]
     assert (ages[0], max(ages)) == (0, 1)  # 0 also where the step before had nothing to learn
-    assert ["parity/z" in line for line in metrics(whole)] == [
+    assert ["agreement/z" in line for line in metrics(whole)] == [
         step % 3 == 1 for step in range(1, STEPS + 1)
     ]
     # The batch of the next step at least lies in every checkpoint but the last.

@@ -226,7 +226,7 @@ def test_two_runs_of_every_kind_of_learning_end_in_one_model(tmp_path: Path) -> 
                 "algorithm": {"beta": 0.01},
                 "learner": {"max_steps": 3, "learning_rate": 1e-3},
                 "eval": {"num_tasks": 2, "num_samples": 1},
-                "parity": {"steps": 0},
+                "agreement": {"steps": 0},
             },
         ]
         train_recipe(

@@ -17,9 +17,9 @@ from grpo.advantage import ADVANTAGES
 from grpo.canary import canary_logprob
 from grpo.errors import WeightsError
 from grpo.learner import TorchLearner
-from grpo.loop import Parts, train
+from grpo.loop import TrainerParts, train
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.schedule import Rollouts
+from grpo.schedule import RolloutScheduler
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Sampling, Version
@@ -33,10 +33,10 @@ from .pacing import (
     plain,
     rewards,
     rollouts,
+    spec,
     steps,
     threads,
     version,
-    wanted,
 )
 from .rows import EOS, tiny_model
 
@@ -98,15 +98,16 @@ class Letters:
 def trained(**mode):
     """Weights and metrics after some steps of the real engine and learner."""
     model = tiny_model(dtype=torch.float32)
-    order = wanted(sampling=Sampling(max_tokens=6, eos_ids=(EOS,)), num_generations=4)
+    order = spec(sampling=Sampling(max_tokens=6, eos_ids=(EOS,)), num_generations=4)
     engine = TorchEngine(model, Letters(), version=Version(step=0, hash=""))
 
     def even(*, completion_ids, **columns):
         return [float(sum(ids) % 2) for ids in completion_ids]
 
-    built = Rollouts(order, engine, rewards(even), last=4, **mode)
+    built = RolloutScheduler(order, engine, rewards(even), last=4, **mode)
     learner = TorchLearner(model, algorithm=Algorithm(), config=Config(learning_rate=1e-2))
-    parts = Parts(
+    parts = TrainerParts(
+        spec=order,
         rollouts=built,
         learner=learner,
         advantage=ADVANTAGES["grpo"],
@@ -159,13 +160,13 @@ def test_one_step_off_overlaps_sleepers():
 
 def test_one_step_off_is_of_one_version_one_step_old_however_quick_the_learner_is():
     # The learner is back before the other thread has begun the next batch.
-    class Late(Rollouts):
+    class Late(RolloutScheduler):
         def _serve_command(self):
             time.sleep(0.01)
             super()._serve_command()
 
     engine, learner = SlowEngine(), Learner()
-    built = Late(wanted(), engine, rewards(), last=20, staleness=1)
+    built = Late(spec(), engine, rewards(), last=20, staleness=1)
     built.deliver(learner, 0)
     with closing(built):
         batches = steps(built, learner, last=20)
@@ -246,7 +247,7 @@ def test_async_goes_on_under_new_weights_with_the_right_version_at_every_token()
     model = tiny_model(dtype=torch.float32)
     learner = Drifting(model)
     engine = Slow(model, Letters(), version=Version(step=0, hash=""), max_rows=4)
-    order = wanted(sampling=Sampling(max_tokens=16))
+    order = spec(sampling=Sampling(max_tokens=16))
     with closing(rollouts(engine, learner, last=6, order=order, **MODES["async"])) as built:
         batches = steps(built, learner)
     several = 0
@@ -313,30 +314,28 @@ def test_inside_quiet_the_engine_is_nobodys(mode):
             if step % 2:
                 time.sleep(0.002 * (step % 5))
             with built.quiet():
-                before = built.state(), built.wanted.tasks.position
+                before = built.state(), built.position
                 assert not engine.inside
                 assert not engine.queue
                 time.sleep(0.02)
-                assert (built.state(), built.wanted.tasks.position) == before
+                assert (built.state(), built.position) == before
                 drawn = sum(len(entry["groups"]) for entry in before[0]["ready"])
                 assert drawn == 3 * (before[0]["next"] - step - 1)
 
 
 def test_a_restored_schedule_goes_on_as_the_one_that_was_left():
     def run(cut):
-        order, engine, learner = wanted(), SlowEngine(pause=lambda: 0.001), Learner()
+        order, engine, learner = spec(), SlowEngine(pause=lambda: 0.001), Learner()
         first = rollouts(engine, learner, order=order, last=8, **MODES["one_step_off"])
         with closing(first):
             batches = steps(first, learner, last=cut)
             with first.quiet():
-                saved, position = first.state(), order.tasks.position
+                saved, position = first.state(), first.position
         if cut == 8:
             return batches
         assert len(saved["ready"]) >= 1  # sampled ahead
-        again = wanted()
-        again.tasks.position = position
-        second = Rollouts(again, engine, rewards(), last=8, **MODES["one_step_off"])
-        second.restore(saved)
+        second = RolloutScheduler(spec(), engine, rewards(), last=8, **MODES["one_step_off"])
+        second.restore(saved, position)
         second.deliver(learner, cut)
         with closing(second):
             for step in range(cut + 1, 9):

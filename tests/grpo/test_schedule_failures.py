@@ -20,8 +20,8 @@ from .pacing import (
     Sure,
     plain,
     rollouts,
+    spec,
     steps,
-    wanted,
 )
 
 
@@ -152,7 +152,7 @@ def test_one_wrong_member_of_a_pool_is_named():
 
 def test_over_sampling_under_a_schedule_cancels_in_the_engine():
     engine, learner = SlowEngine(pause=lambda: 0.001), Learner()
-    order = wanted(oversample=2.0)
+    order = spec(oversample=2.0)
     with closing(rollouts(engine, learner, order=order, **MODES["one_step_off"])) as built:
         batches = steps(built, learner)
     assert len(engine.canceled) == 6 * 3

@@ -11,21 +11,22 @@ import numpy as np
 import pytest
 import torch
 
-from grpo import parity
+from grpo.agreement import Z_LIMIT
 from grpo.config import from_dict
 from grpo.data import SOURCES
-from grpo.errors import EngineError, ParityError
+from grpo.errors import AgreementError, EngineError
 from grpo.learner import TorchLearner
-from grpo.parity import Limits
+from grpo.probes import TOKENS
 from grpo.run import train_recipe
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.stages.pretrain import pretrain
+from grpo.step_limits import StepLimits
 from grpo.types import Group, Rollout, Score
 
 from .rows import three_groups, tiny_model
+from .test_agreement import Cold, Hot, gate, pair, prompts
 from .test_exact import made
-from .test_parity import Cold, Hot, gate, pair, prompts
 
 LIAR = '''
 from dataclasses import replace
@@ -112,7 +113,7 @@ def run(base: str, folder: Path, how: str, prompts: int = 8, **limits: float) ->
                 "rewards": [{"name": "accuracy"}, {"name": "random", "weight": 0.1}],
                 "learner": {"max_steps": 3, "learning_rate": 1e-3},
                 "eval": {"num_tasks": 4, "num_samples": 1},
-                "parity": limits,
+                "agreement": limits,
             }
         )
     )
@@ -133,9 +134,13 @@ def test_an_honest_engine_trains_and_its_gap_is_in_the_metrics(base: str, tmp_pa
 @pytest.mark.parametrize(
     ("how", "error", "says"),
     [
-        ("nats", ParityError, r"differ from the learner's by 3\.0\d\d nats .*max_step_difference"),
-        ("tokens", ParityError, r"differ from the learner's by \d+\.\d+ nats"),
-        ("hot", ParityError, r"differ from the learner's by 0\.\d+ nats"),
+        (
+            "nats",
+            AgreementError,
+            r"differ from the learner's by 3\.0\d\d nats .*max_step_difference",
+        ),
+        ("tokens", AgreementError, r"differ from the learner's by \d+\.\d+ nats"),
+        ("hot", AgreementError, r"differ from the learner's by 0\.\d+ nats"),
         ("short", EngineError, r"completion 0 of request '1/\d' has \d+ log-probs for \d+ tokens"),
         ("nan", EngineError, "has nan among its log-probs"),
     ],
@@ -155,7 +160,7 @@ def test_a_lie_in_a_batch_stops_the_run_before_it_is_delivered_or_saved(
 def test_the_gate_looks_at_the_batch_of_its_step_before_it_is_learned_from(
     base: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ParityError, match=r"the engine, for the batch of step 1, with weights"):
+    with pytest.raises(AgreementError, match=r"the engine, for the batch of step 1, with weights"):
         run(base, tmp_path, "hot", prompts=32, max_step_difference=0, min_ess=0)
 
 
@@ -168,14 +173,16 @@ def test_limits_can_be_lifted(base: str, tmp_path: Path) -> None:
 
 def test_a_limit_grows_with_what_the_schedule_allows() -> None:
     metrics = {"sampling/sampling_logp_difference/mean": 0.5, "sampling/ess": 0.9}
-    Limits(difference=0.2, ess=0.5, staleness=2).check(4, metrics)
-    with pytest.raises(ParityError, match=r"times 2 for a schedule 1 steps behind.*learning_rate"):
-        Limits(difference=0.2, ess=0.5, staleness=1).check(4, metrics)
-    with pytest.raises(ParityError, match="step 4"):
-        Limits(difference=0.2, ess=0.5).check(4, metrics | dict.fromkeys(metrics, float("nan")))
-    with pytest.raises(ParityError, match=r"sample size of 0\.400 .*parity\.min_ess = 0\.5"):
-        Limits(difference=1.0, ess=0.5).check(4, metrics | {"sampling/ess": 0.4})
-    Limits(difference=0.2, ess=0.5).check(4, {})  # nothing was trained on
+    StepLimits(difference=0.2, ess=0.5, staleness=2).check(4, metrics)
+    with pytest.raises(
+        AgreementError, match=r"times 2 for a schedule 1 steps behind.*learning_rate"
+    ):
+        StepLimits(difference=0.2, ess=0.5, staleness=1).check(4, metrics)
+    with pytest.raises(AgreementError, match="step 4"):
+        StepLimits(difference=0.2, ess=0.5).check(4, metrics | dict.fromkeys(metrics, float("nan")))
+    with pytest.raises(AgreementError, match=r"sample size of 0\.400 .*agreement\.min_ess = 0\.5"):
+        StepLimits(difference=1.0, ess=0.5).check(4, metrics | {"sampling/ess": 0.4})
+    StepLimits(difference=0.2, ess=0.5).check(4, {})  # nothing was trained on
 
 
 def test_the_effective_sample_size_is_of_the_ratios_before_any_correction() -> None:
@@ -210,7 +217,7 @@ def batch(engine: Any, samples: int = 60, **sampling: Any) -> list[Group]:
 
     asked = gate(**sampling)
     requests = [
-        Request(uid=f"1/{i}", ids=p.ids, n=samples, sampling=asked.sampling, key=(9, i))
+        Request(uid=f"1/{i}", ids=p.ids, n=samples, sampling=asked.probes.sampling, key=(9, i))
         for i, p in enumerate(prompts())
     ]
     score = Score(value=0.0, status="wrong")
@@ -233,7 +240,7 @@ def test_a_batch_drawn_at_another_temperature_than_it_reports_is_caught(
 ) -> None:
     engine, learner = pair(kind, initializer_range=0.5)
     engine.version = learner.version()
-    with pytest.raises(ParityError, match=rf"batch of step 1,.* too {word}"):
+    with pytest.raises(AgreementError, match=rf"batch of step 1,.* too {word}"):
         gate(max_tokens=64).check_batch(batch(engine, max_tokens=64), learner, 1)
 
 
@@ -241,9 +248,9 @@ def test_a_right_batch_passes_and_says_what_was_seen() -> None:
     engine, learner = pair(initializer_range=0.5)
     engine.version = learner.version()
     metrics = gate(max_tokens=64).check_batch(batch(engine, max_tokens=64), learner, 1)
-    assert metrics["parity/batch_z"] < parity.Z_LIMIT
-    assert parity.TOKENS <= metrics["parity/batch_tokens"] < parity.TOKENS + 64
-    assert metrics["parity/batch_difference_mean"] < 1e-4
+    assert metrics["agreement/batch_z"] < Z_LIMIT
+    assert TOKENS <= metrics["agreement/batch_tokens"] < TOKENS + 64
+    assert metrics["agreement/batch_difference_mean"] < 1e-4
 
 
 def test_nothing_is_said_of_a_batch_of_older_weights_or_of_a_few_tokens() -> None:

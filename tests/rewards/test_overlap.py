@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from grpo.data.source import TaskOrder
-from grpo.gathering import Wanted
+from grpo.drawing import RolloutSpec
 from grpo.rewards import RewardSet
-from grpo.schedule import Rollouts
+from grpo.schedule import RolloutScheduler
 from grpo.types import Ack, Completion, Prompt, Sampling, Segment, Task, Version
 
 VERSION = Version(step=0, hash="")
@@ -78,7 +78,7 @@ def test_a_group_is_scored_while_the_next_is_sampled():
         scored.set()
         return [float(i) for i in range(len(completions))]
 
-    wanted = Wanted(
+    spec = RolloutSpec(
         tasks=TaskOrder(Source(), "train", seed=0),
         template=Template(),
         sampling=Sampling(max_tokens=1),
@@ -86,7 +86,7 @@ def test_a_group_is_scored_while_the_next_is_sampled():
         num_generations=2,
         seed=0,
     )
-    rollouts = Rollouts(wanted, Engine(scored), RewardSet([("r", reward, 1.0)]), last=1)
+    rollouts = RolloutScheduler(spec, Engine(scored), RewardSet([("r", reward, 1.0)]), last=1)
     rollouts.deliver(Learner(), 0)
     groups = rollouts.take(1).groups
     assert [[r.score.value for r in g.rollouts] for g in groups] == [[0.0, 1.0], [0.0, 1.0]]

@@ -15,7 +15,6 @@ from grpo.rollout import server_answers, torch_engine, vllm_compat, vllm_request
 from grpo.rollout.decoding import completion_text, cut, whole_characters
 from grpo.rollout.fake import FakeEngine
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.rollout.vllm_engine import VllmEngine
 from grpo.stages.pretrain import build_model, build_tokenizer
 from grpo.types import Request, Sampling, Version
 
@@ -79,15 +78,12 @@ def served(tokenizer: Any, ids: list[int], sampling: Sampling) -> Any:
 
 def in_process(tokenizer: Any, ids: list[int], sampling: Sampling, stopped: bool) -> Any:
     """What the vLLM engine makes of ids that vLLM has sampled."""
-    engine = object.__new__(VllmEngine)
-    engine.tokenizer, engine._done = tokenizer, []
     request = Request(uid="r", ids=(5, 6), n=1, sampling=sampling, key=(0,))
-    job = vllm_requests.Job(request=request, waiting=vllm_requests.deque())
-    sample = vllm_requests.Sample(
-        job=job, index=0, marks=[(0, V0)], ids=list(ids), logprobs=[-1.0] * len(ids)
+    queued = vllm_requests.QueuedRequest(request=request, waiting=vllm_requests.deque())
+    sample = vllm_requests.RunningSample(
+        queued=queued, index=0, marks=[(0, V0)], ids=list(ids), logprobs=[-1.0] * len(ids)
     )
-    engine._finish(sample, "stop", stopped=stopped)
-    return engine._done[0]
+    return vllm_requests.completion_of(sample, tokenizer, "stop", stopped)
 
 
 def test_tags_that_are_special_tokens_reach_the_rewards_from_every_engine(

@@ -173,8 +173,7 @@ def test_stop_strings_and_ends_of_sequence(engine: Any, model: Any) -> None:
     assert all(c.ids[-1] == 1 and "<eos>" not in c.text for c in ended)
 
 
-@pytest.mark.parametrize("in_flight", ["continue", "abort"])
-def test_weights_change_under_way(engine: Any, model: Any, in_flight: str) -> None:
+def test_weights_change_under_way(engine: Any, model: Any) -> None:
     """How far requests are after a given time depends on the machine: several are tried."""
     for attempt, wait in enumerate((0.25, 0.1, 0.5, 1.0, 0.05, 2.0)):
         deliver(engine, model, 2 * attempt + 1)
@@ -187,20 +186,14 @@ def test_weights_change_under_way(engine: Any, model: Any, in_flight: str) -> No
         )
         completions = engine.poll(wait)
         perturb(model, 9 + attempt)
-        deliver(engine, model, 2 * attempt + 2, in_flight)
+        deliver(engine, model, 2 * attempt + 2, "continue")
         while len(completions) < 96:
             completions += engine.poll()
-        if in_flight == "continue":
-            caught = [c for c in completions if len(c.segments) == 2]
-        else:
-            caught = [c for c in completions if c.finish == "abort" and len(c)]
+        caught = [c for c in completions if len(c.segments) == 2]
         if caught:
             break
     else:
         pytest.fail("in six attempts no request was under way when the weights changed")
-    if in_flight == "abort":
-        assert any(len(c) < 58 for c in caught)
-        return
     assert all(len(c) == 58 for c in completions)
     mixed = caught[0]
     versions = [s.version.step for s in mixed.segments]

@@ -11,8 +11,8 @@ import torch
 from grpo.canary import canary_logprob
 from grpo.errors import EngineError, WeightsError
 from grpo.rollout import decoder
+from grpo.rollout.engine_weights import copy_weights, own_weights
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.rollout.weights import copy_weights, own_weights
 from grpo.types import Engine, Version
 from grpo.weights import content_hash
 
@@ -241,14 +241,9 @@ def test_finish_keeps_started_requests_on_the_old_weights():
     same(got, {k: (a if k[0] == "a" else b)[k] for k in a})
 
 
-def test_abort_returns_what_is_there():
-    eng = engine(max_rows=2)
-    start(eng, [request("a", [1, 2, 3], n=3, max_tokens=9)], steps=4)
-    eng.load_weights(tiny("llama", seed=1).named_parameters(), V1, in_flight="abort")
-    got = drain(eng)
-    assert [got["a", i].finish for i in range(3)] == ["abort", "abort", "length"]
-    assert all(0 < len(got["a", i]) < 9 for i in (0, 1))
-    assert [s.version for s in got["a", 0].segments] == [V0]
+def test_completions_under_way_are_finished_or_continued_and_nothing_else():
+    with pytest.raises(EngineError, match=r"in_flight 'abort'\. Valid: continue, finish\."):
+        engine().load_weights(tiny("llama").named_parameters(), V1, in_flight="abort")
 
 
 def test_deadlines_abort_running_and_queued():

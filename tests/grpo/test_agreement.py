@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from grpo import parity
-from grpo.errors import EngineError, ParityError
+from grpo import probes
+from grpo.agreement import AgreementGate
+from grpo.errors import AgreementError, EngineError
 from grpo.learner import TorchLearner
-from grpo.parity import Gate
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
@@ -38,10 +38,10 @@ def prompts(count=10):
 
 def gate(seed=0, count=10, **sampling):
     settings = {"max_tokens": 12, "eos_ids": (2, 3, 4)}
-    return Gate(
-        prompts=prompts(count),
-        sampling=Sampling(**{**settings, **sampling}),
-        seed=seed,
+    return AgreementGate(
+        probes=probes.Probes(
+            prompts=prompts(count), sampling=Sampling(**{**settings, **sampling}), seed=seed
+        ),
         steps=5,
         max_difference=0.05,
         decode=lambda ids: Letters().decode(ids),
@@ -105,7 +105,7 @@ class Cold(Hot):
 def test_a_temperature_off_by_a_tenth_is_caught_in_one_check(kind, word, low, high, temperature):
     asked = Sampling(temperature=temperature)
     engine, learner = pair(kind, asked, initializer_range=0.5)
-    with pytest.raises(ParityError, match=f"too {word}") as caught:
+    with pytest.raises(AgreementError, match=f"too {word}") as caught:
         gate(temperature=temperature, max_tokens=64).check(engine, learner, 1)
     said = str(caught.value)
     factor = float(said.partition("the temperature were ")[2].split()[0])
@@ -125,7 +125,7 @@ SAMPLINGS = [
 
 def zs(sampling, checks, monkeypatch, tokens=200, **model):
     """Signed z of `checks` checks with seeds of their own, each of about `tokens` tokens."""
-    monkeypatch.setattr(parity, "TOKENS", tokens)
+    monkeypatch.setattr(probes, "TOKENS", tokens)
     engine, learner = pair(sampling=Sampling(**sampling), **model)
     found = []
     surprise = learner.surprise
@@ -137,8 +137,8 @@ def zs(sampling, checks, monkeypatch, tokens=200, **model):
         metrics = gate(seed=seed, **sampling).check(engine, learner, 1)
         logp, entropy, variance = np.concatenate(seen, axis=1)
         z = float((-logp - entropy).sum() / math.sqrt(variance.sum()))
-        assert metrics["parity/z"] == pytest.approx(abs(z))
-        apart += metrics["parity/difference_max"] > 1e-3
+        assert metrics["agreement/z"] == pytest.approx(abs(z))
+        apart += metrics["agreement/difference_max"] > 1e-3
         found.append(z)
     # A token on the very threshold of a filter may be in for one and out for the other.
     assert apart <= bool(set(sampling) & {"top_p", "top_k", "min_p"})
@@ -227,24 +227,24 @@ def coins(learner, drawn_with=None, length=64):
 @pytest.mark.parametrize("expected", [0.003, 0.02, 0.1, 0.5, 2.0, 8.0])
 def test_rare_tokens_of_a_policy_that_is_sure_are_no_alarm(expected):
     # As many rare tokens a check on average; one of 0.02 expected ones stands 7 deviations out.
-    learner = coin(expected / parity.TOKENS)
+    learner = coin(expected / probes.TOKENS)
     engine = Scripted(coins(learner))
     plain = 0
     for seed in range(300):
-        plain += gate(seed=seed, max_tokens=64).check(engine, learner, 1)["parity/z"] > 4
+        plain += gate(seed=seed, max_tokens=64).check(engine, learner, 1)["agreement/z"] > 4
     if expected == 0.02:
         assert plain >= 2  # and without its guard the gate would stop runs for it
 
 
 def test_a_sampler_that_wanders_off_a_sure_policy_is_caught():
     learner = coin(1e-4)
-    with pytest.raises(ParityError, match="too random"):
+    with pytest.raises(AgreementError, match="too random"):
         gate(max_tokens=64).check(Scripted(coins(learner, drawn_with=0.01)), learner, 1)
 
 
 def test_greedy_instead_of_sampled_is_caught():
     learner = coin(0.2)
-    with pytest.raises(ParityError, match="too certain"):
+    with pytest.raises(AgreementError, match="too certain"):
         gate(max_tokens=64).check(Scripted(coins(learner, drawn_with=0.0)), learner, 1)
 
 
@@ -252,8 +252,8 @@ def test_greedy_instead_of_sampled_is_caught():
 def test_a_deterministic_policy_passes_and_says_that_nothing_was_seen(rare):
     learner = coin(rare)
     metrics = gate(max_tokens=64).check(Scripted(coins(learner, drawn_with=0.0)), learner, 1)
-    assert metrics["parity/z"] < 1
-    assert metrics["parity/temperature_seen"] > 1000
+    assert metrics["agreement/z"] < 1
+    assert metrics["agreement/temperature_seen"] > 1000
 
 
 @pytest.mark.parametrize("wrong", [-5.0, -9.0])
@@ -266,7 +266,7 @@ def test_wrong_log_probs_are_caught_with_engine_version_and_token(wrong):
         ids[7], logprobs[7] = 1, wrong
         return ids, logprobs
 
-    with pytest.raises(ParityError) as caught:
+    with pytest.raises(AgreementError) as caught:
         gate(max_tokens=64).check(Scripted(tokens), learner, 1)
     said = str(caught.value)
     assert said.startswith("engine with weights Version(step=3, hash='h3') reports other log-probs")
@@ -286,7 +286,7 @@ def test_log_probs_that_are_none_are_caught_before_anything_is_compared(wrong):
 
     engine = Scripted(tokens)
     engine.cancel = lambda uids: None
-    with pytest.raises(EngineError, match=r"^engine: completion 0 of request 'parity/0' has "):
+    with pytest.raises(EngineError, match=r"^engine: completion 0 of request 'agreement/0' has "):
         gate(max_tokens=64).check(engine, learner, 1)
 
 
@@ -301,13 +301,13 @@ def test_a_learner_that_computes_nan_fails(column):
         return found
 
     learner.surprise = surprise
-    with pytest.raises(ParityError):
+    with pytest.raises(AgreementError):
         gate(max_tokens=64).check(Scripted(coins(learner)), learner, 1)
 
 
 def test_an_engine_that_aborts_everything_is_an_error_and_not_a_loop():
     learner = coin(0.5)
-    with pytest.raises(ParityError, match="no token"):
+    with pytest.raises(AgreementError, match="no token"):
         gate().check(Scripted(lambda rng: ([], [])), learner, 1)
 
 
@@ -319,7 +319,7 @@ def test_completions_without_a_token_are_left_out():
         return some(rng) if rng.random() < 0.5 else ([], [])
 
     metrics = gate(max_tokens=64).check(Scripted(tokens), learner, 1)
-    assert metrics["parity/tokens"] >= parity.TOKENS
+    assert metrics["agreement/tokens"] >= probes.TOKENS
 
 
 # Endings and settings
@@ -330,28 +330,29 @@ def test_a_check_ends_at_its_tokens_or_at_enough_information(monkeypatch):
     engine = Scripted(coins(learner, length=8))
     # 32 completions of 8 tokens for each of 8 prompts; then 1.1 times what is missing
     tokens = 8 * 8 * (32 + 36)
-    assert gate(max_tokens=8).check(engine, learner, 1)["parity/tokens"] == tokens
+    assert gate(max_tokens=8).check(engine, learner, 1)["agreement/tokens"] == tokens
     assert [r.n for r in engine.submitted] == [32] * 8 + [36] * 8
     assert len({r.key for r in engine.submitted}) == 16  # fresh noise
     variance = 0.2 * 0.8 * math.log(4) ** 2
     for information, samples in ((2000, 32), (2500, 32 + 8)):
-        monkeypatch.setattr(parity, "INFORMATION", information * variance)
+        monkeypatch.setattr(probes, "INFORMATION", information * variance)
         metrics = gate(max_tokens=8).check(engine, learner, 1)
         tokens = 8 * 8 * samples
-        assert metrics["parity/tokens"] == tokens
-        assert metrics["parity/temperature_seen"] == pytest.approx(6 / math.sqrt(tokens * variance))
+        assert metrics["agreement/tokens"] == tokens
+        seen = 6 / math.sqrt(tokens * variance)
+        assert metrics["agreement/temperature_seen"] == pytest.approx(seen)
 
 
 def test_short_completions_take_more_of_them_and_not_more_rounds():
     learner = coin(0.2)
     engine = Scripted(lambda rng: coins(learner, length=int(rng.integers(1, 9)))(rng))
-    tokens = gate(max_tokens=64).check(engine, learner, 1)["parity/tokens"]
+    tokens = gate(max_tokens=64).check(engine, learner, 1)["agreement/tokens"]
     assert [r.n for r in engine.submitted[:8]] == [4] * 8
     assert len(engine.submitted) == 16
-    assert parity.TOKENS <= tokens <= 1.5 * parity.TOKENS
+    assert probes.TOKENS <= tokens <= 1.5 * probes.TOKENS
     for most in (64, 1):
         engine = Scripted(coins(learner, length=1))
-        assert gate(max_tokens=most).check(engine, learner, 1)["parity/tokens"] >= parity.TOKENS
+        assert gate(max_tokens=most).check(engine, learner, 1)["agreement/tokens"] >= probes.TOKENS
         assert max(r.n for r in engine.submitted) == 128
 
 
@@ -359,7 +360,7 @@ def test_fewer_prompts_than_a_round_has_and_long_completions():
     learner = coin(0.3)
     engine = Scripted(coins(learner))
     metrics = gate(count=2, max_tokens=500).check(engine, learner, 1)
-    assert metrics["parity/tokens"] == 2 * 64 * (16 + 18)
+    assert metrics["agreement/tokens"] == 2 * 64 * (16 + 18)
     assert {r.sampling.max_tokens for r in engine.submitted} == {64}
     assert len({r.key for r in engine.submitted}) == len(engine.submitted) == 4
 
@@ -390,7 +391,7 @@ def test_each_engine_of_a_pool_is_checked_and_the_wrong_one_is_named():
     learner = coin(0.3)
     right = Scripted(coins(learner))
     wrong = Scripted(coins(learner, drawn_with=0.5))
-    with pytest.raises(ParityError, match=r"^worker 1 with weights"):
+    with pytest.raises(AgreementError, match=r"^worker 1 with weights"):
         gate(max_tokens=64).check(Pool([("worker 0", right), ("worker 1", wrong)]), learner, 1)
 
     other = Scripted(coins(learner), seed=1)
@@ -398,7 +399,7 @@ def test_each_engine_of_a_pool_is_checked_and_the_wrong_one_is_named():
     both = gate(max_tokens=64).check(pool, learner, 1)
     right.rng, other.rng = np.random.default_rng(0), np.random.default_rng(1)
     one_by_one = [gate(max_tokens=64).check(engine, learner, 1) for engine in (right, other)]
-    assert both["parity/tokens"] == 8 * 64 * (4 + 5)
+    assert both["agreement/tokens"] == 8 * 64 * (4 + 5)
     for engine in (right, other):
         assert len(engine.submitted) >= 8
-    assert both["parity/z"] >= min(m["parity/z"] for m in one_by_one)
+    assert both["agreement/z"] >= min(m["agreement/z"] for m in one_by_one)

@@ -11,8 +11,8 @@ import pytest
 
 from grpo.errors import EngineError, WeightsError
 from grpo.rollout.collect import collect
+from grpo.rollout.engine_pool import PoolEngine
 from grpo.rollout.fake import FakeEngine
-from grpo.rollout.pool import PoolEngine
 from grpo.types import EnginePool, Version
 
 from .tiny_models import V0, Letters, request

@@ -21,18 +21,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from grpo.errors import EngineError, GrpoError, WeightsError
-from grpo.rollout.seats import Call, Job, Seat, Worker
-from grpo.types import Ack, Completion, Engine, Metrics, Request, Version
+from grpo.rollout.pool_member import PoolMember
+from grpo.rollout.seats import PendingCall, Seat, Ticket, Worker
+from grpo.types import Ack, Completion, Engine, InFlight, Metrics, Request, Version
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-
-InFlight = Literal["finish", "continue", "abort"]
 
 _START = 600.0  # seconds an engine may take to start, where `timeout` is less
 _SLICE = 0.5  # seconds a worker decodes before it looks at its next call
@@ -72,8 +72,8 @@ class PoolEngine:
         self._published: tuple[Any, Version] | None = None
         self._publications = 0
         self._in_flight: InFlight = "finish"
-        self._queue: list[Job] = []  # not with any worker, longest first
-        self._jobs: dict[str, Job] = {}  # by the caller's uid
+        self._queue: list[Ticket] = []  # not with any worker, longest first
+        self._tickets: dict[str, Ticket] = {}  # by the caller's uid
         self._done: list[Completion] = []
         self._lengths: dict[tuple[int, ...], float] = {}  # mean completion, tokens, by prompt
         self._issues = 0
@@ -96,7 +96,7 @@ class PoolEngine:
     @property
     def members(self) -> Sequence[tuple[str, Engine]]:
         """Each worker as an engine of its own, with its name."""
-        return [(seat.worker.name, _Member(self, seat)) for seat in self._seats]
+        return [(seat.worker.name, self._member(seat)) for seat in self._seats]
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests; EngineError for a uid that is queued already.
@@ -108,7 +108,7 @@ class PoolEngine:
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """Completions that came since the last call; [] at once when nothing is under way."""
         end = None if timeout is None else time.monotonic() + timeout
-        while not self._done and self._jobs:
+        while not self._done and self._tickets:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 break
@@ -119,8 +119,8 @@ class PoolEngine:
 
     def cancel(self, uids: Sequence[str]) -> None:
         """Forget requests and their finished completions; unknown uids are ignored."""
-        gone = {self._jobs.pop(uid).wire for uid in set(uids) & self._jobs.keys()}
-        self._queue = [job for job in self._queue if job.request.uid in self._jobs]
+        gone = {self._tickets.pop(uid).wire for uid in set(uids) & self._tickets.keys()}
+        self._queue = [ticket for ticket in self._queue if ticket.request.uid in self._tickets]
         self._done = [c for c in self._done if c.request not in set(uids)]
         for seat in self._seats:
             wires = [wire for wire in seat.owed if wire in gone]
@@ -189,21 +189,29 @@ class PoolEngine:
             seat.worker.kill()
         self._seats.clear()
         self._queue.clear()
-        self._jobs.clear()
+        self._tickets.clear()
         self._published = None
         self._release()
 
     # Requests
 
+    def _member(self, seat: Seat) -> PoolMember:
+        return PoolMember(
+            name=seat.worker.name,
+            pool=self,
+            enqueue=partial(self._enqueue, seat=seat.index),
+            ask=partial(self._ask, seats=[seat]),
+        )
+
     def _enqueue(self, requests: Sequence[Request], seat: int | None) -> None:
-        uids = Counter([*self._jobs, *(r.uid for r in requests)])
+        uids = Counter([*self._tickets, *(r.uid for r in requests)])
         if uids and max(uids.values()) > 1:
             raise EngineError(f"request {uids.most_common(1)[0][0]!r} is queued already")
         for request in requests:
             cost = len(request.ids) + self._expected_length(request)
-            job = Job(request=request, seat=seat, cost=cost, missing=set(range(request.n)))
-            self._jobs[request.uid] = job
-            self._queue.append(job)
+            ticket = Ticket(request=request, seat=seat, cost=cost, missing=set(range(request.n)))
+            self._tickets[request.uid] = ticket
+            self._queue.append(ticket)
         self._sort()
         self._turn(0)
 
@@ -212,60 +220,60 @@ class PoolEngine:
         return self._lengths.get(request.key[:-1], request.sampling.max_tokens)
 
     def _sort(self) -> None:
-        self._queue.sort(key=lambda job: -job.cost)
+        self._queue.sort(key=lambda ticket: -ticket.cost)
 
     def _dispatch(self) -> None:
         """Hand waiting requests to workers that have room."""
         given: dict[int, list[Request]] = {}
-        kept: list[Job] = []
-        for job in self._queue:
+        kept: list[Ticket] = []
+        for ticket in self._queue:
             seats = [
                 seat
                 for seat in self._seats
                 if self._serves(seat)
-                and job.seat in (None, seat.index)
-                and seat.has_room(len(job.missing), self._window)
+                and ticket.seat in (None, seat.index)
+                and seat.has_room(len(ticket.missing), self._window)
             ]
             if not seats:
-                kept.append(job)
+                kept.append(ticket)
                 continue
             seat = min(seats, key=lambda s: s.load)
             self._issues += 1
-            job.wire = f"{job.request.uid}~{self._issues}"
-            seat.owed[job.wire] = job
-            given.setdefault(seat.index, []).append(replace(job.request, uid=job.wire))
+            ticket.wire = f"{ticket.request.uid}~{self._issues}"
+            seat.owed[ticket.wire] = ticket
+            given.setdefault(seat.index, []).append(replace(ticket.request, uid=ticket.wire))
         self._queue = kept
         for index, requests in given.items():
             wires = [request.uid for request in requests]
             self._call(self._seats[index], "submit", requests, detail=wires)
 
-    def _receive(self, seat: Seat, call: Call, completions: Sequence[Completion]) -> None:
+    def _receive(self, seat: Seat, call: PendingCall, completions: Sequence[Completion]) -> None:
         early = time.monotonic() - call.begun < _SLICE / 2
         seat.empty_polls = seat.empty_polls + 1 if early and not completions and seat.owed else 0
         if seat.empty_polls >= _EMPTY_POLLS:
-            lost = [job.request.uid for job in seat.owed.values()]
+            lost = [ticket.request.uid for ticket in seat.owed.values()]
             self._replace(seat, f"has nothing under way, but was given requests {lost[:3]}")
             return
         for completion in completions:
-            job = seat.owed.get(completion.request)
-            if job is None or completion.index not in job.missing:
+            ticket = seat.owed.get(completion.request)
+            if ticket is None or completion.index not in ticket.missing:
                 continue  # canceled, or returned before its worker was lost
-            uid = job.request.uid
+            uid = ticket.request.uid
             self._done.append(replace(completion, request=uid))
-            job.missing.discard(completion.index)
+            ticket.missing.discard(completion.index)
             seat.completions += 1
             seat.failures = 0
-            prompt = job.request.key[:-1]
+            prompt = ticket.request.key[:-1]
             old = self._lengths.get(prompt, float(len(completion)))
-            self._lengths[prompt] = old + (len(completion) - old) / job.request.n
-            if not job.missing:
-                del seat.owed[completion.request], self._jobs[uid]
+            self._lengths[prompt] = old + (len(completion) - old) / ticket.request.n
+            if not ticket.missing:
+                del seat.owed[completion.request], self._tickets[uid]
 
     # Calls
 
     def _call(self, seat: Seat, method: str, *args: Any, detail: Any = None) -> Future[Any]:
         future = seat.worker.call(method, *args)
-        seat.calls[future] = Call(method=method, begun=time.monotonic(), detail=detail)
+        seat.calls[future] = PendingCall(method=method, begun=time.monotonic(), detail=detail)
         return future
 
     def _ask(self, method: str, seats: Sequence[Seat]) -> list[Any]:
@@ -318,7 +326,7 @@ class PoolEngine:
             if late:
                 self._replace(seat, f"gave no answer to {late[0].method} in time")
 
-    def _due(self, call: Call) -> float:
+    def _due(self, call: PendingCall) -> float:
         """When (time.monotonic) an answer has to be there."""
         longest = max(self._timeout, _START) if call.method == "start" else self._timeout
         return call.begun + longest
@@ -326,12 +334,12 @@ class PoolEngine:
     def _measure(self) -> None:
         """Add up the time since the last look, if anything was under way."""
         now = time.monotonic()
-        if self._jobs:
+        if self._tickets:
             self._wall += (now - self._seen) * len(self._seats)
             self._busy += (now - self._seen) * sum(1 for seat in self._seats if seat.owed)
         self._seen = now
 
-    def _settle(self, seat: Seat, call: Call, future: Future[Any]) -> None:
+    def _settle(self, seat: Seat, call: PendingCall, future: Future[Any]) -> None:
         error = future.exception()
         if error is not None:
             self._fail(seat, call, error)
@@ -354,15 +362,15 @@ class PoolEngine:
 
     # Loss
 
-    def _fail(self, seat: Seat, call: Call, error: BaseException) -> None:
+    def _fail(self, seat: Seat, call: PendingCall, error: BaseException) -> None:
         name, text = seat.worker.name, f"{type(error).__name__}: {error}"
         known = isinstance(error, GrpoError)
         if known and (call.method in ("submit", "sleep", "wake") or seat.first):
             # The caller's or the recipe's fault, and the same with any other worker.
             for wire in call.detail or ():
-                job = seat.owed.pop(wire, None)
-                if job is not None:
-                    del self._jobs[job.request.uid]
+                ticket = seat.owed.pop(wire, None)
+                if ticket is not None:
+                    del self._tickets[ticket.request.uid]
             raise EngineError(f"{name}: {error}") from error
         if call.method == "load_weights":
             seat.refusals += 1
@@ -377,7 +385,7 @@ class PoolEngine:
         """Put a new worker in its place, and its unfinished requests back into the queue."""
         name = seat.worker.name
         seat.worker.kill()
-        jobs = list(seat.owed.values())
+        tickets = list(seat.owed.values())
         seat.owed.clear()
         seat.calls.clear()
         seat.first = seat.up = False
@@ -389,56 +397,17 @@ class PoolEngine:
                 f"{name} was lost {seat.failures} times without finishing a completion; the last "
                 f"one {reason}"
             )
-        for job in jobs:
-            job.failures += 1
-            if job.failures >= _MAX_REISSUES:
+        for ticket in tickets:
+            ticket.failures += 1
+            if ticket.failures >= _MAX_REISSUES:
                 raise EngineError(
-                    f"request {job.request.uid!r} was with {job.failures} workers when they were "
-                    f"lost; the last one, {name}, {reason}"
+                    f"request {ticket.request.uid!r} was with {ticket.failures} workers when they "
+                    f"were lost; the last one, {name}, {reason}"
                 )
-        logger.warning("%s %s; replacing it, %d requests again", name, reason, len(jobs))
-        self._queue.extend(jobs)
+        logger.warning("%s %s; replacing it, %d requests again", name, reason, len(tickets))
+        self._queue.extend(tickets)
         self._sort()
         self._counts["replaced"] += 1
-        self._counts["reissued"] += len(jobs)
+        self._counts["reissued"] += len(tickets)
         seat.worker = self._start(seat.index)
         self._call(seat, "start")
-
-
-class _Member:
-    """One worker of a pool as an engine; it, too, is replaced when it is lost."""
-
-    def __init__(self, pool: PoolEngine, seat: Seat) -> None:
-        self._pool = pool
-        self._seat = seat
-        self.poll = pool.poll
-        self.cancel = pool.cancel
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests for this worker alone."""
-        self._pool._enqueue(requests, self._seat.index)
-
-    def load_weights(
-        self,
-        weights: Iterable[tuple[str, Tensor]],
-        version: Version,
-        in_flight: InFlight = "finish",
-    ) -> Ack:
-        """Refused: the workers of a pool have the same weights. Raises EngineError."""
-        raise EngineError(f"load weights into the pool, not into {self._seat.worker.name} alone")
-
-    def take_metrics(self) -> Metrics:
-        """The worker's own, which the pool then no longer counts."""
-        found = self._pool._ask("take_metrics", [self._seat])
-        return found[0] if found else {}
-
-    def sleep(self) -> None:
-        """Put this worker to sleep."""
-        self._pool._ask("sleep", [self._seat])
-
-    def wake(self) -> None:
-        """Wake this worker."""
-        self._pool._ask("wake", [self._seat])
-
-    def close(self) -> None:
-        """Nothing: workers close with their pool."""

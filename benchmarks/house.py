@@ -38,8 +38,11 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent.parent
 PACKAGE = "grpo"
-# Files where a device may be asked for, by the end of their path, and why it is done there.
+# Files where a device may be asked for, and what is decided there.
 DECIDES: dict[str, str] = {
+    "devices.py": "which layers, head, attention and optimizer a learner is made with",
+    "ways.py": "which layers and passes an engine is made with",
+    "sft_trainer.py": "what TRL's trainer is made with",
     "transfer.py": "what crosses between host and GPU, and what waits for it",
     "compute_types.py": "which types a device computes in",
     "pieces.py": "how much memory a device has left",
@@ -108,11 +111,8 @@ def measure(tree: Path, *, still: bool = False) -> list[Figure]:
         for path in lines
         for name, length in functions(parsed(path))
     )
-    asked = {
-        path: len(list(device_tests(parsed(path))))
-        for path in lines
-        if not str(path).endswith(tuple(f"/{name}" for name in DECIDES))
-    }
+    asked = {path: len(list(device_tests(parsed(path)))) for path in lines}
+    decided = {path for path in lines if path.name in DECIDES}
     way = {} if still else walked(tree)
     return [
         Figure(name="rooms directly in grpo/", value=len(rooms - links), bar=20),
@@ -135,15 +135,25 @@ def measure(tree: Path, *, still: bool = False) -> list[Figure]:
         Figure(name="files from command to loss", value=way.get("files"), bar=5),
         Figure(
             name="tests of the device",
-            value=sum(asked.values()),
+            value=sum(asked[path] for path in asked.keys() - decided),
             bar=3,
-            where=", ".join(f"{path.name} {n}" for path, n in asked.items() if n),
+            where=counted({path.name: n for path, n in asked.items() if path not in decided}),
+        ),
+        Figure(
+            name="tests where it is decided",
+            value=sum(asked[path] for path in decided),
+            where=counted({path.name: n for path, n in asked.items() if path in decided}),
         ),
         Figure(name="median file", value=statistics.median(lines.values()), bar=150),
         Figure(name="longest file", value=lines[longest], bar=450, where=longest.name),
         Figure(name="longest function", value=length, bar=60, where=function),
         Figure(name="test functions", value=tests(tree)),
     ]
+
+
+def counted(numbers: Mapping[str, int]) -> str:
+    """What there is any of, with its number."""
+    return ", ".join(f"{name} {number}" for name, number in numbers.items() if number)
 
 
 def table(figures: Iterable[Figure]) -> str:

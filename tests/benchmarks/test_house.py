@@ -29,6 +29,7 @@ HOUSE = {
     "grpo/attic.py": "import typing\nif typing.TYPE_CHECKING:\n    from grpo import cellar\n",
     "grpo/cellar.py": "import torch\n" + LONG,
     "rewards/__init__.py": "",
+    "rewards/devices.py": "ON_CPU = device.type == 'cpu'\n",
     "rewards/rule.py": "from grpo.cellar import wine\n\ndef ask(x):\n    return x.is_cuda\n",
     "pyproject.toml": """
 [[tool.importlinter.contracts]]
@@ -77,13 +78,15 @@ def test_the_table_of_the_toy_house(house: Path) -> None:
         "returns of the rows of a step": None,
         "files from command to loss": None,
         "tests of the device": 1,
-        "median file": 3,  # of 0 0 1 2 3 3 3 4 72
+        "tests where it is decided": 1,
+        "median file": 2.5,  # of 0 0 1 1 2 3 3 3 4 72
         "longest file": 72,
         "longest function": 71,
         "test functions": 2,
     }
     assert found["floors"].where == "door > hall > attic > cellar"
     assert found["tests of the device"].where == "rule.py 1"
+    assert found["tests where it is decided"].where == "devices.py 1"
     assert found["longest function"].where == "cellar.py: long"
     assert [row.name for row in found.values() if not row.holds] == ["longest function"]
 

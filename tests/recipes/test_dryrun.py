@@ -15,9 +15,10 @@ import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo import config, dryrun, saved
-from grpo.architectures import DIALECTS, FAMILIES, family_of, make_tiny
+from grpo.architectures import FAMILIES, family_of, make_tiny
 from grpo.cli import main
 from grpo.console import Console
+from grpo.dialects import DIALECTS
 from grpo.dryrun import TinyModels, dry_run
 from grpo.errors import GrpoError, RecipeError
 from grpo.plan import print_plan

@@ -11,6 +11,24 @@ from grpo.types import Completion, Prompt, Segment, Task, Version
 
 from .scorers import SIZES, letters_tokenizer, save_scorer
 
+# What rewards that need arguments are given, and a row with every column that one needs.
+ARGS = {
+    "gate": {"reward": "format"},
+    "gdpo": {"rewards": [{"name": "accuracy"}, {"name": "format"}]},
+    "length_cosine": {"max_length": 8},
+    "soft_overlong": {"max_length": 8, "cache": 4},
+    "routed": {"routes": {"sums": {"name": "accuracy"}}, "default": "sums"},
+}
+ROWS = {
+    "prompt": ["1 + 1 = ?", "2 + 2 = ?"],
+    "answer": ["2", "4"],
+    "numbers": [[1, 1], [2, 2]],
+    "target": [2, 4],
+    "metadata": ['{"source_dataset": "countdown", "numbers": [1, 1], "target": 2}'] * 2,
+    "tests": ['{"asserts": ["assert f(1) == 2"]}'] * 2,
+    "roles": [{"Ann": "knight"}] * 2,
+}
+
 
 @pytest.fixture(scope="module")
 def tokenizer():
@@ -32,31 +50,15 @@ def test_every_builtin_is_a_trl_reward_in_a_real_training_step(tokenizer, tmp_pa
             **SIZES,
         )
     )
-    args = {
-        "gate": {"reward": "format"},
-        "gdpo": {"rewards": [{"name": "accuracy"}, {"name": "format"}]},
-        "length_cosine": {"max_length": 8},
-        "soft_overlong": {"max_length": 8, "cache": 4},
-        "routed": {"routes": {"sums": {"name": "accuracy"}}, "default": "sums"},
-    }
     elsewhere = ("reward_model", "judge")  # they need a model, or an endpoint: tested below
     functions = [
-        factory(**args.get(name, {})) for name, factory in REWARDS.items() if name not in elsewhere
+        factory(**ARGS.get(name, {})) for name, factory in REWARDS.items() if name not in elsewhere
     ]
-    rows = {
-        "prompt": ["1 + 1 = ?", "2 + 2 = ?"],
-        "answer": ["2", "4"],
-        "numbers": [[1, 1], [2, 2]],
-        "target": [2, 4],
-        "metadata": ['{"source_dataset": "countdown", "numbers": [1, 1], "target": 2}'] * 2,
-        "tests": ['{"asserts": ["assert f(1) == 2"]}'] * 2,
-        "roles": [{"Ann": "knight"}] * 2,
-    }
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
         reward_funcs=functions,
-        train_dataset=Dataset.from_dict(rows),
+        train_dataset=Dataset.from_dict(ROWS),
         args=GRPOConfig(
             output_dir=str(tmp_path),
             per_device_train_batch_size=4,

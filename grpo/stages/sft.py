@@ -38,8 +38,8 @@ from grpo.ranks import Ranks, join
 from grpo.saved import save_policy
 from grpo.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
 from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
+from grpo.stages.interrupt import interruptible
 from grpo.stages.pretrain import save_tokenizer
-from grpo.stages.rl import interruptible
 from grpo.stages.rows import TokenRow, encode_sets, mix, read_rows
 from grpo.stages.sft_trainer import Journal, StageTrainer, settings, training_set
 from grpo.stages.slm import SLMTrainer, columns, reference_losses

@@ -26,7 +26,7 @@ from grpo.rewards.sentinel import sentinel
 from grpo.rewards.verdicts import judges, verdict
 from grpo.rollout.fake import FakeEngine
 from grpo.run import train_recipe
-from grpo.stages.rl import _gain, best
+from grpo.stages.rl_evaluations import best, gain
 from grpo.summary import print_summary
 from grpo.types import Completion, Group, Prompt, Rollout, Sampling, Score, Segment, Task, Version
 
@@ -392,9 +392,9 @@ def test_a_gain_is_in_verdicts_or_in_values(tmp_path):
     for names, key in ((("short", "odd"), "pass1"), (("exact",), "mean"), (("never",), "mean")):
         for name, script in (("before", SAID), ("after", later)):
             found = asked(rewards_of(*names), tmp_path / f"{name}.jsonl", script)
-        gain = _gain(tmp_path, found["headline"], 0)
-        assert gain["of"] == names[-1]
-        assert gain[key] == (None if names == ("never",) else 0.25)  # 2 of 8 more
+        gained = gain(tmp_path, found["headline"], 0)
+        assert gained["of"] == names[-1]
+        assert gained[key] == (None if names == ("never",) else 0.25)  # 2 of 8 more
 
 
 def test_a_batch_put_aside_keeps_its_verdicts():

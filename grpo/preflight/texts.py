@@ -157,35 +157,17 @@ def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path, seed: i
 
     Raises DataError where the first of its demonstrations do not fit in that model.
     """
-    from grpo.stages.pretrain import (
-        WordSource,
-        build_model,
-        build_tokenizer,
-        count_tokens,
-        demonstration_rows,
-        save_tokenizer,
-    )
+    from grpo.stages.from_scratch import build_model, build_tokenizer, save_tokenizer, words_of
+    from grpo.stages.pretrain import count_tokens, demonstration_rows
 
     source = part.source if part else None
     if not isinstance(source, DemonstrationSource):
         return ""
-    model = stage.model
-    words = source.words() if isinstance(source, WordSource) else ()
-    tokenizer = build_tokenizer(source.alphabet(), words)
+    tokenizer = build_tokenizer(source.alphabet(), words_of(source))
     with torch.device("meta"):  # no weights
-        made = build_model(
-            tokenizer,
-            hidden_size=model.hidden_size,
-            num_layers=model.num_layers,
-            num_heads=model.num_heads,
-            num_kv_heads=model.num_kv_heads,
-            intermediate_size=model.intermediate_size,
-            architecture=model.architecture,
-            max_position=model.max_position,
-            seed=0,
-        )
+        made = build_model(tokenizer, **stage.model.model_dump(), seed=0)
     order = TaskOrder(source, "train", seed)
-    count_tokens(demonstration_rows(source, order, tokenizer, SAMPLED), model.max_position)
+    count_tokens(demonstration_rows(source, order, tokenizer, SAMPLED), stage.model.max_position)
     folder.mkdir(parents=True)
     made.config.save_pretrained(folder)
     made.generation_config.save_pretrained(folder)
@@ -196,10 +178,9 @@ def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path, seed: i
 def _check_device(stage: AnyStage, where: str) -> None:
     compute_types.check_kernels()
     compute_types.check(stage, where)
-    if not isinstance(stage, SFTStage | DistillStage) or torch.accelerator.is_available():
-        return
-    if stage.model.dtype == "float16":
-        raise RecipeError("model.dtype = float16 needs an accelerator; on a CPU use float32")
+    if isinstance(stage, SFTStage | DistillStage):
+        device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        compute_types.check_supervised(stage.model.dtype, device)
 
 
 def _check_tokens(stage: AnyStage) -> None:

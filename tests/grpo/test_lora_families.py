@@ -25,7 +25,7 @@ from grpo.rollout.torch_engine import TorchEngine
 from grpo.saved import save_policy
 from grpo.schema import Algorithm, Model, Run, SFTLearner
 from grpo.schema import Learner as Config
-from grpo.stages.pretrain import build_tokenizer
+from grpo.stages.from_scratch import build_tokenizer
 from grpo.stages.rows import TokenRow
 from grpo.stages.sft import fine_tune
 from grpo.types import Version

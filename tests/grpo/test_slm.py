@@ -16,7 +16,7 @@ from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.schema import SLM, Model, Run, SFTLearner
 from grpo.stages import sft_trainer, slm
-from grpo.stages.pretrain import build_tokenizer
+from grpo.stages.from_scratch import build_tokenizer
 from grpo.stages.rows import TokenRow
 from grpo.stages.sft import fine_tune
 from grpo.stages.sft_trainer import settings, training_set

@@ -16,7 +16,7 @@ from grpo.rollout.decoding import completion_text, cut, whole_characters
 from grpo.rollout.fake import FakeEngine
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.rollout.vllm_engine import VllmEngine
-from grpo.stages.pretrain import build_model, build_tokenizer
+from grpo.stages.from_scratch import build_model, build_tokenizer
 from grpo.types import Request, Sampling, Version
 
 from .tiny_models import run

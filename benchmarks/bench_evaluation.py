@@ -27,7 +27,7 @@ import numpy as np
 from record import merge, origin, versions
 
 from grpo.data.gsm8k import gsm8k
-from grpo.evaluate import (
+from grpo.statistics import (
     clustered_bootstrap,
     clustered_stderr,
     maj_at_k,

@@ -25,8 +25,8 @@ from grpo.data.jsonl import read_jsonl
 from grpo.data.prompts import TEMPLATES, PromptTemplate
 from grpo.decontaminate import Evaluation, prompt_text
 from grpo.errors import DataError, RecipeError, RunError, unknown_name
-from grpo.eval_report import lm_eval_results, print_results
-from grpo.eval_tasks import EvalTask, find_task, open_task
+from grpo.report import lm_eval_results, print_results
+from grpo.builtin_tasks import EvalTask, find_task, open_task
 from grpo.file_names import folder_name
 from grpo.needed import check_columns
 from grpo.preflight import check_tasks
@@ -108,7 +108,7 @@ def evaluate_tasks(model: str, asked: Asked, console: Console | None = None) -> 
     """Evaluate `model` (and `asked.baseline`), print the tables, write the files; the results.
 
     {"models": {name: {task: {template: figures}}}, "differences": [...], "settings": ...}; figures
-    are those of `heldout.summarize`. Raises GrpoError where an option or a file cannot be used.
+    are those of `tally.summarize`. Raises GrpoError where an option or a file cannot be used.
     """
     live = console or Console(stderr=True, highlight=False)  # so that the tables can be piped
     console = console or Console(highlight=False)
@@ -128,7 +128,7 @@ def evaluate_tasks(model: str, asked: Asked, console: Console | None = None) -> 
         found: dict[str, Any] = {}
         for job, answers in _ask(place, its, asked, out / name, name, live):
             titles = [spec.title for spec in job.task.rewards]
-            figure = heldout.summarize(answers, titles, asked.seed)
+            figure = tally.summarize(answers, titles, asked.seed)
             if leaks is not None:
                 figure["contaminated"] = contaminated(job.prompts, leaks)
             found.setdefault(job.name, {})[job.template] = {
@@ -365,7 +365,7 @@ def _differences(
         if key not in theirs:
             continue
         for reward in answers[0]["parts"]:
-            gap = heldout.difference(answers, theirs[key], reward, seed)
+            gap = tally.difference(answers, theirs[key], reward, seed)
             if gap is not None:
                 found.append(
                     {
@@ -423,4 +423,4 @@ def evaluate_model(
             lambda done, total: progress.update(bar, completed=done, total=total),
         )
     console.print(f"every completion: {out}", markup=False, soft_wrap=True)
-    return heldout.checked(figures)
+    return tally.checked(figures)

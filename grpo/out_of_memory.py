@@ -61,7 +61,7 @@ _PARTS: dict[tuple[str, str], str] = {
     ("grpo.chat", ""): SAMPLING,
     ("grpo.rewards", ""): SCORING,
 }
-_EVALUATIONS = ("grpo.evaluate", "grpo.evaluation", "grpo.heldout", "grpo.stages.eval")
+_EVALUATIONS = ("grpo.statistics", "grpo.evaluation", "grpo.heldout", "grpo.stages.eval")
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo import figures, heldout
-from grpo.evaluate import paired_difference
+from grpo import figures, heldout, tally
+from grpo.statistics import paired_difference
 from grpo.heldout import HeldOut
 from grpo.log import RunLog
 from grpo.ranks import Ranks
@@ -44,7 +44,7 @@ class Evaluations:
         """Ask the model as it is now. Raises DataError where nothing can be scored at the start."""
         found = self.ranks.on_first(lambda: self._evaluate(name))
         # Before anything is trained a reward that scores nothing is an error; later it is a figure.
-        self.found[name] = heldout.checked(found) if name == BEFORE else found
+        self.found[name] = tally.checked(found) if name == BEFORE else found
         self.folder.wrote(self._file(name))
         self.log.say(f"{name}: {figures.sentence(found)}")
         if self.kept == name != AFTER:
@@ -101,12 +101,12 @@ def summary(
 def gain(folder: Path, name: str, seed: int) -> dict[str, Any]:
     """What reward `name` rose by, sample by sample: {of, pass1 or mean, ci}, None if unscored."""
     old, new = (heldout.read_lines(folder / f"{when}.jsonl") for when in (BEFORE, AFTER))
-    old, new = heldout.shared(old, new)
+    old, new = tally.shared(old, new)
     both = [*old, *new]
-    of = heldout.value_of(both, name)
+    of = tally.value_of(both, name)
     before, after = ([of(x) for x in lines if x["mode"] == "sample"] for lines in (old, new))
     clusters = [line["cluster"] for line in old if line["mode"] == "sample"]
-    key = "pass1" if heldout.judged(both, name) else "mean"
+    key = "pass1" if tally.judged(both, name) else "mean"
     if all(None in pair for pair in zip(before, after, strict=True)):
         return {"of": name, key: None, "ci": None}
     rise, low, high = paired_difference(after, before, clusters, seed=seed)

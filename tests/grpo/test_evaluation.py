@@ -15,8 +15,8 @@ from grpo import cli, plugins
 from grpo.data import SOURCES
 from grpo.data.parity import Parity
 from grpo.data.prompts import TEMPLATES
-from grpo.eval_tasks import TASKS, find_task
-from grpo.evaluate import pass_at_k
+from grpo.builtin_tasks import TASKS, find_task
+from grpo.statistics import pass_at_k
 from grpo.evaluation import model_path
 from grpo.recipes import __file__ as recipes_file
 from grpo.rewards import REWARDS

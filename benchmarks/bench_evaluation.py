@@ -27,6 +27,7 @@ import numpy as np
 from record import merge, origin, versions
 
 from grpo.data.gsm8k import gsm8k
+from grpo.rewards.math import Math
 from grpo.statistics import (
     clustered_bootstrap,
     clustered_stderr,
@@ -34,7 +35,6 @@ from grpo.statistics import (
     paired_difference,
     pass_at_k,
 )
-from grpo.rewards.math import Math
 from grpo.types import Task
 
 RESULTS = Path(__file__).parent / "results" / "evaluation.json"

@@ -31,7 +31,12 @@ from grpo.run import resume_run, train_recipe
 from grpo.schema.pretrain import PretrainLearner, PretrainModel
 from grpo.stages import distill, eval, pretrain, reject, rl, sft  # noqa: F401
 
-SMALL: dict[str, Any] = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 64}
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "intermediate_size": 64,
+}
 TASKS: dict[str, Any] = {
     "data": {
         "source": "parity",

@@ -32,7 +32,7 @@ _PUBLIC = {  # name -> module and name there
     "TorchLearner": "grpo.learner:TorchLearner",
     "Verifier": "grpo.types:Verifier",
     "clustered_bootstrap": "grpo.statistics:clustered_bootstrap",
-    "evaluate_model": "grpo.evaluation:evaluate_model",
+    "evaluate_model": "grpo.eval_recipe:evaluate_model",
     "load_recipe": "grpo.config:load",
     "pass_at_k": "grpo.statistics:pass_at_k",
     "resume_run": "grpo.run:resume_run",

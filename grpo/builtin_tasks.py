@@ -18,7 +18,7 @@ from grpo.data.jsonl import read_jsonl
 from grpo.errors import RecipeError, unknown_name
 from grpo.file_names import check_file_name
 from grpo.schema import RewardSpec
-from grpo.types import TaskSource
+from grpo.types import Task, TaskSource
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."  # R1's advice
 ENDLESS = 500  # tasks taken of a generated source where no limit is given
@@ -114,6 +114,25 @@ TASKS: dict[str, EvalTask] = {
 # Any other name that --data gives a file: rows of `prompt` and `answer`, or `prompt` and `tests`.
 ROWS = replace(_CONTEST, source="jsonl", max_tokens=1024, k=4)
 PROGRAM_ROWS = replace(_PROGRAM, source="jsonl", file_args={**ALL_ROWS, "answer": None}, k=4)
+
+
+class Instructed:
+    """A source whose questions end with an instruction on a line of its own."""
+
+    def __init__(self, source: TaskSource, instruction: str) -> None:
+        self.source = source
+        self.instruction = instruction
+
+    def size(self, split: Any) -> int | None:
+        """As the source."""
+        return self.source.size(split)
+
+    def task(self, split: Any, index: int) -> Task:
+        """The source's task; conversations stay as they are."""
+        task = self.source.task(split, index)
+        if not isinstance(task.prompt, str):
+            return task
+        return replace(task, prompt=f"{task.prompt}\n{self.instruction}")
 
 
 def find_task(name: str, file: str | None) -> EvalTask:

@@ -285,7 +285,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     for stage in [stage for stage in recipe.stages if stage.kind == "rl"][-1:]:
         check_evaluated(arguments.overrides, names, stage.name, bool(stage.eval.rewards))
         less = cheaper.of_evaluation(stage, len(names) > 1)
-    from grpo.evaluation import evaluate_model
+    from grpo.eval_recipe import evaluate_model
 
     with out_of_memory.explained_by(*less):
         write_data(json.dumps(evaluate_model(arguments.model, recipe), indent=2) + "\n")
@@ -306,7 +306,7 @@ def _eval_tasks(arguments: argparse.Namespace) -> int:
             raise RecipeError(f"--data names task {name!r} twice: {data[name]!r} and {file!r}.")
         data[name] = file
     from grpo.config import parse_args
-    from grpo.evaluation import Asked, evaluate_tasks
+    from grpo.eval_tasks import Asked, evaluate_tasks
 
     asked = {name: getattr(arguments, name) for name in given(arguments)}
     model = asked.pop("model")

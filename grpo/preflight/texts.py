@@ -19,10 +19,11 @@ from grpo.data.source import DemonstrationSource, TaskOrder
 from grpo.errors import RecipeError
 from grpo.families import check_family
 from grpo.needed import SAMPLED
-from grpo.preflight.found import Found, prefix, said, stage_folder
+from grpo.preflight.found import Found, prefix, said
 from grpo.preflight.paths import models, reward_models
 from grpo.preflight.plugs import Pieces
 from grpo.rollout import LOADING
+from grpo.run_folder import stage_folder
 from grpo.schema import (
     REFERENCE,
     AnyStage,
@@ -130,7 +131,7 @@ def _left(
 ) -> str:
     """The folder that stands for the model of a stage; "" where it leaves none that is known."""
     if folder is not None:
-        own = stage_folder(recipe, folder, stage) / "model"
+        own = stage_folder(recipe, folder, stage.name) / "model"
         if has_tokenizer(str(own)):
             return str(own)
     if isinstance(stage, PretrainStage):

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from grpo import figures, heldout, tally
-from grpo.statistics import paired_difference
 from grpo.heldout import HeldOut
 from grpo.log import RunLog
 from grpo.ranks import Ranks
 from grpo.stages.rl_folder import AFTER, BEFORE, RLFolder
+from grpo.statistics import paired_difference
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from grpo.config import from_dict
 from grpo.console import Console
 from grpo.data import SOURCES
 from grpo.errors import RecipeError, RunError
-from grpo.evaluation import evaluate_model
+from grpo.eval_recipe import evaluate_model
 from grpo.run import resume_run, train_recipe
 from grpo.schema import Recipe
 from grpo.schema.pretrain import PretrainLearner, PretrainModel

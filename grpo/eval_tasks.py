@@ -1,4 +1,4 @@
-"""What `grpo eval` does: models on built-in tasks, or on the held-out tasks of a recipe.
+"""`grpo eval --tasks`: models on built-in tasks, and on rows from files.
 
     OUT/<model>/<task>.<template>.jsonl   every completion with its scores
     OUT/results.json                      every figure
@@ -12,38 +12,36 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from grpo import heldout, plugins, pretrained
+from grpo import heldout, pretrained, tally
+from grpo.builtin_tasks import EvalTask, Instructed, find_task, open_task
 from grpo.compute_types import check_type, chosen
 from grpo.console import Console, TextColumn
-from grpo.data.jsonl import read_jsonl
 from grpo.data.prompts import TEMPLATES, PromptTemplate
-from grpo.decontaminate import Evaluation, prompt_text
+from grpo.decontaminate import contaminated, training_rows
+from grpo.durable import write_json
 from grpo.errors import DataError, RecipeError, RunError, unknown_name
-from grpo.report import lm_eval_results, print_results
-from grpo.builtin_tasks import EvalTask, find_task, open_task
 from grpo.file_names import folder_name
+from grpo.lm_eval import lm_eval_results
 from grpo.needed import check_columns
-from grpo.preflight import check_tasks
 from grpo.preflight.scorers import rewards as named
 from grpo.printable import redacted
+from grpo.process import prepare_process
+from grpo.report import print_results
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.extract import final_answer
-from grpo.rollout import ENGINES, LOADING
-from grpo.run import prepare_process, recipe_of, stage_folder, write_json
-from grpo.schema import Recipe, RLStage, Rollout
-from grpo.schema.recipe import LEAVES
+from grpo.rollout import LOADING
+from grpo.run_folder import model_path
+from grpo.schema import Rollout
 from grpo.stages.endings import sampling_of, vocab_size
 from grpo.stages.remote_rewards import reward_set
-from grpo.stages.wiring import build_heldout, build_rl_sampler
-from grpo.types import Engine, EngineSpec, Prompt, Sampling, Task, TaskSource
-
-NGRAM = 10  # words in a row shared with a training row that count as contamination (R1: 10)
+from grpo.stages.wiring import load_engine
+from grpo.types import EngineSpec, Prompt, Sampling, TaskSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class Asking:
     """One task through one template, ready to be asked."""
 
     name: str
@@ -83,25 +81,6 @@ class Job:
     def length(self) -> int:
         """Tokens of its longest prompt and completion."""
         return max(len(prompt.ids) for prompt in self.prompts) + self.sampling.max_tokens
-
-
-class Instructed:
-    """A source whose questions end with an instruction on a line of its own."""
-
-    def __init__(self, source: TaskSource, instruction: str) -> None:
-        self.source = source
-        self.instruction = instruction
-
-    def size(self, split: Any) -> int | None:
-        """As the source."""
-        return self.source.size(split)
-
-    def task(self, split: Any, index: int) -> Task:
-        """The source's task; conversations stay as they are."""
-        task = self.source.task(split, index)
-        if not isinstance(task.prompt, str):
-            return task
-        return replace(task, prompt=f"{task.prompt}\n{self.instruction}")
 
 
 def evaluate_tasks(model: str, asked: Asked, console: Console | None = None) -> dict[str, Any]:
@@ -166,48 +145,6 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def model_path(model: str) -> str:
-    """`model` itself, or the last model that the run in this folder has left. Raises RunError."""
-    folder = Path(model)
-    if not (folder / "resolved.json").is_file():
-        return model
-    recipe = recipe_of(folder)
-    for stage in reversed(recipe.stages):
-        left = stage_folder(recipe, folder, stage.name) / "model"
-        if stage.kind in LEAVES["model"] and left.is_dir():
-            return str(left)
-    raise RunError(
-        f"the run {model!r} has no trained model yet. Finish it with `grpo train --resume {model}`,"
-        " or name one of its checkpoints"
-    )
-
-
-def training_rows(path: str) -> Evaluation:
-    """The training rows of a JSONL file, for `contaminated`: every text and conversation in them.
-
-    Wording that many rows share is no sign of contamination; `grpo.decontaminate` says how.
-    """
-    texts: list[list[str]] = []
-    for _, row in read_jsonl(path):
-        found = [
-            prompt_text(value)
-            for value in row.values()
-            if isinstance(value, str) or (isinstance(value, list) and _is_conversation(value))
-        ]
-        texts += [found] if found else []
-    return Evaluation.of({"training": texts}, NGRAM)
-
-
-def contaminated(prompts: Sequence[Prompt], training: Evaluation) -> float:
-    """Share of tasks whose question stands in the training rows, as a whole or by 10 words."""
-    leaks = [bool(training.leak(prompt_text(prompt.task.prompt))) for prompt in prompts]
-    return sum(leaks) / len(leaks)
-
-
-def _is_conversation(value: list[Any]) -> bool:
-    return all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value)
-
-
 def _names(paths: Sequence[str]) -> list[str]:
     names: list[str] = []
     for path in paths:
@@ -255,7 +192,7 @@ def _jobs(
     sources: Mapping[str, TaskSource],
     asked: Asked,
     console: Console,
-) -> list[Job]:
+) -> list[Asking]:
     """Every task through every template, as prompts of this model. Raises RecipeError."""
     pretrained.check_model(path, "MODEL", weights=asked.engine in LOADING)
     tokenizer = pretrained.tokenizer(path, "MODEL")
@@ -263,7 +200,7 @@ def _jobs(
     usual = "chat" if getattr(tokenizer, "chat_template", None) else "r1_zero"
     if asked.engine == "endpoint":
         usual = "raw"  # the server puts its own chat template around the question
-    jobs: list[Job] = []
+    jobs: list[Asking] = []
     for name, task in tasks.items():
         for template in asked.templates or [task.template or usual]:
             source = sources[name]
@@ -291,7 +228,7 @@ def _jobs(
                 temperature=asked.temperature, top_p=asked.top_p, max_completion_length=length
             )
             jobs.append(
-                Job(
+                Asking(
                     name=name,
                     task=task,
                     template=template,
@@ -304,8 +241,8 @@ def _jobs(
 
 
 def _ask(
-    path: str, jobs: Sequence[Job], asked: Asked, out: Path, model: str, console: Console
-) -> list[tuple[Job, list[dict[str, Any]]]]:
+    path: str, jobs: Sequence[Asking], asked: Asked, out: Path, model: str, console: Console
+) -> list[tuple[Asking, list[dict[str, Any]]]]:
     """Each job with its completions, all by one engine."""
     spec = EngineSpec(
         model=path,
@@ -314,16 +251,14 @@ def _ask(
         seed=asked.seed,
         threads=asked.threads,
     )
-    engine: Engine = plugins.load(
-        "engine", asked.engine, ENGINES, {**asked.engine_args, "spec": spec}
-    )
+    engine = load_engine(asked.engine, asked.engine_args, spec)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    done: list[tuple[Job, list[dict[str, Any]]]] = []
+    done: list[tuple[Asking, list[dict[str, Any]]]] = []
     with closing(engine), Progress(*columns, console=console, transient=True) as progress:
         for job in jobs:
             file = out / f"{job.name}.{job.template}.jsonl"
@@ -378,49 +313,3 @@ def _differences(
                     }
                 )
     return found
-
-
-def evaluate_model(
-    model: str | Path, recipe: Recipe, console: Console | None = None
-) -> dict[str, Any]:
-    """Held-out figures of a model folder, a run folder or a hub id on a recipe's last rl stage.
-
-    Every completion is written under `eval/` in a run's folder, or else in `runs/eval-<model>`.
-    """
-    console = console or Console(stderr=True, highlight=False)
-    stages = [stage for stage in recipe.stages if isinstance(stage, RLStage)]
-    if not stages:
-        raise RecipeError(
-            f"recipe {recipe.name!r} has no rl stage, so nothing says how to evaluate"
-        )
-    folder = Path(model)
-    path, home = str(model), Path("runs") / f"eval-{folder.name}"
-    if (folder / "resolved.json").is_file():
-        home = folder
-        path = str(stage_folder(recipe, folder, stages[-1].name) / "model")
-        if not Path(path).is_dir():
-            raise RunError(
-                f"the run {str(model)!r} has no trained model yet: there is no {path!r}. "
-                f"Finish it with `grpo train --resume {model}`, or name one of its checkpoints"
-            )
-    prepare_process(recipe.run.threads)
-    stage = stages[-1]
-    stage = stage.model_copy(update={"model": stage.model.model_copy(update={"path": path})})
-    check_tasks(recipe, stage, ("heldout",))
-    sampler = build_rl_sampler(stage, recipe)
-    judge = build_heldout(sampler, stage.rewards, stage.eval, recipe.run.seed)
-    out = home / "eval" / "model.jsonl"
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with (
-        closing(sampler.engine),
-        closing(judge.rewards),
-        Progress(*columns, console=console, transient=True) as progress,
-    ):
-        bar = progress.add_task("held-out tasks", total=None)
-        figures = judge.evaluate(
-            sampler.engine,
-            out,
-            lambda done, total: progress.update(bar, completed=done, total=total),
-        )
-    console.print(f"every completion: {out}", markup=False, soft_wrap=True)
-    return tally.checked(figures)

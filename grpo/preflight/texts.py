@@ -179,9 +179,8 @@ def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path, seed: i
 def _check_device(stage: AnyStage, where: str) -> None:
     compute_types.check_kernels()
     compute_types.check(stage, where)
-    if isinstance(stage, SFTStage | DistillStage):
-        device = torch.accelerator.current_accelerator() or torch.device("cpu")
-        compute_types.check_supervised(stage.model.dtype, device)
+    if isinstance(stage, SFTStage | DistillStage) and not torch.accelerator.is_available():
+        compute_types.check_supervised(stage.model.dtype, torch.device("cpu"))
 
 
 def _check_tokens(stage: AnyStage) -> None:

@@ -41,8 +41,8 @@ from benchmarks import record
 from grpo.schema import SLM, Model, Run, SFTLearner
 from grpo.stages.from_scratch import build_model, build_tokenizer, save_tokenizer
 from grpo.stages.pretrain import completion_loss
-from grpo.stages.rows import TokenRow
 from grpo.stages.sft import fine_tune
+from grpo.stages.supervised_rows import TokenRow
 
 NOISE, KEEP = 0.25, 0.6
 LETTERS = "abcdefghijklmnop"

@@ -40,9 +40,9 @@ from grpo.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
 from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
 from grpo.stages.from_scratch import save_tokenizer
 from grpo.stages.interrupt import interruptible
-from grpo.stages.rows import TokenRow, encode_sets, mix, read_rows
 from grpo.stages.sft_trainer import Journal, StageTrainer, settings, training_set
 from grpo.stages.slm import SLMTrainer, columns, reference_losses
+from grpo.stages.supervised_rows import TokenRow, encode_sets, mix, read_rows
 
 ASIDE = "trainer.tmp"  # where the trainer writes before a checkpoint is whole
 _MAIN = ""  # the rows of data.path, beside those of data.mix, which go by their paths

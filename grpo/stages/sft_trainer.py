@@ -27,7 +27,7 @@ from grpo import checkpoint, hashes
 from grpo.errors import LearnerError
 from grpo.log import RunLog
 from grpo.schema import Run, SFTLearner
-from grpo.stages.rows import TokenRow, draw
+from grpo.stages.supervised_rows import TokenRow, draw
 
 IGNORED = -100
 MICRO_TOKENS = 4096  # of one forward pass, padding included

@@ -38,8 +38,8 @@ from grpo.schema import (
     Schedule,
 )
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
+from grpo.stages.prompting import check_rows, template_of
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
-from grpo.stages.text import check_rows, template_of
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
 
 

@@ -26,8 +26,8 @@ from grpo.saved import save_policy
 from grpo.schema import Algorithm, Model, Run, SFTLearner
 from grpo.schema import Learner as Config
 from grpo.stages.from_scratch import build_tokenizer
-from grpo.stages.rows import TokenRow
 from grpo.stages.sft import fine_tune
+from grpo.stages.supervised_rows import TokenRow
 from grpo.types import Version
 
 from .families import TEXT, config, quiet, tiny

@@ -34,10 +34,10 @@ from grpo.schema import (
     RLStage,
     SFTStage,
 )
-from grpo.stages.text import check_text, has_tokenizer
+from grpo.stages.prompting import check_text, has_tokenizer
 
 
-def check_texts(
+def check_models(
     recipe: Recipe,
     folder: Path | None,
     done: Collection[str],

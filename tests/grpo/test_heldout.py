@@ -1,4 +1,4 @@
-"""Which tasks a held-out evaluation asks, and that a source without enough of them is a sentence."""
+"""Which tasks a held-out evaluation asks; a source without enough of them is a sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out tasks: each counted once, found in finite time, and rewards that score nothing."""
+"""What the lines of an evaluation add up to, also where rewards score nothing."""
 
 from __future__ import annotations
 

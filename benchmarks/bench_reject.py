@@ -35,7 +35,7 @@ from grpo.provenance import content_hash
 from grpo.rewards.accuracy import Accuracy
 from grpo.rollout.fake import FakeEngine
 from grpo.run import resume_run, train_recipe
-from grpo.stages.pretrain import build_tokenizer, save_tokenizer
+from grpo.stages.from_scratch import build_tokenizer, save_tokenizer
 from grpo.types import Completion, EngineSpec, Request, Score, Task, Version
 
 RESULT = Path(__file__).parent / "results" / "reject.json"

@@ -39,14 +39,10 @@ from grpo.console import Console
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import record
 from grpo.schema import SLM, Model, Run, SFTLearner
-from grpo.stages.pretrain import (
-    build_model,
-    build_tokenizer,
-    completion_loss,
-    save_tokenizer,
-)
-from grpo.stages.rows import TokenRow
+from grpo.stages.from_scratch import build_model, build_tokenizer, save_tokenizer
+from grpo.stages.pretrain import completion_loss
 from grpo.stages.sft import fine_tune
+from grpo.stages.supervised_rows import TokenRow
 
 NOISE, KEEP = 0.25, 0.6
 LETTERS = "abcdefghijklmnop"

@@ -20,7 +20,7 @@ import numpy as np
 from learning_curves import ROOT
 
 from grpo.config import load
-from grpo.evaluation import evaluate_model
+from grpo.eval_recipe import evaluate_model
 from grpo.run import provenance, train_recipe
 
 FIGURES = ("greedy", "pass1", "mean_length")

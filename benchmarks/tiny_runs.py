@@ -28,9 +28,15 @@ from grpo.data import SOURCES
 from grpo.errors import GrpoError
 from grpo.log import RunLog
 from grpo.run import resume_run, train_recipe
+from grpo.schema.pretrain import PretrainLearner, PretrainModel
 from grpo.stages import distill, eval, pretrain, reject, rl, sft  # noqa: F401
 
-SMALL = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 64}
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_layers": 1,
+    "num_heads": 2,
+    "intermediate_size": 64,
+}
 TASKS: dict[str, Any] = {
     "data": {
         "source": "parity",
@@ -50,12 +56,8 @@ def make_base(folder: Path) -> None:
     pretrain.pretrain(
         SOURCES["parity"](bits=4, long_fraction=0.5),
         out_dir=str(folder / "base"),
-        steps=150,
-        batch_size=64,
-        learning_rate=3e-3,
-        max_position=64,
-        num_kv_heads=2,
-        **SMALL,
+        model=PretrainModel(max_position=64, num_kv_heads=2, **SMALL),
+        learner=PretrainLearner(max_steps=150, batch_size=64, learning_rate=3e-3),
     )
     rows = [{"prompt": f"{i:04b}=", "completion": f"<think>{i:04b}</think>"} for i in range(16)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -112,6 +112,12 @@ def check_type(setting: str, name: str, device: torch.device | None = None) -> N
     )
 
 
+def check_supervised(name: str, device: torch.device) -> None:
+    """Refuse float16 for a stage that fine-tunes on a CPU, where its loss is not scaled."""
+    if name == "float16" and device.type == "cpu":
+        raise RecipeError("model.dtype = float16 needs an accelerator; on a CPU use float32")
+
+
 def check_kernels() -> None:
     """Refuse a GPU that this PyTorch was not compiled for: every operation on it would fail.
 

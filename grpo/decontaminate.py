@@ -22,10 +22,11 @@ from grpo.data import SOURCES
 from grpo.data.jsonl import read_jsonl
 from grpo.errors import DataError, PluginError, RecipeError
 from grpo.schema import Data
-from grpo.types import Message, Task, TaskSource
+from grpo.types import Message, Prompt, Task, TaskSource
 
 # A run of words is wording, not a problem, where more tasks of a set than this share it.
 WORDING_TASKS, WORDING_SHARE = 2, 0.1
+NGRAM = 10  # words in a row shared with a training row that count as contamination (R1: 10)
 MOST_HELDOUT = 10_000  # tasks taken of an endless source's held-out split
 PROMPT_COLUMNS = ("prompt", "question", "problem")
 
@@ -162,3 +163,29 @@ def _texts(place: str, row: Mapping[str, Any]) -> list[str]:
         )
     others = [value for key, value in row.items() if key != name and isinstance(value, str)]
     return [prompt_text(row[name]), *others]
+
+
+def training_rows(path: str) -> Evaluation:
+    """The training rows of a JSONL file, for `contaminated`: every text and conversation in them.
+
+    Wording that many rows share is no sign of contamination.
+    """
+    texts: list[list[str]] = []
+    for _, row in read_jsonl(path):
+        found = [
+            prompt_text(value)
+            for value in row.values()
+            if isinstance(value, str) or (isinstance(value, list) and _is_conversation(value))
+        ]
+        texts += [found] if found else []
+    return Evaluation.of({"training": texts}, NGRAM)
+
+
+def contaminated(prompts: Sequence[Prompt], training: Evaluation) -> float:
+    """Share of tasks whose question stands in the training rows, as a whole or by 10 words."""
+    leaks = [bool(training.leak(prompt_text(prompt.task.prompt))) for prompt in prompts]
+    return sum(leaks) / len(leaks)
+
+
+def _is_conversation(value: list[Any]) -> bool:
+    return all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value)

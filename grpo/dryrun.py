@@ -30,7 +30,8 @@ from grpo.errors import RecipeError
 from grpo.lines import from_lines
 from grpo.loop import Step
 from grpo.rewards.verifier import text_of
-from grpo.run import resume_run, stage_folder, train_recipe
+from grpo.run import resume_run, train_recipe
+from grpo.run_folder import stage_folder
 from grpo.schema import AnyStage, EvalStage, Recipe, RLStage
 from grpo.shrink import NOISE, STEPS, changes, shrink
 from grpo.types import Message

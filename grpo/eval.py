@@ -32,7 +32,7 @@ def _heldout(arguments: Namespace) -> None:
     for stage in [stage for stage in recipe.stages if stage.kind == "rl"][-1:]:
         check_evaluated(arguments.overrides, names, stage.name, bool(stage.eval.rewards))
         less = cheaper.of_evaluation(stage, len(names) > 1)
-    from grpo.evaluation import evaluate_model  # imports torch
+    from grpo.eval_recipe import evaluate_model  # imports torch
 
     with out_of_memory.explained_by(*less):
         write_data(json.dumps(evaluate_model(arguments.model, recipe), indent=2) + "\n")
@@ -59,7 +59,7 @@ def _tasks(arguments: Namespace) -> None:
         raise RecipeError(f"eval takes --tasks or a recipe, not both; leave out {named}.")
     check_form("eval", "grpo eval MODEL --tasks NAME,…", arguments)
     data = _files(arguments.data)
-    from grpo.evaluation import Asked, evaluate_tasks  # imports torch
+    from grpo.eval_tasks import Asked, evaluate_tasks  # imports torch
 
     asked = {name: getattr(arguments, name) for name in given(arguments)}
     model = asked.pop("model")

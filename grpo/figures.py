@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-Evaluation = Mapping[str, Any]  # what `grpo.heldout.figures` gives
+Evaluation = Mapping[str, Any]  # what `grpo.tally.figures` gives
 UNSCORED = "no completion was scored"
 FIRST = "accuracy"  # the name that a verifier's figures need not repeat
 

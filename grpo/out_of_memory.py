@@ -61,7 +61,13 @@ _PARTS: dict[tuple[str, str], str] = {
     ("grpo.chat", ""): SAMPLING,
     ("grpo.rewards", ""): SCORING,
 }
-_EVALUATIONS = ("grpo.evaluate", "grpo.evaluation", "grpo.heldout", "grpo.stages.eval")
+_EVALUATIONS = (
+    "grpo.eval_tasks",
+    "grpo.eval_recipe",
+    "grpo.heldout",
+    "grpo.tally",
+    "grpo.stages.eval",
+)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from grpo.config import from_dict
 from grpo.console import Console
 from grpo.errors import GrpoError, RecipeError, RunError
 from grpo.rollout.ray_pool import connect
-from grpo.run import recipe_of, resume_run, train_recipe
+from grpo.run import resume_run, train_recipe
+from grpo.run_folder import recipe_of
 from grpo.schema import Recipe
 
 _PLACEMENT = 60.0  # seconds the cluster has for finding room

@@ -15,9 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
-
-from pydantic import BaseModel
+from typing import Any
 
 from grpo import (
     compute_types,
@@ -27,25 +25,22 @@ from grpo import (
     litter,
     preflight,
     process,
-    provenance,
     record,
 )
 from grpo.claim import claimed
-from grpo.config import from_dict, resolved
+from grpo.config import resolved
 from grpo.console import Console
-from grpo.durable import write_json
 from grpo.errors import GrpoError, PluginError, RecipeError, RunError
 from grpo.foreign import said
 from grpo.kernels import native
 from grpo.out_of_memory import explained
 from grpo.process import prepare_process
 from grpo.ranks import Ranks, join
-from grpo.schema import REFERENCE, AnyStage, Recipe, RLStage, artefact, references
+from grpo.run_folder import NO_RUN, SETTINGS, recipe_of, stage_folder
+from grpo.schema import AnyStage, Recipe, RLStage
 from grpo.stages import inputs
+from grpo.stages.origins import located, origin
 from grpo.summary import print_stages, print_summary
-
-SETTINGS = "resolved.json"
-NO_RUN = "{!r} is not a run: there is no resolved.json in it"
 
 
 @dataclass(frozen=True)
@@ -163,18 +158,6 @@ def _continued(run: _Run) -> None:
     record.write(run.folder, started | {name: now[name] for name in record.CURRENT})
 
 
-def recipe_of(path: str | Path) -> Recipe:
-    """The recipe of the run in a folder; what a finished stage needed may be gone. RunError."""
-    folder = Path(path).expanduser()
-    if not (folder / SETTINGS).is_file():
-        raise RunError(NO_RUN.format(str(path)))
-
-    def is_done(recipe: Recipe, name: str) -> bool:
-        return (stage_folder(recipe, folder, name) / finished.SUMMARY).is_file()
-
-    return from_dict(durable.read_json(folder / SETTINGS), is_done=is_done)
-
-
 def _run_stages(run: _Run) -> dict[str, Any]:
     """The stages that have no summary yet, in order."""
     recipe, folder, ranks, console = run.recipe, run.folder, run.ranks, run.console
@@ -203,13 +186,13 @@ def _run_stages(run: _Run) -> dict[str, Any]:
         except (KeyboardInterrupt, OSError):  # OSError: a full disk, say
             console.print(f"continue with: grpo train --resume {folder}", markup=False)
             raise
-        made_of = {} if ranks.rank else _origin(stage, recipe, folder)
+        made_of = {} if ranks.rank else origin(stage, recipe, folder)
         head = {"recipe": recipe.name, "seed": recipe.run.seed, "stage": stage.name}
         summaries[stage.name] = {**head, **summary, "origin": made_of}
         ranks.on_first(lambda at=place, done=summaries[stage.name]: finished.leave(at, done))
     last = summaries[recipe.stages[-1].name]
     if len(recipe.stages) > 1:
-        ranks.on_first(lambda: write_json(folder / "summary.json", last))
+        ranks.on_first(lambda: durable.write_json(folder / "summary.json", last))
         print_stages({stage.name: stage.kind for stage in recipe.stages}, summaries, console)
     print_summary(last, folder, console)
     return last
@@ -253,55 +236,6 @@ def _run_stage(
         if isinstance(stage, RLStage):
             return run(stage, recipe, place, console, ranks)
         return ranks.on_first(lambda: run(stage, recipe, place, console))
-
-
-def located(stage: AnyStage, recipe: Recipe, folder: Path) -> AnyStage:
-    """`stage` with every `stage:NAME` replaced by the folder of that stage's model or rows."""
-
-    def place(text: Any, kind: str) -> Any:
-        if not isinstance(text, str) or not text.startswith(REFERENCE):
-            return text
-        return str(stage_folder(recipe, folder, text.removeprefix(REFERENCE)) / kind)
-
-    def walk(section: BaseModel, where: str = "") -> BaseModel:
-        found: dict[str, Any] = {}
-        for name in type(section).model_fields:
-            value, kind = getattr(section, name), artefact(f"{where}{name}")
-            if isinstance(value, BaseModel):
-                value = walk(value, f"{where}{name}.")
-            elif isinstance(value, dict):
-                value = {place(key, kind): item for key, item in value.items()}
-            elif isinstance(value, tuple):
-                value = tuple(place(item, kind) for item in value)
-            found[name] = place(value, kind)
-        return section.model_copy(update=found)
-
-    return cast(AnyStage, walk(stage))
-
-
-def _origin(stage: AnyStage, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """Hashes of what the stage started from: settings, earlier stages, local models and rows."""
-    inputs: dict[str, str] = {}
-    for setting, name in references(stage):
-        place = stage_folder(recipe, folder, name) / artefact(setting)
-        inputs[f"{setting} = stage:{name}"] = str(place)
-    for section in ("model", "data", "teacher"):
-        path = getattr(getattr(stage, section, None), "path", None)
-        if isinstance(path, str) and not path.startswith(REFERENCE):
-            inputs[f"{section}.path"] = path
-    mixed = getattr(getattr(stage, "data", None), "mix", {})
-    inputs |= {f"data.mix.{p}": p for p in mixed if not p.startswith(REFERENCE)}
-    slm = getattr(getattr(stage, "slm", None), "reference", "")
-    if slm and not slm.startswith(REFERENCE):
-        inputs["slm.reference"] = slm
-    args = getattr(getattr(stage, "data", None), "args", {})
-    inputs |= {f"data.args.{k}": v for k, v in args.items() if isinstance(v, str) and "path" in k}
-    return provenance.origin(stage.model_dump(mode="json"), recipe.run.seed, inputs)
-
-
-def stage_folder(recipe: Recipe, folder: Path, name: str) -> Path:
-    """Where stage `name` of the run in `folder` writes: `folder` itself if it is the only one."""
-    return folder if len(recipe.stages) == 1 else folder / name
 
 
 def _console() -> Console:

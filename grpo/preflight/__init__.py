@@ -5,7 +5,7 @@
     packages, room on the disk                                `machine.check_machine`
 
 `grpo plan` asks the same as `grpo train`; it only leaves alone what is on the Hugging Face hub. A
-stage that starts from `stage:NAME` is looked at through what that stage will leave (`texts`).
+stage that starts from `stage:NAME` is looked at through what that stage will leave (`models`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from grpo.preflight.found import Found, prefix, said
 from grpo.preflight.machine import check_machine
 from grpo.preflight.paths import check_paths
 from grpo.preflight.plugs import Pieces, check_plugins
-from grpo.preflight.rows import check_rows
 from grpo.preflight.secrets import check_secrets
+from grpo.preflight.stage_data import check_rows
 from grpo.schema import AnyStage, Recipe
 from grpo.types import TaskSource
 
@@ -72,9 +72,9 @@ def check(
     if folder is None:  # a new run; one that goes on has kept what it has
         check_secrets(recipe)
     pieces = known(recipe, done, hub=hub)
-    from grpo.preflight.texts import check_texts  # torch: only once the rest is known to be good
+    from grpo.preflight.models import check_models  # torch: only once the rest is known to be good
 
-    return check_texts(recipe, folder, done, pieces, hub)
+    return check_models(recipe, folder, done, pieces, hub)
 
 
 def known(recipe: Recipe, done: Collection[str] = (), *, hub: bool = False) -> Mapping[str, Pieces]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from grpo.errors import RunError
+from grpo.run_folder import stage_folder
 from grpo.schema import (
     REFERENCE,
     AnyStage,
@@ -92,7 +93,7 @@ def _written(recipe: Recipe, folder: Path, stages: Collection[AnyStage]) -> int:
     """Bytes of checkpoints and models that are there already and are replaced as the run goes."""
     total = 0
     for stage in stages:
-        place = folder if len(recipe.stages) == 1 else folder / stage.name
+        place = stage_folder(recipe, folder, stage.name)
         for part in ("checkpoints", "model", "best"):
             for file in (place / part).rglob("*"):
                 total += file.stat().st_size if file.is_file() else 0

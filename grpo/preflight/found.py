@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from grpo.errors import GrpoError
 from grpo.schema import AnyStage, Recipe
@@ -37,8 +36,3 @@ def said(recipe: Recipe, stage: AnyStage) -> Iterator[None]:
         if not where or str(error).startswith(where):
             raise
         raise type(error)(f"stage {stage.name}: {error}") from error
-
-
-def stage_folder(recipe: Recipe, folder: Path, stage: AnyStage) -> Path:
-    """Where a stage of the run in `folder` writes."""
-    return folder if len(recipe.stages) == 1 else folder / stage.name

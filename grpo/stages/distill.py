@@ -36,11 +36,11 @@ from grpo.rollout.endpoint import EndpointEngine
 from grpo.schema import DistillStage, Model, Recipe
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.reject import leave_rows
-from grpo.stages.rows import TextRow, encode_sets, read_rows
 from grpo.stages.served import ServedTemplate
 from grpo.stages.sft import fine_tune, load_tokenizer, longest_row
 from grpo.stages.sft_trainer import StageTrainer
-from grpo.stages.wiring import Sampler, build_sampler
+from grpo.stages.supervised_rows import TextRow, encode_sets, read_rows
+from grpo.stages.wiring import Sampler, build_sampler, load_engine
 from grpo.types import EngineSpec
 
 
@@ -139,9 +139,7 @@ def _served(stage: DistillStage, recipe: Recipe) -> Sampler:
         tokenizer=tokenizer,
         source=plugins.load("source", stage.data.source, SOURCES, stage.data.args),
         template=template,
-        engine=plugins.load(
-            "engine", "endpoint", {"endpoint": EndpointEngine}, {**settings, "spec": spec}
-        ),
+        engine=load_engine("endpoint", settings, spec, {"endpoint": EndpointEngine}),
         sampling=sampling_of(rollout, tokenizer, stage.model.path, text_only=True),
         prompts=(),
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from grpo import figures, hashes, heldout, manifest
+from grpo import figures, hashes, heldout, manifest, tally
 from grpo.console import Console, TextColumn
 from grpo.file_names import folder_name
 from grpo.finished import ASKED
@@ -66,7 +66,7 @@ def run(stage: EvalStage, recipe: Recipe, folder: Path, console: Console) -> dic
                 asked |= {name: _answers(out, path)}
                 manifest.write_sealed(out.parent / ASKED, asked)
             lines[name] = heldout.read_lines(out)
-            said = figures.sentence(heldout.summarize(lines[name], titles, recipe.run.seed))
+            said = figures.sentence(tally.summarize(lines[name], titles, recipe.run.seed))
             progress.console.print(f"{stage.name}: {label}: {said}", markup=False)
     baseline = names[stage.models.index(stage.baseline) if stage.baseline else 0]
     return {
@@ -147,21 +147,21 @@ def _figures(
     lines: dict[str, list[dict[str, Any]]], titles: Sequence[str], baseline: str, seed: int
 ) -> dict[str, Any]:
     models: dict[str, dict[str, Any]] = {}
-    first = heldout.headline(lines[baseline], titles)
+    first = tally.headline(lines[baseline], titles)
     for name, found in lines.items():
-        models[name] = heldout.columns(found, titles, seed)
+        models[name] = tally.columns(found, titles, seed)
         if name != baseline:
-            gap = heldout.difference(found, lines[baseline], first, seed)
+            gap = tally.difference(found, lines[baseline], first, seed)
             models[name][DIFFERENCE] = None if gap is None else list(gap)
     figure = "accuracy" if all("accuracy" in row for row in models.values()) else first
     said = ", ".join(f"{name} {_first(row, figure)}" for name, row in models.items())
-    missing = {name: heldout.unscored(found, titles) for name, found in lines.items()}
+    missing = {name: tally.unscored(found, titles) for name, found in lines.items()}
     return {
         "result": f"{figure}: {said}",
         "figure": figure,
         "models": models,
         "baseline": baseline,
-        "details": {name: heldout.summarize(found, titles, seed) for name, found in lines.items()},
+        "details": {name: tally.summarize(found, titles, seed) for name, found in lines.items()},
         "not_applicable": {name: counts for name, counts in missing.items() if counts},
     }
 

@@ -23,7 +23,7 @@ from grpo.data.source import Split
 from grpo.decontaminate import prompt_text
 from grpo.identity import REVISION, Rows, code_digests, files_digests, row_digest
 from grpo.schema import AnyStage, DistillStage, EvalStage, RejectStage, RLStage, SFTStage
-from grpo.stages.rows import read_rows
+from grpo.stages.supervised_rows import read_rows
 from grpo.types import TaskSource
 
 MOST = 200_000  # rows of a table that are hashed

@@ -7,13 +7,12 @@ no time goes into padding. What is saved loads with AutoModelForCausalLM and Aut
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,15 +21,16 @@ from grpo import checkpoint, plugins
 from grpo.console import Console
 from grpo.data import SOURCES
 from grpo.data.source import DemonstrationSource, TaskOrder, stable_hash
-from grpo.errors import DataError, RecipeError
+from grpo.errors import DataError
 from grpo.log import RunLog
 from grpo.schema import PretrainStage, Recipe
+from grpo.schema.pretrain import PretrainLearner, PretrainModel
+from grpo.stages.from_scratch import build_model, build_tokenizer, save_tokenizer, words_of
 from grpo.types import Metrics, TaskSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 IGNORED = -100
 # Rows share a forward pass when the shorter is at least this share of the longest: little padding.
 MIN_FILL = 0.85
@@ -42,11 +42,10 @@ def run(stage: PretrainStage, recipe: Recipe, folder: Path, console: Console) ->
     """Leave a tiny base in `folder/model`; its summary. Starts over when cut."""
     source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
-    total = stage.learner.max_steps
     with RunLog(
         folder,
         title=stage.name,
-        max_steps=total,
+        max_steps=stage.learner.max_steps,
         trackers=recipe.run.trackers,
         config=stage.model_dump(mode="json"),
         console=console,
@@ -54,19 +53,9 @@ def run(stage: PretrainStage, recipe: Recipe, folder: Path, console: Console) ->
         metrics = pretrain(
             source,
             out_dir=str(folder / "model"),
-            steps=total,
-            batch_size=stage.learner.batch_size,
-            learning_rate=stage.learner.learning_rate,
-            warmup_steps=stage.learner.warmup_steps,
-            weight_decay=stage.learner.weight_decay,
+            model=stage.model,
+            learner=stage.learner,
             seed=recipe.run.seed,
-            hidden_size=stage.model.hidden_size,
-            num_layers=stage.model.num_layers,
-            num_heads=stage.model.num_heads,
-            num_kv_heads=stage.model.num_kv_heads or stage.model.num_heads,
-            intermediate_size=stage.model.intermediate_size,
-            architecture=stage.model.architecture,
-            max_position=stage.model.max_position,
             progress=log.step,
         )
     size = f"{metrics['parameters'] / 1e6:.2f}M parameters"
@@ -74,169 +63,63 @@ def run(stage: PretrainStage, recipe: Recipe, folder: Path, console: Console) ->
     return {"result": result, "model": str(folder / "model"), **metrics}
 
 
-@runtime_checkable
-class WordSource(DemonstrationSource, Protocol):
-    """A source some of whose texts are one token although they have several characters."""
-
-    def words(self) -> tuple[str, ...]:
-        """Those texts, spaces included; their letters need not be in the alphabet."""
-        ...
-
-
-def build_tokenizer(alphabet: str, words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """A Hugging Face tokenizer with one token a character, one a tag and one for each of `words`.
-
-    <pad> is 0 and <eos> is 1, both special. The four tags and the words are ordinary tokens, so
-    that they stay in decoded text, which has no spaces added. A word is one token wherever it
-    stands, even inside a longer text. A character outside the alphabet raises.
-    """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    names = ["<pad>", "<eos>", *TAGS, *sorted(set(alphabet)), *words]
-    # WordLevel without an unknown token: better an error than a silently missing digit.
-    model = models.WordLevel({name: i for i, name in enumerate(names)})
-    core = Tokenizer(model)
-    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    core.decoder = decoders.Fuse()
-    core.add_special_tokens(["<pad>", "<eos>"])
-    whole = [AddedToken(text, normalized=False, special=False) for text in (*TAGS, *words)]
-    core.add_tokens(whole)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        eos_token="<eos>",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def build_model(
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    hidden_size: int,
-    num_layers: int,
-    num_heads: int,
-    num_kv_heads: int | None,
-    intermediate_size: int,
-    architecture: Literal["llama", "qwen2"],
-    max_position: int,
-    seed: int,
-) -> PreTrainedModel:
-    """A randomly initialized float32 model with tied embeddings. Raises RecipeError."""
-    from transformers import GenerationConfig, LlamaConfig, Qwen2Config
-    from transformers.models.llama import LlamaForCausalLM
-    from transformers.models.qwen2 import Qwen2ForCausalLM
-
-    if hidden_size % num_heads or (hidden_size // num_heads) % 2:
-        raise RecipeError(
-            f"model.hidden_size={hidden_size} must be an even multiple of "
-            f"model.num_heads={num_heads}"
-        )
-    num_kv_heads = num_kv_heads or num_heads
-    if num_heads % num_kv_heads:
-        raise RecipeError(
-            f"model.num_kv_heads={num_kv_heads} must divide model.num_heads={num_heads}"
-        )
-    classes = {
-        "llama": (LlamaConfig, LlamaForCausalLM),
-        "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    }
-    if architecture not in classes:
-        raise RecipeError(f"model.architecture must be llama or qwen2, not {architecture!r}")
-    config_class, model_class = classes[architecture]
-    config = config_class(
-        vocab_size=len(tokenizer),
-        hidden_size=hidden_size,
-        num_hidden_layers=num_layers,
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_kv_heads,
-        intermediate_size=intermediate_size,
-        max_position_embeddings=max_position,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = model_class(config)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    return model
-
-
 def pretrain(
     source: TaskSource,
     *,
     out_dir: str,
-    steps: int,
-    batch_size: int = 256,
-    learning_rate: float = 1e-3,
-    warmup_steps: int = 20,
-    weight_decay: float = 0.01,
+    model: PretrainModel,
+    learner: PretrainLearner,
     seed: int = 0,
-    hidden_size: int = 128,
-    num_layers: int = 4,
-    num_heads: int = 4,
-    num_kv_heads: int | None = None,
-    intermediate_size: int = 384,
-    architecture: Literal["llama", "qwen2"] = "llama",
-    max_position: int = 256,
     progress: Callable[[int, Metrics], None] | None = None,
 ) -> Metrics:
     """Pretrain on demonstrations of the train split and save model and tokenizer in `out_dir`.
 
     `progress(step, {"loss", "learning_rate"})` is called after each step (from 1). Returns loss
     (nats a completion token, mean of the last 10 steps), tokens, parameters and seconds.
-    Raises DataError for a source without demonstrations or a row longer than `max_position`.
+    Raises DataError for a source without demonstrations or a row longer than `max_position`,
+    RecipeError for sizes that no model has.
     """
     source = _demonstrating(source)
-    if steps < 1 or batch_size < 1:
-        raise RecipeError("a pretrain stage needs learner.max_steps and batch_size of at least 1")
-    words = source.words() if isinstance(source, WordSource) else ()
-    tokenizer = build_tokenizer(source.alphabet(), words)
-    model = build_model(
-        tokenizer,
-        hidden_size=hidden_size,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        intermediate_size=intermediate_size,
-        architecture=architecture,
-        max_position=max_position,
-        seed=seed,
-    )
+    tokenizer = build_tokenizer(source.alphabet(), words_of(source))
+    policy = build_model(tokenizer, **model.model_dump(), seed=seed)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=weight_decay
+        policy.parameters(),
+        lr=learner.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=learner.weight_decay,
     )
     order = TaskOrder(source, "train", seed)
     started = time.perf_counter()
     losses: list[float] = []
     tokens = 0
-    model.train()
-    for step in range(steps):
-        rows = demonstration_rows(source, order, tokenizer, batch_size)
-        tokens += count_tokens(rows, max_position)
-        rate = learning_rate * schedule(step, steps, warmup_steps)
-        losses.append(_learn(model, optimizer, rows, rate))
+    policy.train()
+    for step in range(learner.max_steps):
+        rows = demonstration_rows(source, order, tokenizer, learner.batch_size)
+        tokens += count_tokens(rows, model.max_position)
+        share = schedule(step, learner.max_steps, learner.warmup_steps)
+        rate = learner.learning_rate * share
+        losses.append(_learn(policy, optimizer, rows, rate))
         if progress is not None:
             progress(step + 1, {"loss": losses[-1], "learning_rate": rate})
-    model.eval()
-
-    def write(folder: Path) -> None:
-        model.save_pretrained(folder)
-        save_tokenizer(tokenizer, str(folder))
-
-    out = Path(out_dir)
-    checkpoint.make_folder(out.with_name(f"{out.name}.tmp"), write)
-    checkpoint.replace(out.with_name(f"{out.name}.tmp"), out)
+    _save(policy.eval(), tokenizer, Path(out_dir))
     return {
         "loss": sum(losses[-10:]) / len(losses[-10:]),
         "tokens": float(tokens),
-        "parameters": float(sum(p.numel() for p in model.parameters())),
+        "parameters": float(sum(p.numel() for p in policy.parameters())),
         "seconds": time.perf_counter() - started,
     }
+
+
+def _save(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Model and tokenizer in the folder `out`, whole or not at all."""
+    aside = out.with_name(f"{out.name}.tmp")
+
+    def write(folder: Path) -> None:
+        policy.save_pretrained(folder)
+        save_tokenizer(tokenizer, str(folder))
+
+    checkpoint.make_folder(aside, write)
+    checkpoint.replace(aside, out)
 
 
 def _demonstrating(source: TaskSource) -> DemonstrationSource:
@@ -275,14 +158,6 @@ def _learn(
     optimizer.step()
     optimizer.zero_grad()
     return loss
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerFast, out_dir: str) -> None:
-    """Save so that transformers 4 loads it too: version 5 writes a class name that 4 lacks."""
-    tokenizer.save_pretrained(out_dir)
-    path = Path(out_dir) / "tokenizer_config.json"
-    settings = {**json.loads(path.read_text()), "tokenizer_class": "PreTrainedTokenizerFast"}
-    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def schedule(step: int, steps: int, warmup_steps: int) -> float:

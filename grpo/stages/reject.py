@@ -304,24 +304,9 @@ def _leave(
 
     def write(aside: Path) -> None:
         write_lines(aside / "train.jsonl", rows())
-        passed = {f"passed over: {name}": n for name, n in drawn.passed.items()}
-        reasons = {name: dropped[name] for name in REASONS if dropped[name]}
-        counts = {
-            "rows": counted["rows"],
-            "completions": counted["completions"],
-            "dropped": reasons,
-            "tasks": {
-                **passed,
-                "sampled": len(drawn.prompts),
-                "with a kept completion": counted["tasks"],
-            },
-            "evaluation_sets": {
-                name: {"tasks": n, "wording": evaluation.wording[name]}
-                for name, n in evaluation.tasks.items()
-            },
-        }
+        counts = _counts(counted, dropped, drawn, evaluation)
         if not counted["rows"]:
-            said = ", ".join(f"{name} {n}" for name, n in reasons.items())
+            said = ", ".join(f"{name} {n}" for name, n in counts["dropped"].items())
             raise DataError(
                 f"stage {stage.name!r} kept none of {counted['completions']} completions ({said}); "
                 f"loosen the filter that dropped them, or sample more than rollout.num_generations "
@@ -339,6 +324,27 @@ def _leave(
     aside = folder / "data.tmp"
     checkpoint.make_folder(aside, write)
     checkpoint.replace(aside, folder / "data")
+
+
+def _counts(
+    counted: Counter[str], dropped: Counter[str], drawn: Drawn, evaluation: Evaluation
+) -> dict[str, Any]:
+    """What `data/counts.json` says: of completions, tasks, and the sets that may not leak."""
+    passed = {f"passed over: {name}": n for name, n in drawn.passed.items()}
+    return {
+        "rows": counted["rows"],
+        "completions": counted["completions"],
+        "dropped": {name: dropped[name] for name in REASONS if dropped[name]},
+        "tasks": {
+            **passed,
+            "sampled": len(drawn.prompts),
+            "with a kept completion": counted["tasks"],
+        },
+        "evaluation_sets": {
+            name: {"tasks": n, "wording": evaluation.wording[name]}
+            for name, n in evaluation.tasks.items()
+        },
+    }
 
 
 def _made_of(

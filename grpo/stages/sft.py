@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast, PrinterCallback
 from grpo import checkpoint, litter, pretrained
 from grpo.adapter import described, peft_model
 from grpo.canary import canary_logits
-from grpo.compute_types import chosen
+from grpo.compute_types import check_supervised, chosen
 from grpo.console import Console, TextColumn
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.errors import RecipeError
@@ -38,11 +38,11 @@ from grpo.ranks import Ranks, join
 from grpo.saved import save_policy
 from grpo.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
 from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
-from grpo.stages.pretrain import save_tokenizer
-from grpo.stages.rl import interruptible
-from grpo.stages.rows import TokenRow, encode_sets, mix, read_rows
+from grpo.stages.from_scratch import save_tokenizer
+from grpo.stages.interrupt import interruptible
 from grpo.stages.sft_trainer import Journal, StageTrainer, settings, training_set
 from grpo.stages.slm import SLMTrainer, columns, reference_losses
+from grpo.stages.supervised_rows import TokenRow, encode_sets, mix, read_rows
 
 ASIDE = "trainer.tmp"  # where the trainer writes before a checkpoint is whole
 _MAIN = ""  # the rows of data.path, beside those of data.mix, which go by their paths
@@ -124,19 +124,17 @@ def fine_tune(
     """
     ranks = _alone(title, model)
     found = _go_back(folder, run, console)
-    state: dict[str, Any] = found.state if found else {"step": 0}
+    state: dict[str, Any] = found.state if found else {}
     with _quiet(), _own_precision():
-        extra: dict[str, list[list[float]]] = {}
         if slm is not None and slm.select != "off":
             trainer = partial(SLMTrainer, slm=slm)
-        if slm is not None and slm.select == "excess":
-            extra = _references(rows, slm.reference, model, tokenizer, folder, console)
+        extra = _references(rows, slm, model, tokenizer, folder, console)
         data = training_set(rows, learner, run.seed, extra)
         log = RunLog(
             folder,
             title=title,
             max_steps=data.steps,
-            done=state["step"],
+            done=state.get("step", 0),
             trackers=run.trackers,
             config=config,
             console=console,
@@ -147,35 +145,33 @@ def fine_tune(
             policy = _policy(model, learner.packing)
             declared = copy.deepcopy((policy.config, policy.generation_config))
             recomputes = bool(getattr(policy, "supports_gradient_checkpointing", False))
+            dtype, aside = chosen(model.dtype), folder / ASIDE
             made = trainer(
                 model=peft_model(policy, model.lora_rank) if model.lora_rank else policy,
-                args=settings(
-                    data,
-                    learner,
-                    run,
-                    folder / ASIDE,
-                    chosen(model.dtype),
-                    ranks.device,
-                    recomputes,
-                ),
+                args=settings(data, learner, run, aside, dtype, ranks.device, recomputes),
                 train_dataset=data.data,
                 processing_class=_padding(tokenizer, vocab_size(model.path)),
                 callbacks=[journal],
             )
             if model.lora_rank:
                 log.say(described(policy))
-            made.remove_callback(PrinterCallback)
-            made.tokens_trained = state.get("tokens_trained", 0)
-            journal.trainer = made
-            made.train(resume_from_checkpoint=str(found.folder) if found else None)
-            if journal.stopped:
-                raise KeyboardInterrupt(f"interrupted; saved at step {made.state.global_step}")
-            made.accelerator.unwrap_model(
-                policy, keep_fp32_wrapper=False
-            )  # its own precision again
+            _train(made, policy, journal, found)
             _save(policy, declared, model, tokenizer, folder / "model", ranks)
-    checkpoint.remove(folder / ASIDE)  # made anew where no step was left to do
+    checkpoint.remove(aside)  # made anew where no step was left to do
     return _summary(len(rows), made, journal.seconds, folder)
+
+
+def _train(
+    made: StageTrainer, policy: Any, journal: Journal, found: checkpoint.Found | None
+) -> None:
+    """Train from the checkpoint to the last step. Raises KeyboardInterrupt where it was asked."""
+    made.remove_callback(PrinterCallback)
+    made.tokens_trained = found.state.get("tokens_trained", 0) if found else 0
+    journal.trainer = made
+    made.train(resume_from_checkpoint=str(found.folder) if found else None)
+    if journal.stopped:
+        raise KeyboardInterrupt(f"interrupted; saved at step {made.state.global_step}")
+    made.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)  # its own precision again
 
 
 def _go_back(folder: Path, run: Run, console: Console) -> checkpoint.Found | None:
@@ -213,8 +209,7 @@ def _alone(title: str, model: Model) -> Ranks:
             f"stage {title!r} fine-tunes in one process, and {ranks.count} were launched: "
             "run it with `grpo train`, without accelerate launch"
         )
-    if model.dtype == "float16" and ranks.device.type == "cpu":
-        raise RecipeError("model.dtype = float16 needs an accelerator; on a CPU use float32")
+    check_supervised(model.dtype, ranks.device)
     return ranks
 
 
@@ -244,13 +239,19 @@ def _padding(tokenizer: Any, size: int) -> Any:
 
 def _references(
     rows: Sequence[TokenRow],
-    path: str,
+    slm: SLM | None,
     model: Model,
     tokenizer: Any,
     folder: Path,
     console: Console,
 ) -> dict[str, list[list[float]]]:
-    """The column of reference losses. Raises RecipeError for a reference of other tokens."""
+    """The column of reference losses, if tokens are selected by what they exceed.
+
+    Raises RecipeError for a reference of other tokens.
+    """
+    if slm is None or slm.select != "excess":
+        return {}
+    path = slm.reference
     pretrained.check_model(path, "slm.reference")
     if pretrained.tokenizer(path, "slm.reference").get_vocab() != tokenizer.get_vocab():
         raise RecipeError(

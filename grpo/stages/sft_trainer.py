@@ -27,7 +27,7 @@ from grpo import checkpoint, hashes
 from grpo.errors import LearnerError
 from grpo.log import RunLog
 from grpo.schema import Run, SFTLearner
-from grpo.stages.rows import TokenRow, draw
+from grpo.stages.supervised_rows import TokenRow, draw
 
 IGNORED = -100
 MICRO_TOKENS = 4096  # of one forward pass, padding included
@@ -88,10 +88,6 @@ def settings(
 
     `recomputes`: the model can recompute activations, which is done on accelerators.
     """
-    # renamed in transformers 5.2x; the old name warns there
-    names = ("activation_checkpointing", "gradient_checkpointing")
-    name = next(name for name in names if name in SFTConfig.__dataclass_fields__)
-    checkpointing: dict[str, Any] = {name: device.type != "cpu" and recomputes}
     config = SFTConfig(
         output_dir=str(folder),
         max_steps=data.steps,
@@ -106,11 +102,9 @@ def settings(
         lr_scheduler_type="cosine_warmup_with_min_lr",  # cosine_with_min_lr begins with a step at 0
         lr_scheduler_kwargs={"min_lr_rate": 0.1},
         warmup_steps=math.ceil(WARMUP * data.steps),
-        **checkpointing,
         bf16=dtype == "bfloat16",
         fp16=dtype == "float16",
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type not in ("cpu", "mps"),  # which share their memory
+        **_of_device(device.type, recomputes),
         seed=run.seed,
         save_strategy="no",  # the journal says when
         logging_steps=1,
@@ -121,6 +115,18 @@ def settings(
     if config.n_gpu > 1:  # the stage is one process on one device; more would be torch.DataParallel
         config._n_gpu = 1
     return config
+
+
+def _of_device(kind: str, recomputes: bool) -> dict[str, Any]:
+    """The arguments that a kind of device decides."""
+    # renamed in transformers 5.2x; the old name warns there
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    name = next(name for name in names if name in SFTConfig.__dataclass_fields__)
+    return {
+        name: kind != "cpu" and recomputes,
+        "use_cpu": kind == "cpu",
+        "dataloader_pin_memory": kind not in ("cpu", "mps"),  # which share their memory
+    }
 
 
 class StageTrainer(SFTTrainer):

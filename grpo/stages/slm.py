@@ -29,8 +29,8 @@ from grpo.batch import micro_batches
 from grpo.forward import completion_logprobs, place
 from grpo.head import check_head
 from grpo.schema import SLM
-from grpo.stages.rows import TokenRow
 from grpo.stages.sft_trainer import IGNORED, MICRO_TOKENS, StageTrainer
+from grpo.stages.supervised_rows import TokenRow
 from grpo.types import Row
 from grpo.weights import content_hash
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,8 +39,8 @@ from grpo.schema import (
     Schedule,
 )
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
+from grpo.stages.prompting import check_rows, template_of
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
-from grpo.stages.text import check_rows, template_of
 from grpo.step_limits import StepLimits
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
 
@@ -130,7 +130,17 @@ def build_engine(model: Model, data: Data, rollout: Rollout, recipe: Recipe) -> 
             address=recipe.ray.address,
             timeout=recipe.ray.timeout,
         )
-    return plugins.load("engine", rollout.engine, ENGINES, {**rollout.engine_args, "spec": spec})
+    return load_engine(rollout.engine, rollout.engine_args, spec)
+
+
+def load_engine(
+    name: str,
+    args: Mapping[str, Any],
+    spec: EngineSpec,
+    engines: Mapping[str, Callable[..., Any]] = ENGINES,
+) -> Engine:
+    """An engine of the dict, or a plug-in, in this process."""
+    return plugins.load("engine", name, engines, {**args, "spec": spec})
 
 
 def build_rewards(stage: RLStage, recipe: Recipe) -> RewardSet:

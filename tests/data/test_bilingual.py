@@ -14,7 +14,8 @@ from grpo.data.parity import Parity
 from grpo.data.source import DemonstrationSource, TaskOrder
 from grpo.errors import DataError
 from grpo.rewards.language import words_by_script
-from grpo.stages.pretrain import WordSource, build_tokenizer, demonstration_rows
+from grpo.stages.from_scratch import WordSource, build_tokenizer
+from grpo.stages.pretrain import demonstration_rows
 
 PARITY = {"odd ": 1, "even ": 0, "奇": 1, "偶": 0}
 WORD = re.compile("odd |even |奇|偶")

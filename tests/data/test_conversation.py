@@ -18,8 +18,8 @@ from grpo.data.jsonl import jsonl
 from grpo.data.prompts import PromptTemplate
 from grpo.errors import DataError, RecipeError
 from grpo.rewards.compose import call_arguments
-from grpo.stages.pretrain import build_tokenizer
-from grpo.stages.rows import TextRow, encode, read_rows
+from grpo.stages.from_scratch import build_tokenizer
+from grpo.stages.supervised_rows import TextRow, encode, read_rows
 from grpo.types import Completion, Segment, Task, Version
 
 # In the style of models that call tools and think.

@@ -8,7 +8,7 @@ import pytest
 
 from grpo.data.prompts import R1_ZERO_PREAMBLE, PromptTemplate
 from grpo.errors import DataError, RecipeError
-from grpo.stages.pretrain import build_tokenizer
+from grpo.stages.from_scratch import build_tokenizer
 from grpo.types import Task
 
 CHATML = (

@@ -16,8 +16,8 @@ from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.run import resume_run, train_recipe
 from grpo.stages.endings import warn_of_turn_end
-from grpo.stages.pretrain import build_tokenizer
-from grpo.stages.text import check_text
+from grpo.stages.from_scratch import build_tokenizer
+from grpo.stages.prompting import check_text
 
 from .tiny_bases import save_tiny_base
 

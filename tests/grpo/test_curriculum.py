@@ -26,7 +26,7 @@ from grpo.errors import DataError, PluginError, RecipeError
 from grpo.gathering import Batch, BatchAssembler
 from grpo.run import train_recipe
 from grpo.schema import RLStage, Rollout
-from grpo.stages.rl import best
+from grpo.stages.rl_evaluations import best
 from grpo.stages.wiring import build_heldout, build_rl_sampler
 from grpo.types import Completion, Sampling, Score, Segment, Task, Version
 

@@ -436,7 +436,9 @@ def test_a_checkpoint_needs_no_model_that_goes_with_the_one_before_it(
         save(self, step, write, state, beside)
 
     monkeypatch.setattr(checkpoint.Saver, "save", noted)
-    monkeypatch.setattr("grpo.stages.rl.best", lambda evaluations: list(evaluations)[-1])
+    monkeypatch.setattr(
+        "grpo.stages.rl_evaluations.best", lambda evaluations: list(evaluations)[-1]
+    )
     settings = recipe(base, tmp_path / "run")
     settings["stages"][0]["eval"]["keep_best"] = True
     train_recipe(from_dict(settings), QUIET)

@@ -26,9 +26,9 @@ from grpo.rollout.fake import FakeEngine
 from grpo.run import resume_run, train_recipe
 from grpo.schema import Data, Model, Run, SFTLearner
 from grpo.stages import distill
-from grpo.stages.rows import TextRow, TokenRow
 from grpo.stages.served import ServedTemplate
 from grpo.stages.sft import fine_tune
+from grpo.stages.supervised_rows import TextRow, TokenRow
 from grpo.types import Request, Sampling, Task, Version
 
 from .tiny_bases import save_tiny_base

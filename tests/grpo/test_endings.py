@@ -16,9 +16,9 @@ from grpo.config import from_dict
 from grpo.errors import DataError, GrpoError, RecipeError
 from grpo.schema import Rollout
 from grpo.stages.endings import sampling_of
-from grpo.stages.pretrain import build_tokenizer
+from grpo.stages.from_scratch import build_tokenizer
+from grpo.stages.prompting import check_text
 from grpo.stages.sft import load_tokenizer
-from grpo.stages.text import check_text
 
 from .tiny_bases import save_tiny_base
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grpo import figures, heldout, show
+from grpo import figures, heldout, show, tally
 from grpo.batch import group_metrics
 from grpo.batch_json import to_json
 from grpo.config import load
@@ -26,7 +26,7 @@ from grpo.rewards.verdicts import judges, verdict
 from grpo.rollout.fake import FakeEngine
 from grpo.rollout_metrics import rollout_metrics
 from grpo.run import train_recipe
-from grpo.stages.rl import _gain, best
+from grpo.stages.rl_evaluations import best, gain
 from grpo.summary import print_summary
 from grpo.types import Completion, Group, Prompt, Rollout, Sampling, Score, Segment, Task, Version
 
@@ -321,14 +321,14 @@ def test_what_was_not_scored_is_no_number(tmp_path):
     assert figures.sentence(found).startswith("never: no completion was scored  mean length ")
     assert "nan" not in json.dumps(found).lower()
     with pytest.raises(DataError, match=r"'never' scored no held-out completion \(status: not_app"):
-        heldout.checked(found)
+        tally.checked(found)
     blank = asked(rewards_of("accuracy"), tmp_path / "b.jsonl", golds=(" ", " "))
     with pytest.raises(DataError, match="unparseable_gold; most often: accuracy: the gold answer"):
-        heldout.checked(blank)
+        tally.checked(blank)
     # a verifier that judged nothing is not passed over for a bonus
     found = asked(rewards_of("short", "countdown"), tmp_path / "v.jsonl")
     with pytest.raises(DataError, match="'countdown' scored no held-out completion"):
-        heldout.checked(found)
+        tally.checked(found)
 
 
 def digits(completions: list[str], **_: Any) -> list[float | None]:
@@ -355,17 +355,17 @@ def test_a_figure_of_some_completions_says_of_how_many(tmp_path):
 def test_verdicts_of_earlier_versions_are_in_the_values(tmp_path):
     asked(rewards_of("accuracy", "format"), tmp_path / "e.jsonl")
     lines = heldout.read_lines(tmp_path / "e.jsonl")
-    assert heldout.figures(lines, ["accuracy", "format"], 0)["headline"] == "accuracy"
+    assert tally.figures(lines, ["accuracy", "format"], 0)["headline"] == "accuracy"
     for line in lines:
         del line["right"], line["value"]
-    assert heldout.figures(lines, ["accuracy", "format"], 0)["pass1"] == 0.375
+    assert tally.figures(lines, ["accuracy", "format"], 0)["pass1"] == 0.375
 
 
 def test_a_table_has_accuracy_only_of_a_verifier(tmp_path):
     for names in (("short", "accuracy"), ("exact", "short")):
         asked(rewards_of(*names), tmp_path / "e.jsonl")
         lines = heldout.read_lines(tmp_path / "e.jsonl")
-        row = heldout.columns(lines, names, 0)
+        row = tally.columns(lines, names, 0)
         if "accuracy" in names:
             assert row["accuracy"][0] == 0.375
             assert list(row) == ["accuracy", "greedy", "short", "length", "truncated"]
@@ -392,9 +392,9 @@ def test_a_gain_is_in_verdicts_or_in_values(tmp_path):
     for names, key in ((("short", "odd"), "pass1"), (("exact",), "mean"), (("never",), "mean")):
         for name, script in (("before", SAID), ("after", later)):
             found = asked(rewards_of(*names), tmp_path / f"{name}.jsonl", script)
-        gain = _gain(tmp_path, found["headline"], 0)
-        assert gain["of"] == names[-1]
-        assert gain[key] == (None if names == ("never",) else 0.25)  # 2 of 8 more
+        gained = gain(tmp_path, found["headline"], 0)
+        assert gained["of"] == names[-1]
+        assert gained[key] == (None if names == ("never",) else 0.25)  # 2 of 8 more
 
 
 def test_a_batch_put_aside_keeps_its_verdicts():

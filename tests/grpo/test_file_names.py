@@ -9,7 +9,7 @@ import pytest
 from grpo import cli
 from grpo.durable import write_json
 from grpo.errors import RecipeError
-from grpo.evaluation import _names
+from grpo.eval_tasks import _names
 from grpo.file_names import check_file_name, folder_name
 from grpo.stages.eval import model_names
 

@@ -113,7 +113,7 @@ def test_a_wrong_path_without_a_network_ends_every_command_at_once(
     }
     file.write_text(json.dumps(stage))
     importlib.import_module("grpo.ray_learners")  # torch and what else takes long to import
-    importlib.import_module("grpo.evaluation")
+    importlib.import_module("grpo.eval_tasks")
     for words in (
         ["train", str(file)],
         ["eval", path, "--tasks", "parity"],

@@ -14,7 +14,7 @@ from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.plan import print_plan
 from grpo.run import train_recipe
-from grpo.stages.pretrain import build_tokenizer, save_tokenizer
+from grpo.stages.from_scratch import build_tokenizer, save_tokenizer
 
 from .families import quiet, tiny
 

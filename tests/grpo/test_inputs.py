@@ -12,8 +12,8 @@ import pytest
 from grpo import ledger, record
 from grpo.config import from_dict
 from grpo.errors import GrpoError, RunError
-from grpo.evaluation import model_path
 from grpo.run import _run_stage, resume_run, train_recipe
+from grpo.run_folder import model_path
 
 from .interrupted import PLUGIN, QUIET, ROWS, prepared, resumed, rl, stopped, write
 from .tiny_bases import save_tiny_base

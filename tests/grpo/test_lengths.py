@@ -16,8 +16,8 @@ from grpo.data.mixture import Mixture
 from grpo.data.prompts import PromptTemplate
 from grpo.errors import DataError, RecipeError
 from grpo.run import train_recipe
+from grpo.stages.from_scratch import build_tokenizer
 from grpo.stages.lengths import overlong, said
-from grpo.stages.pretrain import build_tokenizer
 from grpo.types import Task
 from tests.grpo.tiny_bases import save_tiny_base
 

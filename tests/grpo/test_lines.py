@@ -15,7 +15,7 @@ from grpo.data.jsonl import read_jsonl
 from grpo.data.source import stable_hash
 from grpo.lines import from_lines, to_line
 from grpo.rewards.score_file import score_file
-from grpo.stages import rl
+from grpo.stages import rl_evaluations
 from grpo.stages.shards import read_lines, write_lines
 from grpo.types import Completion, Group, Prompt, Rollout, Score, Segment, Task, Version
 
@@ -83,7 +83,7 @@ def test_a_summary_is_made_of_completions_with_line_separators(tmp_path: Path, r
         ]
         text = "".join(plain if raw else map(to_line, lines))
         (tmp_path / "eval" / f"{name}.jsonl").write_bytes(text.encode())
-    found = rl._summary(
+    found = rl_evaluations.summary(
         tmp_path, {"before": {"headline": "main"}, "after": {"headline": "main"}}, 1.0, 2, 0
     )
     assert found["gain"] == {"of": "main", "pass1": 1.0, "ci": [1.0, 1.0]}

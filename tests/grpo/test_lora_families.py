@@ -25,9 +25,9 @@ from grpo.rollout.torch_engine import TorchEngine
 from grpo.saved import save_policy
 from grpo.schema import Algorithm, Model, Run, SFTLearner
 from grpo.schema import Learner as Config
-from grpo.stages.pretrain import build_tokenizer
-from grpo.stages.rows import TokenRow
+from grpo.stages.from_scratch import build_tokenizer
 from grpo.stages.sft import fine_tune
+from grpo.stages.supervised_rows import TokenRow
 from grpo.types import Version
 
 from .families import TEXT, config, quiet, tiny

@@ -64,7 +64,8 @@ NEEDED = {  # what a form cannot do without
 POSITIONAL = {"model", "models", "reward", "file", "run"}
 CALLED = {
     "grpo.ray_learners": ("train", "resume"),
-    "grpo.evaluation": ("evaluate_model", "evaluate_tasks"),
+    "grpo.eval_recipe": ("evaluate_model",),
+    "grpo.eval_tasks": ("evaluate_tasks",),
     "grpo.check": ("check_recipe",),
     "grpo.doctor": ("print_doctor",),
     "grpo.score": ("score_file",),

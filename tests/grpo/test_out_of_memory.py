@@ -166,7 +166,7 @@ def test_a_run_that_has_begun_goes_on_or_starts_from_its_checkpoint(recipe):
     short = ["rollout.max_completion_length=100", "rollout.num_generations=2", "eval.num_tasks=1"]
     short += ["learner.max_steps=1", "eval.num_samples=4"]
     train = ["train", recipe / "rl.yaml", *short]
-    line = run(recipe, "grpo.stages.rl:_save_model", train, room=0)
+    line = run(recipe, "grpo.stages.rl_folder:RLFolder.save_model", train, room=0)
     assert "out of memory in saving the model" in line
     assert f"from model.path={recipe}/run/checkpoints/step_000001), since a run keeps" in line
     assert line.endswith(f"grpo train --resume {recipe}/run.")

@@ -15,15 +15,9 @@ from grpo.data.parity import Parity
 from grpo.data.source import TaskOrder
 from grpo.errors import DataError, RecipeError
 from grpo.plan import print_plan
-from grpo.stages.pretrain import (
-    build_tokenizer,
-    by_length,
-    completion_loss,
-    demonstration_rows,
-    pretrain,
-    save_tokenizer,
-    schedule,
-)
+from grpo.schema.pretrain import PretrainLearner, PretrainModel
+from grpo.stages.from_scratch import build_tokenizer, save_tokenizer
+from grpo.stages.pretrain import by_length, completion_loss, demonstration_rows, pretrain, schedule
 from grpo.types import Task
 
 from .tiny_bases import SIZES, tiny_base
@@ -120,10 +114,15 @@ def test_schedule():
     assert schedule(0, 10, 0) == 1.0
 
 
-def run(out_dir, **changes):
-    settings = {"steps": 150, "batch_size": 16, "learning_rate": 5e-3, "warmup_steps": 5, **WIDER}
+def run(out_dir, steps=150, seed=0, progress=None, **sizes):
+    learner = PretrainLearner(
+        max_steps=steps, batch_size=16, learning_rate=5e-3, warmup_steps=5, weight_decay=0.01
+    )
+    model = PretrainModel(**{**WIDER, **sizes})
     source = Parity(bits=3, long_fraction=1.0)
-    return pretrain(source, out_dir=str(out_dir), **{**settings, **changes})
+    return pretrain(
+        source, out_dir=str(out_dir), model=model, learner=learner, seed=seed, progress=progress
+    )
 
 
 def test_it_learns_loads_and_generates(tmp_path):
@@ -160,7 +159,8 @@ def test_heldout_tasks_are_never_shown(tmp_path):
             return super().demonstration(task, rng)
 
     source = Watched(bits=5)
-    pretrain(source, out_dir=str(tmp_path), steps=3, batch_size=16, **SIZES)
+    learner = PretrainLearner(max_steps=3, batch_size=16)
+    pretrain(source, out_dir=str(tmp_path), model=PretrainModel(**SIZES), learner=learner)
     heldout = {source.task("heldout", i).uid for i in range(source.size("heldout"))}
     assert len(set(shown)) == source.size("train")
     assert heldout.isdisjoint(shown)
@@ -183,10 +183,11 @@ class Lying(Mute):
 
 
 def test_sources_that_cannot_be_pretrained_on(tmp_path):
+    small = {"model": PretrainModel(**SIZES), "learner": PretrainLearner(max_steps=1)}
     with pytest.raises(DataError, match=r"Mute cannot be pretrained on: it has no alphabet"):
-        pretrain(Mute(), out_dir=str(tmp_path), steps=1, **SIZES)
+        pretrain(Mute(), out_dir=str(tmp_path), **small)
     with pytest.raises(DataError, match=r"characters \['9'\] are missing"):
-        pretrain(Lying(), out_dir=str(tmp_path), steps=1, **SIZES)
+        pretrain(Lying(), out_dir=str(tmp_path), **small)
     with pytest.raises(DataError, match=r"more than model.max_position=8"):
         run(tmp_path, max_position=8)
 

@@ -33,7 +33,7 @@ from grpo.rollout.torch_engine import TorchEngine
 from grpo.run import train_recipe
 from grpo.schema import Model
 from grpo.stages import sft
-from grpo.stages.pretrain import build_tokenizer
+from grpo.stages.from_scratch import build_tokenizer
 from grpo.types import EngineSpec
 
 from .tiny_bases import save_tiny_base

@@ -21,7 +21,7 @@ import torch
 from grpo import cli, record
 from grpo.config import from_dict
 from grpo.errors import RecipeError, RunError
-from grpo.evaluation import evaluate_model
+from grpo.eval_recipe import evaluate_model
 from grpo.kernels import native
 from grpo.run import resume_run, train_recipe
 from grpo.show import print_run

@@ -16,7 +16,7 @@ from grpo.console import Console
 from grpo.errors import DataError, PluginError, RunError
 from grpo.provenance import content_hash
 from grpo.run import resume_run, train_recipe
-from grpo.stages.rows import read_rows
+from grpo.stages.supervised_rows import read_rows
 
 torch.set_num_threads(1)
 FILE = Path(__file__).parents[2] / "benchmarks" / "bench_reject.py"

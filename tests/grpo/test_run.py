@@ -23,9 +23,10 @@ from grpo.config import from_dict
 from grpo.console import Console
 from grpo.data import SOURCES
 from grpo.errors import RecipeError, RunError
-from grpo.evaluation import evaluate_model
+from grpo.eval_recipe import evaluate_model
 from grpo.run import resume_run, train_recipe
 from grpo.schema import Recipe
+from grpo.schema.pretrain import PretrainLearner, PretrainModel
 from grpo.stages.pretrain import pretrain
 from grpo.stages.rl import settled
 
@@ -39,15 +40,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     pretrain(
         SOURCES["parity"](bits=4, long_fraction=0.5),
         out_dir=folder,
-        steps=30,
-        batch_size=64,
-        learning_rate=3e-3,
-        hidden_size=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        intermediate_size=64,
-        max_position=64,
+        model=PretrainModel(
+            hidden_size=32,
+            num_layers=1,
+            num_heads=2,
+            num_kv_heads=2,
+            intermediate_size=64,
+            max_position=64,
+        ),
+        learner=PretrainLearner(max_steps=30, batch_size=64, learning_rate=3e-3),
     )
     return folder
 

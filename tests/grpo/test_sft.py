@@ -24,9 +24,9 @@ from grpo.errors import LearnerError, RecipeError
 from grpo.run import resume_run, train_recipe
 from grpo.schema import Model, Run, SFTLearner
 from grpo.stages import sft_trainer
-from grpo.stages.rows import TokenRow
 from grpo.stages.sft import fine_tune, longest_row
 from grpo.stages.sft_trainer import IGNORED, StageTrainer, settings, training_set
+from grpo.stages.supervised_rows import TokenRow
 
 from .tiny_bases import LETTERS, save_tiny_base
 

@@ -16,11 +16,11 @@ from grpo.console import Console
 from grpo.errors import RecipeError
 from grpo.schema import SLM, Model, Run, SFTLearner
 from grpo.stages import sft_trainer, slm
-from grpo.stages.pretrain import build_tokenizer
-from grpo.stages.rows import TokenRow
+from grpo.stages.from_scratch import build_tokenizer
 from grpo.stages.sft import fine_tune
 from grpo.stages.sft_trainer import settings, training_set
 from grpo.stages.slm import SLMTrainer, columns, reference_losses, select_tokens
+from grpo.stages.supervised_rows import TokenRow
 
 from .tiny_bases import LETTERS, save_tiny_base
 

@@ -20,6 +20,7 @@ from grpo.probes import TOKENS
 from grpo.run import train_recipe
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
+from grpo.schema.pretrain import PretrainLearner, PretrainModel
 from grpo.stages.pretrain import pretrain
 from grpo.step_limits import StepLimits
 from grpo.types import Group, Rollout, Score
@@ -75,15 +76,15 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> str:
     pretrain(
         SOURCES["parity"](bits=4, long_fraction=0.5),
         out_dir=folder,
-        steps=30,
-        batch_size=64,
-        learning_rate=3e-3,
-        hidden_size=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        intermediate_size=64,
-        max_position=64,
+        model=PretrainModel(
+            hidden_size=32,
+            num_layers=1,
+            num_heads=2,
+            num_kv_heads=2,
+            intermediate_size=64,
+            max_position=64,
+        ),
+        learner=PretrainLearner(max_steps=30, batch_size=64, learning_rate=3e-3),
     )
     return folder
 

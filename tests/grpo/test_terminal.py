@@ -19,7 +19,7 @@ import pytest
 from rich.panel import Panel
 from rich.text import Text
 
-from grpo import chat, check, cli, doctor, dryrun, eval_report, plan, show, terminal
+from grpo import chat, check, cli, doctor, dryrun, plan, report, show, terminal
 from grpo.config import load
 from grpo.console import Console, Said
 from grpo.errors import DataError, GrpoError
@@ -138,7 +138,7 @@ def test_the_tables_of_eval() -> None:
     gap |= {"pass1": 0.0, "ci": [0.0, 0.0]}
     results = {"models": {FOREIGN: {FOREIGN: {FOREIGN: figures}}}, "differences": [gap]}
     out = Terminal()
-    eval_report.print_results(results, Console(file=out, width=4_000, force_terminal=True))
+    report.print_results(results, Console(file=out, width=4_000, force_terminal=True))
     shows_nothing_but_text(out.getvalue())
 
 

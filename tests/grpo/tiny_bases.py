@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grpo.stages.pretrain import build_model, build_tokenizer, save_tokenizer
+from grpo.stages.from_scratch import build_model, build_tokenizer, save_tokenizer
 
 LETTERS = "abcdefgh"
 SIZES: dict[str, Any] = {

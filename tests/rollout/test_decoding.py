@@ -15,7 +15,7 @@ from grpo.rollout import server_answers, torch_engine, vllm_compat, vllm_request
 from grpo.rollout.decoding import completion_text, cut, whole_characters
 from grpo.rollout.fake import FakeEngine
 from grpo.rollout.torch_engine import TorchEngine
-from grpo.stages.pretrain import build_model, build_tokenizer
+from grpo.stages.from_scratch import build_model, build_tokenizer
 from grpo.types import Request, Sampling, Version
 
 from .tiny_models import run

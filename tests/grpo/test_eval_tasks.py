@@ -12,14 +12,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from grpo import cli, plugins
+from grpo.builtin_tasks import TASKS, find_task
 from grpo.data import SOURCES
 from grpo.data.parity import Parity
 from grpo.data.prompts import TEMPLATES
-from grpo.eval_tasks import TASKS, find_task
-from grpo.evaluate import pass_at_k
-from grpo.evaluation import model_path
 from grpo.recipes import __file__ as recipes_file
 from grpo.rewards import REWARDS
+from grpo.run_folder import model_path
+from grpo.statistics import pass_at_k
 from grpo.types import Prompt, Task
 
 BASE = str(Path(recipes_file).parent / "assets" / "parity-base")
@@ -239,7 +239,7 @@ def test_rows_with_tests_are_programs(tmp_path: Path) -> None:
 
 
 def test_instructions_follow_questions_but_not_conversations() -> None:
-    from grpo.evaluation import Instructed
+    from grpo.builtin_tasks import Instructed
 
     class Source:
         def size(self, split: Any) -> int:

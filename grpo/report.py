@@ -1,18 +1,14 @@
-"""How the results of `grpo eval` are shown, and how they are written for other tools."""
+"""How the results of `grpo eval --tasks` are shown."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 from rich.table import Table
 
 from grpo.console import Console
-from grpo.eval_tasks import EvalTask
 
-TASK_VERSION = 1  # of the built-in tasks: raised when a prompt or a verdict changes
 Figures = Mapping[str, Any]
 
 
@@ -49,8 +45,8 @@ def _table(task: str, columns: list[tuple[str, str, Figures]]) -> Table:
     rewards: list[str] = list(first.get("rewards", {"strict": None}))
     rows: list[tuple[str, Callable[[Figures], str]]] = []
     for name in rewards:
-        rows.append((f"pass@1, {name}", lambda f, n=name: _interval(_of(f, n), "pass1")))
-        rows.append((f"greedy, {name}", lambda f, n=name: _interval(_of(f, n), "greedy")))
+        rows.append((f"pass@1, {name}", lambda f, n=name: _interval(of_reward(f, n), "pass1")))
+        rows.append((f"greedy, {name}", lambda f, n=name: _interval(of_reward(f, n), "greedy")))
     for k in list(first["pass_at_k"])[1:]:
         rows.append((f"pass@{k}", lambda f, k=k: _pass_at_k(f, k)))
     if first.get("maj_at_k") is not None and first["k"] > 1:
@@ -72,7 +68,7 @@ def _table(task: str, columns: list[tuple[str, str, Figures]]) -> Table:
     return table
 
 
-def _of(figures: Figures, reward: str) -> Figures:
+def of_reward(figures: Figures, reward: str) -> Figures:
     return figures.get("rewards", {}).get(reward, figures)
 
 
@@ -110,66 +106,3 @@ def _behavior(figures: Figures, name: str) -> str:
     if found["per_1000_words"] is None:
         return "-"
     return f"{found['share']:.1%} · {found['per_1000_words']:.1f}"
-
-
-def lm_eval_results(
-    results: Mapping[str, Any], model: str, tasks: Mapping[str, EvalTask]
-) -> dict[str, Any]:
-    """Headline figures of one model in the layout of lm-evaluation-harness's results files.
-
-    "exact_match,strict" is pass@1 by the strict verifier, "exact_match_stderr,strict" its
-    standard error over task clusters. A template other than a task's first is "task@template".
-    """
-    found: dict[str, dict[str, Any]] = {
-        name: {}
-        for name in ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
-    }
-    for name, templates in results["models"][model].items():
-        for number, (template, figures) in enumerate(templates.items()):
-            title = f"{name}@{template}" if number else name
-            task, metric = tasks[name], figures["metric"]
-            row: dict[str, Any] = {"alias": title}
-            for spec in task.rewards:
-                shown = _of(figures, spec.title)
-                row[f"{metric},{spec.title}"] = shown["pass1"]
-                row[f"{metric}_stderr,{spec.title}"] = shown["pass1_stderr"]
-            found["results"][title] = row
-            found["configs"][title] = {
-                "task": title,
-                "dataset_path": task.source,
-                "dataset_kwargs": dict(task.args),
-                "output_type": "generate_until",
-                "description": task.instruction,
-                "repeats": figures["k"],
-                "num_fewshot": 0,
-                "generation_kwargs": {
-                    "do_sample": True,
-                    "temperature": results["settings"]["temperature"],
-                    "top_p": results["settings"]["top_p"],
-                    "max_gen_toks": figures["max_tokens"],
-                },
-                "metric_list": [
-                    {"metric": metric, "aggregation": "mean", "higher_is_better": True}
-                ],
-                "filter_list": [{"name": spec.title} for spec in task.rewards],
-                "metadata": {"version": TASK_VERSION, "template": template},
-            }
-            found["versions"][title] = TASK_VERSION
-            found["n-shot"][title] = 0
-            found["higher_is_better"][title] = {metric: True}
-            found["n-samples"][title] = {
-                "original": figures["tasks"],
-                "effective": figures["tasks"],
-            }
-    return {
-        **found,
-        "config": {
-            "model": results["settings"]["engine"],
-            "model_args": f"pretrained={results['paths'][model]}",
-            "limit": results["settings"].get("limit"),
-            "random_seed": results["settings"]["seed"],
-        },
-        "date": time.time(),
-        "grpo_toolkit_version": version("grpo-toolkit"),
-        "model_name": results["paths"][model],
-    }

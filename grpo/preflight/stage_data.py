@@ -17,7 +17,7 @@ from grpo.preflight.plugs import Pieces
 from grpo.preflight.scorers import all_rewards
 from grpo.rewards.language import LanguageConsistency
 from grpo.schema import REFERENCE, AnyStage, DistillStage, PretrainStage, RejectStage, SFTStage
-from grpo.stages.rows import read_rows
+from grpo.stages.supervised_rows import read_rows
 from grpo.types import TaskSource
 
 

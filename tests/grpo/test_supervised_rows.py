@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from grpo.console import Console
 from grpo.data.prompts import PromptTemplate
 from grpo.errors import DataError
-from grpo.stages.pretrain import build_tokenizer
-from grpo.stages.rows import TextRow, TokenRow, draw, encode, encode_sets, mix, read_rows
+from grpo.stages.from_scratch import build_tokenizer
+from grpo.stages.supervised_rows import TextRow, TokenRow, draw, encode, encode_sets, mix, read_rows
 from grpo.types import Task
 
 ROWS = [

@@ -19,10 +19,11 @@ from grpo.data.source import DemonstrationSource, TaskOrder
 from grpo.errors import RecipeError
 from grpo.families import check_family
 from grpo.needed import SAMPLED
-from grpo.preflight.found import Found, prefix, said, stage_folder
+from grpo.preflight.found import Found, prefix, said
 from grpo.preflight.paths import models, reward_models
 from grpo.preflight.plugs import Pieces
 from grpo.rollout import LOADING
+from grpo.run_folder import stage_folder
 from grpo.schema import (
     REFERENCE,
     AnyStage,
@@ -33,10 +34,10 @@ from grpo.schema import (
     RLStage,
     SFTStage,
 )
-from grpo.stages.text import check_text, has_tokenizer
+from grpo.stages.prompting import check_text, has_tokenizer
 
 
-def check_texts(
+def check_models(
     recipe: Recipe,
     folder: Path | None,
     done: Collection[str],
@@ -130,7 +131,7 @@ def _left(
 ) -> str:
     """The folder that stands for the model of a stage; "" where it leaves none that is known."""
     if folder is not None:
-        own = stage_folder(recipe, folder, stage) / "model"
+        own = stage_folder(recipe, folder, stage.name) / "model"
         if has_tokenizer(str(own)):
             return str(own)
     if isinstance(stage, PretrainStage):
@@ -157,35 +158,17 @@ def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path, seed: i
 
     Raises DataError where the first of its demonstrations do not fit in that model.
     """
-    from grpo.stages.pretrain import (
-        WordSource,
-        build_model,
-        build_tokenizer,
-        count_tokens,
-        demonstration_rows,
-        save_tokenizer,
-    )
+    from grpo.stages.from_scratch import build_model, build_tokenizer, save_tokenizer, words_of
+    from grpo.stages.pretrain import count_tokens, demonstration_rows
 
     source = part.source if part else None
     if not isinstance(source, DemonstrationSource):
         return ""
-    model = stage.model
-    words = source.words() if isinstance(source, WordSource) else ()
-    tokenizer = build_tokenizer(source.alphabet(), words)
+    tokenizer = build_tokenizer(source.alphabet(), words_of(source))
     with torch.device("meta"):  # no weights
-        made = build_model(
-            tokenizer,
-            hidden_size=model.hidden_size,
-            num_layers=model.num_layers,
-            num_heads=model.num_heads,
-            num_kv_heads=model.num_kv_heads,
-            intermediate_size=model.intermediate_size,
-            architecture=model.architecture,
-            max_position=model.max_position,
-            seed=0,
-        )
+        made = build_model(tokenizer, **stage.model.model_dump(), seed=0)
     order = TaskOrder(source, "train", seed)
-    count_tokens(demonstration_rows(source, order, tokenizer, SAMPLED), model.max_position)
+    count_tokens(demonstration_rows(source, order, tokenizer, SAMPLED), stage.model.max_position)
     folder.mkdir(parents=True)
     made.config.save_pretrained(folder)
     made.generation_config.save_pretrained(folder)
@@ -196,10 +179,8 @@ def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path, seed: i
 def _check_device(stage: AnyStage, where: str) -> None:
     compute_types.check_kernels()
     compute_types.check(stage, where)
-    if not isinstance(stage, SFTStage | DistillStage) or torch.accelerator.is_available():
-        return
-    if stage.model.dtype == "float16":
-        raise RecipeError("model.dtype = float16 needs an accelerator; on a CPU use float32")
+    if isinstance(stage, SFTStage | DistillStage) and not torch.accelerator.is_available():
+        compute_types.check_supervised(stage.model.dtype, torch.device("cpu"))
 
 
 def _check_tokens(stage: AnyStage) -> None:

@@ -17,8 +17,8 @@ from grpo.errors import RecipeError
 from grpo.schema import AnyStage, Data, DistillStage, EvalStage, RejectStage, RLStage, SFTStage
 from grpo.stages.endings import check_trained_eos, sampling_of, vocab_size
 from grpo.stages.lengths import overlong, said
-from grpo.stages.rows import TextRow, check_encodable
 from grpo.stages.served import ServedTemplate
+from grpo.stages.supervised_rows import TextRow, check_encodable
 from grpo.types import Message, Task, TaskSource
 
 MOST_SHAPES = 256

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grpo.evaluate import (
+from grpo.statistics import (
     clustered_bootstrap,
     clustered_stderr,
     maj_at_k,
@@ -88,7 +88,7 @@ def test_bootstrap_is_seeded_and_chunks_do_not_matter(monkeypatch):
     once = clustered_bootstrap(values, range(50), seed=1)
     assert clustered_bootstrap(values, range(50), seed=1) == once
     assert clustered_bootstrap(values, range(50), seed=2) != once
-    monkeypatch.setattr("grpo.evaluate.CHUNK", 1234)
+    monkeypatch.setattr("grpo.statistics.CHUNK", 1234)
     assert clustered_bootstrap(values, range(50), seed=1) == once
 
 

@@ -1,0 +1,113 @@
+"""The held-out evaluations of an rl stage: when they were made, which is the best, what was gained.
+
+    before -> step_000100 … -> after
+
+The model of the best is kept with `eval.keep_best`. A summary has the gain of the last model over
+the first, sample by sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grpo import figures, heldout, tally
+from grpo.heldout import HeldOut
+from grpo.log import RunLog
+from grpo.ranks import Ranks
+from grpo.stages.rl_folder import AFTER, BEFORE, RLFolder
+from grpo.statistics import paired_difference
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluations:
+    """What was found so far, by the name of the evaluation; `keep_best` keeps the best's model.
+
+    found: name -> figures. has_checkpoints: the next one removes the models that are none any more.
+    """
+
+    judge: HeldOut
+    folder: RLFolder
+    log: RunLog
+    ranks: Ranks
+    keep_best: bool
+    has_checkpoints: bool
+    found: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def kept(self) -> str:
+        """The evaluation whose model is kept for being the best; "" where none is."""
+        return best(self.found) if self.keep_best else ""
+
+    def measure(self, name: str) -> None:
+        """Ask the model as it is now. Raises DataError where nothing can be scored at the start."""
+        found = self.ranks.on_first(lambda: self._evaluate(name))
+        # Before anything is trained a reward that scores nothing is an error; later it is a figure.
+        self.found[name] = tally.checked(found) if name == BEFORE else found
+        self.folder.wrote(self._file(name))
+        self.log.say(f"{name}: {figures.sentence(found)}")
+        if self.kept == name != AFTER:
+            self.folder.keep_model(name)
+            if not self.has_checkpoints:
+                self.folder.forget_models(self.kept)
+
+    def _evaluate(self, name: str) -> dict[str, Any]:
+        rollouts = self.folder.parts.rollouts
+        with self.log.task(f"held-out evaluation ({name})") as progress, rollouts.quiet():
+            return self.judge.evaluate(rollouts.engine, self._file(name), progress)
+
+    def _file(self, name: str) -> Path:
+        return self.folder.path / "eval" / f"{name}.jsonl"
+
+
+def best(evaluations: dict[str, Any]) -> str:
+    """The name of the best evaluation by what `figures.decides`; of equal ones, the first made."""
+    found = figures.decides(evaluations)
+    return max(found, key=lambda name: found[name])
+
+
+def choice(kept: str, evaluations: dict[str, Any], last: int) -> dict[str, Any]:
+    """What a summary says of the model that was kept, and of what it was chosen from.
+
+    Its figures are those it was chosen by: the highest of several is too high on average.
+    """
+    step = {BEFORE: 0, AFTER: last}.get(kept)
+    found = evaluations[kept]
+    step = int(kept.removeprefix("step_")) if step is None else step
+    change = figures.change(evaluations[BEFORE], found)
+    return {
+        "best": {"step": step, **found},
+        "result": f"{change} at step {step}, the best of {len(evaluations)} evaluations",
+    }
+
+
+def summary(
+    folder: Path, evaluations: dict[str, Any], seconds: float, step: int, seed: int
+) -> dict[str, Any]:
+    """What a stage that is done says of itself; seconds: of training, evaluations left out."""
+    before, after = evaluations[BEFORE], evaluations[AFTER]
+    return {
+        "before": before,
+        "after": after,
+        "gain": gain(folder / "eval", before["headline"], seed),
+        "during": {k: v for k, v in evaluations.items() if k not in (BEFORE, AFTER)},
+        "steps": step,
+        "seconds": round(seconds, 1),
+        "model": str(folder / "model"),
+    }
+
+
+def gain(folder: Path, name: str, seed: int) -> dict[str, Any]:
+    """What reward `name` rose by, sample by sample: {of, pass1 or mean, ci}, None if unscored."""
+    old, new = (heldout.read_lines(folder / f"{when}.jsonl") for when in (BEFORE, AFTER))
+    old, new = tally.shared(old, new)
+    both = [*old, *new]
+    of = tally.value_of(both, name)
+    before, after = ([of(x) for x in lines if x["mode"] == "sample"] for lines in (old, new))
+    clusters = [line["cluster"] for line in old if line["mode"] == "sample"]
+    key = "pass1" if tally.judged(both, name) else "mean"
+    if all(None in pair for pair in zip(before, after, strict=True)):
+        return {"of": name, key: None, "ci": None}
+    rise, low, high = paired_difference(after, before, clusters, seed=seed)
+    return {"of": name, key: round(rise, 4), "ci": [round(low, 4), round(high, 4)]}

@@ -1,0 +1,146 @@
+"""The folder of an rl stage: its models and checkpoints, and how the stage goes back to one.
+
+With `eval.keep_best` every evaluated model that beats those before it is kept in `best/` until a
+checkpoint no longer needs it. A checkpoint knows by hash what it needs beside it; the evaluation of
+the first model can be made again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from grpo import checkpoint, hashes, ledger, litter
+from grpo.checkpoint import BEST, Found
+from grpo.console import Console
+from grpo.hashes import Known
+from grpo.log import RunLog
+from grpo.loop import TrainerParts
+from grpo.schema import Run
+
+BEFORE = "before"  # the evaluation of the model that training starts from
+AFTER = "after"  # of the model that it ends with
+AGAIN = (f"eval/{BEFORE}.", f"{BEST}/{BEFORE}/")  # what can be made again from that model
+ROLLOUTS = "rollouts.json.gz"  # batches of a checkpoint that were sampled ahead of their step
+
+
+@dataclass(frozen=True, kw_only=True)
+class RLFolder:
+    """Where the parts of a stage are saved; of several ranks the first alone writes.
+
+    beside: what was written so far, by hash, for the next checkpoint.
+    """
+
+    path: Path
+    parts: TrainerParts
+    tokenizer: Any
+    beside: Known = field(default_factory=Known)
+
+    def wrote(self, *files: Path) -> None:
+        """Remember what a checkpoint from now on needs."""
+        if self.parts.learner.rank == 0:
+            self.beside.update(hashes.known(self.path, files))
+
+    def keep_model(self, name: str) -> None:
+        """Keep the model as it is now, called after its evaluation, for being the best."""
+        place = self.path / BEST / name
+        self.save_model(place)
+        self.wrote(*(path for path in place.rglob("*") if path.is_file()))
+
+    def leave_model(self, name: str) -> None:
+        """Leave in `model/` the model of evaluation `name`: a kept one, or what is learned now."""
+        kept, left = self.path / BEST / name, self.path / "model"
+        if name == AFTER:
+            self.save_model(left)
+        elif self.parts.learner.rank == 0 and kept.exists():  # else moved before a kill
+            checkpoint.replace(kept, left)
+
+    def save_model(self, folder: Path) -> None:
+        """Save model and tokenizer in `folder`, whole or not at all."""
+        learner, aside = self.parts.learner, folder.with_suffix(".tmp")
+
+        def write(place: Path) -> None:
+            learner.save_model(str(place))
+            self.tokenizer.save_pretrained(place)
+
+        if learner.rank:
+            learner.save_model(str(aside))  # gives its part to the first rank, which writes
+            return
+        checkpoint.make_folder(aside, write)
+        checkpoint.replace(aside, folder)
+
+    def save(self, saver: checkpoint.Saver, state: dict[str, Any], log: RunLog) -> None:
+        """Write the checkpoint of a step: the learner, what was sampled ahead, and `state`."""
+        learner, rollouts = self.parts.learner, self.parts.rollouts
+        with rollouts.quiet():
+            ahead = json.dumps(rollouts.state()).encode()
+            position = rollouts.wanted.tasks.position
+
+        def write(aside: Path) -> None:
+            learner.save(str(aside))
+            self.tokenizer.save_pretrained(aside)
+            (aside / ROLLOUTS).write_bytes(gzip.compress(ahead, compresslevel=3, mtime=0))
+
+        if learner.rank:
+            learner.save(str(saver.run))  # gives its part to the first rank, which writes
+            return
+        so_far = {checkpoint.LOG: hashes.start_of(log.path, log.position())}
+        saver.save(state["step"], write, {**state, "position": position}, {**self.beside, **so_far})
+
+    def forget_models(self, keep: str) -> None:
+        """Remove the best models that are none any more, but those a checkpoint goes back to."""
+        if self.parts.learner.rank:
+            return
+        drop_models(self.beside, keep)
+        needed = {keep, *checkpoint.models(self.path)}
+        for model in (self.path / BEST).glob("*"):
+            if model.name not in needed:
+                checkpoint.remove(model)
+
+
+def go_back(folder: Path, settings: Run, console: Console) -> Found | None:
+    """The checkpoint to go on from, with what was written after it moved aside.
+
+    Raises RunError where there are checkpoints and none is whole.
+    """
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    found = checkpoint.latest(folder, say, AGAIN)
+    step, size = (found.state["step"], found.beside[checkpoint.LOG][0]) if found else (0, 0)
+    ledger.set_aside(folder / "ledger", after_step=step)
+    checkpoint.rewind(folder / checkpoint.LOG, size)
+    removed: list[Path] = []
+    if found and settings.save_total_limit:
+        removed += checkpoint.beyond(folder, settings.save_total_limit, newest=step)
+    kept = checkpoint.models(folder)
+    removed += [model for model in (folder / BEST).glob("*") if model.name not in kept]
+    litter.clear(folder, console, removed)
+    return found
+
+
+def restore(found: Found, parts: TrainerParts, accepted: int) -> None:
+    """Put a checkpoint's state into `parts`.
+
+    accepted: how often changes of the stage's inputs were. Batches of a checkpoint from before the
+    last one are sampled anew.
+    """
+    parts.learner.load(str(found.folder))
+    parts.rollouts.wanted.tasks.position = found.state["position"]
+    with gzip.open(found.folder / ROLLOUTS, "rt", encoding="utf-8") as ahead:
+        is_same = found.state["accepted"] == accepted
+        parts.rollouts.restore(json.load(ahead), keep_batches=is_same)
+
+
+def drop_models(beside: Known, keep: str) -> None:
+    """Leave out the best models that are none any more: a checkpoint does without them.
+
+    One that is about to be whole would else need models that are removed with the one before it.
+    """
+    for name in [name for name in beside if name.startswith(f"{BEST}/")]:
+        if name.split("/")[1] != keep:
+            del beside[name]

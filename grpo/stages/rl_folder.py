@@ -77,7 +77,7 @@ class RLFolder:
         learner, rollouts = self.parts.learner, self.parts.rollouts
         with rollouts.quiet():
             ahead = json.dumps(rollouts.state()).encode()
-            position = rollouts.wanted.tasks.position
+            position = rollouts.position
 
         def write(aside: Path) -> None:
             learner.save(str(aside))
@@ -130,10 +130,9 @@ def restore(found: Found, parts: TrainerParts, accepted: int) -> None:
     last one are sampled anew.
     """
     parts.learner.load(str(found.folder))
-    parts.rollouts.wanted.tasks.position = found.state["position"]
     with gzip.open(found.folder / ROLLOUTS, "rt", encoding="utf-8") as ahead:
         is_same = found.state["accepted"] == accepted
-        parts.rollouts.restore(json.load(ahead), keep_batches=is_same)
+        parts.rollouts.restore(json.load(ahead), found.state["position"], keep_batches=is_same)
 
 
 def drop_models(beside: Known, keep: str) -> None:

@@ -13,12 +13,12 @@ padded rows and transformers' own layers, and prints for each
 
 What counts. An entry is a call, seen by `sys.setprofile`, whose nearest caller of ours is in
 another file. It brings rows if an argument, or a variable that a closure takes along, is or holds a
-`Row`, an array or a tensor that is no parameter, or if what it returns is or holds one. The same function called again
-from the same one (the next layer, the next micro-batch) is one entry. A return is an entry into a
-file that was entered before, with another in between; going back by `return` is none, as a reader
-need not open anything. `GROUND` is listed apart: small files that anything may call and whose names
-say what they do. Files are found by running; none is named here but the functions `train_step` and
-`clipped_surrogate`, between which the way lies.
+`Row`, an array or a tensor that is no parameter, or if what it returns is or holds one. The same
+function called again from the same one (the next layer, the next micro-batch) is one entry. A
+return is an entry into a file that was entered before, with another in between; going back by
+`return` is none, as a reader need not open anything. `GROUND` is listed apart: small files that
+anything may call and whose names say what they do. Files are found by running; none is named here
+but the functions `train_step` and `clipped_surrogate`, between which the way lies.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ VARIANTS = {
     "padded": ["learner.share_prompts=false"],
 }
 DEPTH = 3  # how far into containers and records is looked
-FOLDERS = [Path(folder).resolve() for folder in grpo.__path__]
+ROOTS = [Path(folder).resolve().parent for folder in grpo.__path__]
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -124,9 +124,9 @@ class Way:
         if code not in self._names:
             file = Path(code.co_filename)
             resolved = file.resolve()
-            folder = next((f for f in FOLDERS if resolved.is_relative_to(f.parent)), None)
-            ours = folder is not None and file.suffix == ".py" and ".venv" not in file.parts
-            self._names[code] = str(resolved.relative_to(folder.parent)) if ours else ""
+            ours = file.suffix == ".py" and ".venv" not in file.parts
+            inside = [root for root in ROOTS if ours and resolved.is_relative_to(root)]
+            self._names[code] = str(resolved.relative_to(inside[0])) if inside else ""
         return self._names[code]
 
     def _caller(self, frame: FrameType) -> CodeType | None:
@@ -219,7 +219,7 @@ def _listed(lines: list[str]) -> list[str]:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", choices=VARIANTS, help="one of the two")
     arguments = parser.parse_args()
     pages = [

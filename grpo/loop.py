@@ -18,13 +18,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from grpo.advantage import reward_matrix
-from grpo.batch import drop_dead, group_metrics, make_rows, rank_share
 from grpo.errors import PluginError, RewardError
 from grpo.gathering import Batch, with_temperatures
 from grpo.metrics import grader_failure, part_metrics, rollout_metrics
 from grpo.objective import Objective
 from grpo.parity import Gate, Limits
 from grpo.rewards.sentinel import sentinel
+from grpo.rows import drop_dead, group_metrics, make_rows, rank_share
 from grpo.schedule import Rollouts
 from grpo.types import Group, Learner, Metrics, Verifier
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from grpo.adapter import add_adapter, check_peft, merged
+from grpo.devices import Choices, choices
 from grpo.errors import RecipeError
 from grpo.forward import disable_dropout
 from grpo.layers import fuse_layers
@@ -18,22 +20,6 @@ from grpo.ranks import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-T = TypeVar("T")
-
-
-class Policy(nn.Module):
-    """A model whose every use is a forward pass of this module, as wrappers around it need.
-
-    policy(lambda model: model(input_ids=ids).logits)
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, use: Callable[[PreTrainedModel], T]) -> T:
-        return use(self.model)
 
 
 def load_policy(
@@ -47,24 +33,7 @@ def load_policy(
         model if isinstance(model, nn.Module) else load_model(model, dtype, trained=True)
     )
     disable_dropout(loaded)
-    fuse_layers(loaded)
     return loaded.eval()
-
-
-def add_up_embedding(model: PreTrainedModel) -> None:
-    """Where it is the head as well, add the embedding's gradient to the head's row by row.
-
-    Otherwise a second tensor of the weight's size is made for each micro-batch. Not with several
-    ranks: data-parallel wrappers would expect the sum to be sparse. And on a CPU only: a card adds
-    rows up in whatever order its threads arrive (`index_add_` in `SparseCUDATensorMath.cu`), so
-    that a seed gives another model each time, and with a padding token it waits for a mask.
-    """
-    if model.device.type != "cpu":
-        return
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is not None and getattr(embedding, "weight", None) is head.weight
-    if type(embedding) is nn.Embedding and tied and not torch.distributed.is_initialized():
-        embedding.sparse = True
 
 
 def load_with_adapter(
@@ -86,6 +55,38 @@ def load_with_adapter(
     add_adapter(base, rank)
     check_peft(base, rank)
     return base
+
+
+def frozen_copy(source: str | PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """A policy that is only scored with, on the device; of a module a copy."""
+    model = load_policy(copy.deepcopy(source) if isinstance(source, nn.Module) else source)
+    model.requires_grad_(False)
+    put_on(model, device)
+    return model
+
+
+def put_on(model: PreTrainedModel, device: torch.device) -> None:
+    """Move the model, and give it the layers that are fast there."""
+    nn.Module.to(model, device)
+    if choices(device).fused_layers:
+        fuse_layers(model)
+
+
+def add_up_embedding(model: PreTrainedModel, choices: Choices) -> None:
+    """Where it is the head as well, add the embedding's gradient to the head's row by row.
+
+    Otherwise a second tensor of the weight's size is made for each micro-batch. Not with several
+    ranks: data-parallel wrappers would expect the sum to be sparse. And on a CPU only, by `choices`:
+    a card adds rows up in whatever order its threads arrive (`index_add_` in
+    `SparseCUDATensorMath.cu`), so that a seed gives another model each time, and with a padding
+    token it waits for a mask.
+    """
+    if not choices.sparse_embedding:
+        return
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and getattr(embedding, "weight", None) is head.weight
+    if type(embedding) is nn.Embedding and tied and not torch.distributed.is_initialized():
+        embedding.sparse = True
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from grpo import learner, pieces, policy, ranks, shared_attention, transfer
+from grpo import interface, learner, pieces, policy, ranks, transfer
 from grpo.learner import TorchLearner
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
@@ -88,8 +88,8 @@ def _pretend(patch: pytest.MonkeyPatch, memory: int, flex: bool) -> None:
     )
     patch.setattr(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: [CARD.type])
     if flex:
-        patch.setattr(shared_attention, "uses_flex", lambda *_: True)
-        patch.setattr(shared_attention, "attend_in_blocks", _something)
+        patch.setattr(interface, "uses_flex", lambda *_: True)
+        patch.setattr(interface, "attend_in_blocks", _something)
 
 
 def _something(query: Tensor, key: Tensor, value: Tensor, blocks: Any, scale: float) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import make_rows
+from grpo.rows import make_rows
 from grpo.types import Row, Sampling
 
 from ..grpo.rows import group

@@ -15,8 +15,8 @@ from torch.nn import functional
 
 from grpo import ranks
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import make_rows
 from grpo.learner import TorchLearner
+from grpo.rows import make_rows
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Group, Row

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.batch import make_rows
 from grpo.learner import TorchLearner
 from grpo.rollout.decoder import SlotDecoder, make_decoder
 from grpo.rollout.torch_engine import TorchEngine
+from grpo.rows import make_rows
 from grpo.types import Completion, Group, Prompt, Request, Rollout, Score, Task, Version
 from grpo.weights import content_hash
 from tests.gpu.learners import distance, learner

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.batch import make_rows
 from grpo.errors import WeightsError
 from grpo.learner import TorchLearner
 from grpo.rewards.compose import RewardSet
@@ -12,6 +11,7 @@ from grpo.rollout import torch_engine
 from grpo.rollout.collect import collect
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.rollout.weights import copy_weights
+from grpo.rows import make_rows
 from grpo.schedule import Rollouts
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from grpo import figures, heldout, show
-from grpo.batch import group_metrics
 from grpo.config import load
 from grpo.console import Console
 from grpo.curriculum import group_pass_rate, read_pass_rates
@@ -25,6 +24,7 @@ from grpo.rewards import REWARDS, RewardSet
 from grpo.rewards.sentinel import sentinel
 from grpo.rewards.verdicts import judges, verdict
 from grpo.rollout.fake import FakeEngine
+from grpo.rows import group_metrics
 from grpo.run import train_recipe
 from grpo.stages.rl import _gain, best
 from grpo.summary import print_summary

@@ -10,8 +10,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import drop_dead, make_rows
 from grpo.learner import TorchLearner
+from grpo.rows import drop_dead, make_rows
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Completion, Group, Prompt, Rollout, Score, Segment, Task, Version

@@ -16,7 +16,8 @@ another file. It brings rows if an argument, or a variable that a closure takes 
 `Row`, an array or a tensor that is no parameter, or if what it returns is or holds one. The same
 function called again from the same one (the next layer, the next micro-batch) is one entry. A
 return is an entry into a file that was entered before, with another in between; going back by
-`return` is none, as a reader need not open anything. `GROUND` is listed apart: small files that
+`return` is none, as a reader need not open anything, and so is a record's property, which is read
+like a field. `GROUND` is listed apart: small files that
 anything may call and whose names say what they do. Files are found by running; none is named here
 but the functions `train_step` and `clipped_surrogate`, between which the way lies.
 """
@@ -28,6 +29,7 @@ import dataclasses
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import CodeType, FrameType, FunctionType
 from typing import Any
@@ -106,7 +108,7 @@ class Way:
 
     def _enter(self, frame: FrameType, caller: CodeType, file: str) -> None:
         edge = caller, frame.f_code
-        if edge not in self._seen:
+        if edge not in self._seen and not _is_property(frame):
             brings = self._rows and _holds(list(frame.f_locals.values()), Row, np.ndarray)
             function = frame.f_code.co_qualname if hasattr(frame.f_code, "co_qualname") else ""
             entry = Entry(
@@ -145,6 +147,14 @@ class Way:
                 found.append(name)
             frame = frame.f_back
         return list(dict.fromkeys(reversed(found)))
+
+
+def _is_property(frame: FrameType) -> bool:
+    """Whether a property of a record is being read."""
+    code = frame.f_code
+    owner = type(frame.f_locals.get(code.co_varnames[0])) if code.co_argcount == 1 else None
+    kind = getattr(owner, code.co_name, None)
+    return dataclasses.is_dataclass(owner) and isinstance(kind, property | cached_property)
 
 
 def _holds(value: Any, *kinds: type, depth: int = DEPTH) -> bool:

@@ -23,20 +23,20 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo import policy, ranks, state
-from grpo.adapter import adapter_parameters, base_alone
+from grpo import ranks, state
 from grpo.casts import autocast_off, casts_kept
 from grpo.devices import choices
 from grpo.entropy import chosen
 from grpo.errors import LearnerError
-from grpo.forward import Policy, TokenScores, Want, can_share_prompts, check_model
+from grpo.export import agreed_hash, named_weights
+from grpo.forward import Policy, can_share_prompts, check_model
 from grpo.objective import find_objective
 from grpo.optimizers import check_sharding, learning_rate, make_optimizer
 from grpo.packing import (
@@ -47,12 +47,20 @@ from grpo.packing import (
     place,
     split_minibatches,
 )
+from grpo.policy import (
+    blocks,
+    checkpoint_activations,
+    frozen_copy,
+    load_trained,
+    parameter_groups,
+    trained_parameters,
+)
 from grpo.saved import save_policy
+from grpo.scoring import Scorer
 from grpo.step_sums import Sums
-from grpo.token_losses import Clip, LossInputs, sampling_weights
+from grpo.token_losses import Clip, LossInputs
 from grpo.transfer import to_device, to_host
 from grpo.types import Metrics, Row, Sampling, Version
-from grpo.weights import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -115,30 +123,27 @@ class TorchLearner:
         self.ref: nn.Module | None = None
         self.refreshed: dict[str, nn.Parameter] = {}  # a reference that follows the policy
         if algorithm.beta > 0 and (reference is not None or not lora_rank):
-            ref = policy.frozen_copy(model if reference is None else reference, self.device)
-            self.ref = self.ranks.wrap(Policy(ref), policy.blocks(ref))
-            self.refreshed = dict(ref.named_parameters()) if algorithm.ref_model_sync_steps else {}
-        self.model = (
-            policy.load_with_adapter(model, lora_rank, self.compute_dtype, seed, quantization)
-            if lora_rank
-            else policy.load_policy(model)
+            self._add_reference(model if reference is None else reference)
+        self.model = load_trained(
+            model, self.device, lora_rank, self.compute_dtype, seed, quantization
         )
-        policy.put_on(self.model, self.device)
-        policy.add_up_embedding(self.model, choices(self.device))
         check_model(self.model)
         self.share_prompts = config.share_prompts and can_share_prompts(self.model)
         if config.gradient_checkpointing:
-            policy.checkpoint_activations(self.model)
-        self.temperature, self.truncation = temperature, truncation
-        self.policy = self.ranks.wrap(Policy(self.model), policy.blocks(self.model), Policy.PASSES)
-        # By the names that engines and checkpoints know. Under FSDP2 these are the shards; the
-        # model's own attributes are whole tensors for the time of a forward pass.
-        self.trained = (
-            adapter_parameters(self.model) if lora_rank else dict(self.model.named_parameters())
+            checkpoint_activations(self.model)
+        self.scorer = Scorer(
+            model=self.model,
+            policy=self.ranks.wrap(Policy(self.model), blocks(self.model), Policy.PASSES),
+            reference=self.ref,
+            ranks=self.ranks,
+            compute_dtype=self.compute_dtype,
+            temperature=temperature,
+            truncation=truncation,
         )
+        self.trained = trained_parameters(self.model, has_adapter=bool(lora_rank))
         self.optimizer = make_optimizer(
             config.optim,
-            policy.parameter_groups(self.model, config.weight_decay),
+            parameter_groups(self.model, config.weight_decay),
             lr=config.learning_rate,
             betas=config.adam_betas,
             fused=choices(self.device).fused_optimizer,
@@ -149,6 +154,12 @@ class TorchLearner:
         self.steps = 0  # rollout batches seen
         self.updates = 0  # optimizer steps taken
         self._version: Version | None = None
+
+    def _add_reference(self, source: str | PreTrainedModel) -> None:
+        ref = frozen_copy(source, self.device)
+        self.ref = self.ranks.wrap(Policy(ref), blocks(ref))
+        if self.algorithm.ref_model_sync_steps:
+            self.refreshed = dict(ref.named_parameters())
 
     # -- learning ---------------------------------------------------------------------------
 
@@ -212,13 +223,13 @@ class TorchLearner:
             batches = [b.with_columns(weights=equal_weights(b.weights, total)) for b in batches]
         placed = [place(batch, self.device) for batch in batches]
         selects = self.objective.top_entropy_quantile < 1.0
-        scored = [self._no_grad(part) for part in placed if recompute or selects]
+        scored = [self.scorer.score_alone(part) for part in placed if recompute or selects]
         entropies = to_host(*(scores.entropy for scores in scored)) if selects else ()
         there = to_device(self.device, **chosen(batches, entropies, self.objective, self.gather))
         return [
             part.with_columns(
                 logp_old=scored[i].logp if recompute else None,
-                logp_ref=self._reference(part) if self.algorithm.beta > 0 else None,
+                logp_ref=self.scorer.reference_logp(part) if self.algorithm.beta > 0 else None,
                 high_entropy=there.get(f"high_entropy {i}"),
                 entropy_weights=there.get(f"entropy_weights {i}"),
             )
@@ -229,63 +240,13 @@ class TorchLearner:
         budget = self.config.tokens_per_micro_batch
         return even_micro_batches(rows, budget, self.share_prompts, self.gather)
 
-    def _score(self, placed: Placed, want: Sequence[Want] = ()) -> TokenScores:
-        """Under the policy, of the distribution that was sampled."""
-        with self._autocast():
-            return self.policy(placed, self._temperature(placed), self.truncation, want)
-
-    @torch.no_grad()
-    def _no_grad(self, placed: Placed, want: Sequence[Want] = ()) -> TokenScores:
-        found = self._score(placed, want)
-        self.ranks.release(self.policy)
-        return found
-
-    @torch.no_grad()
-    def _reference(self, placed: Placed) -> Tensor:
-        """Log-probs [N] under the reference, which is never truncated."""
-        scored_with = self.policy if self.ref is None else self.ref
-        alone = base_alone(self.model) if self.ref is None else contextlib.nullcontext()
-        with alone:
-            with self._autocast():
-                found = scored_with(placed, self._temperature(placed)).logp
-            self.ranks.release(scored_with)
-        return found
-
-    def _temperature(self, placed: Placed) -> float:
-        own = placed.batch.temperature
-        return self.temperature if own is None else own
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.compute_dtype is torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.compute_dtype)
-
     def loss(self, placed: Placed) -> tuple[Tensor, LossInputs, dict[str, Tensor]]:
         """The loss of one micro-batch, what it was computed from, and per-token quantities."""
-        scores = self._score(placed)
-        columns: dict[str, Any] = {"logp_old": scores.logp.detach(), "logp_ref": None}
-        columns |= placed.columns
-        num_completions = placed.batch.num_completions
-        correction = sampling_weights(
-            columns["logp_old"],
-            columns["logp_sampler"],
-            placed.completions,
-            self.algorithm.sampling_correction,
-            self.algorithm.sampling_correction_cap,
-            num_completions,
-        )
-        inputs = LossInputs(
-            logp=scores.logp,
-            entropy=scores.entropy,
-            completions=placed.completions,
-            num_completions=num_completions,
-            correction=correction,
-            **columns,
-        )
-        with autocast_off(scores.logp):  # `_update` has it on
+        inputs = self.scorer.loss_inputs(placed, self.algorithm)
+        with autocast_off(inputs.logp):  # `_update` has it on
             loss, metrics = self.objective.loss(inputs, self.clip)
-        if self.algorithm.sampling_correction != "none":
-            metrics["sampling/importance_sampling_ratio/mean"] = correction
+        if inputs.correction is not None and self.algorithm.sampling_correction != "none":
+            metrics["sampling/importance_sampling_ratio/mean"] = inputs.correction
         return loss, inputs, metrics
 
     def _update(self, part: Sequence[Placed], sums: Sums, sampled: bool) -> float:
@@ -294,10 +255,10 @@ class TorchLearner:
         loss = torch.zeros((), dtype=torch.float32)
         # One cast of each weight for all micro-batches; sharded ones are others every time.
         alone = self.num_ranks == 1
-        with casts_kept(self._autocast()) if alone else contextlib.nullcontext():
+        with casts_kept(self.scorer.autocast()) if alone else contextlib.nullcontext():
             for index, placed in enumerate(part):
                 last = index == len(part) - 1
-                wait = contextlib.nullcontext() if last else self.ranks.no_sync(self.policy)
+                wait = contextlib.nullcontext() if last else self.ranks.no_sync(self.scorer.policy)
                 with wait:
                     loss, inputs, metrics = self.loss(placed)
                     with autocast_off(loss):
@@ -322,40 +283,11 @@ class TorchLearner:
 
     def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """The policy's log-probs of each row's tokens, float32 [T]; NaN where not trained on."""
-        found = [np.full(len(row.ids), np.nan, dtype=np.float32) for row in rows]
-        scored = self._by_row(rows, lambda scores: scores.logp.float())
-        for row, whole, trained in zip(rows, found, scored, strict=True):
-            whole[row.mask] = trained
-        return found
+        return self.scorer.logprobs(rows, self._cut(rows)[0])
 
     def surprise(self, rows: Sequence[Row]) -> np.ndarray:
-        """float64 [3, N] of the rows' trained tokens, row after row, in order.
-
-        The policy's log-prob, the entropy it was drawn at and the variance of -log p there; see
-        `forward.token_scores`.
-        """
-
-        def stacked(scores: TokenScores) -> Tensor:
-            return torch.stack([score.double() for score in scores if score is not None])
-
-        found = self._by_row(rows, stacked, ("variance",))
-        return np.concatenate(found, axis=1) if found else np.zeros((3, 0))
-
-    def _by_row(
-        self,
-        rows: Sequence[Row],
-        of: Callable[[TokenScores], Tensor],
-        want: Sequence[Want] = (),
-    ) -> list[np.ndarray]:
-        """Scores [..., N] of micro-batches as those of each row; all come in one copy."""
-        batches = self._cut(rows)[0]
-        placed = [place(batch, self.device) for batch in batches]
-        scores = to_host(*(of(self._no_grad(part, want)) for part in placed))
-        found: dict[int, np.ndarray] = {}
-        for batch, score_N in zip(batches, scores, strict=True):
-            for number, index in enumerate(batch.rows):
-                found[index] = score_N[..., batch.completions == number]
-        return [found[index] for index in range(len(rows))]
+        """float64 [3, N] of the rows' trained tokens, in order: log-prob, entropy, variance."""
+        return self.scorer.surprise(rows, self._cut(rows)[0])
 
     # -- weights and state ------------------------------------------------------------------
 
@@ -364,8 +296,7 @@ class TorchLearner:
 
         Of an adapter, its own tensors only. Sharded ones are gathered one at a time.
         """
-        for name, parameter in self.trained.items():
-            yield name, ranks.whole(parameter).detach().to(self.engine_dtype)
+        return named_weights(self.trained, self.engine_dtype)
 
     def version(self) -> Version:
         """Optimizer steps taken, and the hash of what `weights` gives now.
@@ -373,20 +304,13 @@ class TorchLearner:
         Raises LearnerError where the ranks hold different weights.
         """
         if self._version is None:
-            found = self.gather([content_hash(self.weights())])
-            if len(set(found)) > 1:
-                raise LearnerError(
-                    f"after step {self.steps} the learner ranks hold different weights: {found}"
-                )
-            self._version = Version(step=self.updates, hash=found[0])
+            found = agreed_hash(self.trained, self.engine_dtype, self.ranks, self.steps)
+            self._version = Version(step=self.updates, hash=found)
         return self._version
 
     def canary(self) -> float:
         """Summed log-prob of the canary tokens, to compare with an engine's `Ack.canary`."""
-        with torch.no_grad(), self._autocast():
-            found = ranks.unwrapped(self.policy).canary_logprob()
-        self.ranks.release(self.policy)
-        return found
+        return self.scorer.canary()
 
     def gather(self, objects: Sequence[T]) -> list[T]:
         """The lists of all ranks, in rank order, on every rank."""
@@ -398,9 +322,7 @@ class TorchLearner:
         An adapter is merged into what is written, and lies beside it under `adapter/`. What is read
         back is compared with the policy (`grpo/saved.py`). Raises LearnerError.
         """
-        with torch.no_grad():  # in the weights' own types
-            logits = ranks.unwrapped(self.policy).canary_logits()
-        self.ranks.release(self.policy)
+        logits = self.scorer.canary_logits()
         save_policy(self.model, path, self.ranks, logits, lora_rank=self.lora_rank, base=self.base)
 
     def save(self, path: str) -> None:

@@ -24,9 +24,9 @@ from grpo.metrics import grader_failure, part_metrics, rollout_metrics
 from grpo.objective import Objective
 from grpo.parity import Gate, Limits
 from grpo.rewards.sentinel import sentinel
-from grpo.rows import drop_dead, group_metrics, make_rows, rank_share
 from grpo.schedule import Rollouts
 from grpo.types import Group, Learner, Metrics, Verifier
+from grpo.weighted_rows import drop_dead, group_metrics, make_rows, rank_share
 
 FAILURES = 0.1  # share of a batch that graders may fail on without a word
 
@@ -90,10 +90,9 @@ def train_step(parts: Parts, step: int, first: bool = False) -> Step:
         mask_truncated=parts.mask_truncated,
         num_minibatches=parts.num_minibatches,
     )
-    rows = with_temperatures(rows, groups, rollouts.wanted.sampling)
     live, dropped = drop_dead(rows, beta=parts.beta, loss_type=parts.loss_type)
     share = rank_share(live, learner.rank, learner.num_ranks, parts.num_minibatches)
-    learned = learner.step(share)
+    learned = learner.step(with_temperatures(share, groups, rollouts.wanted.sampling))
     if parts.limits is not None:
         parts.limits.check(step, learned)
     trained = time.perf_counter()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from grpo.adapter import add_adapter, check_peft, merged
+from grpo.adapter import adapter_parameters, add_adapter, check_peft, merged
 from grpo.devices import Choices, choices
 from grpo.errors import RecipeError
 from grpo.forward import disable_dropout
@@ -57,6 +57,34 @@ def load_with_adapter(
     return base
 
 
+def load_trained(
+    model: str | PreTrainedModel,
+    device: torch.device,
+    lora_rank: int,
+    compute_dtype: torch.dtype,
+    seed: int,
+    quantization: str,
+) -> PreTrainedModel:
+    """A policy to be trained, on the device: all of it, or with `lora_rank` an adapter's part."""
+    found = (
+        load_with_adapter(model, lora_rank, compute_dtype, seed, quantization)
+        if lora_rank
+        else load_policy(model)
+    )
+    put_on(found, device)
+    add_up_embedding(found, choices(device))
+    return found
+
+
+def trained_parameters(model: PreTrainedModel, has_adapter: bool) -> dict[str, nn.Parameter]:
+    """What is trained, by the names that engines and checkpoints know.
+
+    Under FSDP2 these are the shards; the model's own attributes are whole tensors for the time of a
+    forward pass.
+    """
+    return adapter_parameters(model) if has_adapter else dict(model.named_parameters())
+
+
 def frozen_copy(source: str | PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """A policy that is only scored with, on the device; of a module a copy."""
     model = load_policy(copy.deepcopy(source) if isinstance(source, nn.Module) else source)
@@ -76,8 +104,8 @@ def add_up_embedding(model: PreTrainedModel, choices: Choices) -> None:
     """Where it is the head as well, add the embedding's gradient to the head's row by row.
 
     Otherwise a second tensor of the weight's size is made for each micro-batch. Not with several
-    ranks: data-parallel wrappers would expect the sum to be sparse. And on a CPU only, by `choices`:
-    a card adds rows up in whatever order its threads arrive (`index_add_` in
+    ranks: data-parallel wrappers would expect the sum to be sparse. And on a CPU only, by
+    `choices`: a card adds rows up in whatever order its threads arrive (`index_add_` in
     `SparseCUDATensorMath.cu`), so that a seed gives another model each time, and with a padding
     token it waits for a mask.
     """

@@ -9,9 +9,9 @@ from grpo.learner import TorchLearner
 from grpo.rollout import torch_engine, vllm_engine, vllm_weights
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.rollout.vllm_engine import VllmEngine
-from grpo.rows import make_rows
 from grpo.schema import Algorithm, Learner
 from grpo.types import EngineSpec
+from grpo.weighted_rows import make_rows
 from perf import work
 from perf.learn_ours import to_groups
 from perf.worker import Settings, device, now, serve

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.rows import make_rows
 from grpo.types import Row, Sampling
+from grpo.weighted_rows import make_rows
 
-from ..grpo.rows import group
+from ..grpo.weighted_rows import group
 from .card import make_learner
 from .counting import Counting
 

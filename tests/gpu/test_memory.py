@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from grpo import forward
 from grpo.config import load
 from grpo.errors import MemoryShortage
 from grpo.out_of_memory import explained

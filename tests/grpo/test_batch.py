@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.layout import Pack
 from grpo.packing import micro_batches, split_minibatches
-from grpo.rows import drop_dead, group_metrics, make_rows
 from grpo.types import Completion, Segment, Version
+from grpo.weighted_rows import drop_dead, group_metrics, make_rows
 
 from .rows import EOS, group, three_groups
 

@@ -18,10 +18,10 @@ from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.layout import Attentions
 from grpo.learner import TorchLearner
 from grpo.objective import OBJECTIVES, find_objective
-from grpo.rows import drop_dead, make_rows, rank_share
 from grpo.schema import LOSS_TYPES, Algorithm
 from grpo.schema import Learner as Config
 from grpo.token_losses import Clip, LossInputs, sampling_weights
+from grpo.weighted_rows import drop_dead, make_rows, rank_share
 
 from .rows import V, group, tiny_model
 

@@ -24,11 +24,11 @@ from grpo.rewards import REWARDS, RewardSet
 from grpo.rewards.sentinel import sentinel
 from grpo.rewards.verdicts import judges, verdict
 from grpo.rollout.fake import FakeEngine
-from grpo.rows import group_metrics
 from grpo.run import train_recipe
 from grpo.stages.rl import _gain, best
 from grpo.summary import print_summary
 from grpo.types import Completion, Group, Prompt, Rollout, Sampling, Score, Segment, Task, Version
+from grpo.weighted_rows import group_metrics
 
 FORMED = "<think>a</think><answer>{}</answer>"
 BARE = r"\boxed{{{}}}"

@@ -22,10 +22,10 @@ from grpo.head import LEFT_OUT, Transform, check_head, token_logprobs
 from grpo.learner import TorchLearner
 from grpo.packing import micro_batches, place
 from grpo.rollout.sampling import filtered_probs, make_plan
-from grpo.rows import make_rows
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Sampling
+from grpo.weighted_rows import make_rows
 
 from .rows import V, three_groups, tiny_model
 

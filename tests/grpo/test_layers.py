@@ -14,7 +14,7 @@ from grpo.forward import token_scores
 from grpo.layers import fuse_layers
 from grpo.packing import micro_batches, place
 from grpo.policy import checkpoint_activations
-from grpo.rows import make_rows
+from grpo.weighted_rows import make_rows
 
 from .rows import V, three_groups, tiny_model
 

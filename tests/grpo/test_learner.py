@@ -13,10 +13,10 @@ from grpo.errors import LearnerError, PluginError, RunError
 from grpo.learner import TorchLearner, learning_rate
 from grpo.objective import find_objective
 from grpo.packing import micro_batches
-from grpo.rows import drop_dead, make_rows
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Learner
+from grpo.weighted_rows import drop_dead, make_rows
 
 from .rows import group, three_groups, tiny_model
 

@@ -107,7 +107,7 @@ def test_the_reference_is_the_base():
     placed = place(batch, learner.device)
     with torch.no_grad():
         expected = token_scores(tiny_model(), placed, 1.0).logp
-    torch.testing.assert_close(learner._reference(placed), expected, rtol=0, atol=0)
+    torch.testing.assert_close(learner.scorer.reference_logp(placed), expected, rtol=0, atol=0)
     with base_alone(learner.model):
         assert canary_logprob(learner.model) == canary_logprob(tiny_model())
     assert learner.canary() != pytest.approx(canary_logprob(tiny_model()), abs=1e-3)

@@ -9,7 +9,7 @@ import pytest
 
 from grpo.errors import LearnerError, RecipeError
 from grpo.ranks import join
-from grpo.rows import rank_share
+from grpo.weighted_rows import rank_share
 
 HERE = Path(__file__).parent
 BENCH = HERE.parents[1] / "benchmarks" / "bench_ranks.py"

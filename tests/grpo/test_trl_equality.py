@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.learner import TorchLearner
-from grpo.rows import make_rows
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
+from grpo.weighted_rows import make_rows
 
 from .rows import EOS, V, group, tiny_model
 

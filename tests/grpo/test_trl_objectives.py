@@ -14,10 +14,10 @@ import torch
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.learner import TorchLearner
 from grpo.objective import find_objective
-from grpo.rows import make_rows
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Segment
+from grpo.weighted_rows import make_rows
 
 from . import test_trl_equality as equality
 from .rows import group, tiny_model

@@ -32,13 +32,12 @@ from torch import Tensor, nn
 
 from grpo import ranks, state
 from grpo.casts import autocast_off, casts_kept
-from grpo.devices import choices
 from grpo.entropy import chosen
 from grpo.errors import LearnerError
 from grpo.export import agreed_hash, named_weights
 from grpo.forward import Policy, can_share_prompts, check_model
 from grpo.objective import find_objective
-from grpo.optimizers import check_sharding, learning_rate, make_optimizer
+from grpo.optimizers import check_sharding, learning_rate
 from grpo.packing import (
     MicroBatch,
     Placed,
@@ -52,7 +51,7 @@ from grpo.policy import (
     checkpoint_activations,
     frozen_copy,
     load_trained,
-    parameter_groups,
+    optimizer_of,
     trained_parameters,
 )
 from grpo.saved import save_policy
@@ -106,12 +105,8 @@ class TorchLearner:
         self.algorithm, self.config = algorithm, config
         self.base = model if isinstance(model, str) else None  # what an adapter belongs to
         self.objective = find_objective(algorithm.loss_type, algorithm.loss_args)
-        self.clip = Clip(
-            epsilon=algorithm.epsilon,
-            epsilon_high=algorithm.epsilon_high,
-            delta=algorithm.delta,
-            beta=algorithm.beta,
-        )
+        constants = ("epsilon", "epsilon_high", "delta", "beta")
+        self.clip = Clip(**{name: getattr(algorithm, name) for name in constants})
         self.compute_dtype = DTYPES[dtype]
         self.engine_dtype = DTYPES[engine_dtype or dtype]
         self.ranks = ranks.join()
@@ -141,13 +136,7 @@ class TorchLearner:
             truncation=truncation,
         )
         self.trained = trained_parameters(self.model, has_adapter=bool(lora_rank))
-        self.optimizer = make_optimizer(
-            config.optim,
-            parameter_groups(self.model, config.weight_decay),
-            lr=config.learning_rate,
-            betas=config.adam_betas,
-            fused=choices(self.device).fused_optimizer,
-        )
+        self.optimizer = optimizer_of(self.model, config, self.device)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.compute_dtype is torch.float16
         )

@@ -14,12 +14,15 @@ from grpo.devices import Choices, choices
 from grpo.errors import RecipeError
 from grpo.forward import disable_dropout
 from grpo.layers import fuse_layers
+from grpo.optimizers import make_optimizer
 from grpo.pretrained import load_model
 from grpo.quantize import quantize_base
 from grpo.ranks import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from grpo.schema import Learner as LearnerConfig
 
 
 def load_policy(
@@ -148,6 +151,19 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[s
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def optimizer_of(
+    model: PreTrainedModel, config: LearnerConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer of what is trained, as the settings have it."""
+    return make_optimizer(
+        config.optim,
+        parameter_groups(model, config.weight_decay),
+        lr=config.learning_rate,
+        betas=config.adam_betas,
+        fused=choices(device).fused_optimizer,
+    )
 
 
 def full_state(

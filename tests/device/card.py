@@ -82,9 +82,9 @@ def _pretend(patch: pytest.MonkeyPatch, memory: int, flex: bool) -> None:
     patch.setattr(learner, "can_share_prompts", lambda _: True)
     patch.setattr(policy, "check_peft", lambda *_: None)
     # On a card one kernel updates all weights.
-    make_optimizer = learner.make_optimizer
+    make_optimizer = policy.make_optimizer
     patch.setattr(
-        learner, "make_optimizer", lambda *a, **k: make_optimizer(*a, **k | {"fused": True})
+        policy, "make_optimizer", lambda *a, **k: make_optimizer(*a, **k | {"fused": True})
     )
     patch.setattr(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: [CARD.type])
     if flex:

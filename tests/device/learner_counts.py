@@ -15,7 +15,7 @@ from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.types import Row, Sampling
 from grpo.weighted_rows import make_rows
 
-from ..grpo.weighted_rows import group
+from ..grpo.rows import group
 from .card import make_learner
 from .counting import Counting
 

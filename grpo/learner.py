@@ -15,7 +15,8 @@ below the spacing of bfloat16 numbers and would be rounded away. With LoRA that 
 adapter; the base is frozen and kept in the compute type.
 
 With several ranks (`grpo/ranks.py`) every method is collective: all ranks call it, in the same
-order. `step` takes each rank's own share of the rows (`batch.rank_share`); gradients are summed.
+order. `step` takes each rank's own share of the rows (`weighted_rows.rank_share`); gradients are
+summed.
 """
 
 from __future__ import annotations

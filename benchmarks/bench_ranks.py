@@ -225,7 +225,7 @@ def some_rows(loss_type: str) -> list[Any]:
 
 def dealt(rows: Sequence[Any], deal: str, rank: int, ranks: int) -> list[Any]:
     """What rank `rank` trains."""
-    from grpo.batch import rank_share
+    from grpo.weighted_rows import rank_share
 
     if deal == "balanced":
         return rank_share(rows, rank, ranks)

@@ -26,6 +26,11 @@ def casts_kept(autocast: contextlib.AbstractContextManager[object]) -> Iterator[
         _kept.reset(token)
 
 
+def autocast_off(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Products in the tensors' own types, on the device of `tensor`."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def compute_type(tensor: Tensor) -> torch.dtype:
     """That of autocast where it is on, otherwise the tensor's own."""
     device = tensor.device.type

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from grpo.batch import MicroBatch
     from grpo.objective import Objective
+    from grpo.packing import MicroBatch
 
 Gather = Callable[[Sequence[Any]], list[Any]]
 

@@ -1,4 +1,4 @@
-"""Log-probs of a micro-batch under a policy: the only forward pass the learner makes.
+"""A micro-batch through the policy: the only forward pass the learner makes.
 
 Only the positions that predict a trained token reach the language-model head (`grpo/head.py`).
 Log-probs are those of the distribution that was sampled, in float32: logits / temperature, with the
@@ -8,25 +8,89 @@ same top-k, top-p and min-p as the sampler's where those are on.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from grpo.batch import MicroBatch, Pack
-from grpo.canary import canary_ids, vocabulary
+from grpo.canary import canary_ids, canary_logits, canary_logprob, vocabulary
 from grpo.families import body, check_causal, check_family, may_share_prompts
 from grpo.head import Transform, check_head, output_head, token_logprobs, token_surprise
+from grpo.interface import IMPLEMENTATION
+from grpo.layout import Layout, Pack, make_layout
+from grpo.packing import Placed
 from grpo.repeated import rows_at
-from grpo.shared_attention import IMPLEMENTATION, Layout, make_layout
-from grpo.transfer import to_device
 from grpo.types import Sampling
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NOISE = re.compile(r"(dropout|_drop|layerdrop)$")  # numbers in a module, of training mode
+
+
+Want = Literal["variance"]
+
+
+class TokenScores(NamedTuple):
+    """Of the N trained tokens of a micro-batch; in float32, or float64 for a float64 model.
+
+    A tuple, because FSDP2 finds what a backward pass will begin with in tuples and not in records.
+    """
+
+    logp: Tensor  # under the policy, at the temperature and truncation that were asked for
+    entropy: Tensor  # of the next-token distribution, in nats
+    variance: Tensor | None = None  # of -log p under that distribution; without gradient
+
+
+class Policy(nn.Module):
+    """The model as the learner uses it: micro-batches in, scores of their trained tokens out.
+
+    Wrappers for several ranks see `forward` alone, and of the others what `PASSES` names.
+    """
+
+    PASSES = ("canary_logits", "canary_logprob")
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        placed: Placed,
+        temperature: float,
+        truncation: Sampling | None = None,
+        want: Sequence[Want] = (),
+    ) -> TokenScores:
+        """See `token_scores`."""
+        return token_scores(self.model, placed, temperature, truncation, want)
+
+    def canary_logits(self) -> Tensor:
+        """Logits of the canary tokens, by the model's own forward pass."""
+        return canary_logits(self.model)
+
+    def canary_logprob(self) -> float:
+        """Their summed log-prob."""
+        return canary_logprob(self.model)
+
+
+def token_scores(
+    model: PreTrainedModel,
+    placed: Placed,
+    temperature: float,
+    truncation: Sampling | None = None,
+    want: Sequence[Want] = (),
+) -> TokenScores:
+    """Scores [N] of the trained tokens, with gradient unless `variance` is wanted.
+
+    Temperature 0 (greedy) counts as 1. `truncation`: the filters that the tokens were drawn with.
+    Over tokens drawn from the distribution, sum(-log p - entropy) / sqrt(sum(variance)) is a
+    standard normal number for a sampler that draws what it says (`grpo/parity.py`).
+    """
+    score = token_surprise if "variance" in want else token_logprobs
+    transform = Transform.of(model, temperature, truncation)
+    hidden_N_D = rows_at(_hidden_states(model, placed), placed.sources)
+    return TokenScores(*score(output_head(model), hidden_N_D, placed.targets, transform))
 
 
 def check_model(model: PreTrainedModel) -> None:
@@ -89,33 +153,6 @@ def disable_dropout(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placed:
-    """A micro-batch where the model is, for all passes over it: shapes as there."""
-
-    batch: MicroBatch
-    ids: Tensor
-    positions: Tensor
-    sources: Tensor
-    targets: Tensor
-    logprobs: Tensor
-    advantages: Tensor
-    weights: Tensor
-    completions: Tensor
-    layout: Layout | None  # of a flat row
-
-
-def place(micro_batch: MicroBatch, device: torch.device) -> Placed:
-    """The micro-batch on `device`: one copy, and one more where an attention reads the layout."""
-    names = ("ids", "positions", "sources", "targets")
-    names += ("logprobs", "advantages", "weights", "completions")
-    return Placed(
-        batch=micro_batch,
-        layout=make_layout(micro_batch.packs, device) if micro_batch.packs else None,
-        **to_device(device, **{name: getattr(micro_batch, name) for name in names}),
-    )
-
-
 def _hidden_states(model: PreTrainedModel, placed: Placed) -> Tensor:
     """[R * L, D] outputs of the last layer, after its norm."""
     if placed.layout is not None:
@@ -129,7 +166,7 @@ def _hidden_states(model: PreTrainedModel, placed: Placed) -> Tensor:
 def _flat_hidden_states(
     model: PreTrainedModel, ids: Tensor, positions: Tensor, layout: Layout
 ) -> Tensor:
-    """[1, L, D]; see `grpo/shared_attention.py`, which is transformers' own without a layout.
+    """[1, L, D]; see `grpo/interface.py`, which is transformers' own without a layout.
 
     So the model keeps it: with gradient checkpointing it is called again in the backward pass.
     """
@@ -142,48 +179,3 @@ def _flat_hidden_states(
         use_cache=False,
         shared_layout=layout,
     )[0]
-
-
-def completion_logprobs(
-    model: PreTrainedModel,
-    placed: Placed,
-    temperature: float,
-    want_entropy: bool,
-    truncation: Sampling | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probs [N] of the trained tokens and entropies [N] in nats, both with gradient.
-
-    float32, or float64 for a float64 model. Temperature 0 (greedy) counts as 1. `truncation`:
-    the filters that the tokens were drawn with.
-    """
-    logp_N, entropy_N = token_logprobs(
-        output_head(model),
-        *_trained_positions(model, placed),
-        Transform.of(model, temperature, truncation),
-    )
-    return logp_N, entropy_N if want_entropy else None
-
-
-@torch.no_grad()
-def completion_surprise(
-    model: PreTrainedModel,
-    placed: Placed,
-    temperature: float,
-    truncation: Sampling | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probs [N] of the trained tokens, and what -log p should be: its mean and variance [N].
-
-    The mean is the entropy of the next-token distribution. Over tokens that were drawn from it,
-    sum(-log p - mean) / sqrt(sum(variance)) is a standard normal number for a sampler that draws
-    what it says (`grpo/agreement.py`).
-    """
-    return token_surprise(
-        output_head(model),
-        *_trained_positions(model, placed),
-        Transform.of(model, temperature, truncation),
-    )
-
-
-def _trained_positions(model: PreTrainedModel, placed: Placed) -> tuple[Tensor, Tensor]:
-    """Hidden states [N, D] that predict the trained tokens, and those tokens [N]."""
-    return rows_at(_hidden_states(model, placed), placed.sources), placed.targets

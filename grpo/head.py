@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from grpo.canary import canary_ids, vocabulary
-from grpo.casts import compute_type, joined
+from grpo.casts import autocast_off, compute_type, joined
 from grpo.errors import RecipeError
 from grpo.families import body
 from grpo.kernels.head import normalize, pull_back_
@@ -173,7 +173,7 @@ def token_surprise(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probs [N] of the targets, and mean and variance [N] of -log p under the distribution."""
     compute = compute_type(head.weight)
-    with torch.autocast(hidden_N_D.device.type, enabled=False):
+    with autocast_off(hidden_N_D):
         hidden_N_D, weight = hidden_N_D.to(compute), joined([head.weight], compute)
         bias = None if head.bias is None else head.bias.to(compute)
         found: list[Tensor] = []
@@ -263,7 +263,7 @@ class _TokenLogProbs(torch.autograd.Function):
         transform: Transform,
     ) -> tuple[Tensor, Tensor]:
         compute = compute_type(weight_V_D)
-        with torch.autocast(hidden_N_D.device.type, enabled=False):
+        with autocast_off(hidden_N_D):
             hidden, weight = hidden_N_D.to(compute), joined([weight_V_D], compute)
             bias = None if bias_V is None else bias_V.to(compute)
             chunks = _chunks(hidden, targets_N, len(weight))
@@ -287,28 +287,28 @@ class _TokenLogProbs(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets_N, scale_N, entropy_N, kept = ctx.saved_tensors
-        of_logp, of_entropy = (
+        grad_logp, grad_entropy = (
             torch.zeros_like(scale_N) if gradient is None else gradient for gradient in gradients
         )
         uses_entropy = gradients[1] is not None
         hidden_type, weight_type = ctx.types
-        per_row = torch.stack([scale_N, entropy_N, of_logp, of_entropy])
-        hidden_gradient: list[Tensor] = []
-        of_weight = bias_gradient = None
+        per_row = torch.stack([scale_N, entropy_N, grad_logp, grad_entropy])
+        grad_hidden: list[Tensor] = []
+        grad_weight = grad_bias = None
         step = _chunk(len(hidden), len(weight), hidden.device)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with autocast_off(hidden):
             for (part, targets), rows in zip(
                 _chunks(hidden, targets_N, len(weight)), per_row.split(step, dim=1), strict=True
             ):
                 product = functional.linear(part, weight, bias) if kept is None else kept
                 _logit_gradients_(product, targets, rows, ctx.transform, uses_entropy)
-                hidden_gradient.append((product @ weight).to(hidden_type))
+                grad_hidden.append((product @ weight).to(hidden_type))
                 if ctx.needs_input_grad[1]:
-                    of_weight = weight_gradient(product, part, weight_type, of_weight)
+                    grad_weight = weight_gradient(product, part, weight_type, grad_weight)
                 if ctx.needs_input_grad[2]:
-                    of_chunk = product.sum(0, dtype=weight_type)
-                    bias_gradient = of_chunk if bias_gradient is None else bias_gradient + of_chunk
-        return torch.cat(hidden_gradient), of_weight, bias_gradient, None, None
+                    grad_chunk = product.sum(0, dtype=weight_type)
+                    grad_bias = grad_chunk if grad_bias is None else grad_bias + grad_chunk
+        return torch.cat(grad_hidden), grad_weight, grad_bias, None, None
 
 
 def _logit_gradients_(

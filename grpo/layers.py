@@ -9,7 +9,7 @@ multi-layer perceptron, each with its norm and the sum into the residual stream,
   the norms and the gated activation again, which costs less than reading them
 
 The numbers are those of the model's own code, with fewer roundings on the way. It is used where
-tokens lie flat (`grpo/shared_attention.py`); any other call goes to the model's own code, and so
+tokens lie flat (`grpo/shared.py`); any other call goes to the model's own code, and so
 does a layer that has an adapter.
 """
 
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from grpo.casts import compute_type, joined
+from grpo.casts import autocast_off, compute_type, joined
 from grpo.kernels.layers import (
     add,
     rms_norm,
@@ -34,7 +34,8 @@ from grpo.kernels.layers import (
     swiglu_backward,
     weight_gradient,
 )
-from grpo.shared_attention import Layout, attend, attend_backward
+from grpo.layout import Layout
+from grpo.shared import attend, attend_backward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +67,6 @@ def _forward(
         shared_layout is None
         or position_embeddings is None
         or past_key_values is not None
-        or hidden_states.device.type != "cpu"
         or not _is_plain(layer)
     ):
         return type(layer).forward(
@@ -141,7 +141,7 @@ class _Attention(torch.autograd.Function):
         cos, sin, layout, width, scaling = how
         weights = cast(tuple[Tensor, ...], projections[:3])
         biases = [b for b in projections[3:] if b is not None]
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x):
             projection, narrow_output = joined(weights, dtype), joined([output], dtype)
             hidden, scale = rms_norm(x, norm, eps, dtype)
             bias = joined(biases, dtype) if biases else None
@@ -164,27 +164,27 @@ class _Attention(torch.autograd.Function):
         x, norm, scale, qkv, found, normalizer, projection, output, cos, sin = ctx.saved_tensors
         upstream = gradients[0].contiguous()
         heads, N = ctx.heads, len(x)
-        with torch.autocast(x.device.type, enabled=False):
-            of_result = upstream.to(qkv.dtype)
-            of_output = None
+        with autocast_off(x):
+            grad_result = upstream.to(qkv.dtype)
+            grad_output = None
             if ctx.needs_input_grad[3]:
-                of_output = weight_gradient(of_result, found.flatten(1), ctx.weight_type)
-            of_found = (of_result @ output).view(found.shape)
+                grad_output = weight_gradient(grad_result, found.flatten(1), ctx.weight_type)
+            grad_found = (grad_result @ output).view(found.shape)
             saved = (*qkv.split(heads, 1), found, normalizer)
-            of_qkv = torch.empty_like(qkv)
-            attend_backward(of_found, saved, ctx.layout, ctx.scaling, of_qkv.split(heads, 1))
-            rotate_(of_qkv, cos, sin, heads[0] + heads[1], backward=True)
-            of_qkv = of_qkv.view(N, -1)
+            grad_qkv = torch.empty_like(qkv)
+            attend_backward(grad_found, saved, ctx.layout, ctx.scaling, grad_qkv.split(heads, 1))
+            rotate_(grad_qkv, cos, sin, heads[0] + heads[1], backward=True)
+            grad_qkv = grad_qkv.view(N, -1)
             rows = [many * qkv.shape[2] for many in heads]
-            of_weights: Sequence[Tensor | None] = [None] * 3
+            grad_weights: Sequence[Tensor | None] = [None] * 3
             if any(ctx.needs_input_grad[5:8]):
                 hidden, _ = rms_norm(x, norm, ctx.eps, qkv.dtype)
-                of_weights = weight_gradient(of_qkv, hidden, ctx.weight_type).split(rows)
-            of_biases: Sequence[Tensor | None] = [None] * 3
+                grad_weights = weight_gradient(grad_qkv, hidden, ctx.weight_type).split(rows)
+            grad_biases: Sequence[Tensor | None] = [None] * 3
             if ctx.has_bias:
-                of_biases = of_qkv.sum(0, dtype=ctx.weight_type).split(rows)
-            of_x, of_norm = rms_norm_backward(of_qkv @ projection, x, norm, scale, upstream)
-        return of_x, of_norm, None, of_output, None, *of_weights, *of_biases
+                grad_biases = grad_qkv.sum(0, dtype=ctx.weight_type).split(rows)
+            grad_x, grad_norm = rms_norm_backward(grad_qkv @ projection, x, norm, scale, upstream)
+        return grad_x, grad_norm, None, grad_output, None, *grad_weights, *grad_biases
 
 
 class _Perceptron(torch.autograd.Function):
@@ -195,7 +195,7 @@ class _Perceptron(torch.autograd.Function):
         ctx: Any, x: Tensor, norm: Tensor, eps: float, gate: Tensor, up: Tensor, down: Tensor
     ) -> Tensor:
         dtype = compute_type(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x):
             expansion, narrow_down = joined([gate, up], dtype), joined([down], dtype)
             hidden, scale = rms_norm(x, norm, eps, dtype)
             gate_up = functional.linear(hidden, expansion)
@@ -208,15 +208,17 @@ class _Perceptron(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, norm, scale, gate_up, expansion, down = ctx.saved_tensors
         upstream = gradients[0].contiguous()
-        of_weights: list[Tensor | None] = [None] * 3
-        with torch.autocast(x.device.type, enabled=False):
-            of_result = upstream.to(gate_up.dtype)
-            of_gate_up, active = swiglu_backward(gate_up, of_result @ down)
+        grad_weights: list[Tensor | None] = [None] * 3
+        with autocast_off(x):
+            grad_result = upstream.to(gate_up.dtype)
+            grad_gate_up, active = swiglu_backward(gate_up, grad_result @ down)
             if ctx.needs_input_grad[5]:
-                of_weights[2] = weight_gradient(of_result, active, ctx.weight_type)
+                grad_weights[2] = weight_gradient(grad_result, active, ctx.weight_type)
             if any(ctx.needs_input_grad[3:5]):
                 hidden, _ = rms_norm(x, norm, ctx.eps, gate_up.dtype)
-                of_expansion = weight_gradient(of_gate_up, hidden, ctx.weight_type)
-                of_weights[:2] = of_expansion.chunk(2)
-            of_x, of_norm = rms_norm_backward(of_gate_up @ expansion, x, norm, scale, upstream)
-        return of_x, of_norm, None, *of_weights
+                grad_expansion = weight_gradient(grad_gate_up, hidden, ctx.weight_type)
+                grad_weights[:2] = grad_expansion.chunk(2)
+            grad_x, grad_norm = rms_norm_backward(
+                grad_gate_up @ expansion, x, norm, scale, upstream
+            )
+        return grad_x, grad_norm, None, *grad_weights

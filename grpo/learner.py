@@ -15,61 +15,52 @@ below the spacing of bfloat16 numbers and would be rounded away. With LoRA that 
 adapter; the base is frozen and kept in the compute type.
 
 With several ranks (`grpo/ranks.py`) every method is collective: all ranks call it, in the same
-order. `step` takes each rank's own share of the rows (`batch.rank_share`); gradients are summed.
+order. `step` takes each rank's own share of the rows (`weighted_rows.rank_share`); gradients are
+summed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo import learner_state, ranks
-from grpo.adapter import adapter_parameters, base_alone
-from grpo.batch import (
-    EMPTY_ROW,
-    MicroBatch,
-    equal_weights,
-    micro_batches,
-    split_minibatches,
-)
-from grpo.canary import canary_logits, canary_logprob
-from grpo.casts import casts_kept
+from grpo import ranks, state
+from grpo.casts import autocast_off, casts_kept
 from grpo.entropy import chosen
 from grpo.errors import LearnerError
-from grpo.forward import (
-    Placed,
-    can_share_prompts,
-    check_model,
-    completion_logprobs,
-    completion_surprise,
-    place,
-)
-from grpo.learner_metrics import Sums
+from grpo.export import agreed_hash, named_weights
+from grpo.forward import Policy, can_share_prompts, check_model
 from grpo.objective import find_objective
-from grpo.optimizers import check_sharding, learning_rate, make_optimizer
+from grpo.optimizers import check_sharding, learning_rate
+from grpo.packing import (
+    MicroBatch,
+    Placed,
+    equal_weights,
+    even_micro_batches,
+    place,
+    split_minibatches,
+)
 from grpo.policy import (
-    Policy,
-    add_up_embedding,
     blocks,
     checkpoint_activations,
-    load_policy,
-    load_with_adapter,
-    parameter_groups,
+    frozen_copy,
+    load_trained,
+    optimizer_of,
+    trained_parameters,
 )
 from grpo.saved import save_policy
-from grpo.token_losses import Clip, LossInputs, sampling_weights
+from grpo.scoring import Scorer
+from grpo.step_sums import Sums
+from grpo.token_losses import Clip, LossInputs
 from grpo.transfer import to_device, to_host
 from grpo.types import Metrics, Row, Sampling, Version
-from grpo.weights import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,22 +71,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Prepared:
-    """A micro-batch with what is computed once per rollout batch."""
-
-    placed: Placed
-    logp_old: Tensor | None = None
-    logp_ref: Tensor | None = None
-    high_entropy: Tensor | None = None
-    entropy_weights: Tensor | None = None
-
-    @property
-    def batch(self) -> MicroBatch:
-        """The same on the host."""
-        return self.placed.batch
 
 
 class TorchLearner:
@@ -131,12 +106,8 @@ class TorchLearner:
         self.algorithm, self.config = algorithm, config
         self.base = model if isinstance(model, str) else None  # what an adapter belongs to
         self.objective = find_objective(algorithm.loss_type, algorithm.loss_args)
-        self.clip = Clip(
-            epsilon=algorithm.epsilon,
-            epsilon_high=algorithm.epsilon_high,
-            delta=algorithm.delta,
-            beta=algorithm.beta,
-        )
+        constants = ("epsilon", "epsilon_high", "delta", "beta")
+        self.clip = Clip(**{name: getattr(algorithm, name) for name in constants})
         self.compute_dtype = DTYPES[dtype]
         self.engine_dtype = DTYPES[engine_dtype or dtype]
         self.ranks = ranks.join()
@@ -148,42 +119,37 @@ class TorchLearner:
         self.ref: nn.Module | None = None
         self.refreshed: dict[str, nn.Parameter] = {}  # a reference that follows the policy
         if algorithm.beta > 0 and (reference is not None or not lora_rank):
-            source = model if reference is None else reference
-            ref = load_policy(copy.deepcopy(source) if isinstance(source, nn.Module) else source)
-            ref.requires_grad_(False)
-            nn.Module.to(ref, self.device)
-            self.ref = self.ranks.wrap(Policy(ref), blocks(ref))
-            self.refreshed = dict(ref.named_parameters()) if algorithm.ref_model_sync_steps else {}
-        if lora_rank:
-            self.model = load_with_adapter(model, lora_rank, self.compute_dtype, seed, quantization)
-        else:
-            self.model = load_policy(model)
-        nn.Module.to(self.model, self.device)
-        add_up_embedding(self.model)
+            self._add_reference(model if reference is None else reference)
+        self.model = load_trained(
+            model, self.device, lora_rank, self.compute_dtype, seed, quantization
+        )
         check_model(self.model)
         self.share_prompts = config.share_prompts and can_share_prompts(self.model)
         if config.gradient_checkpointing:
             checkpoint_activations(self.model)
-        self.temperature, self.truncation = temperature, truncation
-        self.policy = self.ranks.wrap(Policy(self.model), blocks(self.model))
-        # By the names that engines and checkpoints know. Under FSDP2 these are the shards; the
-        # model's own attributes are whole tensors for the time of a forward pass.
-        self.trained = (
-            adapter_parameters(self.model) if lora_rank else dict(self.model.named_parameters())
+        self.scorer = Scorer(
+            model=self.model,
+            policy=self.ranks.wrap(Policy(self.model), blocks(self.model), Policy.PASSES),
+            reference=self.ref,
+            ranks=self.ranks,
+            compute_dtype=self.compute_dtype,
+            temperature=temperature,
+            truncation=truncation,
         )
-        self.optimizer = make_optimizer(
-            config.optim,
-            parameter_groups(self.model, config.weight_decay),
-            lr=config.learning_rate,
-            betas=config.adam_betas,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        self.trained = trained_parameters(self.model, has_adapter=bool(lora_rank))
+        self.optimizer = optimizer_of(self.model, config, self.device)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.compute_dtype is torch.float16
         )
         self.steps = 0  # rollout batches seen
         self.updates = 0  # optimizer steps taken
         self._version: Version | None = None
+
+    def _add_reference(self, source: str | PreTrainedModel) -> None:
+        ref = frozen_copy(source, self.device)
+        self.ref = self.ranks.wrap(Policy(ref), blocks(ref))
+        if self.algorithm.ref_model_sync_steps:
+            self.refreshed = dict(ref.named_parameters())
 
     # -- learning ---------------------------------------------------------------------------
 
@@ -218,7 +184,7 @@ class TorchLearner:
         self.steps += 1
         self.updates += taken
         if self.refreshed and self.steps % self.algorithm.ref_model_sync_steps == 0:
-            learner_state.copy(self.trained, self.refreshed)
+            state.copy(self.trained, self.refreshed)
         if taken:
             self._version = None
         finite = [n for n in norms if math.isfinite(n)]
@@ -236,144 +202,60 @@ class TorchLearner:
             "learner/tokens_per_second": tokens * self.algorithm.num_iterations / seconds,
         }
 
-    def _prepare(self, rows: Sequence[Row], recompute: bool) -> list[_Prepared]:
+    def _prepare(self, rows: Sequence[Row], recompute: bool) -> list[Placed]:
         """Micro-batches of one optimizer step, with old and reference log-probs where needed.
 
         Tokens are chosen for their entropy here too: once, under the policy that sampled, so that
         further passes over the batch act on the same ones. Empty when no rank has a row.
         """
-        batches, total = self._cut_evenly(rows)
+        batches, total = self._cut(rows)
         if self.objective.per_micro_batch:
-            batches = [replace(b, weights=equal_weights(b.weights, total)) for b in batches]
+            batches = [b.with_columns(weights=equal_weights(b.weights, total)) for b in batches]
         placed = [place(batch, self.device) for batch in batches]
         selects = self.objective.top_entropy_quantile < 1.0
-        scored = [
-            self._no_grad(lambda m, p=part: self._scored(m, p, selects))
-            for part in placed
-            if recompute or selects
-        ]
-        entropies = to_host(*(e for _, e in scored if e is not None))
+        scored = [self.scorer.score_alone(part) for part in placed if recompute or selects]
+        entropies = to_host(*(scores.entropy for scores in scored)) if selects else ()
         there = to_device(self.device, **chosen(batches, entropies, self.objective, self.gather))
         return [
-            _Prepared(
-                placed=part,
-                logp_old=scored[i][0] if recompute else None,
-                logp_ref=self._reference(part) if self.algorithm.beta > 0 else None,
+            part.with_columns(
+                logp_old=scored[i].logp if recompute else None,
+                logp_ref=self.scorer.reference_logp(part) if self.algorithm.beta > 0 else None,
                 high_entropy=there.get(f"high_entropy {i}"),
                 entropy_weights=there.get(f"entropy_weights {i}"),
             )
             for i, part in enumerate(placed)
         ]
 
-    def _cut(self, rows: Sequence[Row]) -> list[MicroBatch]:
+    def _cut(self, rows: Sequence[Row]) -> tuple[list[MicroBatch], int]:
         budget = self.config.tokens_per_micro_batch
-        return micro_batches(rows, budget, self.share_prompts, pad_id=0)
+        return even_micro_batches(rows, budget, self.share_prompts, self.gather)
 
-    def _cut_evenly(self, rows: Sequence[Row]) -> tuple[list[MicroBatch], int]:
-        """As many micro-batches on every rank, so that collectives meet; how many are real.
-
-        Ranks that have fewer are given copies of their last and smallest, with zero weights.
-        """
-        batches = self._cut(rows)
-        counts = self.gather([len(batches)])
-        missing = max(counts) - len(batches)
-        if missing:
-            filler = batches[-1] if batches else self._cut([EMPTY_ROW])[0]
-            nothing = np.zeros_like(filler.weights)
-            filler = replace(filler, weights=nothing, advantages=nothing, rows=())
-            batches += [filler] * missing
-        return batches, sum(counts)
-
-    @torch.no_grad()
-    def _no_grad(self, use: Callable[[PreTrainedModel], T], policy: nn.Module | None = None) -> T:
-        """`use` of the whole model, without gradients."""
-        policy = policy or self.policy
-        with self._autocast():
-            found = policy(use)
-        self.ranks.release(policy)
-        return found
-
-    def _scored(
-        self, model: PreTrainedModel, placed: Placed, want_entropy: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        temperature = self._temperature(placed.batch)
-        return completion_logprobs(model, placed, temperature, want_entropy, self.truncation)
-
-    def _temperature(self, batch: MicroBatch) -> float:
-        return self.temperature if batch.temperature is None else batch.temperature
-
-    def _reference(self, placed: Placed) -> Tensor:
-        def score(model: PreTrainedModel) -> Tensor:
-            temperature = self._temperature(placed.batch)
-            return completion_logprobs(model, placed, temperature, False)[0]
-
-        if self.ref is not None:
-            return self._no_grad(score, self.ref)
-        with base_alone(self.model):
-            return self._no_grad(score)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.compute_dtype is torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.compute_dtype)
-
-    def loss(self, prepared: _Prepared) -> tuple[Tensor, LossInputs, dict[str, Tensor]]:
+    def loss(self, placed: Placed) -> tuple[Tensor, LossInputs, dict[str, Tensor]]:
         """The loss of one micro-batch, what it was computed from, and per-token quantities."""
-        placed = prepared.placed
-
-        def score(model: PreTrainedModel) -> tuple[Tensor, Tensor | None]:
-            return self._scored(model, placed, True)
-
-        with self._autocast():
-            logp, entropy = self.policy(score)
-
-        logp_old = logp.detach() if prepared.logp_old is None else prepared.logp_old
-        num_completions = int(placed.batch.completions.max(initial=-1)) + 1
-        correction = sampling_weights(
-            logp_old,
-            placed.logprobs,
-            placed.completions,
-            self.algorithm.sampling_correction,
-            self.algorithm.sampling_correction_cap,
-            num_completions,
-        )
-        inputs = LossInputs(
-            logp=logp,
-            logp_old=logp_old,
-            logp_sampler=placed.logprobs,
-            logp_ref=prepared.logp_ref,
-            advantages=placed.advantages,
-            weights=placed.weights,
-            entropy=entropy,
-            completions=placed.completions,
-            num_completions=num_completions,
-            correction=correction,
-            high_entropy=prepared.high_entropy,
-            entropy_weights=prepared.entropy_weights,
-        )
-        with torch.autocast(self.device.type, enabled=False):  # `_update` has it on
+        inputs = self.scorer.loss_inputs(placed, self.algorithm)
+        with autocast_off(inputs.logp):  # `_update` has it on
             loss, metrics = self.objective.loss(inputs, self.clip)
-        if self.algorithm.sampling_correction != "none":
-            metrics["sampling/importance_sampling_ratio/mean"] = correction
+        if inputs.correction is not None and self.algorithm.sampling_correction != "none":
+            metrics["sampling/importance_sampling_ratio/mean"] = inputs.correction
         return loss, inputs, metrics
 
-    def _update(self, part: Sequence[_Prepared], sums: Sums, sampled: bool) -> float:
+    def _update(self, part: Sequence[Placed], sums: Sums, sampled: bool) -> float:
         """One optimizer step; returns the gradient's norm before clipping."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = torch.zeros((), dtype=torch.float32)
         # One cast of each weight for all micro-batches; sharded ones are others every time.
         alone = self.num_ranks == 1
-        with casts_kept(self._autocast()) if alone else contextlib.nullcontext():
-            for index, prepared in enumerate(part):
+        with casts_kept(self.scorer.autocast()) if alone else contextlib.nullcontext():
+            for index, placed in enumerate(part):
                 last = index == len(part) - 1
-                wait = contextlib.nullcontext() if last else self.ranks.no_sync(self.policy)
+                wait = contextlib.nullcontext() if last else self.ranks.no_sync(self.scorer.policy)
                 with wait:
-                    loss, inputs, metrics = self.loss(prepared)
-                    with torch.autocast(self.device.type, enabled=False):
+                    loss, inputs, metrics = self.loss(placed)
+                    with autocast_off(loss):
                         # Data-parallel wrappers average gradients over ranks; the weights are
                         # already global, so the sum is wanted.
                         self.scaler.scale(loss * self.num_ranks).backward()
-                tokens = int(np.count_nonzero(prepared.batch.weights))
+                tokens = int(np.count_nonzero(placed.batch.weights))
                 sums.add(loss, inputs, metrics, tokens=tokens, sampled=sampled)
         self.scaler.unscale_(self.optimizer)
         limit = self.config.max_grad_norm or math.inf
@@ -391,42 +273,11 @@ class TorchLearner:
 
     def logprobs(self, rows: Sequence[Row]) -> list[np.ndarray]:
         """The policy's log-probs of each row's tokens, float32 [T]; NaN where not trained on."""
-
-        def score(model: PreTrainedModel, placed: Placed) -> Tensor:
-            return self._scored(model, placed)[0].float()
-
-        found = [np.full(len(row.ids), np.nan, dtype=np.float32) for row in rows]
-        for row, whole, trained in zip(rows, found, self._by_row(rows, score), strict=True):
-            whole[row.mask] = trained
-        return found
+        return self.scorer.logprobs(rows, self._cut(rows)[0])
 
     def surprise(self, rows: Sequence[Row]) -> np.ndarray:
-        """float64 [3, N] of the rows' trained tokens, row after row, in order.
-
-        The policy's log-prob, the entropy it was drawn at and the variance of -log p there; see
-        `forward.completion_surprise`.
-        """
-
-        def score(model: PreTrainedModel, placed: Placed) -> Tensor:
-            temperature = self._temperature(placed.batch)
-            parts = completion_surprise(model, placed, temperature, self.truncation)
-            return torch.stack([p.double() for p in parts])
-
-        found = self._by_row(rows, score)
-        return np.concatenate(found, axis=1) if found else np.zeros((3, 0))
-
-    def _by_row(
-        self, rows: Sequence[Row], score: Callable[[PreTrainedModel, Placed], Tensor]
-    ) -> list[np.ndarray]:
-        """Scores [..., N] of micro-batches as those of each row; all come in one copy."""
-        batches = self._cut_evenly(rows)[0]
-        placed = [place(batch, self.device) for batch in batches]
-        scores = to_host(*(self._no_grad(lambda m, p=part: score(m, p)) for part in placed))
-        found: dict[int, np.ndarray] = {}
-        for batch, score_N in zip(batches, scores, strict=True):
-            for number, index in enumerate(batch.rows):
-                found[index] = score_N[..., batch.completions == number]
-        return [found[index] for index in range(len(rows))]
+        """float64 [3, N] of the rows' trained tokens, in order: log-prob, entropy, variance."""
+        return self.scorer.surprise(rows, self._cut(rows)[0])
 
     # -- weights and state ------------------------------------------------------------------
 
@@ -435,8 +286,7 @@ class TorchLearner:
 
         Of an adapter, its own tensors only. Sharded ones are gathered one at a time.
         """
-        for name, parameter in self.trained.items():
-            yield name, ranks.whole(parameter).detach().to(self.engine_dtype)
+        return named_weights(self.trained, self.engine_dtype)
 
     def version(self) -> Version:
         """Optimizer steps taken, and the hash of what `weights` gives now.
@@ -444,17 +294,13 @@ class TorchLearner:
         Raises LearnerError where the ranks hold different weights.
         """
         if self._version is None:
-            found = self.gather([content_hash(self.weights())])
-            if len(set(found)) > 1:
-                raise LearnerError(
-                    f"after step {self.steps} the learner ranks hold different weights: {found}"
-                )
-            self._version = Version(step=self.updates, hash=found[0])
+            found = agreed_hash(self.trained, self.engine_dtype, self.ranks, self.steps)
+            self._version = Version(step=self.updates, hash=found)
         return self._version
 
     def canary(self) -> float:
         """Summed log-prob of the canary tokens, to compare with an engine's `Ack.canary`."""
-        return self._no_grad(canary_logprob)
+        return self.scorer.canary()
 
     def gather(self, objects: Sequence[T]) -> list[T]:
         """The lists of all ranks, in rank order, on every rank."""
@@ -466,9 +312,7 @@ class TorchLearner:
         An adapter is merged into what is written, and lies beside it under `adapter/`. What is read
         back is compared with the policy (`grpo/saved.py`). Raises LearnerError.
         """
-        with torch.no_grad():  # in the weights' own types
-            logits = self.policy(canary_logits)
-        self.ranks.release(self.policy)
+        logits = self.scorer.canary_logits()
         save_policy(self.model, path, self.ranks, logits, lora_rank=self.lora_rank, base=self.base)
 
     def save(self, path: str) -> None:
@@ -477,17 +321,15 @@ class TorchLearner:
         The files do not depend on the number of ranks, nor on how they share the weights.
         """
         self.save_model(path)
-        moments = learner_state.moments(self.trained, self.optimizer)
-        reference = learner_state.whole_weights(self.refreshed)
+        moments = state.moments(self.trained, self.optimizer)
+        reference = state.whole_weights(self.refreshed)
         self.ranks.on_first(
-            lambda: learner_state.save(
-                path, moments, reference, self.scaler, self.steps, self.updates
-            )
+            lambda: state.save(path, moments, reference, self.scaler, self.steps, self.updates)
         )
 
     def load(self, path: str) -> None:
         """The state `save` wrote; training goes on bit for bit. Raises RunError."""
-        self.steps, self.updates = learner_state.load(
+        self.steps, self.updates = state.load(
             path,
             self.trained,
             self.refreshed,

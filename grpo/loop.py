@@ -19,7 +19,6 @@ import numpy as np
 
 from grpo.advantage import reward_matrix
 from grpo.agreement import AgreementGate
-from grpo.batch import drop_dead, group_metrics, make_rows, rank_share
 from grpo.drawing import RolloutSpec, with_temperatures
 from grpo.errors import PluginError, RewardError
 from grpo.gathering import Batch
@@ -29,6 +28,7 @@ from grpo.rollout_metrics import grader_failure, part_metrics, rollout_metrics
 from grpo.schedule import RolloutScheduler
 from grpo.step_limits import StepLimits
 from grpo.types import Group, Learner, Metrics, Verifier
+from grpo.weighted_rows import drop_dead, group_metrics, make_rows, rank_share
 
 FAILURES = 0.1  # share of a batch that graders may fail on without a word
 
@@ -93,10 +93,9 @@ def train_step(parts: TrainerParts, step: int, first: bool = False) -> Step:
         mask_truncated=parts.mask_truncated,
         num_minibatches=parts.num_minibatches,
     )
-    rows = with_temperatures(rows, groups, spec.sampling)
     live, dropped = drop_dead(rows, beta=parts.beta, loss_type=parts.loss_type)
     share = rank_share(live, learner.rank, learner.num_ranks, parts.num_minibatches)
-    learned = learner.step(share)
+    learned = learner.step(with_temperatures(share, groups, spec.sampling))
     if parts.limits is not None:
         parts.limits.check(step, learned)
     trained = time.perf_counter()

@@ -5,9 +5,9 @@
 
 `token_loss` is a pure function of `LossInputs`, the trained tokens of a micro-batch laid flat
 (`grpo/token_losses.py`). `weight` carries every denominator and is decided before any forward pass
-(`grpo/batch.py`) from totals over the whole optimizer step: all rows, including those dropped
-because they teach nothing, on all ranks. Which tokens are kept for their entropy, and the bonus's
-denominator, are decided over the same step. So the gradient does not depend on how the batch was
+(`grpo/weighted_rows.py`) from totals over the whole optimizer step: all rows, including those
+dropped because they teach nothing, on all ranks. Which tokens are kept for their entropy, and the
+bonus's denominator, are decided over the same step. So the gradient does not depend on how the batch was
 cut into micro-batches.
 
     name      token loss          ratio of   weight of a token

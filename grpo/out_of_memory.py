@@ -44,7 +44,7 @@ _UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _PARTS: dict[tuple[str, str], str] = {
     ("grpo.learner", "__init__"): LOADING,
     ("grpo.saved", ""): SAVING,
-    ("grpo.learner_state", ""): SAVING,
+    ("grpo.state", ""): SAVING,
     ("grpo.learner", ""): LEARNING,
     ("grpo.policy", "load_policy"): LOADING,
     ("grpo.policy", "load_with_adapter"): LOADING,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from grpo.adapter import add_adapter, check_peft, merged
+from grpo.adapter import adapter_parameters, add_adapter, check_peft, merged
+from grpo.devices import Choices, choices
 from grpo.errors import RecipeError
 from grpo.forward import disable_dropout
 from grpo.layers import fuse_layers
+from grpo.optimizers import make_optimizer
 from grpo.pretrained import load_model
 from grpo.quantize import quantize_base
 from grpo.ranks import whole
@@ -19,21 +22,7 @@ from grpo.ranks import whole
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-T = TypeVar("T")
-
-
-class Policy(nn.Module):
-    """A model whose every use is a forward pass of this module, as wrappers around it need.
-
-    policy(lambda model: model(input_ids=ids).logits)
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, use: Callable[[PreTrainedModel], T]) -> T:
-        return use(self.model)
+    from grpo.schema import Learner as LearnerConfig
 
 
 def load_policy(
@@ -47,24 +36,7 @@ def load_policy(
         model if isinstance(model, nn.Module) else load_model(model, dtype, trained=True)
     )
     disable_dropout(loaded)
-    fuse_layers(loaded)
     return loaded.eval()
-
-
-def add_up_embedding(model: PreTrainedModel) -> None:
-    """Where it is the head as well, add the embedding's gradient to the head's row by row.
-
-    Otherwise a second tensor of the weight's size is made for each micro-batch. Not with several
-    ranks: data-parallel wrappers would expect the sum to be sparse. And on a CPU only: a card adds
-    rows up in whatever order its threads arrive (`index_add_` in `SparseCUDATensorMath.cu`), so
-    that a seed gives another model each time, and with a padding token it waits for a mask.
-    """
-    if model.device.type != "cpu":
-        return
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head is not None and getattr(embedding, "weight", None) is head.weight
-    if type(embedding) is nn.Embedding and tied and not torch.distributed.is_initialized():
-        embedding.sparse = True
 
 
 def load_with_adapter(
@@ -86,6 +58,66 @@ def load_with_adapter(
     add_adapter(base, rank)
     check_peft(base, rank)
     return base
+
+
+def load_trained(
+    model: str | PreTrainedModel,
+    device: torch.device,
+    lora_rank: int,
+    compute_dtype: torch.dtype,
+    seed: int,
+    quantization: str,
+) -> PreTrainedModel:
+    """A policy to be trained, on the device: all of it, or with `lora_rank` an adapter's part."""
+    found = (
+        load_with_adapter(model, lora_rank, compute_dtype, seed, quantization)
+        if lora_rank
+        else load_policy(model)
+    )
+    put_on(found, device)
+    add_up_embedding(found, choices(device))
+    return found
+
+
+def trained_parameters(model: PreTrainedModel, has_adapter: bool) -> dict[str, nn.Parameter]:
+    """What is trained, by the names that engines and checkpoints know.
+
+    Under FSDP2 these are the shards; the model's own attributes are whole tensors for the time of a
+    forward pass.
+    """
+    return adapter_parameters(model) if has_adapter else dict(model.named_parameters())
+
+
+def frozen_copy(source: str | PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """A policy that is only scored with, on the device; of a module a copy."""
+    model = load_policy(copy.deepcopy(source) if isinstance(source, nn.Module) else source)
+    model.requires_grad_(False)
+    put_on(model, device)
+    return model
+
+
+def put_on(model: PreTrainedModel, device: torch.device) -> None:
+    """Move the model, and give it the layers that are fast there."""
+    nn.Module.to(model, device)
+    if choices(device).fused_layers:
+        fuse_layers(model)
+
+
+def add_up_embedding(model: PreTrainedModel, choices: Choices) -> None:
+    """Where it is the head as well, add the embedding's gradient to the head's row by row.
+
+    Otherwise a second tensor of the weight's size is made for each micro-batch. Not with several
+    ranks: data-parallel wrappers would expect the sum to be sparse. And on a CPU only, by
+    `choices`: a card adds rows up in whatever order its threads arrive (`index_add_` in
+    `SparseCUDATensorMath.cu`), so that a seed gives another model each time, and with a padding
+    token it waits for a mask.
+    """
+    if not choices.sparse_embedding:
+        return
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is not None and getattr(embedding, "weight", None) is head.weight
+    if type(embedding) is nn.Embedding and tied and not torch.distributed.is_initialized():
+        embedding.sparse = True
 
 
 def blocks(model: PreTrainedModel) -> list[nn.Module]:
@@ -119,6 +151,19 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[s
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
+
+
+def optimizer_of(
+    model: PreTrainedModel, config: LearnerConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """The optimizer of what is trained, as the settings have it."""
+    return make_optimizer(
+        config.optim,
+        parameter_groups(model, config.weight_decay),
+        lr=config.learning_rate,
+        betas=config.adam_betas,
+        fused=choices(device).fused_optimizer,
+    )
 
 
 def full_state(

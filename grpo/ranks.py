@@ -65,10 +65,13 @@ class Ranks:
         """Where this process computes."""
         return self.accelerator.device
 
-    def wrap(self, policy: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
+    def wrap(
+        self, policy: nn.Module, layers: Sequence[nn.Module], passes: Sequence[str] = ()
+    ) -> nn.Module:
         """`policy` so that its gradients are averaged over ranks; sharded by layer under FSDP2.
 
-        Only the forward pass of what is returned may be used from then on.
+        Only the forward pass of what is returned may be used from then on, and those methods of
+        `unwrapped` that `passes` names, without gradient.
         """
         if self.sharding is None:
             if self.count == 1 or not any(p.requires_grad for p in policy.parameters()):
@@ -93,6 +96,8 @@ class Ranks:
         for layer in layers:
             shard(layer, reshard_after_forward=self.sharding.reshard_after_forward)
         shard(policy)
+        for name in passes:
+            fsdp.register_fsdp_forward_method(policy, name)
         return policy
 
     def no_sync(self, policy: nn.Module) -> contextlib.AbstractContextManager[object]:
@@ -186,6 +191,11 @@ def join() -> Ranks:
 
 def _on(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("true", "1")
+
+
+def unwrapped(policy: nn.Module) -> Any:
+    """What `Ranks.wrap` was given, for its other passes; under FSDP2 that is what it returned."""
+    return policy.module if isinstance(policy, DistributedDataParallel) else policy
 
 
 def whole(tensor: Tensor) -> Tensor:

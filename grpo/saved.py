@@ -27,6 +27,7 @@ from torch import Tensor
 
 from grpo.adapter import adapter_parameters, write_adapter
 from grpo.canary import canary_logits
+from grpo.devices import free_memory
 from grpo.errors import LearnerError, RunError
 from grpo.kernels.fingerprint import fingerprints
 from grpo.policy import full_state
@@ -177,11 +178,9 @@ def _other_logits(model: PreTrainedModel, read: PreTrainedModel, logits: Tensor,
     def between(one: Tensor, other: Tensor) -> float:
         return float((one - other).abs().amax(1).median())
 
-    if logits.device.type != "cpu":
-        free = torch.cuda.mem_get_info(logits.device)[0] if logits.is_cuda else 0
-        if 2 * sum(p.nbytes for p in read.parameters()) > free:
-            return ""  # the tensors are equal, and there is no room for a second model
-        torch.nn.Module.to(read, logits.device)
+    if 2 * sum(p.nbytes for p in read.parameters()) > free_memory(logits.device):
+        return ""  # the tensors are equal, and there is no room for a second model
+    torch.nn.Module.to(read, logits.device)
     half = {p.dtype for p in model.parameters() if p.is_floating_point() and p.dtype.itemsize < 4}
     found = canary_logits(read)
     apart, limit = between(found, logits), SAME[not half] * max(1.0, float(logits.abs().max()))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import make_rows
 from grpo.learner import TorchLearner
 from grpo.rollout import torch_engine, vllm_engine, vllm_weights
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.rollout.vllm_engine import VllmEngine
 from grpo.schema import Algorithm, Learner
 from grpo.types import EngineSpec
+from grpo.weighted_rows import make_rows
 from perf import work
 from perf.learn_ours import to_groups
 from perf.worker import Settings, device, now, serve

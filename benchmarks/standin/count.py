@@ -71,19 +71,19 @@ def learner() -> dict[str, dict[str, float]]:
     """Of the second step, by kind of step; runs on the stand-in."""
     import torch
 
-    from grpo import shared_attention
+    from grpo import interface
     from grpo.learner import TorchLearner
     from grpo.schema import Algorithm
     from grpo.schema import Learner as Config
     from tests.device.card import MODELS, SIZES
     from tests.device.learner_counts import CUT, SCENARIOS, some_rows
 
-    by_flex = shared_attention.uses_flex
+    by_flex = interface.uses_flex
     found: dict[str, dict[str, float]] = {}
     for name, scenario in SCENARIOS.items():
         settings = dict(scenario)
         flex = settings.pop("flex", False)
-        shared_attention.uses_flex = by_flex if flex else lambda *_: False
+        interface.uses_flex = by_flex if flex else lambda *_: False
         kind, sized = MODELS[settings.pop("model", "llama")]
         with torch.device("cuda"):
             model = kind(sized(**SIZES))

@@ -1,4 +1,4 @@
-"""The compiled attention over a shared prompt; called by `grpo/shared_attention.py`."""
+"""The compiled attention over a shared prompt; called by `grpo/shared.py`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def call(
 ) -> None:
     """`tensors`: queries, keys, values and outputs, and likewise their gradients.
 
-    `layout`: packs [P, 4] and completions [C, 2] of `shared_attention.Layout`, and its end.
+    `layout`: packs [P, 4] and completions [C, 2] of `layout.Layout`, and its end.
     """
     query, key = tensors[0][:2]
     N, H, D = query.shape

@@ -25,9 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from grpo.batch import micro_batches
-from grpo.forward import completion_logprobs, place
+from grpo.forward import token_scores
 from grpo.head import check_head
+from grpo.packing import micro_batches, place
 from grpo.schema import SLM
 from grpo.stages.sft_trainer import IGNORED, MICRO_TOKENS, StageTrainer
 from grpo.stages.supervised_rows import TokenRow
@@ -174,7 +174,7 @@ def _computed(
     done = 0
     for batch in batches:
         placed = place(batch, reference.device)
-        logps = completion_logprobs(reference, placed, 1.0, want_entropy=False)[0].float().cpu()
+        logps = token_scores(reference, placed, 1.0).logp.float().cpu()
         for number, index in enumerate(batch.rows):
             found[index] = -logps.numpy()[batch.completions == number]
         done += len(batch.rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from grpo import learner, pieces, policy, ranks, shared_attention, transfer
+from grpo import interface, learner, pieces, policy, ranks, transfer
 from grpo.learner import TorchLearner
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
@@ -82,14 +82,14 @@ def _pretend(patch: pytest.MonkeyPatch, memory: int, flex: bool) -> None:
     patch.setattr(learner, "can_share_prompts", lambda _: True)
     patch.setattr(policy, "check_peft", lambda *_: None)
     # On a card one kernel updates all weights.
-    make_optimizer = learner.make_optimizer
+    make_optimizer = policy.make_optimizer
     patch.setattr(
-        learner, "make_optimizer", lambda *a, **k: make_optimizer(*a, **k | {"fused": True})
+        policy, "make_optimizer", lambda *a, **k: make_optimizer(*a, **k | {"fused": True})
     )
     patch.setattr(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: [CARD.type])
     if flex:
-        patch.setattr(shared_attention, "uses_flex", lambda *_: True)
-        patch.setattr(shared_attention, "attend_in_blocks", _something)
+        patch.setattr(interface, "uses_flex", lambda *_: True)
+        patch.setattr(interface, "attend_in_blocks", _something)
 
 
 def _something(query: Tensor, key: Tensor, value: Tensor, blocks: Any, scale: float) -> Tensor:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import make_rows
 from grpo.types import Row, Sampling
+from grpo.weighted_rows import make_rows
 
 from ..grpo.rows import group
 from .card import make_learner

@@ -23,7 +23,7 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as of_torch
 
-from grpo import flex_attention, layers, shared_attention
+from grpo import flex, interface, layers
 
 HERE = Path(__file__).parent
 REHEARSED = os.environ.get("GRPO_GPU_TESTS") == "cpu"
@@ -74,7 +74,7 @@ def _from_a_clean_card() -> Iterator[None]:
         pytest.fail("products of float32 are TF32's: some test before left it so")
     if CARD:
         torch._dynamo.reset()  # or the ninth head size of a process is no longer compiled
-        flex_attention._compiled.cache_clear()
+        flex._compiled.cache_clear()
     yield
     if CARD:
         gc.collect()
@@ -97,15 +97,15 @@ def flex_calls(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[in
 
     def counted(query: torch.Tensor, *given: Any) -> torch.Tensor:
         calls.append(query.shape[-2])
-        return flex_attention.attend_in_blocks(query, *given)
+        return flex.attend_in_blocks(query, *given)
 
     def uses(query: torch.Tensor, *_: torch.Tensor) -> bool:
-        sizes = flex_attention.HEAD_SIZES
+        sizes = flex.HEAD_SIZES
         return query.dtype != torch.float64 and query.shape[-2] > 128 and query.shape[-1] in sizes
 
-    monkeypatch.setattr(shared_attention, "attend_in_blocks", counted)
+    monkeypatch.setattr(interface, "attend_in_blocks", counted)
     if device.type == "cpu":
         monkeypatch.setattr(of_torch, "_validate_device", lambda *_: None)
-        monkeypatch.setattr(shared_attention, "uses_flex", uses)
+        monkeypatch.setattr(interface, "uses_flex", uses)
         monkeypatch.setattr(layers, "_is_plain", lambda _: False)  # transformers' own layers
     return calls

@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from grpo import ranks
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import make_rows
 from grpo.learner import TorchLearner
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Group, Row
+from grpo.weighted_rows import make_rows
 from tests.grpo.rows import group
 
 CPU = torch.device("cpu")

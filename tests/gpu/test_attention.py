@@ -9,9 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo import shared_attention
-from grpo.batch import Pack
-from grpo.shared_attention import make_layout
+from grpo import interface
+from grpo.layout import Pack, make_layout
 
 # prompt and completions of each pack; rows of several lengths, one of them whole blocks
 ROWS = [
@@ -51,7 +50,7 @@ def test_flex_attention_is_as_exact_as_attention_in_parts(
         flex = _attended(given, upstream, packs)
         assert flex_calls == [N]
         with monkeypatch.context() as patch:
-            patch.setattr(shared_attention, "uses_flex", lambda *_: False)
+            patch.setattr(interface, "uses_flex", lambda *_: False)
             parts = _attended(given, upstream, packs)
         flex_calls.clear()
         for ours, theirs, right in zip(flex, parts, exact, strict=True):
@@ -104,7 +103,7 @@ def _attended(
     """Outputs, and gradients of queries, keys and values."""
     leaves = [tensor.clone().requires_grad_() for tensor in given]
     layout = make_layout(packs, upstream.device)
-    out, _ = shared_attention.attention(
+    out, _ = interface.attention(
         torch.nn.Identity(), *leaves, None, scaling=0.1, shared_layout=layout
     )
     return out.detach(), *torch.autograd.grad(out, leaves, upstream)

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.batch import make_rows
 from grpo.learner import TorchLearner
 from grpo.rollout.decoder import SlotDecoder, make_decoder
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.types import Completion, Group, Prompt, Request, Rollout, Score, Task, Version
+from grpo.weighted_rows import make_rows
 from grpo.weights import content_hash
 from tests.gpu.learners import distance, learner
 from tests.gpu.memory import in_use

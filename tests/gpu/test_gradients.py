@@ -25,7 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from grpo import batch, shared_attention
+from grpo import interface, packing
 from grpo.types import Metrics
 from tests.gpu.learners import (
     CPU,
@@ -76,9 +76,9 @@ def attention(
 ) -> tuple[bool, list[int] | None]:
     """(whether prompts are shared, where flex was called) of one of `WAYS`, made the only one."""
     share, flex = WAYS[request.param]
-    monkeypatch.setattr(batch, "SHARE_ABOVE", -1.0)
+    monkeypatch.setattr(packing, "SHARE_ABOVE", -1.0)
     if not flex:
-        monkeypatch.setattr(shared_attention, "uses_flex", lambda *_: False)
+        monkeypatch.setattr(interface, "uses_flex", lambda *_: False)
     return share, flex_calls if flex else None
 
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 import torch
 
-from grpo import batch, shared_attention
-from grpo.batch import micro_batches
-from grpo.forward import completion_logprobs
+from grpo import interface, packing
+from grpo.forward import token_scores
+from grpo.packing import micro_batches
 from tests.gpu.learners import (
     distance,
     gradients,
@@ -58,9 +58,9 @@ def test_as_exact_as_plain_torch(
     way: str,
     checkpointing: bool,
 ) -> None:
-    monkeypatch.setattr(batch, "SHARE_ABOVE", -1.0)
+    monkeypatch.setattr(packing, "SHARE_ABOVE", -1.0)
     if way != "flex":
-        monkeypatch.setattr(shared_attention, "uses_flex", lambda *_: False)
+        monkeypatch.setattr(interface, "uses_flex", lambda *_: False)
     rows = rows_of(long_groups())
     model = tiny_model(dtype=torch.float32, **SHAPE)
     theirs = plain_gradients(model.to(device), rows, TYPES[dtype])
@@ -101,7 +101,7 @@ def _logprobs_of(model: Any, rows: list[Any]) -> list[Any]:
     found: list[Any] = [None] * len(rows)
     with torch.no_grad():
         for one in micro_batches(rows, 10_000, False, 0):
-            logp, _ = completion_logprobs(model, one, 1.0, False)
+            logp = token_scores(model, one, 1.0).logp
             for place, index in enumerate(one.rows):
                 found[index] = logp.numpy()[one.completions == place]
     return found

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from grpo import learner as learners
+from grpo import forward
 from grpo.config import load
 from grpo.errors import MemoryShortage
 from grpo.out_of_memory import explained
@@ -70,7 +70,7 @@ def test_the_learner(device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_
     made = learner(model, device, config={"tokens_per_micro_batch": 10_000})
     rows = rows_of(long_groups())
     before = made.version()
-    with full(device, monkeypatch, learners, "completion_logprobs"):
+    with full(device, monkeypatch, forward, "token_scores"):
         said = sentence(tmp_path, lambda: made.step(rows))
     assert "stage rl: out of memory in the learner's forward and backward pass, which" in said
     assert "learner.tokens_per_micro_batch=8192 (now 16384)" in said

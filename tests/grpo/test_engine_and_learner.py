@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.batch import make_rows
 from grpo.errors import WeightsError
 from grpo.learner import TorchLearner
 from grpo.rewards.compose import RewardSet
@@ -16,6 +15,7 @@ from grpo.schedule import RolloutScheduler
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Group, Prompt, Request, Rollout, Sampling, Score, Task, Version
+from grpo.weighted_rows import make_rows
 
 from .rows import EOS, tiny_model
 

@@ -13,14 +13,15 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from grpo import batch, head, shared_attention
+from grpo import head, packing, shared
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import drop_dead, make_rows, rank_share
+from grpo.layout import Attentions
 from grpo.learner import TorchLearner
 from grpo.objective import OBJECTIVES, find_objective
 from grpo.schema import LOSS_TYPES, Algorithm
 from grpo.schema import Learner as Config
 from grpo.token_losses import Clip, LossInputs, sampling_weights
+from grpo.weighted_rows import drop_dead, make_rows, rank_share
 
 from .rows import V, group, tiny_model
 
@@ -237,10 +238,10 @@ def test_every_combination_in_float64(
     for layout, kept, chunk, most, ranks in ways:
         share, share_above = LAYOUTS[layout]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(batch, "SHARE_ABOVE", share_above)
+            patch.setattr(packing, "SHARE_ABOVE", share_above)
             patch.setattr(head, "CHUNK_ELEMENTS", chunk * V)
             patch.setattr(head, "SLICE_ELEMENTS", 2 * V)
-            patch.setattr(shared_attention, "TILE_ELEMENTS", tile)
+            patch.setattr(shared, "TILE_ELEMENTS", tile)
             found = our_gradient(kept, learner, most, share, ranks)
         difference = (found - exact).norm()
         assert difference < bar, (layout, len(kept), chunk, most, ranks)
@@ -270,10 +271,9 @@ def test_attention_where_there_is_no_flash_kernel(causal):
     query = torch.randn(9, 4, 6, dtype=torch.float64)
     key, value = (torch.randn(9, 2, 6, dtype=torch.float64) for _ in range(2))
     places = torch.tensor([[1, 2, 3], [6, 5, 8]])
-    job = shared_attention.Job(
-        queries=places, keys=places if causal else places[:, :2], real=None, causal=causal
-    )
-    kernel = shared_attention._attend(job, query, key, value, 0.4)
+    keys = places if causal else places[:, :2]
+    part = Attentions(queries=places, keys=keys, real=None, causal=causal)
+    kernel = shared._by_flash_kernel(part, query, key, value, 0.4)
     wider = torch.cat([value, value[..., :1]], dim=-1)  # the kernel wants widths to be equal
-    out, norm = shared_attention._attend(job, query, key, wider, 0.4)
+    out, norm = shared._in_tiles(part, query, key, wider, 0.4)
     torch.testing.assert_close((out[..., :-1], norm), kernel, rtol=1e-12, atol=1e-12)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from grpo import figures, heldout, show, tally
-from grpo.batch import group_metrics
 from grpo.batch_json import to_json
 from grpo.config import load
 from grpo.console import Console
@@ -29,6 +28,7 @@ from grpo.run import train_recipe
 from grpo.stages.rl_evaluations import best, gain
 from grpo.summary import print_summary
 from grpo.types import Completion, Group, Prompt, Rollout, Sampling, Score, Segment, Task, Version
+from grpo.weighted_rows import group_metrics
 
 FORMED = "<think>a</think><answer>{}</answer>"
 BARE = r"\boxed{{{}}}"

@@ -13,14 +13,14 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.testing import CompileCounter
 from torch.nn.attention import flex_attention as of_torch
 
-from grpo import batch, flex_attention, forward, layers, shared_attention
-from grpo.batch import Pack
+from grpo import devices, flex, forward, interface, layers, packing
+from grpo.devices import choices
 from grpo.errors import LearnerError
-from grpo.flex_attention import BLOCK, attend_in_blocks, make_blocks, uses_flex
+from grpo.flex import BLOCK, attend_in_blocks, make_blocks, uses_flex
+from grpo.layout import Pack, make_layout
 from grpo.learner import TorchLearner
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
-from grpo.shared_attention import make_layout
 
 from .rows import V, group, tiny_model
 from .test_exact import error, made, our_gradient, plain_gradient
@@ -131,7 +131,7 @@ def test_outputs_and_gradients(gradients_on_a_cpu, shapes, heads, single):
 
     def plain(*tensors):
         layout = make_layout(packs, CPU)
-        return shared_attention.attention(
+        return interface.attention(
             torch.nn.Identity(), *tensors, None, scaling=0.3, shared_layout=layout
         )[0]
 
@@ -159,10 +159,10 @@ def test_the_learners_gradient(gradients_on_a_cpu, monkeypatch, checkpointing):
         calls.append(given[0].shape)
         return attend_in_blocks(*given)
 
-    monkeypatch.setattr(shared_attention, "uses_flex", lambda *_: True)
-    monkeypatch.setattr(shared_attention, "attend_in_blocks", counted)
+    monkeypatch.setattr(interface, "uses_flex", lambda *_: True)
+    monkeypatch.setattr(interface, "attend_in_blocks", counted)
     monkeypatch.setattr(layers, "_is_plain", lambda _: False)  # as on a GPU: transformers' layers
-    monkeypatch.setattr(batch, "SHARE_ABOVE", -1.0)
+    monkeypatch.setattr(packing, "SHARE_ABOVE", -1.0)
     config = Config(max_grad_norm=0.0, gradient_checkpointing=checkpointing)
     learner = TorchLearner(tiny_model(**sizes), algorithm=algorithm, config=config)
     calls.clear()
@@ -179,8 +179,8 @@ def test_blocks_are_made_once_for_all_layers(gradients_on_a_cpu, monkeypatch):
         counted.append(given)
         return make_blocks(*given)
 
-    monkeypatch.setattr(shared_attention, "uses_flex", lambda *_: True)
-    monkeypatch.setattr(shared_attention, "make_blocks", counting)
+    monkeypatch.setattr(interface, "uses_flex", lambda *_: True)
+    monkeypatch.setattr("grpo.layout.make_blocks", counting)
     packs, N = laid([(7, [5, 3])])
     ids, positions = torch.arange(N)[None] % V, torch.arange(N)[None]
     layout = make_layout(packs, CPU)
@@ -192,8 +192,8 @@ def test_two_graphs_for_rows_of_any_length(gradients_on_a_cpu, monkeypatch):
     """A GPU spends seconds on each: one for the first length, one for all the others."""
     torch._dynamo.reset()
     counter = CompileCounter()
-    compiled = torch.compile(flex_attention.flex_attention, backend=counter, fullgraph=True)
-    monkeypatch.setattr(flex_attention, "flex_attention", compiled)
+    compiled = torch.compile(flex.flex_attention, backend=counter, fullgraph=True)
+    monkeypatch.setattr(flex, "flex_attention", compiled)
     for shapes in (
         [(100, [60, 40])],
         [(100, [90, 200])],
@@ -206,15 +206,6 @@ def test_two_graphs_for_rows_of_any_length(gradients_on_a_cpu, monkeypatch):
         given = [torch.randn((1, heads, N, 16), requires_grad=True) for heads in (4, 2, 2)]
         attend_in_blocks(*given, make_blocks(packs, CPU), 0.25)
     assert counter.frame_count <= 2
-
-
-class OnGpu:
-    """What `uses_flex` asks of a tensor."""
-
-    is_cuda, device = True, torch.device("cuda")
-
-    def __init__(self, shape, dtype):
-        self.shape, self.dtype = shape, dtype
 
 
 @pytest.mark.parametrize(
@@ -230,20 +221,20 @@ class OnGpu:
 )
 def test_where_it_is_used(monkeypatch, N, D, dtype, expected):
     tensors = [torch.zeros((1, heads, N, D), dtype=dtype) for heads in (4, 2, 2)]
-    assert not uses_flex(*tensors)  # on a CPU
-    on_gpu = [OnGpu(tensor.shape, dtype) for tensor in tensors]
-    monkeypatch.setattr(flex_attention, "_can_compile", lambda _: True)
-    assert uses_flex(*on_gpu) == expected
-    assert not uses_flex(on_gpu[0], on_gpu[1], OnGpu((1, 2, N, D + 1), dtype))
-    monkeypatch.setattr(flex_attention, "_can_compile", lambda _: False)
-    assert not uses_flex(*on_gpu)
+    assert not uses_flex(*tensors, choices(CPU))
+    monkeypatch.setattr(devices, "can_compile", lambda _: True)
+    card = choices.__wrapped__(torch.device("cuda"))
+    assert uses_flex(*tensors, card) == expected
+    assert not uses_flex(*tensors[:2], torch.zeros((1, 2, N, D + 1), dtype=dtype), card)
+    monkeypatch.setattr(devices, "can_compile", lambda _: False)
+    assert not uses_flex(*tensors, choices.__wrapped__(torch.device("cuda")))
 
 
 def test_what_its_compiler_refuses_says_what_to_do(monkeypatch):
     def refuses(*_args, **_kwargs):
         raise TorchDynamoException("out of resource: shared memory")
 
-    monkeypatch.setattr(flex_attention, "flex_attention", refuses)
+    monkeypatch.setattr(flex, "flex_attention", refuses)
     tensors = [torch.zeros(1, 2, 4, 16)] * 3
     with pytest.raises(LearnerError, match=r"out of resource.*GRPO_NATIVE=0"):
         attend_in_blocks(*tensors, None, 1.0)

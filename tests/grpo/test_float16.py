@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.batch import make_rows
 from grpo.learner import TorchLearner
 from grpo.rollout.collect import collect
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Group, Prompt, Request, Rollout, Sampling, Score, Task, Version
+from grpo.weighted_rows import make_rows
 
 from .rows import EOS, tiny_model
 

@@ -16,15 +16,16 @@ from transformers import (
 
 from grpo import head
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import make_rows, micro_batches
 from grpo.errors import RecipeError
-from grpo.forward import can_share_prompts, completion_logprobs, completion_surprise, place
+from grpo.forward import can_share_prompts, token_scores
 from grpo.head import LEFT_OUT, Transform, check_head, token_logprobs
 from grpo.learner import TorchLearner
+from grpo.packing import micro_batches, place
 from grpo.rollout.sampling import filtered_probs, make_plan
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Sampling
+from grpo.weighted_rows import make_rows
 
 from .rows import V, three_groups, tiny_model
 
@@ -59,9 +60,7 @@ def check(model, share, temperature=0.7, tolerance=1e-6, budget=64):
     rows = rows_of(three_groups())
     with torch.no_grad():
         for batch in micro_batches(rows, budget, share_prompts=share, pad_id=0):
-            logp, entropy = completion_logprobs(
-                model, place(batch, model.device), temperature, True
-            )
+            logp, entropy, _ = token_scores(model, place(batch, model.device), temperature)
             for number, index in enumerate(batch.rows):
                 mine = torch.from_numpy(batch.completions == number)
                 expected = plain(model, rows[index], temperature)
@@ -93,7 +92,7 @@ def test_chunks_change_neither_value_nor_gradient(monkeypatch, share):
 
     def run():
         model.zero_grad()
-        logp, entropy = completion_logprobs(model, place(batch, model.device), 1.3, True)
+        logp, entropy, _ = token_scores(model, place(batch, model.device), 1.3)
         ((logp + 0.3 * entropy) * torch.from_numpy(batch.weights)).sum().backward()
         found = [p.grad.clone() for p in model.parameters()]
         return [logp.detach(), entropy.detach(), *found]
@@ -274,11 +273,11 @@ def test_surprise_against_sums_over_the_vocabulary(monkeypatch, sampling, chunke
     np.testing.assert_allclose(learner.surprise(rows), expected, rtol=1e-5, atol=1e-6)
     for cut in micro_batches(rows, 200, share_prompts=True, pad_id=0):
         batch = place(cut, model.device)
-        logp, entropy, variance = completion_surprise(
-            model, batch, sampling.temperature, truncation
+        logp, entropy, variance = token_scores(
+            model, batch, sampling.temperature, truncation, ("variance",)
         )
         assert not logp.requires_grad
-        again, entropies = completion_logprobs(model, batch, sampling.temperature, True, truncation)
+        again, entropies, _ = token_scores(model, batch, sampling.temperature, truncation)
         torch.testing.assert_close(logp, again)
         torch.testing.assert_close(entropy, entropies)
         assert (variance >= 0).all()

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.batch import Pack
 from grpo.kernels import head, layers, matmul
 from grpo.kernels.native import library
+from grpo.layout import Pack, make_layout
 from grpo.rollout.group_cache import GroupCache
 from grpo.rollout.native import Kernels, decode_library, draw, make_step
-from grpo.shared_attention import attend, make_layout
+from grpo.shared import attend
 
 pytestmark = pytest.mark.skipif(library(head.SOURCE) is None, reason="no C++ compiler")
 

@@ -9,11 +9,12 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from grpo import layers
 from grpo.adapter import add_adapter
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import make_rows, micro_batches
 from grpo.casts import casts_kept, joined
-from grpo.forward import completion_logprobs, place
+from grpo.forward import token_scores
 from grpo.layers import fuse_layers
+from grpo.packing import micro_batches, place
 from grpo.policy import checkpoint_activations
+from grpo.weighted_rows import make_rows
 
 from .rows import V, three_groups, tiny_model
 
@@ -51,7 +52,7 @@ def gradients(model, fused, dtype=None):
     if fused:
         fuse_layers(model)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-        logp, _ = completion_logprobs(model, place(batch(), model.device), 1.0, False)
+        logp = token_scores(model, place(batch(), model.device), 1.0).logp
     torch.manual_seed(1)
     logp.backward(torch.randn(len(logp)).to(logp.dtype))
     return {name: p.grad.double() for name, p in model.named_parameters() if p.requires_grad}
@@ -108,7 +109,7 @@ def test_layers_with_an_adapter_are_the_models_own(calls):
     model = tiny_model(dtype=torch.float32)
     fuse_layers(model)
     add_adapter(model, 4)
-    completion_logprobs(model, place(batch(), model.device), 1.0, False)
+    token_scores(model, place(batch(), model.device), 1.0)
     assert not calls
 
 

@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import drop_dead, make_rows
 from grpo.errors import LearnerError, PluginError, RunError
 from grpo.learner import TorchLearner, learning_rate
 from grpo.objective import find_objective
+from grpo.packing import micro_batches
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Learner
+from grpo.weighted_rows import drop_dead, make_rows
 
 from .rows import group, three_groups, tiny_model
 
@@ -107,7 +108,7 @@ def test_tokens_chosen_for_their_entropy_are_the_highest_of_the_step():
     for part in prepared:
         _, inputs, _ = learner.loss(part)
         entropies += inputs.entropy.tolist()
-        kept += part.high_entropy.tolist()
+        kept += part.columns["high_entropy"].tolist()
     # the 11 highest of 41, and what equals the 11th: a group's first tokens follow one prompt
     highest = sorted(entropies)[-11:]
     assert kept == [float(e >= highest[0] - 1e-9) for e in entropies]
@@ -319,7 +320,8 @@ def test_ranks_with_fewer_micro_batches_are_filled_up(monkeypatch, loss_args):
 
     monkeypatch.setattr(learner, "gather", gather)
     prepared = learner._prepare(rows, recompute=False)
-    assert len(prepared) == len(learner._cut(rows)) + 3
+    alone = micro_batches(rows, 20, learner.share_prompts, pad_id=0)
+    assert len(prepared) == len(alone) + 3
     assert len(learner._prepare([], recompute=False)) == 3
     monkeypatch.undo()
     monkeypatch.setattr(learner, "_prepare", lambda *_, **__: prepared)

@@ -7,11 +7,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from grpo.adapter import adapter_parameters, add_adapter, base_alone
-from grpo.batch import micro_batches
 from grpo.canary import canary_logprob
 from grpo.errors import RecipeError, RunError, WeightsError
-from grpo.forward import completion_logprobs, place
+from grpo.forward import token_scores
 from grpo.learner import TorchLearner
+from grpo.packing import micro_batches, place
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
@@ -72,7 +72,7 @@ def test_gradients_are_those_of_plain_peft(share):
     logits = plain(input_ids=torch.from_numpy(batch.ids)).logits.log_softmax(-1).flatten(0, 1)
     logp = logits[torch.from_numpy(batch.sources), torch.from_numpy(batch.targets)]
     # on-policy, the surrogate's gradient is that of weight * A * logp
-    factor = batch.weights.astype(np.float64) * batch.advantages
+    factor = batch.weights.astype(np.float64) * batch.columns["advantages"]
     (-torch.from_numpy(factor) * logp).sum().backward()
     for name, p in plain.named_parameters():
         if p.requires_grad:
@@ -106,8 +106,8 @@ def test_the_reference_is_the_base():
     (batch,) = micro_batches(rows, 10_000, True, 0)
     placed = place(batch, learner.device)
     with torch.no_grad():
-        expected, _ = completion_logprobs(tiny_model(), placed, 1.0, False)
-    torch.testing.assert_close(learner._reference(placed), expected, rtol=0, atol=0)
+        expected = token_scores(tiny_model(), placed, 1.0).logp
+    torch.testing.assert_close(learner.scorer.reference_logp(placed), expected, rtol=0, atol=0)
     with base_alone(learner.model):
         assert canary_logprob(learner.model) == canary_logprob(tiny_model())
     assert learner.canary() != pytest.approx(canary_logprob(tiny_model()), abs=1e-3)

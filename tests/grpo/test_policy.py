@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from grpo.devices import choices
 from grpo.policy import add_up_embedding, load_policy
 from grpo.recipes import __file__ as recipes_file
 from grpo.schema import Model
@@ -19,7 +20,7 @@ BASE = str(Path(recipes_file).parent / "assets" / "parity-base")
 def test_a_tied_embedding_adds_up_its_gradient_as_before():
     model = tiny_model(tie_word_embeddings=True)
     ready = load_policy(copy.deepcopy(model))
-    add_up_embedding(ready)
+    add_up_embedding(ready, choices(ready.device))
     assert ready.get_input_embeddings().sparse
     ids = torch.tensor([[3, 5, 3, 3, 9, 2]])  # tokens that come again
     found = []
@@ -34,7 +35,7 @@ def test_a_tied_embedding_adds_up_its_gradient_as_before():
 @pytest.mark.parametrize(("tied", "device"), [(False, "cpu"), (True, "meta")])
 def test_an_embedding_of_its_own_or_on_a_card_keeps_a_dense_gradient(tied, device):
     model = load_policy(tiny_model(tie_word_embeddings=tied).to(device))
-    add_up_embedding(model)
+    add_up_embedding(model, choices(model.device))
     assert not model.get_input_embeddings().sparse
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from grpo.batch import rank_share
 from grpo.errors import LearnerError, RecipeError
 from grpo.ranks import join
+from grpo.weighted_rows import rank_share
 
 HERE = Path(__file__).parent
 BENCH = HERE.parents[1] / "benchmarks" / "bench_ranks.py"

@@ -110,7 +110,7 @@ def test_a_gradient_has_the_same_bits_every_time(
 ) -> None:
     if not kernels:
         monkeypatch.setenv("GRPO_NATIVE", "0")
-    monkeypatch.setattr("grpo.batch.SHARE_ABOVE", -1.0 if layout == "shared" else 1e9)
+    monkeypatch.setattr("grpo.packing.SHARE_ABOVE", -1.0 if layout == "shared" else 1e9)
     made = learner(wide(), share=layout != "padded", loss_args={"importance_sampling_level": level})
     rows = many_rows()
     assert len({gradients(made, rows) for _ in range(TIMES)}) == 1

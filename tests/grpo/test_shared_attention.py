@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from grpo import shared_attention
-from grpo.batch import Pack
+from grpo import shared
 from grpo.kernels.native import library
-from grpo.shared_attention import SOURCE, attend, attend_backward, make_layout
+from grpo.layout import Pack, make_layout
+from grpo.shared import SOURCE, attend, attend_backward
 
 pytestmark = pytest.mark.skipif(library(SOURCE) is None, reason="no C++ compiler")
 
@@ -99,9 +99,9 @@ def test_as_exact_as_torch(kernels, shapes, heads, keys, dim, monkeypatch):
     packs = PACKS[shapes]
     exact = exactly(packs, heads, keys, dim)
     for dtype in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(shared_attention, "_kernels", KERNELS[kernels])
+        monkeypatch.setattr(shared, "_kernels", KERNELS[kernels])
         compiled = computed(packs, dtype, heads, keys, dim)
-        monkeypatch.setattr(shared_attention, "_kernels", KERNELS["torch"])
+        monkeypatch.setattr(shared, "_kernels", KERNELS["torch"])
         plain = computed(packs, dtype, heads, keys, dim)
         for ours, theirs, right in zip(compiled, plain, exact, strict=True):
             assert distance(ours, right) < 1.2 * distance(theirs, right) + 1e-6
@@ -111,7 +111,7 @@ def test_as_exact_as_torch(kernels, shapes, heads, keys, dim, monkeypatch):
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_every_token_by_itself(kernels, dtype, close, monkeypatch):
     """No error hides in a norm over all tokens; prompts and completions may be empty."""
-    monkeypatch.setattr(shared_attention, "_kernels", KERNELS[kernels])
+    monkeypatch.setattr(shared, "_kernels", KERNELS[kernels])
     shapes = [(0, (5, 33)), (40, (0, 3)), (33, (31,)), (200, (40, 2))]
     exact = exactly(shapes, 4, 2, 48)
     for ours, right in zip(computed(shapes, dtype, 4, 2, 48), exact, strict=True):
@@ -128,7 +128,7 @@ def test_tiles_are_used_where_they_can_be(monkeypatch):
     assert not without.has_tiles()
     found = []
     for kernels in ("compiled", "float only"):
-        monkeypatch.setattr(shared_attention, "_kernels", KERNELS[kernels])
+        monkeypatch.setattr(shared, "_kernels", KERNELS[kernels])
         found.append(computed(PACKS["short"], torch.bfloat16, 4, 2, 64))
     for one, other in zip(*found, strict=True):  # they round at different places
         assert torch.equal(one, other) != tiled

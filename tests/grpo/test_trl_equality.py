@@ -13,10 +13,10 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import make_rows
 from grpo.learner import TorchLearner
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
+from grpo.weighted_rows import make_rows
 
 from .rows import EOS, V, group, tiny_model
 
@@ -131,7 +131,7 @@ def test_loss_and_gradient_equal_trls(trainer, groups, loss_type, scale_rewards,
         place = torch.from_numpy(prepared.batch.completions)
         which = torch.tensor(prepared.batch.rows)[place]
         token = torch.cat([torch.arange(len(rows[i].ids)) for i in prepared.batch.rows])
-        prepared.logp_old.add_(noise[which, token])
+        prepared.columns["logp_old"].add_(noise[which, token])
         padded = torch.zeros_like(noise)
         for i, logp in enumerate(old):
             padded[i, : len(logp)] = torch.from_numpy(logp)

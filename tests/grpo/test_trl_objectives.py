@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import make_rows
 from grpo.learner import TorchLearner
 from grpo.objective import find_objective
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Segment
+from grpo.weighted_rows import make_rows
 
 from . import test_trl_equality as equality
 from .rows import group, tiny_model
@@ -148,7 +148,7 @@ def test_loss_and_gradient_equal_trls(
     batch = prepared.batch
     for place, index in enumerate(batch.rows):
         mine = torch.from_numpy(batch.completions == place)
-        prepared.logp_old[mine] = torch.from_numpy(old[index][rows[index].mask])
+        prepared.columns["logp_old"][mine] = torch.from_numpy(old[index][rows[index].mask])
     like = inputs["completion_mask"]
     mask = like * inputs["tool_mask"]
     inputs["old_per_token_logps"] = padded(old, like)

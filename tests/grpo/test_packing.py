@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.batch import Pack, drop_dead, group_metrics, make_rows, micro_batches, split_minibatches
+from grpo.layout import Pack
+from grpo.packing import micro_batches, split_minibatches
 from grpo.types import Completion, Segment, Version
+from grpo.weighted_rows import drop_dead, group_metrics, make_rows
 
 from .rows import EOS, group, three_groups
 
@@ -188,7 +190,9 @@ def test_every_token_is_there_once_within_the_budget(lengths, budget, share):
             mine = batch.completions == place
             row = rows[index]
             np.testing.assert_array_equal(batch.targets[mine], row.ids[row.mask])
-            np.testing.assert_array_equal(batch.logprobs[mine], row.logprobs[row.mask])
+            np.testing.assert_array_equal(
+                batch.columns["logp_sampler"][mine], row.logprobs[row.mask]
+            )
             # each token's source is the token before it, at the position before it
             flat = batch.positions.reshape(-1)[batch.sources[mine]]
             start = len(row.prompt_ids) - 1

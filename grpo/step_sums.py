@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from grpo.devices import choices
 from grpo.token_losses import LossInputs
 from grpo.transfer import to_host
 from grpo.types import Metrics
@@ -98,5 +99,5 @@ def _summed(values: list[float], ranks: Ranks) -> list[float]:
     """The sums over ranks; of one alone they do not travel."""
     if ranks.count == 1:
         return values
-    wide = torch.float64 if ranks.device.type != "mps" else torch.float32
+    wide = choices(ranks.device).widest
     return ranks.sum(torch.tensor(values, dtype=wide, device=ranks.device)).tolist()

@@ -1,4 +1,4 @@
-"""FlexAttention over tokens laid flat: the attention of `grpo/shared_attention.py` on a GPU.
+"""FlexAttention over tokens laid flat: the attention of `grpo/shared.py` on a GPU.
 
 FlexAttention (2412.05496) makes a fused kernel, forward and backward, from a rule that says which
 pairs of tokens exist; blocks of `BLOCK` x `BLOCK` tokens without such a pair are left out, and keys
@@ -12,12 +12,9 @@ of tokens: 4 GiB for 65,536 of them, or a compilation of its own. A test compare
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,9 +22,13 @@ from torch import Tensor
 from torch._dynamo.exc import TorchDynamoException
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from grpo.batch import Pack
+from grpo.casts import autocast_off
+from grpo.devices import Choices, choices
 from grpo.errors import LearnerError
 from grpo.transfer import to_device
+
+if TYPE_CHECKING:
+    from grpo.layout import Pack
 
 BLOCK = 128  # FlexAttention's own default; its kernels' tiles divide it
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,31 +36,18 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD_SIZES = range(16, 129)
 
 
-def uses_flex(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def uses_flex(query: Tensor, key: Tensor, value: Tensor, choices: Choices) -> bool:
     """Whether FlexAttention computes this; [1, heads, N, D] each. Everything else is torch's.
 
     Not a row within one block, where there is nothing to leave out.
     """
     return (
-        query.is_cuda
+        choices.flex_attention
         and query.dtype in TYPES
         and query.dtype == key.dtype == value.dtype
         and query.shape[-2] > BLOCK
         and query.shape[-1] == value.shape[-1]
         and query.shape[-1] in HEAD_SIZES
-        and _can_compile(query.device)
-    )
-
-
-@functools.cache
-def _can_compile(device: torch.device) -> bool:
-    """Whether what PyTorch compiles these kernels with is here, for a GPU it tests them on."""
-    return (
-        os.environ.get("GRPO_NATIVE", "1") != "0"
-        and torch.__version__ >= "2.7"  # in 2.6 compiled training fails (pytorch #146260)
-        and importlib.util.find_spec("triton") is not None
-        and any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
-        and torch.cuda.get_device_capability(device) >= (8, 0)
     )
 
 
@@ -78,8 +66,10 @@ def attend_in_blocks(
     H is a multiple of K. On a CPU it runs without its compiler, and PyTorch refuses gradients.
     Raises LearnerError where the compiler fails.
     """
-    kernel: Callable[..., Any] = _compiled() if query.is_cuda else flex_attention
-    with torch.autocast(query.device.type, enabled=False):
+    kernel: Callable[..., Any] = (
+        _compiled() if choices(query.device).flex_attention else flex_attention
+    )
+    with autocast_off(query):
         try:
             found = kernel(query, key, value, block_mask=blocks, scale=scale, enable_gqa=True)
         except TorchDynamoException as error:

@@ -20,12 +20,13 @@ from grpo import pretrained
 from grpo.adapter import add_adapter
 from grpo.canary import canary_logprob
 from grpo.errors import EngineError, WeightsError
+from grpo.filters import Plan, make_plan
 from grpo.quantize import round_base
 from grpo.rollout.attending import attending
 from grpo.rollout.decoder import make_decoder
 from grpo.rollout.decoding import completion_text, cut
 from grpo.rollout.rows import Job, Rows
-from grpo.rollout.sampling import Plan, make_plan, sample, uniforms, workspace
+from grpo.rollout.sampling import sample, uniforms, workspace
 from grpo.rollout.weights import copy_weights, own_weights, private_copy, resident_hash
 from grpo.transfer import to_host
 from grpo.types import Ack, Completion, EngineSpec, FinishReason, Metrics, Request, Segment, Version

@@ -18,10 +18,10 @@ from grpo import head
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.batch import make_rows, micro_batches
 from grpo.errors import RecipeError
+from grpo.filters import filtered_probs, make_plan
 from grpo.forward import can_share_prompts, completion_logprobs, completion_surprise, place
 from grpo.head import LEFT_OUT, Transform, check_head, token_logprobs
 from grpo.learner import TorchLearner
-from grpo.rollout.sampling import filtered_probs, make_plan
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Sampling

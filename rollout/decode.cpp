@@ -5,23 +5,9 @@
 //
 // HEAD_SIZE is set by who compiles this, a multiple of 16.
 
-#include "numbers.h"
+#include "layers.h"
 
 #include <vector>
-
-namespace {
-
-template <class T>
-void norm_row(const T* x, const T* weight, T* out, int64_t size, float epsilon) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < size; i++) sum += wide(x[i]) * wide(x[i]);
-    float factor = 1.0f / std::sqrt(sum / float(size) + epsilon);
-#pragma omp simd
-    for (int64_t i = 0; i < size; i++) store(out + i, wide(x[i]) * factor * wide(weight[i]));
-}
-
-}  // namespace
 
 // What all layers of a step share. Rows R, H query heads, K key heads of size D.
 struct Step {
@@ -242,11 +228,8 @@ template <class T>
 void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row++) {
-        const T *gate = gate_up + 2 * row * width, *up = gate + width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            store(out + row * width + i, silu(wide(gate[i])) * wide(up[i]));
-        }
+        const T* gate = gate_up + 2 * row * width;
+        gated_row(gate, gate + width, out + row * width, width);
     }
 }
 

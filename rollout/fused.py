@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import rms_norm, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from grpo.errors import WeightsError
+from grpo.kernels.layers import rms_norm, swiglu
 from grpo.rollout.group_cache import CHUNK, GroupCache
-from grpo.rollout.packed import Gated, Linear, Linears, PackedLinears, packs
+from grpo.rollout.packed import Gated, Linear, Linears, PackedLinears, PlainLinears, packs
 from grpo.rollout.prefill import in_passes, padded
 
 _MODELS = {"llama", "mistral", "qwen2", "qwen3"}
@@ -81,10 +82,12 @@ class FusedDecoder:
     pair = 0  # how the cache keeps keys and values
 
     def __init__(self, model: nn.Module, linears: Linears | None = None) -> None:
-        linears = linears or PackedLinears(_normed)
         whole: Any = model
         config = whole.config
         self.dtype = next(model.parameters()).dtype
+        if linears is None:
+            narrow = self.dtype == torch.bfloat16
+            linears = PackedLinears(_normed, swiglu) if narrow else PlainLinears(_normed, swiglu)
         self.heads: int = config.num_attention_heads
         self.kv_heads: int = config.num_key_value_heads
         self.size: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
@@ -250,7 +253,8 @@ class FusedDecoder:
 
 
 def _normed(x: Tensor, norm: Any) -> Tensor:
-    return rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    rows = x.reshape(-1, x.shape[-1])
+    return rms_norm(rows, norm.weight, norm.variance_epsilon, x.dtype)[0].view(x.shape)
 
 
 def _banded(like: Tensor, length: int, window: int) -> Tensor:

@@ -62,4 +62,4 @@ def _linears(model: nn.Module, kernels: Kernels) -> Linears:
     """What multiplies fastest."""
     if next(model.parameters()).dtype == torch.float32:
         return PlainLinears(kernels.norm, kernels.swiglu)
-    return TiledLinears() if tiles(model) else PackedLinears(kernels.norm)
+    return TiledLinears() if tiles(model) else PackedLinears(kernels.norm, kernels.swiglu)

@@ -4,7 +4,7 @@ Three layouts, one interface:
 
   PlainLinears   as torch keeps them; for a few thousand numbers a row, float32 is fastest so
   PackedLinears  oneDNN's own blocks: 64 rows are multiplied 1.6 times faster than with torch's
-                 layout; sum, product or SiLU are applied before the result is rounded and stored
+                 layout; a term is added before the result is rounded and stored
   TiledLinears   for the processor's matrix tiles (grpo/kernels/matmul.py)
 
 A copy in another layout has to follow the weights: whoever changes them calls `fill`, and `holds`
@@ -147,14 +147,14 @@ class PlainGated(PlainLinear):
 class PackedLinears:
     """`Linears` in oneDNN's blocks; float32 or bfloat16."""
 
-    def __init__(self, normed: Normed) -> None:
-        self._normed = normed
+    def __init__(self, normed: Normed, swiglu: Callable[[Tensor], Tensor]) -> None:
+        self._normed, self._swiglu = normed, swiglu
 
     def together(self, layers: Sequence[nn.Linear]) -> PackedLinear:
         return PackedLinear(layers, self._normed)
 
     def gated(self, gate: nn.Linear, up: nn.Linear) -> PackedGated:
-        return PackedGated(gate, up, self._normed)
+        return PackedGated([gate, up], self._normed, self._swiglu)
 
 
 class PackedLinear:
@@ -170,38 +170,22 @@ class PackedLinear:
         return _equal((self._weight.to_dense(), self._bias), _stacked(self._layers))
 
     def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
-        return self._then("none", x if norm is None else self._normed(x, norm))
+        x = x if norm is None else self._normed(x, norm)
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
 
     def plus(self, x: Tensor, term: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.binary(x, term, self._weight, self._bias, "add")
 
-    def silu(self, x: Tensor) -> Tensor:
-        """silu(y) [R, out]."""
-        return self._then("swish", x)
 
-    def times(self, x: Tensor, factor: Tensor) -> Tensor:
-        """y * factor [R, out]."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self._weight, self._bias, "mul")
+class PackedGated(PackedLinear):
+    def __init__(
+        self, layers: Sequence[nn.Linear], normed: Normed, swiglu: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__(layers, normed)
+        self._swiglu = swiglu
 
-    def _then(self, what: str, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, what, [], "")
-
-
-class PackedGated:
-    def __init__(self, gate: nn.Linear, up: nn.Linear, normed: Normed) -> None:
-        self._gate, self._up = PackedLinear([gate], normed), PackedLinear([up], normed)
-        self._normed = normed
-
-    def fill(self) -> None:
-        self._gate.fill()
-        self._up.fill()
-
-    def holds(self) -> bool:
-        return self._gate.holds() and self._up.holds()
-
-    def __call__(self, x: Tensor, norm: Any) -> Tensor:
-        x = self._normed(x, norm)
-        return self._up.times(x, self._gate.silu(x))
+    def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
+        return self._swiglu(super().__call__(x, norm))
 
 
 class TiledLinears:

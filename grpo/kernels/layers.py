@@ -116,9 +116,10 @@ def swiglu_backward(gate_up: Tensor, of_out: Tensor) -> tuple[Tensor, Tensor]:
     if kernels is None:
         gate, up = _wide(gate_up).chunk(2, -1)
         upstream, share = _wide(of_out), torch.sigmoid(gate)
+        active = torch.nn.functional.silu(gate)
         of_gate = upstream * up * share * (1 + gate * (1 - share))
-        of_gate_up = torch.cat([of_gate, upstream * gate * share], -1)
-        return of_gate_up.to(gate_up.dtype), (gate * share * up).to(gate_up.dtype)
+        of_gate_up = torch.cat([of_gate, upstream * active], -1)
+        return of_gate_up.to(gate_up.dtype), (active * up).to(gate_up.dtype)
     rows, width = of_out.shape
     dtype = gate_up.dtype
     of_gate_up, out = gate_up.new_empty((rows, 2 * width)), gate_up.new_empty((rows, width))

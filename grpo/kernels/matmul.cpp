@@ -3,7 +3,7 @@
 // Weights [N, K] lie in panels of 32 outputs: [N / 32][K / 32] pieces of two tiles, in the order in
 // which they are read. Sums are in float, and what is stored is rounded once.
 
-#include "numbers.h"
+#include "layers.h"
 #include "tiles.h"
 
 #if TILES
@@ -40,15 +40,13 @@ void lay_rows(const bfloat16* x, int64_t count, int64_t size, Norm norm, bfloat1
     for (int64_t row = 0; row < (count + TILE - 1) / TILE * TILE; row++) {
         const bfloat16* from = x + row * size;
         bfloat16* to = tiles + row / TILE * TILE * size + row % TILE * DEPTH;
-        Floats squares = {};
-        for (int64_t k = 0; norm.weight && row < count && k < size; k += LANES)
-            squares += load(from + k) * load(from + k);
-        const float factor = 1.0f / std::sqrt(sum(squares) / float(size) + norm.epsilon);
+        const bool has_norm = norm.weight && row < count;
+        const float scale = has_norm ? norm_scale(from, size, norm.epsilon) : 1.0f;
         for (int64_t k = 0; k < size; k += DEPTH, to += TILE * DEPTH)
             for (int64_t half = 0; half < DEPTH; half += LANES) {
                 const int64_t at = k + half;
                 Floats values = row < count ? load(from + at) : Floats{};
-                if (norm.weight) values = values * factor * load(norm.weight + at);
+                if (has_norm) values = normed(values, scale, load(norm.weight + at));
                 store(to + half, values);
             }
     }
@@ -90,7 +88,7 @@ struct Product {
             }
             const int64_t place = (first + r) * pitch + column;
             if (ending == GATED) {
-                store(out + place, silu(low) * high);
+                store(out + place, gated(low, high));
                 continue;
             }
             if (ending == SUM) {

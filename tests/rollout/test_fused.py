@@ -236,8 +236,6 @@ def test_packed_products():
     want = torch.cat([layer(x) for layer in layers], dim=1)
     torch.testing.assert_close(packed(x), want)
     torch.testing.assert_close(packed(x / 2, lambda x: 2 * x), want)
-    torch.testing.assert_close(packed.silu(x), torch.nn.functional.silu(want))
-    torch.testing.assert_close(packed.times(x, other), want * other)
     torch.testing.assert_close(packed.plus(x, other), want + other)
     assert packed.holds()
     for changed in (layers[2].weight, layers[0].bias):

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo.transfer import to_device
+from grpo.transfer import to_device, waits
 from grpo.types import Sampling
 
 _TOP_P_PREFIX = 1024  # top-p looks at this many largest entries before it sorts a whole vocabulary
@@ -30,7 +30,8 @@ class Plan:
     unfiltered temperature-1 distribution are wanted.
 
     What decides which operations run is known on the host, as reading it off a device is a wait:
-    only_greedy (all rows are), largest (of all top_k that are on; 1 where none is).
+    only_greedy (all rows are), largest (of all top_k that are on; 1 where none is), waits (whether
+    it is a wait).
     """
 
     temperature: Tensor | float
@@ -41,6 +42,7 @@ class Plan:
     top_p: Tensor | None
     min_p: Tensor | None
     raw: bool
+    waits: bool
 
 
 def make_plan(rows: Sequence[Sampling], vocab_size: int, device: torch.device) -> Plan:
@@ -71,6 +73,7 @@ def make_plan(rows: Sequence[Sampling], vocab_size: int, device: torch.device) -
         top_p=sent["top_p"][:, None] if "top_p" in sent else None,
         min_p=sent["min_p"][:, None] if "min_p" in sent else None,
         raw=any(s.raw_logprobs for s in kinds),
+        waits=waits(device),
     )
 
 
@@ -102,7 +105,7 @@ def filtered_probs(probs: Tensor, plan: Plan) -> Tensor:
         )
         kept = torch.where(kept >= threshold, kept, 0.0)
     if plan.top_p is not None:
-        threshold = _top_p_threshold(kept / kept.sum(1, keepdim=True), plan.top_p)
+        threshold = _top_p_threshold(kept / kept.sum(1, keepdim=True), plan.top_p, plan.waits)
         threshold = threshold * kept.sum(1, keepdim=True)
         kept = torch.where(kept >= threshold, kept, 0.0)
     if plan.min_p is not None:
@@ -111,9 +114,9 @@ def filtered_probs(probs: Tensor, plan: Plan) -> Tensor:
     return kept if plan.greedy is None else torch.where(plan.greedy.unsqueeze(1), probs, kept)
 
 
-def _top_p_threshold(probs: Tensor, top_p: Tensor) -> Tensor:
+def _top_p_threshold(probs: Tensor, top_p: Tensor, waits: bool) -> Tensor:
     """[R, 1]: the smallest probability in the smallest set whose mass reaches top_p [R, 1]."""
-    values = _prefix(probs, top_p)
+    values = None if waits else _prefix(probs, top_p)
     if values is None:
         values = probs.sort(dim=1, descending=True).values
     before = values.double().cumsum(1) - values
@@ -124,11 +127,6 @@ def _top_p_threshold(probs: Tensor, top_p: Tensor) -> Tensor:
 
 
 def _prefix(probs: Tensor, top_p: Tensor) -> Tensor | None:
-    """The largest of each row, where they are enough to find the threshold among.
-
-    Elsewhere than on a CPU it is None: whether they are enough would have to be waited for.
-    """
-    if probs.device.type != "cpu":
-        return None
+    """The largest of each row, where they are enough to find the threshold among; else None."""
     values = probs.topk(min(_TOP_P_PREFIX, probs.shape[1]), dim=1).values
     return None if bool((values.sum(1, keepdim=True) < top_p).any()) else values

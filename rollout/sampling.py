@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from grpo.filters import Plan, filtered_probs
-from grpo.rollout.native import draw
+from grpo.rollout.draw import draw
 from grpo.transfer import to_device
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -93,11 +93,11 @@ def sample(
     torch.softmax(scores, dim=1, out=probs)
     final = filtered_probs(probs, plan)
     if plan.only_greedy:
-        tokens = _largest(scores)
+        tokens = _largest(scores, plan)
     else:
         tokens = inverse_cdf(final, to_device(logits.device, uniform=uniform)["uniform"])
         if plan.greedy is not None:
-            tokens = torch.where(plan.greedy, _largest(scores), tokens)
+            tokens = torch.where(plan.greedy, _largest(scores, plan), tokens)
     logp = final.gather(1, tokens[:, None]).squeeze(1).log()
     if not plan.raw:
         return tokens, logp, None
@@ -112,7 +112,7 @@ def _drawn(
     logits: Tensor, uniform: np.ndarray, plan: Plan
 ) -> tuple[Tensor, Tensor, Tensor | None] | None:
     """`sample` without filters by a compiled kernel; None where there is none."""
-    if logits.device.type != "cpu":  # before anything of the plan is read
+    if plan.waits:  # before anything of the plan is read
         return None
     if isinstance(plan.temperature, Tensor):
         factor = plan.temperature.reciprocal().flatten().numpy()
@@ -133,9 +133,9 @@ def _drawn(
     return tokens, logp, raw
 
 
-def _largest(scores: Tensor) -> Tensor:
+def _largest(scores: Tensor, plan: Plan) -> Tensor:
     """int64 [R]: the first of the largest of scores [R, V]."""
-    if scores.device.type != "cpu":
+    if plan.waits:
         return scores.argmax(1)
     return torch.from_numpy(scores.numpy().argmax(1))  # torch takes 14 times as long on a CPU
 

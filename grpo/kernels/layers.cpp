@@ -1,7 +1,7 @@
-// What the learner does between matrix products, one pass over memory each (layers.py).
+// What learner and engine do between matrix products, one pass over memory each (layers.py).
 //
-// Rows lie one behind the other. The residual stream is float; T is the type the products are
-// computed in, float or bfloat16 (stored as uint16_t). Arithmetic is float in between.
+// Rows lie one behind the other. T is the type the products are computed in, float or bfloat16
+// (stored as uint16_t); the learner's residual stream is float. Arithmetic is float in between.
 
 #include "layers.h"
 
@@ -10,10 +10,11 @@ namespace {
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // out = x * scale * weight with scale = 1 / sqrt(mean(x^2) + eps), which is kept for every row.
-template <typename T>
-void rms_norm(const float* x, const float* weight, T* out, float* scales, int64_t rows,
-              int64_t width, float eps, int threads) {
-#pragma omp parallel for num_threads(threads)
+template <typename X, typename T>
+void rms_norm(const X* x, const X* weight, T* out, float* scales, int64_t rows, int64_t width,
+              float eps, int threads) {
+    // Waking threads takes longer than a few rows.
+#pragma omp parallel for num_threads(threads) if (rows * width > 65536)
     for (int64_t row = 0; row < rows; ++row)
         scales[row] = norm_row(x + row * width, weight, out + row * width, width, eps);
 }
@@ -159,11 +160,17 @@ void transpose(const bfloat16* from, int64_t stride, bfloat16* to, int64_t to_st
 
 }  // namespace
 
-#define FOR_TYPE(T, NAME)                                                                          \
-    extern "C" void rms_norm_##NAME(const float* x, const float* weight, T* out, float* scales,    \
+#define NORM(X, T, NAME)                                                                           \
+    extern "C" void rms_norm_##NAME(const X* x, const X* weight, T* out, float* scales,            \
                                     int64_t rows, int64_t width, float eps, int threads) {         \
         rms_norm(x, weight, out, scales, rows, width, eps, threads);                               \
-    }                                                                                              \
+    }
+
+NORM(float, float, f32_f32)
+NORM(float, bfloat16, f32_bf16)
+NORM(bfloat16, bfloat16, bf16_bf16)
+
+#define FOR_TYPE(T, NAME)                                                                          \
     extern "C" void rms_norm_backward_##NAME(                                                      \
         const T* of_out, const float* x, const float* weight, const float* scales,                 \
         const float* residual, float* of_x, float* of_weight, int64_t rows, int64_t width,         \

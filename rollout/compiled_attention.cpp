@@ -1,7 +1,7 @@
-// What lies between the matrix products of one decoding step (rollout/native.py), one pass over
-// memory each: norms, the gated activation, and the rotation of queries and keys, their place in
-// the cache and attention over prompt and own tokens. Sums are in float; what is stored is rounded
-// once; queries and probabilities are rounded too before they are multiplied.
+// Attention of one decoding step (compiled_attention.py): the rotation of queries and keys, their
+// place in the cache, and attention over prompt and own tokens, in one pass over memory. Sums are in
+// float; what is stored is rounded once; queries and probabilities are rounded too before they are
+// multiplied.
 //
 // HEAD_SIZE is set by who compiles this, a multiple of 16.
 
@@ -215,35 +215,9 @@ struct Attention {
     }
 };
 
-template <class T>
-void norm(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon,
-          int64_t threads) {
-    // Waking threads takes longer than a few rows.
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * size > 65536)
-    for (int64_t row = 0; row < rows; row++)
-        norm_row(x + row * size, weight, out + row * size, size, epsilon);
-}
-
-template <class T>
-void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int64_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        const T* gate = gate_up + 2 * row * width;
-        gated_row(gate, gate + width, out + row * width, width);
-    }
-}
-
 }  // namespace
 
 #define ENTRIES(NAME, T)                                                                          \
-    extern "C" void norm_##NAME(const T* x, const T* weight, T* out, int64_t rows, int64_t size,  \
-                                float epsilon, int64_t threads) {                                 \
-        norm(x, weight, out, rows, size, epsilon, threads);                                       \
-    }                                                                                             \
-    extern "C" void swiglu_##NAME(const T* gate_up, T* out, int64_t rows, int64_t width,          \
-                                  int64_t threads) {                                              \
-        swiglu(gate_up, out, rows, width, threads);                                               \
-    }                                                                                             \
     extern "C" void attend_##NAME(const Step* s, int64_t window, const T* mixed, const T* keys,   \
                                   const T* values, T* own, const T* query_norm,                   \
                                   const T* key_norm, float epsilon, T* out) {                     \
@@ -252,5 +226,5 @@ void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int64_t threa
         attention.all(mixed, out);                                                                \
     }
 
-ENTRIES(float32, float)
-ENTRIES(bfloat16, bfloat16)
+ENTRIES(f32, float)
+ENTRIES(bf16, bfloat16)

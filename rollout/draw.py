@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo.kernels import native
-from grpo.kernels.door import SUFFIXES, at_array
+from grpo.kernels.door import SUFFIXES, at, at_array
 
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 _FUNCTIONS = {f"draw_{name}": [_P, _P, _P, _N, _N, _P, _P, _N] for name in SUFFIXES.values()}
@@ -27,7 +27,7 @@ def draw(logits: Tensor, uniform: np.ndarray, factor: np.ndarray) -> tuple[Tenso
     logits [R, V] on the CPU; factor float32 [R] > 0; uniform float64 [R] in [0, 1), or < 0 for the
     largest logit. None where there is no kernel for these logits.
     """
-    known = logits.is_cpu and logits.dtype in SUFFIXES and logits.is_contiguous()
+    known = logits.dtype in SUFFIXES and logits.is_contiguous()
     compiled = draw_library() if known else None
     if compiled is None:
         return None
@@ -35,7 +35,7 @@ def draw(logits: Tensor, uniform: np.ndarray, factor: np.ndarray) -> tuple[Tenso
     tokens = torch.empty(rows, dtype=torch.int64, device="cpu")
     logprobs = torch.empty(rows, dtype=torch.float32, device="cpu")
     getattr(compiled, f"draw_{SUFFIXES[logits.dtype]}")(
-        logits.data_ptr(),
+        at("logits", logits, logits.dtype, (rows, vocab)),
         at_array("uniform numbers", uniform, np.float64, rows),
         at_array("factors", factor, np.float32, rows),
         *(rows, vocab),

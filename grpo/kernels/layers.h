@@ -1,5 +1,5 @@
 // RMS norm and gated activation of a row: one formula each for the learner (layers.cpp) and the
-// engine (matmul.cpp, rollout/decode.cpp), so that both round alike.
+// engine (matmul.cpp, or layers.py), so that both round alike.
 //
 // V is a number or sixteen of them. Arithmetic is in float; a result is rounded where it is stored.
 

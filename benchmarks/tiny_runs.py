@@ -67,9 +67,7 @@ def warm(place: Path) -> None:
     """What every run does once, done before the forks: a model is loaded, and garbage forgotten."""
     torch.set_num_threads(1)  # a fork has no threads but its own
     AutoModelForCausalLM.from_pretrained(place / "base")
-    import grpo.rollout.fused
-    import grpo.rollout.group_cache
-    import grpo.rollout.native_decoder  # noqa: F401
+    import grpo.rollout.fused  # noqa: F401
 
     gc.collect()
     gc.freeze()

@@ -28,10 +28,10 @@ from grpo.canary import canary_ids, vocabulary
 from grpo.casts import autocast_off, compute_type, joined
 from grpo.errors import RecipeError
 from grpo.families import body
+from grpo.filters import filtered_probs, make_plan
 from grpo.kernels.head import normalize, pull_back_
 from grpo.kernels.layers import weight_gradient
 from grpo.pieces import piece
-from grpo.rollout.sampling import filtered_probs, make_plan
 from grpo.types import Sampling
 
 if TYPE_CHECKING:

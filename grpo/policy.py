@@ -29,7 +29,7 @@ def load_policy(
     model: str | PreTrainedModel, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """A causal LM without dropout from a Hugging Face folder or id, or the one given, as it is."""
-    # See rollout/attending.py. For the process and not for a forward pass, as activations may be
+    # See rollout/ways.py. For the process and not for a forward pass, as activations may be
     # computed again outside it. Says nothing where there is no GPU.
     torch.backends.cuda.enable_cudnn_sdp(False)
     loaded: PreTrainedModel = (

@@ -26,6 +26,11 @@ def pins(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def waits(device: torch.device) -> bool:
+    """Whether reading a number off `device` is a wait for all that was started before."""
+    return device.type != "cpu"
+
+
 def to_device(device: torch.device, **arrays: np.ndarray) -> dict[str, Tensor]:
     """The arrays as tensors on `device`, of the same names, shapes, types and bytes.
 

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 
 from grpo.errors import EngineError
 from grpo.families import check_causal, check_family
-from grpo.rollout.attending import attending
 from grpo.rollout.fused import FusedDecoder, fusable
 from grpo.rollout.kv_cache import ATTENTION, SlotCache, bucketed
-from grpo.rollout.native_decoder import NativeDecoder
 from grpo.rollout.own_cache import OwnCacheDecoder, ReplayDecoder, rebuilt, reordered
 from grpo.rollout.prefill import read_prompts
+from grpo.rollout.ways import Ways
 from grpo.transfer import to_device
 
 logger = logging.getLogger(__name__)
@@ -67,8 +66,8 @@ class SlotDecoder:
 
     lockstep = False
 
-    def __init__(self, model: nn.Module, *, compiled: bool = False) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, ways: Ways, *, compiled: bool = False) -> None:
+        self.model, self._ways = model, ways
         self._run: Any = torch.compile(model, dynamic=True) if compiled else model
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
@@ -84,8 +83,8 @@ class SlotDecoder:
     def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         longest = max(map(len, prompts))
         self.cache.reserve(max(rows) + 1, bucketed(longest + 1))
-        with attending(self.device):
-            return read_prompts(self.model, self.cache, prompts, rows)
+        with self._ways.forward():
+            return read_prompts(self.model, self.cache, prompts, rows, self._ways)
 
     @torch.inference_mode()
     def copy(self, source: Sequence[int], target: Sequence[int], lengths: Sequence[int]) -> None:
@@ -104,7 +103,7 @@ class SlotDecoder:
         hidden = torch.arange(view, device=self.device) > slots[:, None]
         mask = torch.zeros(count, view, dtype=self.dtype, device=self.device)
         mask.masked_fill_(hidden, float("-inf"))
-        with attending(self.device):
+        with self._ways.forward():
             return self._run(
                 input_ids=given["tokens"][:, None],
                 attention_mask=mask[:, None, None],
@@ -122,9 +121,12 @@ class SlotDecoder:
             self.cache.copy_rows(given["source"], given["target"], length)
 
 
-def make_decoder(model: nn.Module, *, packed: bool = True, compiled: bool = False) -> Decoder:
+def make_decoder(
+    model: nn.Module, ways: Ways, *, packed: bool = True, compiled: bool = False
+) -> Decoder:
     """The first decoder that reproduces the model's plain forward pass.
 
+    `ways`: those of the model's device.
     `packed` allows a copy of the weights in another layout, which follows them in `refresh` only.
     `compiled`: torch.compile of the model's own code instead, which takes minutes at first.
     Sets the model's attention implementation; the model must belong to the caller alone. Raises
@@ -135,39 +137,42 @@ def make_decoder(model: nn.Module, *, packed: bool = True, compiled: bool = Fals
     reason = _refusal(config)
     prompts = _probe_prompts(config)
     if reason is None:
-        expected = _expected(model, _RAGGED, prompts)
+        expected = _expected(model, ways, _RAGGED, prompts)
         config._attn_implementation = ATTENTION
-        kinds: list[Callable[[nn.Module], Any]] = [
-            functools.partial(SlotDecoder, compiled=compiled)
+        kinds: list[functools.partial[Any]] = [
+            functools.partial(SlotDecoder, ways=ways, compiled=compiled)
         ]
-        if packed and not compiled and fusable(model):
-            kinds = [NativeDecoder, FusedDecoder, *kinds]
+        if packed and not compiled and ways.fused and fusable(model):
+            kinds = [functools.partial(FusedDecoder, ways=ways), *kinds]
         for kind in kinds:
             decoder, reason = _tried(kind, model, _RAGGED, prompts, expected)
             if decoder is not None:
                 return decoder
-            name = getattr(kind, "__name__", SlotDecoder.__name__)
-            logger.info("%s does not serve this model: %s", name, reason)
+            logger.info("%s does not serve this model: %s", kind.func.__name__, reason)
         config._attn_implementation = implementation
-    return _in_its_own_code(model, prompts, reason)
+    return _in_its_own_code(model, ways, prompts, reason)
 
 
-def _in_its_own_code(model: nn.Module, prompts: list[list[int]], reason: str | None) -> Decoder:
+def _in_its_own_code(
+    model: nn.Module, ways: Ways, prompts: list[list[int]], reason: str | None
+) -> Decoder:
     """A decoder that asks nothing of the model, for the `reason` that no other serves it."""
     name = type(model).__name__
-    expected = _expected(model, _LOCKSTEP, prompts)
+    expected = _expected(model, ways, _LOCKSTEP, prompts)
     for pick in (reordered, rebuilt):
-        kind = functools.partial(OwnCacheDecoder, pick=pick)
+        kind = functools.partial(OwnCacheDecoder, ways=ways, pick=pick)
         decoder, fault = _tried(kind, model, _LOCKSTEP, prompts, expected)
         if decoder is not None:
             said = "%s is sampled with its own cache, one request at a time (slower): %s"
             logger.warning(said, name, reason)
             return decoder
         logger.info("its own cache, %s, does not serve this model: %s", pick.__name__, fault)
-    expected = _expected(model, _RAGGED, prompts)
+    expected = _expected(model, ways, _RAGGED, prompts)
     check_family(model.config)
     check_causal(model)
-    decoder, fault = _tried(ReplayDecoder, model, _RAGGED, prompts, expected)
+    decoder, fault = _tried(
+        functools.partial(ReplayDecoder, ways=ways), model, _RAGGED, prompts, expected
+    )
     if decoder is None:
         raise EngineError(
             f"{name} cannot be sampled: its logits change with the rows beside it ({fault}); "
@@ -244,14 +249,14 @@ def _plain(model: nn.Module, ids: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def _expected(model: nn.Module, probe: _Probe, prompts: list[list[int]]) -> Tensor:
+def _expected(model: nn.Module, ways: Ways, probe: _Probe, prompts: list[list[int]]) -> Tensor:
     """Logits [N, V] after every text of `_contexts`, by plain forward passes of one row each."""
     device = next(model.parameters()).device
     found: list[Tensor] = []
     for texts in _contexts(probe, prompts):
         for ids in texts:
             tensor = torch.tensor([ids], device=device)
-            with attending(device):  # here too, every text is a new shape
+            with ways.forward():  # here too, every text is a new shape
                 found.append(_plain(model, tensor)[0, -1].float())
     return torch.stack(found)
 

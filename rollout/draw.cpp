@@ -1,4 +1,4 @@
-// Softmax over the vocabulary and a draw from it, a row at a time (rollout/native.py). Logits are
+// Softmax over the vocabulary and a draw from it, a row at a time (draw.py). Logits are
 // read where they lie; sums over the vocabulary are kept in double.
 
 #include "numbers.h"
@@ -68,5 +68,5 @@ void draw(const T* logits, const double* uniform, const float* factor, int64_t r
         draw(logits, uniform, factor, rows, vocab, tokens, logprobs, threads);                    \
     }
 
-ENTRIES(float32, float)
-ENTRIES(bfloat16, bfloat16)
+ENTRIES(f32, float)
+ENTRIES(bf16, bfloat16)

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers.cache_utils import Cache
 
-from grpo.rollout.native import CHUNK
-
+CHUNK = 32  # slots of own tokens that one product reads
 WIDTH = 16  # rows that share one copy of a prompt; bounds the padding where groups differ in size
 _PROMPT_STEP = 32  # slots a prompt's room is rounded up to
 

@@ -140,14 +140,11 @@ def slot_attention(
     if mask is None:
         mask = _causal(query, seen, sliding_window) if softcap or sliding_window else None
         if mask is None and length > 1:
-            if groups > 1 and query.device.type != "cpu":
+            if groups > 1:
                 # Only some of a GPU's kernels take fewer heads of keys than of queries; where none
                 # does, all scores are in memory at once.
                 key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-                groups = 1
-            out = scaled_dot_product_attention(
-                query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1
-            )
+            out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
             return out.transpose(1, 2), None
     elif sliding_window is not None and seen > sliding_window:
         position = (mask == 0).sum(-1, keepdim=True) - 1

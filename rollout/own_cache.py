@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo.rollout.attending import attending
 from grpo.rollout.prefill import in_passes, padded
+from grpo.rollout.ways import Ways
 from grpo.transfer import to_device
 
 # What a forward pass calls the cache it gives back, and takes: attention, Mamba and xLSTM, RWKV.
@@ -62,8 +62,8 @@ class OwnCacheDecoder:
 
     lockstep = True
 
-    def __init__(self, model: nn.Module, pick: Pick = reordered) -> None:
-        self.model, self.pick = model, pick
+    def __init__(self, model: nn.Module, ways: Ways, pick: Pick = reordered) -> None:
+        self.model, self.pick, self._ways = model, pick, ways
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self._takes = inspect.signature(model.forward).parameters
@@ -85,7 +85,7 @@ class OwnCacheDecoder:
             given["position_ids"] = positions
         if "logits_to_keep" in self._takes:
             given["logits_to_keep"] = 1
-        with attending(self.device):
+        with self._ways.forward():
             output = self.model(**given)
         names = [name for name in CACHES if getattr(output, name, None) is not None]
         if not names:
@@ -137,8 +137,8 @@ class ReplayDecoder:
 
     lockstep = False
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, ways: Ways) -> None:
+        self.model, self._ways = model, ways
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self._takes = inspect.signature(model.forward).parameters
@@ -158,7 +158,7 @@ class ReplayDecoder:
     def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         for prompt, row in zip(prompts, rows, strict=True):
             self._set(row, prompt)
-        return in_passes(self._read, prompts, rows, self.device)
+        return in_passes(self._read, prompts, rows, self._ways)
 
     def _read(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:
         last = np.array([len(p) - 1 for p in prompts])
@@ -167,7 +167,7 @@ class ReplayDecoder:
         kept, at = {}, given["last"]
         if "logits_to_keep" in self._takes:
             kept, at = {"logits_to_keep": given["ends"]}, given["place"]
-        with attending(self.device):
+        with self._ways.forward():
             logits = self.model(input_ids=given["ids"], use_cache=False, **kept).logits
         return logits[torch.arange(len(prompts), device=self.device), at]
 
@@ -180,7 +180,7 @@ class ReplayDecoder:
         for row, (token, position) in enumerate(zip(tokens, positions, strict=True)):
             self.rows[row] = [*self.rows[row][:position], int(token)]
         rows = range(len(tokens))
-        return in_passes(self._read, [self.rows[row] for row in rows], rows, self.device)
+        return in_passes(self._read, [self.rows[row] for row in rows], rows, self._ways)
 
     def compact(self, moves: Sequence[tuple[int, int]], count: int, length: int) -> None:
         for source, target in moves:

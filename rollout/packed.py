@@ -4,7 +4,7 @@ Three layouts, one interface:
 
   PlainLinears   as torch keeps them; for a few thousand numbers a row, float32 is fastest so
   PackedLinears  oneDNN's own blocks: 64 rows are multiplied 1.6 times faster than with torch's
-                 layout; sum, product or SiLU are applied before the result is rounded and stored
+                 layout; a term is added before the result is rounded and stored
   TiledLinears   for the processor's matrix tiles (grpo/kernels/matmul.py)
 
 A copy in another layout has to follow the weights: whoever changes them calls `fill`, and `holds`
@@ -14,7 +14,7 @@ of the weights' type.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from grpo.kernels import matmul
+from grpo.kernels.layers import normed, swiglu
 
 _ROWS = 64  # rows oneDNN's blocks are chosen for; other numbers of rows are right too
 
@@ -66,13 +67,19 @@ class Linears(Protocol):
     def gated(self, gate: nn.Linear, up: nn.Linear) -> Gated: ...
 
 
-def packs(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this machine multiplies packed weights of `dtype`."""
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
+def packs(dtype: torch.dtype) -> bool:
+    """Whether this machine's CPU multiplies weights of `dtype` well in one of the layouts."""
     if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        available = torch.backends.mkldnn.is_available()
+        return available and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return dtype == torch.float32
+
+
+def layout_for(model: nn.Module) -> Linears:
+    """What multiplies fastest: `packs` says yes to the type of the model's weights."""
+    if next(model.parameters()).dtype == torch.float32:
+        return PlainLinears()
+    return TiledLinears() if tiles(model) else PackedLinears()
 
 
 def tiles(model: nn.Module) -> bool:
@@ -98,25 +105,19 @@ def _equal(held: tuple[Tensor, Tensor | None], present: tuple[Tensor, Tensor | N
     return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
 
 
-Normed = Callable[[Tensor, Any], Tensor]  # x [R, D] and a module with weight and epsilon
-
-
 class PlainLinears:
-    """`Linears` as torch keeps them; `swiglu`: silu(gate) * up of the two side by side."""
-
-    def __init__(self, normed: Normed, swiglu: Callable[[Tensor], Tensor]) -> None:
-        self._normed, self._swiglu = normed, swiglu
+    """`Linears` as torch keeps them."""
 
     def together(self, layers: Sequence[nn.Linear]) -> PlainLinear:
-        return PlainLinear(layers, self._normed)
+        return PlainLinear(layers)
 
-    def gated(self, gate: nn.Linear, up: nn.Linear) -> PlainGated:
-        return PlainGated([gate, up], self._normed, self._swiglu)
+    def gated(self, gate: nn.Linear, up: nn.Linear) -> Activated:
+        return Activated(PlainLinear([gate, up]))
 
 
 class PlainLinear:
-    def __init__(self, layers: Sequence[nn.Linear], normed: Normed) -> None:
-        self._layers, self._normed = tuple(layers), normed
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self._layers = tuple(layers)
         self.fill()
 
     def fill(self) -> None:
@@ -126,40 +127,42 @@ class PlainLinear:
         return _equal((self._weight, self._bias), _stacked(self._layers))
 
     def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
-        return linear(x if norm is None else self._normed(x, norm), self._weight, self._bias)
+        return linear(x if norm is None else normed(x, norm), self._weight, self._bias)
 
     def plus(self, x: Tensor, term: Tensor) -> Tensor:
         term = term if self._bias is None else term + self._bias
         return torch.addmm(term, x, self._weight.T)
 
 
-class PlainGated(PlainLinear):
-    def __init__(
-        self, layers: Sequence[nn.Linear], normed: Normed, swiglu: Callable[[Tensor], Tensor]
-    ) -> None:
-        super().__init__(layers, normed)
-        self._swiglu = swiglu
+class Activated:
+    """`Gated` by one product of both and a pass over it."""
 
-    def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
-        return self._swiglu(super().__call__(x, norm))
+    def __init__(self, both: PlainLinear | PackedLinear) -> None:
+        self._both = both
+
+    def fill(self) -> None:
+        self._both.fill()
+
+    def holds(self) -> bool:
+        return self._both.holds()
+
+    def __call__(self, x: Tensor, norm: Any) -> Tensor:
+        return swiglu(self._both(x, norm))
 
 
 class PackedLinears:
-    """`Linears` in oneDNN's blocks; float32 or bfloat16."""
-
-    def __init__(self, normed: Normed) -> None:
-        self._normed = normed
+    """`Linears` in oneDNN's blocks; bfloat16."""
 
     def together(self, layers: Sequence[nn.Linear]) -> PackedLinear:
-        return PackedLinear(layers, self._normed)
+        return PackedLinear(layers)
 
-    def gated(self, gate: nn.Linear, up: nn.Linear) -> PackedGated:
-        return PackedGated(gate, up, self._normed)
+    def gated(self, gate: nn.Linear, up: nn.Linear) -> Activated:
+        return Activated(PackedLinear([gate, up]))
 
 
 class PackedLinear:
-    def __init__(self, layers: Sequence[nn.Linear], normed: Normed) -> None:
-        self._layers, self._normed = tuple(layers), normed
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self._layers = tuple(layers)
         self.fill()
 
     def fill(self) -> None:
@@ -170,38 +173,11 @@ class PackedLinear:
         return _equal((self._weight.to_dense(), self._bias), _stacked(self._layers))
 
     def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
-        return self._then("none", x if norm is None else self._normed(x, norm))
+        x = x if norm is None else normed(x, norm)
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
 
     def plus(self, x: Tensor, term: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise.binary(x, term, self._weight, self._bias, "add")
-
-    def silu(self, x: Tensor) -> Tensor:
-        """silu(y) [R, out]."""
-        return self._then("swish", x)
-
-    def times(self, x: Tensor, factor: Tensor) -> Tensor:
-        """y * factor [R, out]."""
-        return torch.ops.mkldnn._linear_pointwise.binary(x, factor, self._weight, self._bias, "mul")
-
-    def _then(self, what: str, x: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, what, [], "")
-
-
-class PackedGated:
-    def __init__(self, gate: nn.Linear, up: nn.Linear, normed: Normed) -> None:
-        self._gate, self._up = PackedLinear([gate], normed), PackedLinear([up], normed)
-        self._normed = normed
-
-    def fill(self) -> None:
-        self._gate.fill()
-        self._up.fill()
-
-    def holds(self) -> bool:
-        return self._gate.holds() and self._up.holds()
-
-    def __call__(self, x: Tensor, norm: Any) -> Tensor:
-        x = self._normed(x, norm)
-        return self._up.times(x, self._gate.silu(x))
 
 
 class TiledLinears:

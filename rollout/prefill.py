@@ -10,11 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grpo.rollout.ways import Ways
 from grpo.transfer import to_device
-
-_TOKENS = 4096  # padded tokens of one pass: bounds its activations
-_LOGITS = 64  # rows of logits of one pass (ragged prompts ask for several each)
-_MORE = 4  # times as much elsewhere than on a CPU: a pass has many launches, however small it is
 
 
 class PromptCache(Protocol):
@@ -29,23 +26,26 @@ Read = Callable[[Sequence[Sequence[int]], Sequence[int]], Tensor]
 
 
 def read_prompts(
-    model: nn.Module, cache: PromptCache, prompts: Sequence[Sequence[int]], rows: Sequence[int]
+    model: nn.Module,
+    cache: PromptCache,
+    prompts: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    ways: Ways,
 ) -> Tensor:
     """Logits [B, V] after each of `prompts`; their keys and values go to places `rows`."""
     device = next(model.parameters()).device
-    return in_passes(functools.partial(_read, model, cache, device), prompts, rows, device)
+    return in_passes(functools.partial(_read, model, cache, device), prompts, rows, ways)
 
 
 def in_passes(
-    read: Read, prompts: Sequence[Sequence[int]], rows: Sequence[int], device: torch.device
+    read: Read, prompts: Sequence[Sequence[int]], rows: Sequence[int], ways: Ways
 ) -> Tensor:
-    """`read` of as many prompts at a time as one forward pass on `device` should hold."""
-    times = 1 if device.type == "cpu" else _MORE
+    """`read` of as many prompts at a time as one forward pass should hold."""
     out: list[Tensor] = []
     start = 0
     while start < len(prompts):
         end = start + 1
-        while end < len(prompts) and _fits(prompts[start : end + 1], times):
+        while end < len(prompts) and _fits(prompts[start : end + 1], ways):
             end += 1
         out.append(read(prompts[start:end], rows[start:end]))
         start = end
@@ -60,12 +60,10 @@ def padded(prompts: Sequence[Sequence[int]]) -> np.ndarray:
     return ids
 
 
-def _fits(prompts: Sequence[Sequence[int]], times: int) -> bool:
+def _fits(prompts: Sequence[Sequence[int]], ways: Ways) -> bool:
     lengths = [len(p) for p in prompts]
-    return (
-        len(prompts) * max(lengths) <= times * _TOKENS
-        and len(prompts) * len(set(lengths)) <= times * _LOGITS
-    )
+    count = len(prompts)
+    return count * max(lengths) <= ways.tokens and count * len(set(lengths)) <= ways.logits
 
 
 def _read(

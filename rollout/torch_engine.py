@@ -20,13 +20,14 @@ from grpo import pretrained
 from grpo.adapter import add_adapter
 from grpo.canary import canary_logprob
 from grpo.errors import EngineError, WeightsError
+from grpo.filters import Plan, make_plan
 from grpo.quantize import round_base
-from grpo.rollout.attending import attending
 from grpo.rollout.decoder import make_decoder
 from grpo.rollout.decoding import completion_text, cut
 from grpo.rollout.engine_weights import copy_weights, own_weights, private_copy, resident_hash
 from grpo.rollout.rows import Job, Rows
-from grpo.rollout.sampling import Plan, make_plan, sample, uniforms, workspace
+from grpo.rollout.sampling import sample, uniforms, workspace
+from grpo.rollout.ways import ways_on
 from grpo.transfer import to_host
 from grpo.types import Ack, Completion, EngineSpec, FinishReason, Metrics, Request, Segment, Version
 
@@ -70,8 +71,10 @@ class TorchEngine:
         self._lora_rank = lora_rank
         self.tokenizer = tokenizer
         self.version = version
+        self._ways = ways_on(next(self.model.parameters()).device)
         self._decoder = make_decoder(
             self.model,
+            self._ways,
             packed=not share_storage if packed is None else packed,
             compiled=compile,
         )
@@ -174,7 +177,7 @@ class TorchEngine:
         self._broken = False
         self.version = version
         self._rows.mark(version)
-        with attending(next(self.model.parameters()).device):
+        with self._ways.forward():
             canary = canary_logprob(self.model)
         return Ack(
             version=Version(step=version.step, hash=resident_hash(own, dtypes)),

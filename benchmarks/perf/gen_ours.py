@@ -19,9 +19,9 @@ from perf.worker import Settings, now, serve
 def prepare(settings: Settings) -> Any:
     """An engine; a repetition samples everything once."""
     if settings.get("own_cache"):  # ablation: the model's own cache, one group at a time
-        torch_engine.make_decoder = lambda model, **_: OwnCacheDecoder(model)
+        torch_engine.make_decoder = lambda model, ways, **_: OwnCacheDecoder(model, ways)
     if settings.get("plain_layers"):  # ablation: the model's own code over the slot cache
-        torch_engine.make_decoder = lambda model, **_: make_decoder(model, packed=False)
+        torch_engine.make_decoder = lambda model, ways, **_: make_decoder(model, ways, packed=False)
     if settings.get("torch_only"):  # ablation: no compiled kernel
         os.environ["GRPO_NATIVE"] = "0"
     if settings.get("no_tiles"):  # ablation: kernels that know no matrix tiles

@@ -124,7 +124,7 @@ def engine() -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for name in SCENARIOS:
         kind = DECODERS.get(name, slots)
-        torch_engine.make_decoder = lambda model, kind=kind, **_: kind(model)
+        torch_engine.make_decoder = lambda model, ways, kind=kind, **_: kind(model, ways)
         model = tiny(MODELS.get(name, "llama")).bfloat16().to("cuda")
         made = torch_engine.TorchEngine(model, Whatever(), version=V0, max_rows=16)
         made.submit(some_requests(KINDS.get(name, [{}])))

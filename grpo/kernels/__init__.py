@@ -1,11 +1,14 @@
 """C++ for CPUs: what PyTorch does in many passes over memory, or not at all.
 
-    native      compiles a source file on the machine that runs it, once
+    native      compiles a source file on the machine that runs it, once, and binds its functions
+    door        what every address passes on its way to a kernel
     matmul      products of rows with weights laid out for matrix tiles (the engine's)
-    layers      norms, rotation, gated activation, gradients of weights (the learner's layers)
+    layers      norms, rotation, gated activation, gradients of weights (learner and engine)
     head        the softmax over the vocabulary (the learner's head)
     attention   called by `grpo/shared.py`
+    fingerprint sums over the bytes of weights
 
-Headers: `numbers.h` is what every source needs, `tiles.h` the processor's matrix tiles,
-`tile_blocks.h` blocks of heads in them. `rollout/decode.cpp` and `draw.cpp` are the engine's own.
+Headers: `numbers.h` is what every source needs, `layers.h` norm and gated activation of a row,
+`tiles.h` the processor's matrix tiles and their product, `tile_blocks.h` blocks of heads in them.
+`rollout/compiled_attention.cpp` and `draw.cpp` are the engine's own.
 """

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from grpo.kernels.door import at
-
-SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+from grpo.kernels.door import SUFFIXES, at
 
 
 def has_tiles(kernels: ctypes.CDLL, dtype: torch.dtype) -> bool:

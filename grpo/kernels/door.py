@@ -14,6 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Functions in C++ end in the name of the type of their numbers.
+SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
 
 def at(what: str, tensor: Tensor, dtype: torch.dtype, shape: Sequence[int]) -> int:
     """The address of a tensor. Raises ValueError unless it is as the kernel takes it to be.

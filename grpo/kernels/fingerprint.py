@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from grpo.kernels.door import at
-from grpo.kernels.native import library
+from grpo.kernels.native import bound
 
 SOURCE = Path(__file__).with_name("fingerprint.cpp")
 BLOCK = 2048  # lanes; as in fingerprint.cpp
@@ -38,6 +38,7 @@ ON_DEVICE = 2**11  # blocks that a GPU multiplies at once: 16 MiB, whose product
 _ON_HOST = 32  # the same of numpy: products that stay in a processor's cache
 _WORD = 2**64 - 1
 _P, _N = ctypes.c_void_p, ctypes.c_int64
+_FUNCTIONS = {"fingerprint": [_P, _N, _P, _P, _P, _N]}
 
 
 def fingerprints(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
@@ -62,7 +63,7 @@ def _sums(flat: Tensor) -> Tensor:
     if flat.device.type not in ("cpu", "mps"):
         return by_torch(flat)
     flat = flat.cpu()  # of mps: it has the host's memory
-    compiled = library(SOURCE)
+    compiled = bound(SOURCE, _FUNCTIONS)
     return by_numpy(flat) if compiled is None else by_kernel(compiled, flat)
 
 

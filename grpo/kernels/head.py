@@ -8,12 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo.kernels.door import at, within
-from grpo.kernels.native import library
+from grpo.kernels.door import SUFFIXES, at, within
+from grpo.kernels.native import bound
 
 SOURCE = Path(__file__).with_name("head.cpp")
-_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_P, _N = ctypes.c_void_p, ctypes.c_int64
+_P, _N, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_TAKE = {
+    "normalize": [_P, _P, _P, _N, _N, _F, _I],
+    "pull_back": [*[_P] * 6, _N, _N, _F, _I],
+}
+_FUNCTIONS = {f"{name}_{t}": take for t in SUFFIXES.values() for name, take in _TAKE.items()}
 
 
 def normalize(product_n_V: Tensor, targets_n: Tensor, factor: float) -> Tensor | None:
@@ -27,11 +31,10 @@ def normalize(product_n_V: Tensor, targets_n: Tensor, factor: float) -> Tensor |
     rows, vocab = product_n_V.shape
     targets_n = targets_n.contiguous()
     found = torch.empty((4, rows), dtype=torch.float32, device="cpu")
-    function = getattr(kernels, f"normalize_{_NAMES[product_n_V.dtype]}")
+    function = getattr(kernels, f"normalize_{SUFFIXES[product_n_V.dtype]}")
     function(
-        *(_P(product_n_V.data_ptr()), _targets(targets_n, rows, vocab), _P(found.data_ptr())),
-        *(_N(rows), _N(vocab), ctypes.c_float(factor)),
-        torch.get_num_threads(),
+        *(product_n_V.data_ptr(), _targets(targets_n, rows, vocab), found.data_ptr()),
+        *(rows, vocab, factor, torch.get_num_threads()),
     )
     return found
 
@@ -46,28 +49,26 @@ def pull_back_(
     kernels = _kernels(product_n_V)
     if kernels is None:
         return None
-    function = getattr(kernels, f"pull_back_{_NAMES[product_n_V.dtype]}")
+    function = getattr(kernels, f"pull_back_{SUFFIXES[product_n_V.dtype]}")
     rows, vocab = product_n_V.shape
     targets_n = targets_n.contiguous()
     parts = [row.float().contiguous() for row in rows_4_n]
     if len(parts) != 4:
         raise ValueError(f"four numbers a row are needed, not {len(parts)}")
     function(
-        *(_P(product_n_V.data_ptr()), _targets(targets_n, rows, vocab)),
-        *(_P(at("a row's numbers", part, torch.float32, (rows,))) for part in parts),
-        *(_N(rows), _N(vocab)),
-        ctypes.c_float(factor),
-        torch.get_num_threads(),
+        *(product_n_V.data_ptr(), _targets(targets_n, rows, vocab)),
+        *(at("a row's numbers", part, torch.float32, (rows,)) for part in parts),
+        *(rows, vocab, factor, torch.get_num_threads()),
     )
     return product_n_V
 
 
 def _kernels(product: Tensor) -> ctypes.CDLL | None:
-    known = product.is_cpu and product.dtype in _NAMES and product.is_contiguous()
-    return library(SOURCE) if known else None
+    known = product.is_cpu and product.dtype in SUFFIXES and product.is_contiguous()
+    return bound(SOURCE, _FUNCTIONS) if known else None
 
 
-def _targets(targets: Tensor, rows: int, vocab: int) -> ctypes.c_void_p:
+def _targets(targets: Tensor, rows: int, vocab: int) -> int:
     """Where the targets lie; each of them says where in its row is read and written."""
     within("target tokens", targets, vocab)
-    return _P(at("target tokens", targets, torch.int64, (rows,)))
+    return at("target tokens", targets, torch.int64, (rows,))

@@ -1,30 +1,22 @@
-// What the learner does between matrix products, one pass over memory each (layers.py).
+// What learner and engine do between matrix products, one pass over memory each (layers.py).
 //
-// Rows lie one behind the other. The residual stream is float; T is the type the products are
-// computed in, float or bfloat16 (stored as uint16_t). Arithmetic is float in between.
+// Rows lie one behind the other. T is the type the products are computed in, float or bfloat16
+// (stored as uint16_t); the learner's residual stream is float. Arithmetic is float in between.
 
-#include "numbers.h"
+#include "layers.h"
 
 namespace {
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // out = x * scale * weight with scale = 1 / sqrt(mean(x^2) + eps), which is kept for every row.
-template <typename T>
-void rms_norm(const float* x, const float* weight, T* out, float* scales, int64_t rows,
-              int64_t width, float eps, int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (int64_t row = 0; row < rows; ++row) {
-        const float* from = x + row * width;
-        T* to = out + row * width;
-        float squares = 0;
-#pragma omp simd reduction(+ : squares)
-        for (int64_t i = 0; i < width; ++i) squares += from[i] * from[i];
-        const float scale = 1.0f / std::sqrt(squares / width + eps);
-        scales[row] = scale;
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) store(to + i, weight[i] * (from[i] * scale));
-    }
+template <typename X, typename T>
+void rms_norm(const X* x, const X* weight, T* out, float* scales, int64_t rows, int64_t width,
+              float eps, int threads) {
+    // Waking threads takes longer than a few rows.
+#pragma omp parallel for num_threads(threads) if (rows * width > 65536)
+    for (int64_t row = 0; row < rows; ++row)
+        scales[row] = norm_row(x + row * width, weight, out + row * width, width, eps);
 }
 
 // of_x = residual + scale * (g - y * mean(g * y)) with g = of_out * weight and y = x * scale.
@@ -94,13 +86,8 @@ template <typename T>
 void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel for num_threads(threads)
     for (int64_t row = 0; row < rows; ++row) {
-        const T *gate = gate_up + row * 2 * width, *up = gate + width;
-        T* to = out + row * width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; ++i) {
-            const float g = wide(gate[i]);
-            store(to + i, g * sigmoid(g) * wide(up[i]));
-        }
+        const T* gate = gate_up + row * 2 * width;
+        gated_row(gate, gate + width, out + row * width, width);
     }
 }
 
@@ -118,8 +105,8 @@ void swiglu_backward(const T* gate_up, const T* of_out, T* of_gate_up, T* out, i
         for (int64_t i = 0; i < width; ++i) {
             const float g = wide(gate[i]), u = wide(up[i]), d = wide(upstream[i]);
             const float s = sigmoid(g);
-            store(to + i, g * s * u);
-            store(of_up + i, d * g * s);
+            store(to + i, gated(g, u));
+            store(of_up + i, d * silu(g));
             store(of_gate + i, d * u * s * (1.0f + g * (1.0f - s)));
         }
     }
@@ -173,11 +160,17 @@ void transpose(const bfloat16* from, int64_t stride, bfloat16* to, int64_t to_st
 
 }  // namespace
 
-#define FOR_TYPE(T, NAME)                                                                          \
-    extern "C" void rms_norm_##NAME(const float* x, const float* weight, T* out, float* scales,    \
+#define NORM(X, T, NAME)                                                                           \
+    extern "C" void rms_norm_##NAME(const X* x, const X* weight, T* out, float* scales,            \
                                     int64_t rows, int64_t width, float eps, int threads) {         \
         rms_norm(x, weight, out, scales, rows, width, eps, threads);                               \
-    }                                                                                              \
+    }
+
+NORM(float, float, f32_f32)
+NORM(float, bfloat16, f32_bf16)
+NORM(bfloat16, bfloat16, bf16_bf16)
+
+#define FOR_TYPE(T, NAME)                                                                          \
     extern "C" void rms_norm_backward_##NAME(                                                      \
         const T* of_out, const float* x, const float* weight, const float* scales,                 \
         const float* residual, float* of_x, float* of_weight, int64_t rows, int64_t width,         \

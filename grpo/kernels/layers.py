@@ -10,22 +10,41 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from grpo.kernels.door import at
-from grpo.kernels.native import library
+from grpo.kernels.door import SUFFIXES, at
+from grpo.kernels.native import bound
 
 SOURCE = Path(__file__).with_name("layers.cpp")
 TRANSPOSED = 1024
-_P, _WIDE = ctypes.c_void_p, torch.float32
-SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_WIDE = torch.float32
+_P, _N, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_TAKE = {
+    "rms_norm_backward": [*[_P] * 7, _N, _N, _I],
+    "add": [*[_P] * 3, _N, _I],
+    "rotate": [*[_P] * 3, *[_N] * 4, _I, _I],
+    "swiglu": [_P, _P, _N, _N, _I],
+    "swiglu_backward": [*[_P] * 4, _N, _N, _I],
+}
+_NORMS = ("f32_f32", "f32_bf16", "bf16_bf16")  # x and weight, result
+_FUNCTIONS = {
+    **{f"{name}_{t}": take for t in SUFFIXES.values() for name, take in _TAKE.items()},
+    **{f"rms_norm_{kinds}": [*[_P] * 4, _N, _N, _F, _I] for kinds in _NORMS},
+    "transpose_16": [_P, _N, _P, _N, _N, _N, _I],
+}
+_TILED = {"has_tiles": [], "weight_gradient": [*[_P] * 3, *[_N] * 3, _I, _I]}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """x / sqrt(mean(x^2) + eps) * weight [N, D] in `dtype`, and the factors of the rows [N]."""
-    kernels = _native(dtype, x, weight)
+    """x / sqrt(mean(x^2) + eps) * weight [N, D] in `dtype`, and the factors of the rows [N].
+
+    x and weight [D] are float32, the learner's residual stream, or of `dtype`, the engine's.
+    """
+    known = x.is_cpu and weight.is_cpu and x.dtype is weight.dtype and x.dtype in (_WIDE, dtype)
+    kernels = _native(dtype) if known else None
     if kernels is None:
         x = _wide(x)
         scale = torch.rsqrt(x.square().mean(-1) + eps)
@@ -33,9 +52,19 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple
     rows, width = x.shape
     out = torch.empty((rows, width), dtype=dtype, device="cpu")
     scale = torch.empty(rows, dtype=_WIDE, device="cpu")
-    tensors = (_wide_at(x, rows, width), _wide_at(weight, width), _at(out), _at(scale))
-    _call(kernels, "rms_norm", dtype, *tensors, *_sizes(rows, width), ctypes.c_float(eps))
+    function = getattr(kernels, f"rms_norm_{SUFFIXES[x.dtype]}_{SUFFIXES[dtype]}")
+    function(
+        at("rows", x, x.dtype, (rows, width)),
+        at("a norm's weight", weight, x.dtype, (width,)),
+        *(out.data_ptr(), scale.data_ptr(), rows, width, eps, torch.get_num_threads()),
+    )
     return out, scale
+
+
+def normed(x: Tensor, norm: Any) -> Tensor:
+    """x [.., D] of a type, after a module with RMS norm's weight [D] and `variance_epsilon`."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rms_norm(rows, norm.weight, norm.variance_epsilon, x.dtype)[0].view(x.shape)
 
 
 def rms_norm_backward(
@@ -54,11 +83,11 @@ def rms_norm_backward(
     threads = torch.get_num_threads()
     of_weight = torch.empty((threads, width), dtype=_WIDE, device="cpu")
     tensors = (
-        _P(at("a gradient", of_out, dtype, (rows, width))),
+        at("a gradient", of_out, dtype, (rows, width)),
         *(_wide_at(x, rows, width), _wide_at(weight, width), _wide_at(scale, rows)),
         *(_wide_at(residual, rows, width), _at(of_x), _at(of_weight)),
     )
-    _call(kernels, "rms_norm_backward", dtype, *tensors, *_sizes(rows, width))
+    _call(kernels, "rms_norm_backward", dtype, *tensors, rows, width)
     return of_x, of_weight.sum(0)
 
 
@@ -68,8 +97,8 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     if kernels is None:
         return x + y
     out = torch.empty(x.shape, dtype=_WIDE, device="cpu")
-    tensors = (_wide_at(x, *x.shape), _P(at("a term", y, y.dtype, x.shape)), _at(out))
-    _call(kernels, "add", y.dtype, *tensors, *_sizes(x.numel()))
+    tensors = (_wide_at(x, *x.shape), at("a term", y, y.dtype, x.shape), _at(out))
+    _call(kernels, "add", y.dtype, *tensors, x.numel())
     return out
 
 
@@ -87,7 +116,7 @@ def rotate_(values: Tensor, cos: Tensor, sin: Tensor, heads: int, backward: bool
                 f"{values.device} cannot be rotated where they lie"
             )
         tensors = (_at(values), _wide_at(cos, rows, width), _wide_at(sin, rows, width))
-        size = (*_sizes(rows, values.stride(0), heads, width), int(backward))
+        size = (rows, values.stride(0), heads, width, int(backward))
         _call(kernels, "rotate", values.dtype, *tensors, *size)
         return
     turned = values[:, :heads]
@@ -105,8 +134,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
         gate, up = _wide(gate_up).chunk(2, -1)
         return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
     out = gate_up.new_empty((rows, width))
-    given = _P(at("gate and up", gate_up, gate_up.dtype, (rows, 2 * width)))
-    _call(kernels, "swiglu", gate_up.dtype, given, _at(out), *_sizes(rows, width))
+    given = at("gate and up", gate_up, gate_up.dtype, (rows, 2 * width))
+    _call(kernels, "swiglu", gate_up.dtype, given, _at(out), rows, width)
     return out
 
 
@@ -116,18 +145,18 @@ def swiglu_backward(gate_up: Tensor, of_out: Tensor) -> tuple[Tensor, Tensor]:
     if kernels is None:
         gate, up = _wide(gate_up).chunk(2, -1)
         upstream, share = _wide(of_out), torch.sigmoid(gate)
+        active = torch.nn.functional.silu(gate)
         of_gate = upstream * up * share * (1 + gate * (1 - share))
-        of_gate_up = torch.cat([of_gate, upstream * gate * share], -1)
-        return of_gate_up.to(gate_up.dtype), (gate * share * up).to(gate_up.dtype)
+        of_gate_up = torch.cat([of_gate, upstream * active], -1)
+        return of_gate_up.to(gate_up.dtype), (active * up).to(gate_up.dtype)
     rows, width = of_out.shape
     dtype = gate_up.dtype
     of_gate_up, out = gate_up.new_empty((rows, 2 * width)), gate_up.new_empty((rows, width))
     tensors = (
-        _P(at("gate and up", gate_up, dtype, (rows, 2 * width))),
-        _P(at("a gradient", of_out, dtype, (rows, width))),
+        at("gate and up", gate_up, dtype, (rows, 2 * width)),
+        at("a gradient", of_out, dtype, (rows, width)),
     )
-    size = _sizes(rows, width)
-    _call(kernels, "swiglu_backward", dtype, *tensors, _at(of_gate_up), _at(out), *size)
+    _call(kernels, "swiglu_backward", dtype, *tensors, _at(of_gate_up), _at(out), rows, width)
     return of_gate_up, out
 
 
@@ -152,10 +181,10 @@ def weight_gradient(
                 sums = torch.empty((outputs, inputs), dtype=_WIDE, device="cpu")
             of_out, x = of_out.contiguous(), x.contiguous()
             tiles.weight_gradient(
-                _P(at("a gradient", of_out, torch.bfloat16, (rows, outputs))),
-                _P(at("inputs", x, torch.bfloat16, (rows, inputs))),
+                at("a gradient", of_out, torch.bfloat16, (rows, outputs)),
+                at("inputs", x, torch.bfloat16, (rows, inputs)),
                 _wide_at(sums, outputs, inputs),
-                *_sizes(rows, outputs, inputs),
+                *(rows, outputs, inputs),
                 *(int(total is not None), torch.get_num_threads()),
             )
             return sums
@@ -169,11 +198,10 @@ def weight_gradient(
     whole_lines = -(-rows // 32) * 32
     copy = of_out.new_empty((min(outputs, TRANSPOSED), whole_lines))
     copy[:, rows:] = 0  # products read numbers in pairs, and 0 times what lies there may be NaN
-    threads = ctypes.c_int(torch.get_num_threads())
+    threads = torch.get_num_threads()
     for part, place in zip(of_out.split(TRANSPOSED, 1), sums.split(TRANSPOSED), strict=True):
-        source = (_at(part), *_sizes(of_out.stride(0)))
-        target = (_at(copy), *_sizes(whole_lines))
-        kernels.transpose_16(*source, *target, *_sizes(*part.shape), threads)
+        source, target = (_at(part), of_out.stride(0)), (_at(copy), whole_lines)
+        kernels.transpose_16(*source, *target, *part.shape, threads)
         product = torch.mm(copy[: part.shape[1], :rows], x)
         # in float32 what is added: sums of two types take four times as long
         place.copy_(product) if total is None else place.add_(product.to(dtype))
@@ -181,7 +209,7 @@ def weight_gradient(
 
 
 def _tiles() -> ctypes.CDLL | None:
-    found = library(SOURCE.with_name("weight_gradient.cpp"))
+    found = bound(SOURCE.with_name("weight_gradient.cpp"), _TILED)
     return found if found is not None and _has_tiles(found) else None
 
 
@@ -197,23 +225,19 @@ def _wide(values: Tensor) -> Tensor:
 def _native(dtype: torch.dtype, *wide: Tensor) -> ctypes.CDLL | None:
     """The compiled kernels, where they know these types: products in `dtype`, the rest float32."""
     known = dtype in SUFFIXES and all(t.dtype == torch.float32 and t.is_cpu for t in wide)
-    return library(SOURCE) if known else None
+    return bound(SOURCE, _FUNCTIONS) if known else None
 
 
 def _call(kernels: ctypes.CDLL, name: str, dtype: torch.dtype, *arguments: object) -> None:
     function = getattr(kernels, f"{name}_{SUFFIXES[dtype]}")
-    function(*arguments, ctypes.c_int(torch.get_num_threads()))
+    function(*arguments, torch.get_num_threads())
 
 
-def _at(tensor: Tensor) -> ctypes.c_void_p:
+def _at(tensor: Tensor) -> int:
     """The address of a tensor that was made, or looked at, just before."""
-    return _P(tensor.data_ptr())
+    return tensor.data_ptr()
 
 
-def _wide_at(tensor: Tensor, *shape: int) -> ctypes.c_void_p:
+def _wide_at(tensor: Tensor, *shape: int) -> int:
     """The address of float32 numbers that a kernel is given."""
-    return _P(at("numbers", tensor, _WIDE, shape))
-
-
-def _sizes(*numbers: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(n) for n in numbers]
+    return at("numbers", tensor, _WIDE, shape)

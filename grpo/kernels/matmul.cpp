@@ -3,7 +3,7 @@
 // Weights [N, K] lie in panels of 32 outputs: [N / 32][K / 32] pieces of two tiles, in the order in
 // which they are read. Sums are in float, and what is stored is rounded once.
 
-#include "numbers.h"
+#include "layers.h"
 #include "tiles.h"
 
 #if TILES
@@ -40,15 +40,13 @@ void lay_rows(const bfloat16* x, int64_t count, int64_t size, Norm norm, bfloat1
     for (int64_t row = 0; row < (count + TILE - 1) / TILE * TILE; row++) {
         const bfloat16* from = x + row * size;
         bfloat16* to = tiles + row / TILE * TILE * size + row % TILE * DEPTH;
-        Floats squares = {};
-        for (int64_t k = 0; norm.weight && row < count && k < size; k += LANES)
-            squares += load(from + k) * load(from + k);
-        const float factor = 1.0f / std::sqrt(sum(squares) / float(size) + norm.epsilon);
+        const bool has_norm = norm.weight && row < count;
+        const float scale = has_norm ? norm_scale(from, size, norm.epsilon) : 1.0f;
         for (int64_t k = 0; k < size; k += DEPTH, to += TILE * DEPTH)
             for (int64_t half = 0; half < DEPTH; half += LANES) {
                 const int64_t at = k + half;
                 Floats values = row < count ? load(from + at) : Floats{};
-                if (norm.weight) values = values * factor * load(norm.weight + at);
+                if (has_norm) values = normed(values, scale, load(norm.weight + at));
                 store(to + half, values);
             }
     }
@@ -57,20 +55,11 @@ void lay_rows(const bfloat16* x, int64_t count, int64_t size, Norm norm, bfloat1
 // sums [32][32] = 32 rows times a panel. Meanwhile `ahead` bytes from `next` come into the cache.
 void block(const bfloat16* rows, const bfloat16* panel, int64_t size, float* sums,
            const char* next, int64_t ahead) {
-    const int64_t below = TILE * size, each = ahead / (size / DEPTH);
-    stores_done();
-    _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
-    for (int64_t k = 0; k < size / DEPTH; k++) {
+    const int64_t steps = size / DEPTH, each = ahead / steps;
+    const TilePair left{rows, DEPTH, TILE * size, TILE * DEPTH}, right{panel, DEPTH, PIECE / 2, PIECE};
+    multiply_block(left, right, steps, sums, PANEL, false, [=](int64_t k) {
         for (int64_t i = 0; i < each; i += LINE) _mm_prefetch(next + k * each + i, _MM_HINT_T1);
-        const bfloat16 *left = rows + k * TILE * DEPTH, *right = panel + k * PIECE;
-        _tile_loadd(4, left, LINE); _tile_loadd(5, left + below, LINE);
-        _tile_loadd(6, right, LINE); _tile_loadd(7, right + PIECE / 2, LINE);
-        _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
-    }
-    constexpr int64_t pitch = PANEL * sizeof(float);
-    _tile_stored(0, sums, pitch); _tile_stored(1, sums + TILE, pitch);
-    _tile_stored(2, sums + TILE * PANEL, pitch); _tile_stored(3, sums + TILE * PANEL + TILE, pitch);
+    });
 }
 
 struct Product {
@@ -90,7 +79,7 @@ struct Product {
             }
             const int64_t place = (first + r) * pitch + column;
             if (ending == GATED) {
-                store(out + place, silu(low) * high);
+                store(out + place, gated(low, high));
                 continue;
             }
             if (ending == SUM) {

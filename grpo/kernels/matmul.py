@@ -15,26 +15,27 @@ import torch
 from torch import Tensor
 
 from grpo.kernels.door import at
-from grpo.kernels.native import library
+from grpo.kernels.native import bound
 
 PANEL = 32  # outputs that lie together, and a multiple of what is summed at once
 _TYPE = torch.bfloat16
 _PLAIN, _SUM, _GATED = range(3)
 _P, _N = ctypes.c_void_p, ctypes.c_int64
+_FUNCTIONS = {
+    "has_tiles": [],
+    "lay_weight": [_P, _P, _N, _N, _N],
+    "multiply": [*[_P] * 5, ctypes.c_float, _P, *[_N] * 5],
+}
 
 
 def _compiled() -> ctypes.CDLL | None:
-    found = library(Path(__file__).with_name("matmul.cpp"))
-    return None if found is None else _usable(found)
+    found = bound(Path(__file__).with_name("matmul.cpp"), _FUNCTIONS)
+    return found if found is not None and _has_tiles(found) else None
 
 
 @functools.cache
-def _usable(found: ctypes.CDLL) -> ctypes.CDLL | None:
-    if not found.has_tiles():
-        return None
-    found.lay_weight.argtypes = [_P, _P, _N, _N, _N]
-    found.multiply.argtypes = [*[_P] * 5, ctypes.c_float, _P, *[_N] * 5]
-    return found
+def _has_tiles(found: ctypes.CDLL) -> bool:
+    return bool(found.has_tiles())
 
 
 def has_tiles() -> bool:

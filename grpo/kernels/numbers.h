@@ -51,8 +51,6 @@ inline float exponential(float x) {
     return x < -87.0f ? 0.0f : p * power;
 }
 
-inline float silu(float x) { return x / (1.0f + exponential(-x)); }
-
 // Sixteen numbers in a register: for loops that compilers do not vectorize by themselves.
 
 constexpr int LANES = 16;
@@ -113,5 +111,3 @@ float across(Floats values, Combine combine) {
 inline float sum(Floats values) {
     return across(values, [](float a, float b) { return a + b; });
 }
-
-inline Floats silu(Floats x) { return x / (1.0f + exponential(-x)); }

@@ -57,38 +57,12 @@ struct Result {
 // C = A B over `steps` tiles, or added to it.
 inline void multiply(Left a, Right b, Result c, int64_t rows, int64_t columns, int64_t steps,
                      bool add) {
-    stores_done();
     for (int64_t j = 0; j < columns / BLOCK; ++j) {
+        const TilePair right{b.data + 2 * j * b.column, DEPTH, b.column, b.step};
         for (int64_t i = 0; i < rows; i += BLOCK) {
-            float* place = c.data + i * c.row + j * c.block;
-            float* below = place + TILE * c.row;
-            const int64_t stride = c.row * sizeof(float), across = a.row * sizeof(bfloat16);
-            if (add) {
-                _tile_loadd(0, place, stride);
-                _tile_loadd(1, place + TILE, stride);
-                _tile_loadd(2, below, stride);
-                _tile_loadd(3, below + TILE, stride);
-            } else {
-                _tile_zero(0);
-                _tile_zero(1);
-                _tile_zero(2);
-                _tile_zero(3);
-            }
-            const bfloat16 *left = a.data + i * a.row, *right = b.data + 2 * j * b.column;
-            for (int64_t k = 0; k < steps; ++k, left += a.step, right += b.step) {
-                _tile_loadd(4, left, across);
-                _tile_loadd(5, left + TILE * a.row, across);
-                _tile_loadd(6, right, 64);
-                _tile_loadd(7, right + b.column, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-            _tile_stored(0, place, stride);
-            _tile_stored(1, place + TILE, stride);
-            _tile_stored(2, below, stride);
-            _tile_stored(3, below + TILE, stride);
+            const TilePair left{a.data + i * a.row, a.row, TILE * a.row, a.step};
+            multiply_block(left, right, steps, c.data + i * c.row + j * c.block, c.row, add,
+                           [](int64_t) {});
         }
     }
 }

@@ -43,6 +43,51 @@ struct TileRegisters {
     ~TileRegisters() { _tile_release(); }
 };
 
+// Two tiles in each of `steps` places: the second is `other` numbers behind the first, the next
+// place `step` numbers on; rows of a tile are `row` numbers apart.
+struct TilePair {
+    const uint16_t* data;
+    int64_t row, other, step;
+};
+
+// A block of 32 x 32 sums, rows `row` numbers apart: the product of two tiles below each other with
+// two side by side, summed over `steps`, or added to what is there. `meanwhile(k)` comes before
+// each step.
+template <typename Meanwhile>
+inline void multiply_block(TilePair left, TilePair right, int64_t steps, float* sums, int64_t row,
+                           bool add, Meanwhile meanwhile) {
+    const int64_t pitch = row * sizeof(float);
+    float* below = sums + TILE * row;
+    stores_done();
+    if (add) {
+        _tile_loadd(0, sums, pitch);
+        _tile_loadd(1, sums + TILE, pitch);
+        _tile_loadd(2, below, pitch);
+        _tile_loadd(3, below + TILE, pitch);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    const int64_t lines = left.row * sizeof(uint16_t), pairs = right.row * sizeof(uint16_t);
+    for (int64_t k = 0; k < steps; ++k, left.data += left.step, right.data += right.step) {
+        meanwhile(k);
+        _tile_loadd(4, left.data, lines);
+        _tile_loadd(5, left.data + left.other, lines);
+        _tile_loadd(6, right.data, pairs);
+        _tile_loadd(7, right.data + right.other, pairs);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, sums, pitch);
+    _tile_stored(1, sums + TILE, pitch);
+    _tile_stored(2, below, pitch);
+    _tile_stored(3, below + TILE, pitch);
+}
+
 #else
 #define TILES 0
 #endif

@@ -17,6 +17,7 @@ from grpo.rollout import torch_engine
 from grpo.rollout.decoder import SlotDecoder
 from grpo.rollout.kv_cache import ATTENTION
 from grpo.rollout.own_cache import OwnCacheDecoder, ReplayDecoder
+from grpo.rollout.ways import Ways
 from grpo.types import Request
 
 from ..rollout.tiny_models import V0, VOCAB, Letters, request, tiny
@@ -46,10 +47,10 @@ DECODERS: dict[str, Any] = {"own cache": OwnCacheDecoder, "no cache": ReplayDeco
 SCENARIOS = [*KINDS, *MODELS, *DECODERS]
 
 
-def slots(model: Any) -> SlotDecoder:
+def slots(model: Any, ways: Ways) -> SlotDecoder:
     """What `make_decoder` chooses on a card; it compares numbers, and there are none."""
     model.config._attn_implementation = ATTENTION
-    return SlotDecoder(model)
+    return SlotDecoder(model, ways)
 
 
 def some_requests(samplings: Sequence[dict[str, Any]], max_tokens: int = 40) -> list[Request]:
@@ -68,11 +69,11 @@ def some_requests(samplings: Sequence[dict[str, Any]], max_tokens: int = 40) -> 
 
 
 def make_engine(
-    patch: pytest.MonkeyPatch, *, kind: str = "llama", decoder: Callable[[Any], Any] = slots
+    patch: pytest.MonkeyPatch, *, kind: str = "llama", decoder: Callable[[Any, Ways], Any] = slots
 ) -> torch_engine.TorchEngine:
     """An engine of a tiny model in bfloat16; what is patched has to last as long as it is used."""
     patch.setattr(transfer, "pins", lambda device: device.type == CARD.type)
-    patch.setattr(torch_engine, "make_decoder", lambda model, **_: decoder(model))
+    patch.setattr(torch_engine, "make_decoder", lambda model, ways, **_: decoder(model, ways))
     model = tiny(kind).bfloat16().to(CARD)
     return torch_engine.TorchEngine(model, Letters(), version=V0, max_rows=16)
 

@@ -7,8 +7,9 @@ import json
 import pytest
 
 from grpo.rollout import torch_engine
+from grpo.rollout.ways import ways_on
 
-from .counting import Counting
+from .counting import CARD, Counting
 from .engine_counts import (
     DECODERS,
     KINDS,
@@ -63,7 +64,7 @@ def test_rows_that_end_and_move_cost_no_wait(name, monkeypatch):
 
 def test_prompts_are_read_copied_and_moved_without_a_wait(monkeypatch):
     engine = make_engine(monkeypatch)
-    decoder = slots(engine.model)
+    decoder = slots(engine.model, ways_on(CARD))
     with Counting() as mode:
         decoder.prefill([[1, 2, 3], [4, 5], [6] * 40], [0, 2, 4])
         decoder.copy([0, 2], [1, 3], [3, 2])

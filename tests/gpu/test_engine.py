@@ -17,6 +17,7 @@ import torch
 from grpo.learner import TorchLearner
 from grpo.rollout.decoder import SlotDecoder, make_decoder
 from grpo.rollout.torch_engine import TorchEngine
+from grpo.rollout.ways import ways_on
 from grpo.types import Completion, Group, Prompt, Request, Rollout, Score, Task, Version
 from grpo.weighted_rows import make_rows
 from grpo.weights import content_hash
@@ -45,9 +46,11 @@ def test_logits_of_ragged_rows(device: torch.device, kind: str, dtype: torch.dty
     exact = tiny(kind).double()
     model = tiny(kind).to(device, dtype)
     plain = tiny(kind).to(device, dtype)
-    if not isinstance(make_decoder(tiny(kind), packed=False), SlotDecoder):
+    if not isinstance(
+        make_decoder(tiny(kind), ways_on(torch.device("cpu")), packed=False), SlotDecoder
+    ):
         pytest.skip(f"with this transformers the slot cache does not serve {kind} anywhere")
-    decoder = make_decoder(model, packed=False)
+    decoder = make_decoder(model, ways_on(device), packed=False)
     assert isinstance(decoder, SlotDecoder)
     model.config._attn_implementation = "grpo_slots"
     rng = np.random.default_rng(0)

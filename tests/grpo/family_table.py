@@ -19,7 +19,6 @@ from grpo.families import check_packing, refusal
 from grpo.forward import check_model
 from grpo.learner import TorchLearner
 from grpo.rollout.fused import FusedDecoder
-from grpo.rollout.native_decoder import NativeDecoder
 from grpo.rollout.own_cache import OwnCacheDecoder, ReplayDecoder
 from grpo.rollout.torch_engine import TorchEngine
 from grpo.schema import Algorithm
@@ -32,7 +31,6 @@ PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 PROMPTS = ((5, 9, 17, 33, 60, 71), (12, 3, 44, 52, 8, 80, 31, 7, 66))
 SAMPLES, LENGTH, EOS = 3, 7, 1
 SAMPLING = {
-    NativeDecoder: "grouped",
     FusedDecoder: "grouped",
     OwnCacheDecoder: "own cache",
     ReplayDecoder: "no cache",

@@ -12,6 +12,7 @@ from grpo.errors import EngineError, RecipeError
 from grpo.families import check_causal, check_family, kv_values_per_token, looks_ahead
 from grpo.rollout.decoder import make_decoder
 from grpo.rollout.own_cache import OwnCacheDecoder, ReplayDecoder, rebuilt, reordered
+from grpo.rollout.ways import ways_on
 
 from .families import TEXT, config, quiet, tiny
 from .family_table import (
@@ -103,7 +104,7 @@ def test_a_cache_is_copied_cut_and_moved(family, pick):
     """Three samples of a prompt; then the last one takes the place of the first, and two go on."""
     with quiet():
         model = tiny(family)
-        decoder = OwnCacheDecoder(model, pick)
+        decoder = OwnCacheDecoder(model, ways_on(model.device), pick)
         prompt, texts = [5, 9, 17, 33, 60, 71], [[44, 52], [8, 80], [31, 7]]
         first = decoder.prefill([prompt], [0])[0]
         decoder.copy([0, 0], [1, 2], [len(prompt)] * 2)
@@ -132,7 +133,8 @@ def test_a_cache_that_lies_is_not_used(monkeypatch):
     monkeypatch.setattr(decoder, "reordered", stuck)
     monkeypatch.setattr(decoder, "rebuilt", stuck)
     with quiet():
-        assert isinstance(make_decoder(tiny("qwen3_5_text")), ReplayDecoder)
+        model = tiny("qwen3_5_text")
+        assert isinstance(make_decoder(model, ways_on(model.device)), ReplayDecoder)
 
 
 @pytest.mark.parametrize(

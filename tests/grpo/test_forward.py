@@ -17,11 +17,11 @@ from transformers import (
 from grpo import head
 from grpo.advantage import ADVANTAGES, reward_matrix
 from grpo.errors import RecipeError
+from grpo.filters import filtered_probs, make_plan
 from grpo.forward import can_share_prompts, token_scores
 from grpo.head import LEFT_OUT, Transform, check_head, token_logprobs
 from grpo.learner import TorchLearner
 from grpo.packing import micro_batches, place
-from grpo.rollout.sampling import filtered_probs, make_plan
 from grpo.schema import Algorithm
 from grpo.schema import Learner as Config
 from grpo.types import Sampling

@@ -9,8 +9,10 @@ import torch
 from grpo.kernels import head, layers, matmul
 from grpo.kernels.native import library
 from grpo.layout import Pack, make_layout
+from grpo.rollout.compiled_attention import CompiledAttention, attention_library, make_step
+from grpo.rollout.draw import draw
 from grpo.rollout.group_cache import GroupCache
-from grpo.rollout.native import Kernels, decode_library, draw, make_step
+from grpo.rollout.rotation import Rotation
 from grpo.shared import attend
 
 pytestmark = pytest.mark.skipif(library(head.SOURCE) is None, reason="no C++ compiler")
@@ -137,12 +139,12 @@ def test_decoding_refuses_places_that_the_cache_does_not_have():
         shared = {"heads": 4, "kv_heads": 2, "size": 16, "cache": cache, "tables": tables}
         return make_step(positions=np.array([position], kind), **shared)
 
-    compiled = decode_library(16)
+    compiled = attention_library(16)
     assert compiled is not None
-    kernels = Kernels(compiled, torch.float32, 16)
-    given = [cache.prompts[0], cache.own[0], None, None]
+    attend = CompiledAttention(compiled, Rotation(None, 16), torch.float32)
+    given = [cache, 0, None, None]
     mixed = torch.randn(1, 8 * 16)
-    assert kernels.attend(step(3), mixed, *given, torch.empty(1, 64)).isfinite().all()
+    assert attend(step(3), mixed, *given).isfinite().all()
     for position, words in ((2, "from -1 to -1"), (3 + 32, "from 32 to 32; valid: 0 to 31")):
         with pytest.raises(ValueError, match=words):
             step(position)
@@ -152,9 +154,7 @@ def test_decoding_refuses_places_that_the_cache_does_not_have():
         step(3, tables=(tables[0].double(), tables[1]))
     for wrong in (mixed.bfloat16(), mixed[:, :-1], mixed.double()):
         with pytest.raises(ValueError, match="kernel was given queries"):
-            kernels.attend(step(3), wrong, *given, torch.empty(1, 64))
-    with pytest.raises(ValueError, match="kernel was given room"):
-        kernels.attend(step(3), mixed, *given, torch.empty(1, 63))
+            attend(step(3), wrong, *given)
     cache.group[0] = -1
     with pytest.raises(ValueError, match="groups of rows from -1"):
         step(3)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from grpo.kernels import layers as kernels
+from grpo.kernels import matmul
 from grpo.kernels.native import library
 
 N, D, F = 37, 50, 70
@@ -126,6 +127,24 @@ def test_what_lay_in_memory_does_not_matter(outputs):
 
 
 def test_other_types_are_left_to_torch(monkeypatch):
-    monkeypatch.setattr(kernels, "library", lambda _: pytest.fail("float64 has no kernels"))
+    monkeypatch.setattr(kernels, "bound", lambda *_: pytest.fail("float64 has no kernels"))
     kernels.rms_norm(torch.ones(2, 4, dtype=torch.float64), torch.ones(4), 0.0, torch.float64)
     kernels.swiglu(torch.ones(2, 4, dtype=torch.float16))
+
+
+@pytest.mark.skipif(not matmul.has_tiles(), reason="a processor without matrix tiles")
+def test_engine_and_learner_round_alike():
+    """Norm and gate inside a product of tiles, bit for bit those of the learner's layers.
+
+    A weight of ones and zeros lets numbers through as they are.
+    """
+    x, weight = (torch.randn(40, 64) * 3).bfloat16(), torch.randn(64).bfloat16()
+    through = matmul.lay(torch.eye(64).bfloat16())
+    one = matmul.multiply(x, through, None, norm=(weight, 1e-2))
+    other, _ = kernels.rms_norm(x.float(), weight.float(), 1e-2, torch.bfloat16)
+    assert torch.equal(one, other)
+    assert torch.equal(kernels.rms_norm(x, weight, 1e-2, torch.bfloat16)[0], other)
+    one = matmul.multiply(
+        x, matmul.lay(matmul.by_turns(torch.eye(64).bfloat16())), None, gated=True
+    )
+    assert torch.equal(one, kernels.swiglu(x))

@@ -2,10 +2,12 @@
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import rms_norm
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
@@ -17,20 +19,17 @@ from transformers import (
 
 from grpo.errors import WeightsError
 from grpo.kernels import matmul, native
+from grpo.rollout.compiled_attention import CompiledAttention
 from grpo.rollout.decoder import SlotDecoder, make_decoder
-from grpo.rollout.fused import FusedDecoder, fusable
+from grpo.rollout.fused import fusable
+from grpo.rollout.group_attention import TorchAttention
 from grpo.rollout.group_cache import CHUNK, WIDTH, GroupCache
-from grpo.rollout.native import draw_library
-from grpo.rollout.native_decoder import NativeDecoder
 from grpo.rollout.packed import PackedLinear, PlainLinear, TiledLinear, packs
 from grpo.rollout.torch_engine import TorchEngine
+from grpo.rollout.ways import ways_on
 from grpo.types import Version
 
 from .tiny_models import SHAPE, V0, VOCAB, Letters, full_logprobs, ragged, request, run, tiny
-
-pytestmark = pytest.mark.skipif(
-    not packs(torch.float32, torch.device("cpu")), reason="torch without oneDNN"
-)
 
 
 @pytest.fixture(params=["compiled", "torch"])
@@ -38,10 +37,10 @@ def kernels(request, monkeypatch):
     """Both ways to compute what lies between the products."""
     if request.param == "torch":
         monkeypatch.setattr(native, "library", lambda *_: None)
-        return FusedDecoder
-    if draw_library() is None:
+        return TorchAttention
+    if not native.is_on():
         pytest.skip("no C++ compiler")
-    return NativeDecoder
+    return CompiledAttention
 
 
 def model_of(kind, seed=0):
@@ -71,7 +70,7 @@ def check(model, requests, got, tolerance=1e-4):
 def test_these_models_are_decoded_by_fused_layers(kind, kernels):
     model = model_of(kind)
     eng = engine(model)
-    assert type(eng._decoder) is kernels
+    assert type(eng._decoder.attention) is kernels
     # Beyond the sliding window of 8, beyond a chunk of own tokens, groups of several sizes.
     requests = [
         request("a", list(range(1, 20)), n=5, key=1, max_tokens=2 * CHUNK + 3),
@@ -127,8 +126,7 @@ def test_packed_weights_follow_and_a_stale_copy_is_refused(monkeypatch, kernels)
     eng = engine(tiny("llama"))
     eng.load_weights(new.named_parameters(), Version(step=1, hash="one"))
     check(new, ragged(), run(eng, ragged()))
-    for layout in (PackedLinear, PlainLinear):
-        monkeypatch.setattr(layout, "fill", lambda self: None)
+    monkeypatch.setattr(PlainLinear, "fill", lambda self: None)
     with pytest.raises(WeightsError, match="packed weights"):
         eng.load_weights(tiny("llama", seed=2).named_parameters(), Version(step=2, hash="two"))
     with pytest.raises(WeightsError, match="load a full set"):
@@ -137,21 +135,21 @@ def test_packed_weights_follow_and_a_stale_copy_is_refused(monkeypatch, kernels)
 
 def test_a_wrong_layer_is_found_by_the_probe(monkeypatch, caplog):
     monkeypatch.setattr(native, "library", lambda *_: None)
-    right = FusedDecoder._attend
-    monkeypatch.setattr(FusedDecoder, "_attend", lambda self, *args: right(self, *args) * 1.01)
+    right = TorchAttention._attend
+    monkeypatch.setattr(TorchAttention, "_attend", lambda self, *args: right(self, *args) * 1.01)
     with caplog.at_level(logging.INFO):
-        decoder = make_decoder(tiny("llama"))
+        decoder = make_decoder(tiny("llama"), ways_on(torch.device("cpu")))
     assert isinstance(decoder, SlotDecoder)
     assert any("FusedDecoder does not serve" in r.message for r in caplog.records)
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_plain_forward_pass(kernels):
-    if not packs(torch.bfloat16, torch.device("cpu")):
+    if not packs(torch.bfloat16):
         pytest.skip("no bfloat16 products on this CPU")
     exact = tiny("llama").to(torch.bfloat16).float()
     half = tiny("llama").to(torch.bfloat16)
     eng = engine(half)
-    assert type(eng._decoder) is kernels
+    assert type(eng._decoder.attention) is kernels
     requests = ragged(n=6, max_tokens=24)
     ours, plain = [], []
     prompts = {r.uid: r.ids for r in requests}
@@ -182,7 +180,7 @@ def test_tiles_are_as_near_to_float32_as_the_plain_forward_pass(kind):
     half = fitting(kind)
     exact = copy.deepcopy(half).float()
     eng = engine(half)
-    assert isinstance(eng._decoder, NativeDecoder)
+    assert isinstance(eng._decoder.attention, CompiledAttention)
     assert all(isinstance(p, TiledLinear) for x in eng._decoder.layers for p in x.linears)
     requests = [
         request("a", list(range(1, 20)), n=5, key=1, max_tokens=2 * CHUNK + 3),
@@ -216,7 +214,7 @@ def test_what_is_left_of_a_broken_model_reaches_nobody():
     """A slot next to a new token's may hold what is no number; nothing of it is read."""
     half = tiny("llama").to(torch.bfloat16)
     eng = engine(half)
-    if not isinstance(eng._decoder, NativeDecoder):
+    if not isinstance(eng._decoder.attention, CompiledAttention):
         pytest.skip("no C++ compiler")
     good = run(eng, ragged())
     with torch.inference_mode():
@@ -228,16 +226,16 @@ def test_what_is_left_of_a_broken_model_reaches_nobody():
         np.testing.assert_array_equal(completion.ids, good[key].ids)
 
 
-def test_packed_products():
+@pytest.mark.parametrize("layout", [PlainLinear, PackedLinear])
+def test_products(layout):
     torch.manual_seed(0)
     layers = [torch.nn.Linear(24, n) for n in (32, 8, 8)]
-    packed = PackedLinear(layers, lambda x, norm: norm(x))
+    packed = layout(layers)
     x, other = torch.randn(5, 24), torch.randn(5, 48)
     want = torch.cat([layer(x) for layer in layers], dim=1)
     torch.testing.assert_close(packed(x), want)
-    torch.testing.assert_close(packed(x / 2, lambda x: 2 * x), want)
-    torch.testing.assert_close(packed.silu(x), torch.nn.functional.silu(want))
-    torch.testing.assert_close(packed.times(x, other), want * other)
+    norm = SimpleNamespace(weight=torch.rand(24), variance_epsilon=1e-5)
+    torch.testing.assert_close(packed(x, norm), packed(rms_norm(x, (24,), norm.weight, 1e-5)))
     torch.testing.assert_close(packed.plus(x, other), want + other)
     assert packed.holds()
     for changed in (layers[2].weight, layers[0].bias):

@@ -119,7 +119,7 @@ def test_logprobs_equal_the_plain_forward_pass(engine, base, temperature):
 @pytest.mark.parametrize("filters", [{"top_k": 3}, {"top_p": 0.8}, {"min_p": 0.2}])
 def test_filtered_logprobs_are_those_of_the_embedded_engine(engine, base, filters):
     """The learner applies the same filters; what is left of the vocabulary has to agree."""
-    from grpo.rollout.sampling import filtered_probs, make_plan
+    from grpo.filters import filtered_probs, make_plan
 
     requests = prompts(4, **filters)
     for (uid, _), c in run(engine, requests).items():

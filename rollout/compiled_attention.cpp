@@ -1,27 +1,13 @@
-// What lies between the matrix products of one decoding step (rollout/native.py), one pass over
-// memory each: norms, the gated activation, and the rotation of queries and keys, their place in
-// the cache and attention over prompt and own tokens. Sums are in float; what is stored is rounded
-// once; queries and probabilities are rounded too before they are multiplied.
+// Attention of one decoding step (compiled_attention.py): the rotation of queries and keys, their
+// place in the cache, and attention over prompt and own tokens, in one pass over memory. Sums are in
+// float; what is stored is rounded once; queries and probabilities are rounded too before they are
+// multiplied.
 //
 // HEAD_SIZE is set by who compiles this, a multiple of 16.
 
-#include "numbers.h"
+#include "layers.h"
 
 #include <vector>
-
-namespace {
-
-template <class T>
-void norm_row(const T* x, const T* weight, T* out, int64_t size, float epsilon) {
-    float sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < size; i++) sum += wide(x[i]) * wide(x[i]);
-    float factor = 1.0f / std::sqrt(sum / float(size) + epsilon);
-#pragma omp simd
-    for (int64_t i = 0; i < size; i++) store(out + i, wide(x[i]) * factor * wide(weight[i]));
-}
-
-}  // namespace
 
 // What all layers of a step share. Rows R, H query heads, K key heads of size D.
 struct Step {
@@ -229,38 +215,9 @@ struct Attention {
     }
 };
 
-template <class T>
-void norm(const T* x, const T* weight, T* out, int64_t rows, int64_t size, float epsilon,
-          int64_t threads) {
-    // Waking threads takes longer than a few rows.
-#pragma omp parallel for num_threads(threads) schedule(static) if (rows * size > 65536)
-    for (int64_t row = 0; row < rows; row++)
-        norm_row(x + row * size, weight, out + row * size, size, epsilon);
-}
-
-template <class T>
-void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int64_t threads) {
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        const T *gate = gate_up + 2 * row * width, *up = gate + width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            store(out + row * width + i, silu(wide(gate[i])) * wide(up[i]));
-        }
-    }
-}
-
 }  // namespace
 
 #define ENTRIES(NAME, T)                                                                          \
-    extern "C" void norm_##NAME(const T* x, const T* weight, T* out, int64_t rows, int64_t size,  \
-                                float epsilon, int64_t threads) {                                 \
-        norm(x, weight, out, rows, size, epsilon, threads);                                       \
-    }                                                                                             \
-    extern "C" void swiglu_##NAME(const T* gate_up, T* out, int64_t rows, int64_t width,          \
-                                  int64_t threads) {                                              \
-        swiglu(gate_up, out, rows, width, threads);                                               \
-    }                                                                                             \
     extern "C" void attend_##NAME(const Step* s, int64_t window, const T* mixed, const T* keys,   \
                                   const T* values, T* own, const T* query_norm,                   \
                                   const T* key_norm, float epsilon, T* out) {                     \
@@ -269,5 +226,5 @@ void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int64_t threa
         attention.all(mixed, out);                                                                \
     }
 
-ENTRIES(float32, float)
-ENTRIES(bfloat16, bfloat16)
+ENTRIES(f32, float)
+ENTRIES(bf16, bfloat16)

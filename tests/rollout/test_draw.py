@@ -1,11 +1,10 @@
-"""The compiled draw against float64, and what happens where nothing can be compiled."""
+"""The compiled draw against float64."""
 
 import numpy as np
 import pytest
 import torch
 
-from grpo.kernels import native
-from grpo.rollout.native import draw, draw_library
+from grpo.rollout.draw import draw, draw_library
 
 compiled = pytest.mark.skipif(draw_library() is None, reason="no C++ compiler")
 
@@ -72,55 +71,3 @@ def test_a_broken_model_shows():
     tokens, logp = drawn(logits, [0.4])
     assert 0 <= int(tokens) < 300
     assert torch.isnan(logp).all()
-
-
-@pytest.fixture
-def fresh(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = tmp_path / "answer.cpp"
-    source.write_text('extern "C" int answer() { return 42; }')
-    native.library.cache_clear()
-    yield source
-    native.library.cache_clear()
-
-
-@compiled
-def test_a_source_is_compiled_once(fresh, monkeypatch, tmp_path):
-    assert native.library(fresh).answer() == 42
-    native.library.cache_clear()
-    run = native.subprocess.run
-    calls = []
-    monkeypatch.setattr(
-        native.subprocess, "run", lambda command, **kw: calls.append(command) or run(command, **kw)
-    )
-    assert native.library(fresh).answer() == 42
-    assert [c[1:] for c in calls] == [["--version"]]
-    assert len(list((tmp_path / "grpo-toolkit").iterdir())) == 1
-
-
-@compiled
-def test_a_macro_makes_another_library(fresh, tmp_path):
-    fresh.write_text('extern "C" int answer() { return ANSWER; }')
-    assert native.library(fresh, "ANSWER=1").answer() == 1
-    assert native.library(fresh, "ANSWER=2").answer() == 2
-
-
-@compiled
-def test_a_folder_that_others_can_write_to_is_not_trusted(fresh, tmp_path):
-    (tmp_path / "grpo-toolkit").mkdir()
-    (tmp_path / "grpo-toolkit").chmod(0o777)
-    assert native.library(fresh).answer() == 42
-    assert not list((tmp_path / "grpo-toolkit").iterdir())
-
-
-@pytest.mark.parametrize("reason", ["switched off", "no compiler", "an error"])
-def test_torch_takes_over(fresh, monkeypatch, caplog, reason):
-    if reason == "switched off":
-        monkeypatch.setenv("GRPO_NATIVE", "0")
-    elif reason == "no compiler":
-        monkeypatch.setenv("CXX", "no-such-compiler")
-    else:
-        fresh.write_text("int answer( {")
-    assert native.library(fresh) is None
-    if reason == "an error" and draw_library() is not None:
-        assert "answer.cpp cannot be compiled" in caplog.text

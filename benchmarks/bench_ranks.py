@@ -198,7 +198,8 @@ def tiny_llama(dtype: str, seed: int = 0, **overrides: Any) -> Any:
 
 def some_rows(loss_type: str) -> list[Any]:
     """Rows of 6 groups of unequal size, with the weights that `loss_type` gives them."""
-    from grpo.objective import Totals, find_objective
+    from grpo.objective import find_objective
+    from grpo.token_losses import Totals
     from grpo.types import Row
 
     rng = np.random.default_rng(0)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from grpo import terminal
-from grpo.errors import GrpoError, PluginError
+from grpo.errors import GrpoError, PluginError, RecipeError
 from grpo.foreign import said
+from grpo.options import check_folder, check_form
 
 if TYPE_CHECKING:
     from grpo.schema import Recipe
@@ -232,9 +233,34 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from grpo import train
+    if arguments.resume is not None:
+        return _resume(arguments)
+    check_form("train", "grpo train RECIPE", arguments)
+    if arguments.recipe is None:
+        raise RecipeError("train needs a RECIPE, or --resume RUN.")
+    from grpo import config, preflight
 
-    return train.main(arguments)
+    recipe = config.load(arguments.recipe, arguments.overrides)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{recipe.name} -> {recipe.run_dir}", file=sys.stderr, flush=True)
+    preflight.first(recipe)  # before torch is loaded, which takes seconds
+    from grpo.run import train
+
+    train(recipe)
+    return 0
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    if arguments.recipe is not None:
+        raise RecipeError(
+            f"--resume continues a run with the settings it has; leave out {arguments.recipe!r}"
+            + (" and the overrides." if arguments.overrides else ".")
+        )
+    folder = check_folder(arguments.resume, "--resume")
+    from grpo.run import resume
+
+    resume(folder, accept_changes=bool(arguments.accept_changes))
+    return 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from grpo.objective import Objective
-    from grpo.packing import MicroBatch
+    from grpo.token_losses import Objective
 
 Gather = Callable[[Sequence[Any]], list[Any]]
 
@@ -25,16 +24,18 @@ SAME = 1e-5
 
 
 def chosen(
-    batches: Sequence[MicroBatch],
+    weights: Sequence[np.ndarray],
     entropies: Sequence[np.ndarray],
     objective: Objective,
     gather: Gather,
 ) -> dict[str, np.ndarray]:
     """`high_entropy i` and `entropy_weights i` of `LossInputs` [N] for micro-batch number i.
 
-    Each only where the objective has a use for it; without `top_entropy_quantile` no entropy is.
+    weights: [N] of each micro-batch, 0 for tokens that only fill up a rank.
+    Each mask only where the objective has a use for it; without `top_entropy_quantile` no entropy
+    is read.
     """
-    acting = [(batch.weights != 0).astype(np.float32) for batch in batches]
+    acting = [(weights_N != 0).astype(np.float32) for weights_N in weights]
     found: dict[str, np.ndarray] = {}
     if objective.top_entropy_quantile < 1.0:
         acting = top_entropy(entropies, acting, objective.top_entropy_quantile, gather)

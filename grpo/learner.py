@@ -215,7 +215,8 @@ class TorchLearner:
         selects = self.objective.top_entropy_quantile < 1.0
         scored = [self.scorer.score_alone(part) for part in placed if recompute or selects]
         entropies = to_host(*(scores.entropy for scores in scored)) if selects else ()
-        there = to_device(self.device, **chosen(batches, entropies, self.objective, self.gather))
+        weights = [batch.weights for batch in batches]
+        there = to_device(self.device, **chosen(weights, entropies, self.objective, self.gather))
         return [
             part.with_columns(
                 logp_old=scored[i].logp if recompute else None,

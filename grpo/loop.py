@@ -22,11 +22,11 @@ from grpo.agreement import AgreementGate
 from grpo.drawing import RolloutSpec, with_temperatures
 from grpo.errors import PluginError, RewardError
 from grpo.gathering import Batch
-from grpo.objective import Objective
 from grpo.rewards.sentinel import sentinel
 from grpo.rollout_metrics import grader_failure, part_metrics, rollout_metrics
 from grpo.schedule import RolloutScheduler
 from grpo.step_limits import StepLimits
+from grpo.token_losses import Objective
 from grpo.types import Group, Learner, Metrics, Verifier
 from grpo.weighted_rows import drop_dead, group_metrics, make_rows, rank_share
 

@@ -7,8 +7,8 @@
 (`grpo/token_losses.py`). `weight` carries every denominator and is decided before any forward pass
 (`grpo/weighted_rows.py`) from totals over the whole optimizer step: all rows, including those
 dropped because they teach nothing, on all ranks. Which tokens are kept for their entropy, and the
-bonus's denominator, are decided over the same step. So the gradient does not depend on how the batch was
-cut into micro-batches.
+bonus's denominator, are decided over the same step. So the gradient does not depend on how the
+batch was cut into micro-batches.
 
     name      token loss          ratio of   weight of a token
     grpo      clipped surrogate   token      1 / (T_i * N)
@@ -30,135 +30,25 @@ to use which: docs/objectives.md. A new objective is one function over `LossInpu
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
-from typing import Any, get_args
+from typing import Any
 
 from grpo import plugins
 from grpo.errors import RecipeError, unknown_name
 from grpo.token_losses import (
-    Clip,
-    KlEstimator,
-    Level,
-    LossInputs,
+    SHARED_ARGS,
+    Objective,
     TokenLossResult,
+    Totals,
     cispo,
     clipped_surrogate,
-    kl_penalty,
-    off_policy_mask,
+    is_number,
     sapo,
+    setting,
     vespo,
 )
-
-
-@dataclass(frozen=True)
-class Totals:
-    """What the weights of one optimizer step are made of, over all ranks."""
-
-    rows: int
-    tokens: int
-
-
-TokenLoss = Callable[..., TokenLossResult]
-
-# Constants that any objective takes from algorithm.loss_args, beside its token loss's own.
-SHARED_ARGS = (
-    "kl_estimator",
-    "importance_sampling_level",
-    "off_policy_mask_threshold",
-    "top_entropy_quantile",
-    "entropy_coef",
-)
-
-
-def _where(name: str) -> str:
-    return f"algorithm.loss_args.{name}"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """A token loss with the rule for its weights, and what every objective may add to it.
-
-    token_loss    (LossInputs, Clip) -> policy term [N] and metrics [N]; neither KL nor entropy
-    weight        (length, totals, max_completion_length) -> weight of each of the `length` trained
-                  tokens of one completion
-    per_micro_batch   the learner divides by what the micro-batch holds instead; keeps dead rows
-    corrects      the token loss uses `LossInputs.correction` itself
-    fixed         names in SHARED_ARGS that are this objective's own and cannot be set
-
-    kl_estimator                k1, k2 or k3, see `kl_estimate`
-    importance_sampling_level   what the ratio is of (GSPO, 2507.18071)
-    off_policy_mask_threshold   see `off_policy_mask`; None: off
-    top_entropy_quantile        share of the step's tokens, those with the highest entropy, that the
-                                policy term keeps ("Beyond the 80/20 rule", 2506.01939); 1: all
-    entropy_coef                factor of the mean entropy of those tokens, which is subtracted
-    """
-
-    token_loss: TokenLoss
-    weight: Callable[[int, Totals, int], float]
-    per_micro_batch: bool = False
-    corrects: bool = False
-    fixed: tuple[str, ...] = ()
-    kl_estimator: KlEstimator = "k3"
-    importance_sampling_level: Level = "token"
-    off_policy_mask_threshold: float | None = None
-    top_entropy_quantile: float = 1.0
-    entropy_coef: float = 0.0
-
-    def __post_init__(self) -> None:
-        quantile, threshold = self.top_entropy_quantile, self.off_policy_mask_threshold
-        for name, valid in (("kl_estimator", KlEstimator), ("importance_sampling_level", Level)):
-            if getattr(self, name) not in get_args(valid):
-                choices = get_args(valid)
-                raise RecipeError(unknown_name(_where(name), str(getattr(self, name)), choices))
-        if not _is_number(quantile) or not 0 <= quantile <= 1:
-            raise RecipeError(
-                f"{_where('top_entropy_quantile')} = {quantile!r}: it is the share of tokens kept, "
-                "a number from 0 to 1"
-            )
-        if threshold is not None and not (_is_number(threshold) and threshold > 0):
-            raise RecipeError(
-                f"{_where('off_policy_mask_threshold')} = {threshold!r}: it is a number of nats "
-                "per token above 0, or null"
-            )
-        if not _is_number(self.entropy_coef):
-            raise RecipeError(f"{_where('entropy_coef')} = {self.entropy_coef!r}: it is a number")
-
-    def __call__(self, inputs: LossInputs, clip: Clip) -> TokenLossResult:
-        """The loss of each token [N], without its weight and without the entropy bonus."""
-        inputs = replace(inputs, importance_sampling_level=self.importance_sampling_level)
-        loss, metrics = self.token_loss(inputs, clip)
-        if self.off_policy_mask_threshold is not None:
-            keep = off_policy_mask(inputs, self.off_policy_mask_threshold)
-            loss = loss * keep
-            metrics["off_policy_mask/masked_mean"] = 1 - keep
-        if inputs.high_entropy is not None:
-            loss = loss * inputs.high_entropy
-        if inputs.correction is not None and not self.corrects:
-            loss = loss * inputs.correction
-        if inputs.logp_ref is not None:  # neither masked nor corrected, as in TRL
-            kl = kl_penalty(inputs.ratio(), inputs, self.kl_estimator)
-            loss = loss + clip.beta * kl
-            metrics["kl"] = kl.detach()
-        if inputs.entropy is not None:
-            metrics["entropy"] = inputs.entropy.detach()
-        return loss, metrics
-
-    def loss(self, inputs: LossInputs, clip: Clip) -> TokenLossResult:
-        """What the micro-batch adds to the loss of the step, and per-token quantities [N]."""
-        loss_N, metrics = self(inputs, clip)
-        loss = (inputs.weights * loss_N).sum()
-        if self.entropy_coef:
-            assert inputs.entropy is not None
-            assert inputs.entropy_weights is not None
-            loss = loss - self.entropy_coef * (inputs.entropy_weights * inputs.entropy).sum()
-        return loss, metrics
 
 
 def per_completion(length: int, totals: Totals, max_completion_length: int) -> float:
@@ -236,8 +126,8 @@ def find_objective(
     plugins.check_args("objective", name, _own(objective), args)
     if name in OBJECTIVES:
         for arg, value in args.items():
-            if not (_is_number(value) and value > 0):
-                raise RecipeError(f"{_where(arg)} = {value!r}: it is a number above 0")
+            if not (is_number(value) and value > 0):
+                raise RecipeError(f"{setting(arg)} = {value!r}: it is a number above 0")
     if args:
         shared["token_loss"] = partial(objective.token_loss, **args)
     return replace(objective, **shared)

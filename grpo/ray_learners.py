@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from grpo.config import from_dict
@@ -19,29 +18,9 @@ from grpo.console import Console
 from grpo.errors import GrpoError, RecipeError, RunError
 from grpo.rollout.ray_pool import connect
 from grpo.run import resume_run, train_recipe
-from grpo.run_folder import recipe_of
 from grpo.schema import Recipe
 
 _PLACEMENT = 60.0  # seconds the cluster has for finding room
-LAUNCHED = "WORLD_SIZE"  # set where the process is one of several ranks already
-
-
-def train(recipe: Recipe) -> dict[str, Any]:
-    """Run a recipe here, or with `ray.learners` ranks on Ray; the summary of its last stage."""
-    return _run_ranks(recipe) if _wanted(recipe) else train_recipe(recipe)
-
-
-def resume(path: str | Path, *, accept_changes: bool = False) -> dict[str, Any]:
-    """Continue the run in folder `path` as it was begun; see `resume_run`."""
-    recipe = recipe_of(path)
-    if _wanted(recipe):
-        return _run_ranks(recipe, str(path), accept_changes)
-    return resume_run(path, accept_changes=accept_changes)
-
-
-def _wanted(recipe: Recipe) -> bool:
-    """Whether this process has to start the ranks, being none of them itself."""
-    return recipe.ray.learners > 1 and LAUNCHED not in os.environ
 
 
 class _Rank:
@@ -70,7 +49,7 @@ class _Rank:
         return train_recipe(from_dict(settings), console)
 
 
-def _run_ranks(recipe: Recipe, path: str = "", accept_changes: bool = False) -> dict[str, Any]:
+def run_ranks(recipe: Recipe, path: str = "", accept_changes: bool = False) -> dict[str, Any]:
     """Start the ranks and wait for all; a run in folder `path` is continued.
 
     Raises RecipeError where the cluster has no room, RunError where a rank died, and whatever of

@@ -10,6 +10,7 @@ last stage is the run's.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,8 @@ from grpo.stages import inputs
 from grpo.stages.origins import located, origin
 from grpo.summary import print_stages, print_summary
 
+LAUNCHED = "WORLD_SIZE"  # set where the process is one of several ranks already
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -70,6 +73,30 @@ def _claimed(run: _Run) -> Iterator[None]:
     with ExitStack() as held:
         run.say(run.ranks.on_first(lambda: held.enter_context(claimed(run.folder))))
         yield
+
+
+def train(recipe: Recipe) -> dict[str, Any]:
+    """Run a recipe here, or with `ray.learners` ranks on Ray; the summary of its last stage."""
+    if not _on_ray(recipe):
+        return train_recipe(recipe)
+    from grpo.ray_learners import run_ranks
+
+    return run_ranks(recipe)
+
+
+def resume(path: str | Path, *, accept_changes: bool = False) -> dict[str, Any]:
+    """Continue the run in folder `path` as it was begun; see `resume_run`."""
+    recipe = recipe_of(path)
+    if not _on_ray(recipe):
+        return resume_run(path, accept_changes=accept_changes)
+    from grpo.ray_learners import run_ranks
+
+    return run_ranks(recipe, str(path), accept_changes)
+
+
+def _on_ray(recipe: Recipe) -> bool:
+    """Whether this process has to start the ranks, being none of them itself."""
+    return recipe.ray.learners > 1 and LAUNCHED not in os.environ
 
 
 def train_recipe(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
@@ -249,7 +276,7 @@ def _join(recipe: Recipe, threads: int) -> Ranks:
     if recipe.ray.learners not in (1, ranks.count):
         raise RecipeError(
             f"ray.learners = {recipe.ray.learners}, but {ranks.count} learner ranks were launched; "
-            "`grpo train` starts them on Ray, and so does grpo.ray_learners.train"
+            "`grpo train` starts them on Ray, and so does grpo.run.train"
         )
     for stage in recipe.stages if ranks.count > 1 else ():
         if not isinstance(stage, RLStage):

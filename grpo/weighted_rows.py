@@ -17,8 +17,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from grpo.objective import Objective, Totals, find_objective, keeps_dead_rows
+from grpo.objective import find_objective, keeps_dead_rows
 from grpo.rewards.verdicts import verdict
+from grpo.token_losses import Objective, Totals
 from grpo.types import Group, Metrics, Row
 
 

@@ -220,7 +220,7 @@ def test_several_updates_measure_the_ratio_from_the_first_policy():
 
 
 PLUGIN = """
-from grpo.objective import Objective
+from grpo.token_losses import Objective
 
 def reinforce(inputs, clip):
     return -inputs.advantages * inputs.logp, {"mine": inputs.logp.detach()}

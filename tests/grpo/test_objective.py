@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grpo.errors import PluginError, RecipeError
-from grpo.objective import OBJECTIVES, Totals, find_objective, keeps_dead_rows
+from grpo.objective import OBJECTIVES, find_objective, keeps_dead_rows
 from grpo.token_losses import (
     Clip,
     LossInputs,
+    Totals,
     clipped_surrogate,
     completion_means,
     kl_estimate,

@@ -63,7 +63,7 @@ NEEDED = {  # what a form cannot do without
 }
 POSITIONAL = {"model", "models", "reward", "file", "run"}
 CALLED = {
-    "grpo.ray_learners": ("train", "resume"),
+    "grpo.run": ("train", "resume"),
     "grpo.eval_recipe": ("evaluate_model",),
     "grpo.eval_tasks": ("evaluate_tasks",),
     "grpo.check": ("check_recipe",),

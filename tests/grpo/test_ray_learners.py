@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from grpo import ray_learners
+from grpo import run
 from grpo.config import load
 from grpo.errors import RecipeError, RunError
 from grpo.run import train_recipe
@@ -33,10 +33,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_two_ranks_on_ray_learn_what_one_does(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    ray_learners.train(load("parity-r1-zero", [*SETTINGS, f"run.dir={one}"]))
-    summary = ray_learners.train(
-        load("parity-r1-zero", [*SETTINGS, f"run.dir={two}", "ray.learners=2"])
-    )
+    run.train(load("parity-r1-zero", [*SETTINGS, f"run.dir={one}"]))
+    summary = run.train(load("parity-r1-zero", [*SETTINGS, f"run.dir={two}", "ray.learners=2"]))
     assert summary["steps"] == 2
     base = load_file(Path(load("parity-r1-zero").stages[0].model.path) / "model.safetensors")
     ours, theirs = weights(two), weights(one)
@@ -52,7 +50,7 @@ def test_an_error_of_a_rank_ends_all(tmp_path: Path) -> None:
     (tmp_path / "resolved.json").write_text("{}")
     recipe = load("parity-r1-zero", [*SETTINGS, f"run.dir={tmp_path}", "ray.learners=2"])
     with pytest.raises(RunError, match="already holds a run"):
-        ray_learners.train(recipe)
+        run.train(recipe)
     assert not ray.is_initialized()
 
 

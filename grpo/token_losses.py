@@ -2,8 +2,8 @@
 
 Each takes the N trained tokens of a micro-batch laid flat (`LossInputs`) and the constants of the
 recipe (`Clip`), and returns the policy term [N] with detached per-token quantities [N] under TRL's
-metric names. The rest of a loss is the same for all of them and is `Objective`'s: what a token weighs,
-which tokens are left out, the correction for the sampler, the KL and entropy terms.
+metric names. The rest of a loss is the same for all of them and is `Objective`'s: what a token
+weighs, which are left out, the correction for the sampler, the KL and entropy terms.
 
     clipped_surrogate   -min(r A, clip(r) A)          GRPO, GSPO and what differs in weights only
     cispo               -stop(min(r, cap)) A log pi   no token loses its gradient

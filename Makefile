@@ -104,7 +104,7 @@ test-smollm2: models/smollm2-135m-instruct/config.json
 
 # `make test` gives each of its processes one thread; what threads do to sums shows on several.
 THREADED := $(addprefix tests/grpo/test_,run.py learner.py layers.py shared_attention.py sft.py schedule.py) \
-	tests/rollout/test_torch_engine.py
+	tests/rollout/embedded/test_torch_engine.py
 test-threads: $(INSTALLED_DEV)
 	GRPO_TEST_THREADS=2 $(BIN)/python -m pytest -m "not gpu" $(THREADED) $(PYTEST_ARGS)
 

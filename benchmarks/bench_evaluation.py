@@ -27,14 +27,14 @@ import numpy as np
 from record import merge, origin, versions
 
 from grpo.data.gsm8k import gsm8k
-from grpo.rewards.math import Math
-from grpo.statistics import (
+from grpo.evaluation.statistics import (
     clustered_bootstrap,
     clustered_stderr,
     maj_at_k,
     paired_difference,
     pass_at_k,
 )
+from grpo.rewards.math.reward import Math
 from grpo.types import Task
 
 RESULTS = Path(__file__).parent / "results" / "evaluation.json"

@@ -16,10 +16,10 @@ from contextlib import closing
 from typing import Any
 
 from grpo.data.source import TaskOrder
-from grpo.drawing import RolloutSpec
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
-from grpo.schedule import RolloutScheduler
+from grpo.training.drawing import RolloutSpec
+from grpo.training.schedule import RolloutScheduler
 from grpo.types import Completion, Metrics, Prompt, Request, Row, Sampling, T, Task, Version
 
 PAIRS = ((0.2, 0.15), (0.15, 0.2), (0.2, 0.2), (0.3, 0.05), (0.05, 0.3))

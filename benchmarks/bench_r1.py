@@ -24,9 +24,9 @@ from cold_start import ENGLISH, rows
 from r1_page import write_page
 from record import ROOT, merge, origin, versions
 
-from grpo.config import from_dict, load, resolved
-from grpo.run import resume_run, train_recipe
-from grpo.schema import Recipe
+from grpo.commands.train import resume_run, train_recipe
+from grpo.config.config import from_dict, load, resolved
+from grpo.config.schema import Recipe
 
 RESULTS = ROOT / "benchmarks" / "results"
 PACKAGES = ("torch", "transformers", "trl")

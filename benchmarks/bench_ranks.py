@@ -198,8 +198,8 @@ def tiny_llama(dtype: str, seed: int = 0, **overrides: Any) -> Any:
 
 def some_rows(loss_type: str) -> list[Any]:
     """Rows of 6 groups of unequal size, with the weights that `loss_type` gives them."""
-    from grpo.objective import find_objective
-    from grpo.token_losses import Totals
+    from grpo.method.losses import Totals
+    from grpo.method.objective import find_objective
     from grpo.types import Row
 
     rng = np.random.default_rng(0)
@@ -226,7 +226,7 @@ def some_rows(loss_type: str) -> list[Any]:
 
 def dealt(rows: Sequence[Any], deal: str, rank: int, ranks: int) -> list[Any]:
     """What rank `rank` trains."""
-    from grpo.weighted_rows import rank_share
+    from grpo.method.weighted_rows import rank_share
 
     if deal == "balanced":
         return rank_share(rows, rank, ranks)
@@ -238,9 +238,9 @@ def dealt(rows: Sequence[Any], deal: str, rank: int, ranks: int) -> list[Any]:
 
 def gradients() -> Iterator[tuple[str, np.ndarray]]:
     """(case, the whole gradient flat) of every dtype, objective and deal."""
-    from grpo.learner import TorchLearner
-    from grpo.ranks import whole
-    from grpo.schema import Algorithm, Learner
+    from grpo.config.schema import Algorithm, Learner
+    from grpo.learner.learner import TorchLearner
+    from grpo.model.ranks import whole
 
     for dtype in ("float64", "float32"):
         for loss_type in OBJECTIVES:
@@ -279,7 +279,7 @@ def put_back(learner: Any, weights: dict[str, Any]) -> None:
     """Undo a step's change of the weights; the gradient has no other state."""
     import torch
 
-    from grpo.ranks import laid_out_as
+    from grpo.model.ranks import laid_out_as
 
     with torch.no_grad():
         for name, parameter in learner.trained.items():
@@ -297,7 +297,7 @@ def preload() -> None:
     """Import here what every fork needs."""
     import torch
 
-    import grpo.learner  # noqa: F401
+    import grpo.learner.learner  # noqa: F401
 
     torch.set_num_threads(1)
 

@@ -29,12 +29,12 @@ from typing import Any
 
 from transformers import AutoTokenizer, LlamaConfig
 
-from grpo.config import from_dict
-from grpo.console import Console
-from grpo.provenance import content_hash
+from grpo.commands.train import resume_run, train_recipe
+from grpo.config.config import from_dict
+from grpo.outside.terminal.console import Console
 from grpo.rewards.accuracy import Accuracy
 from grpo.rollout.fake import FakeEngine
-from grpo.run import resume_run, train_recipe
+from grpo.rundir.provenance import content_hash
 from grpo.stages.from_scratch import build_tokenizer, save_tokenizer
 from grpo.types import Completion, EngineSpec, Request, Score, Task, Version
 

@@ -23,9 +23,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from grpo.rewards.code import Code
-from grpo.rewards.math import Math, gold_of
-from grpo.rewards.probe import reports
+from grpo.rewards.code.reward import Code
+from grpo.rewards.math.reward import Math, gold_of
+from grpo.rewards.sandbox.probe import reports
 from grpo.types import Task
 
 WORKERS = 2

@@ -34,11 +34,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from grpo.console import Console
+from grpo.outside.terminal.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks import record
-from grpo.schema import SLM, Model, Run, SFTLearner
+from grpo.config.schema import SLM, Model, Run, SFTLearner
 from grpo.stages.from_scratch import build_model, build_tokenizer, save_tokenizer
 from grpo.stages.pretrain import completion_loss
 from grpo.stages.sft import fine_tune

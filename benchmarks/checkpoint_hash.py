@@ -3,9 +3,9 @@
     python benchmarks/checkpoint_hash.py [--repeats 7] [--folder runs/checkpoint-hash]
 
 Random weights of its shapes (float32, tied embedding) and AdamW's two moments, 1.6 GB in all, are
-saved by `grpo.checkpoint` as it is, and with the hash of every file left out, in turns. Written:
-how long training waits for either, when the checkpoint is whole, and what a check of it takes, to
-benchmarks/results/checkpoint_hash.json.
+saved by `grpo.rundir.checkpoint` as it is, and with the hash of every file left out, in turns.
+Written: how long training waits for either, when the checkpoint is whole, and what a check of it
+takes, to benchmarks/results/checkpoint_hash.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from record import merge, origin, versions
 from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from grpo import checkpoint, hashes, manifest
+from grpo.outside.files import hashes, manifest
+from grpo.rundir import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "checkpoint_hash.json"

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from grpo.config import load
-from grpo.run import resume_run, train_recipe
+from grpo.commands.train import resume_run, train_recipe
+from grpo.config.config import load
 
 ROOT = Path(__file__).resolve().parent.parent
 CURVES = {

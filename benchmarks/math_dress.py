@@ -23,7 +23,7 @@ from typing import Any
 
 from record import ROOT, merge, origin, versions
 
-from grpo.rewards.math import Math
+from grpo.rewards.math.reward import Math
 from grpo.types import Task
 
 Change = Callable[[str], str | None]

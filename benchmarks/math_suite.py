@@ -28,7 +28,7 @@ from record import ROOT, merge, origin, versions
 from suite_pairs import Pair, pairs_of
 
 from grpo.errors import DataError
-from grpo.rewards.math import Math
+from grpo.rewards.math.reward import Math
 from grpo.types import Task
 
 SHORT = 250  # characters of an answer that a model would put between <answer> and </answer>

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from learning_curves import ROOT
 
-from grpo.config import load
-from grpo.eval_recipe import evaluate_model
-from grpo.run import provenance, train_recipe
+from grpo.commands.eval_recipe import evaluate_model
+from grpo.commands.train import provenance, train_recipe
+from grpo.config.config import load
 
 FIGURES = ("greedy", "pass1", "mean_length")
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5% quantile by number of seeds

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from grpo.durable import write_json
+from grpo.outside.files.durable import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from grpo import ledger
+from grpo.rundir import ledger
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, AT = 40, 10

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from grpo.config import load
-from grpo.loop import train_step
+from grpo.config.config import load
 from grpo.rollout.collect import collect
 from grpo.stages.wiring import build_parts, build_rl_sampler
+from grpo.training.loop import train_step
 from grpo.types import Request, Row
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from grpo.agreement import Z_LIMIT, AgreementGate
-from grpo.config import load
+from grpo.config.config import load
 from grpo.errors import AgreementError
-from grpo.learner import TorchLearner
-from grpo.probes import INFORMATION, TOKENS
+from grpo.learner.learner import TorchLearner
 from grpo.stages.wiring import build_gate, build_parts, build_rl_sampler
-from tests.rollout.faults import hotter_sampler
+from grpo.training.agreement import Z_LIMIT, AgreementGate
+from grpo.training.probes import INFORMATION, TOKENS
+from tests.rollout.vllm.faults import hotter_sampler
 
 ROOT = Path(__file__).resolve().parent.parent
 CLEAN, PLANTED, FACTOR = 200, 12, 1.1

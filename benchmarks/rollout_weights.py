@@ -1,9 +1,9 @@
 """Planted faults on the way of the weights into vLLM: with the guards on, and with them off.
 
 With the guards on, the run has to stop at the delivery that the fault hits, with an error that
-names what is wrong. With them off (`tests/rollout/faults.py` makes the engine acknowledge what the
-learner expects) the same fault must let training go on: that is what the guards are for. What the
-engine then samples with is compared with the learner: the difference nobody would have seen.
+names what is wrong. With them off (`tests/rollout/vllm/faults.py` makes the engine acknowledge what
+the learner expects) the same fault must let training go on: that is what the guards are for. What
+the engine then samples with is compared with the learner: the difference nobody would have seen.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from grpo.config import load
+from grpo.config.config import load
 from grpo.errors import GrpoError
-from grpo.loop import TrainerParts, train_step
 from grpo.stages.wiring import build_parts, build_rl_sampler
-from tests.rollout.faults import ADAPTER_FAULTS, WEIGHTS_FAULTS, fault, guard_off
+from grpo.training.loop import TrainerParts, train_step
+from tests.rollout.vllm.faults import ADAPTER_FAULTS, WEIGHTS_FAULTS, fault, guard_off
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = 3

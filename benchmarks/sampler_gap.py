@@ -17,8 +17,8 @@ from statistics import median
 
 from record import merge, origin, versions
 
-from grpo.config import load
-from grpo.run import train_recipe
+from grpo.commands.train import train_recipe
+from grpo.config.config import load
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "benchmarks" / "results" / "sampler_gap.json"

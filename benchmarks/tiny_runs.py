@@ -22,13 +22,13 @@ import transformers.models.llama.modeling_llama  # noqa: F401 - loaded once, for
 import trl.trainer.sft_trainer  # noqa: F401
 from transformers import AutoModelForCausalLM
 
-from grpo.config import from_dict
-from grpo.console import Console
+from grpo.commands.train import resume_run, train_recipe
+from grpo.config.config import from_dict
+from grpo.config.schema.pretrain import PretrainLearner, PretrainModel
 from grpo.data import SOURCES
 from grpo.errors import GrpoError
-from grpo.log import RunLog
-from grpo.run import resume_run, train_recipe
-from grpo.schema.pretrain import PretrainLearner, PretrainModel
+from grpo.outside.terminal.console import Console
+from grpo.rundir.log import RunLog
 from grpo.stages import distill, eval, pretrain, reject, rl, sft  # noqa: F401
 
 SMALL: dict[str, Any] = {
@@ -67,7 +67,7 @@ def warm(place: Path) -> None:
     """What every run does once, done before the forks: a model is loaded, and garbage forgotten."""
     torch.set_num_threads(1)  # a fork has no threads but its own
     AutoModelForCausalLM.from_pretrained(place / "base")
-    import grpo.rollout.fused  # noqa: F401
+    import grpo.rollout.embedded.cpu.fused  # noqa: F401
 
     gc.collect()
     gc.freeze()

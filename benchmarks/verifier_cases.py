@@ -26,8 +26,8 @@ from typing import Any
 
 from record import ROOT, merge, origin, versions
 
-from grpo.rewards.code import Code
-from grpo.rewards.math import Math
+from grpo.rewards.code.reward import Code
+from grpo.rewards.math.reward import Math
 from grpo.types import Score, Task
 
 FOLDER = ROOT / "benchmarks/verifier_cases"

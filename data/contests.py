@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo.columns import Row, answer_text, checked_prompt, column
 from grpo.data.hub import published
 from grpo.data.jsonl import Rows
 from grpo.errors import DataError
+from grpo.outside.rows.columns import Row, answer_text, checked_prompt, column
 
 AIME = {  # year -> data set and split on the hub
     2024: ("HuggingFaceH4/aime_2024", "train"),

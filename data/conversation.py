@@ -16,9 +16,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, cast
 
-from grpo.dates import TEMPLATE_DATE, asks_for_date, dated, parse_date
 from grpo.errors import DataError, RecipeError
-from grpo.template_limits import rendered
+from grpo.outside.templates.dates import TEMPLATE_DATE, asks_for_date, dated, parse_date
+from grpo.outside.templates.template_limits import rendered
 from grpo.types import Message
 
 logger = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grpo.columns import Row
 from grpo.data.jsonl import Rows, ToTask, column_mapper, make_tasks, read_jsonl
 from grpo.errors import DataError
-from grpo.hub import find_repo, offline, without_scripts
+from grpo.model.hub import find_repo, offline, without_scripts
+from grpo.outside.rows.columns import Row
 
 
 def hub(

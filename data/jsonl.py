@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo.columns import Row, answer_text, checked_prompt, column
 from grpo.data.source import Split, check_fraction, check_index, is_heldout, stable_hash
 from grpo.errors import DataError
-from grpo.json_rows import parse_row, row_lines
+from grpo.outside.files.json_rows import parse_row, row_lines
+from grpo.outside.rows.columns import Row, answer_text, checked_prompt, column
 from grpo.types import Message, Task
 
 ANSWER = "answer"  # the column that gold answers are in if a recipe names no other
@@ -144,7 +144,7 @@ def column_mapper(prompt: str, answer: str | None) -> ToTask:
     """A `to_task` for `make_tasks` that takes two columns and forwards the rest.
 
     Where `answer` is the usual name, rows without it have none: a reward that needs it says so
-    (`grpo.needed`), and any other does not care.
+    (`grpo.stages.preflight.needed`), and any other does not care.
     """
 
     def to_task(place: str, row: Row) -> tuple[str | list[Message], str | None, dict[str, Any]]:

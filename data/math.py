@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo.columns import Row, answer_text, checked_prompt, column, is_missing
 from grpo.data.hub import published
 from grpo.data.jsonl import Rows
 from grpo.errors import DataError
+from grpo.outside.rows.columns import Row, answer_text, checked_prompt, column, is_missing
 
 
 def math(

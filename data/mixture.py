@@ -22,7 +22,7 @@ from typing import Any
 from grpo.data.prompts import SAMPLING_COLUMN
 from grpo.data.source import DemonstrationSource, Split, check_index, permuted
 from grpo.errors import DataError, unknown_name
-from grpo.plugins import builtins, load
+from grpo.outside.code.plugins import builtins, load
 from grpo.types import Sampling, Task, TaskSource
 
 # What a task may say in SAMPLING_COLUMN of how it is sampled.

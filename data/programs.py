@@ -1,8 +1,9 @@
 """Python problems with tests for the `code` reward: HumanEval, MBPP and LeetCodeDataset.
 
 Tests travel in the column `tests`, the published solution in `canonical_solution`, so that
-`grpo check` can try the verifier on it (`grpo/code_rows.py`). Where the data set names no entry
-point, `tests["defines"]` lists what that solution defines: the program's names in the tests.
+`grpo check` can try the verifier on it (`grpo/outside/rows/code_rows.py`). Where the data set names
+no entry point, `tests["defines"]` lists what that solution defines: the program's names in the
+tests.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from grpo import code_rows
-from grpo.columns import Row
 from grpo.data.hub import published
 from grpo.data.jsonl import Rows
+from grpo.outside.rows import code_rows
+from grpo.outside.rows.columns import Row
 
 
 def humaneval(

@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from grpo import terminal
+from grpo.commands.options import check_folder, check_form
 from grpo.errors import GrpoError, PluginError, RecipeError
-from grpo.foreign import said
-from grpo.options import check_folder, check_form
+from grpo.outside.code.foreign import said
+from grpo.outside.terminal import streams
 
 if TYPE_CHECKING:
-    from grpo.schema import Recipe
+    from grpo.config.schema import Recipe
 
 USAGE = 2
 INTERRUPTED = 130
@@ -188,7 +188,7 @@ def _add_task_options(verb: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    with terminal.guarded():
+    with streams.guarded():
         return _run(argv)
 
 
@@ -238,13 +238,14 @@ def _train(arguments: argparse.Namespace) -> int:
     check_form("train", "grpo train RECIPE", arguments)
     if arguments.recipe is None:
         raise RecipeError("train needs a RECIPE, or --resume RUN.")
-    from grpo import config, preflight
+    from grpo.config import config
+    from grpo.stages import preflight
 
     recipe = config.load(arguments.recipe, arguments.overrides)
     if os.environ.get("RANK", "0") == "0":
         print(f"{recipe.name} -> {recipe.run_dir}", file=sys.stderr, flush=True)
     preflight.first(recipe)  # before torch is loaded, which takes seconds
-    from grpo.run import train
+    from grpo.commands.train import train
 
     train(recipe)
     return 0
@@ -257,40 +258,40 @@ def _resume(arguments: argparse.Namespace) -> int:
             + (" and the overrides." if arguments.overrides else ".")
         )
     folder = check_folder(arguments.resume, "--resume")
-    from grpo.run import resume
+    from grpo.commands.train import resume
 
     resume(folder, accept_changes=bool(arguments.accept_changes))
     return 0
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from grpo import eval
+    from grpo.commands import eval
 
     return eval.main(arguments)
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    from grpo import score
+    from grpo.commands import score
 
     return score.main(arguments)
 
 
 def _check(arguments: argparse.Namespace) -> int:
     recipe = _recipe(arguments)
-    from grpo import check
+    from grpo.commands import check
 
     return check.main(recipe, arguments)
 
 
 def _doctor(_arguments: argparse.Namespace) -> int:
-    from grpo import doctor
+    from grpo.commands import doctor
 
     return doctor.main()
 
 
 def _plan(arguments: argparse.Namespace) -> int:
     recipe = _recipe(arguments)
-    from grpo.plan import print_plan
+    from grpo.commands.plan import print_plan
 
     print_plan(recipe)
     return 0
@@ -298,32 +299,32 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _dry_run(arguments: argparse.Namespace) -> int:
     recipe = _recipe(arguments)
-    from grpo import dryrun
+    from grpo.commands import dryrun
 
     return dryrun.main(recipe, arguments)
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from grpo import show
+    from grpo.commands import show
 
     return show.main(arguments)
 
 
 def _chat(arguments: argparse.Namespace) -> int:
-    from grpo import chat
+    from grpo.commands import chat
 
     return chat.main(arguments)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from grpo import serve
+    from grpo.commands import serve
 
     return serve.main(arguments)
 
 
 def _recipe(arguments: argparse.Namespace) -> Recipe:
     """The recipe with its settings, read before a verb has anything imported that takes seconds."""
-    from grpo.config import load
+    from grpo.config.config import load
 
     return load(arguments.recipe, arguments.overrides)
 

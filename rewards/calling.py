@@ -17,7 +17,7 @@ from types import FunctionType
 from typing import Any, cast
 
 from grpo.errors import GrpoError, RewardError
-from grpo.foreign import guarded, said
+from grpo.outside.code.foreign import guarded, said
 from grpo.rewards.verifier import NOT_COLUMNS, columns_at, make_task, text_of
 from grpo.types import LARGEST_REWARD, Score, Verifier
 

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any
 
 from grpo.errors import PluginError, RewardError
-from grpo.plugins import builtins, load
+from grpo.outside.code.plugins import builtins, load
 from grpo.rewards.calling import invoke
 from grpo.rewards.verdicts import judges, verdict
 from grpo.rewards.verifier import text_of

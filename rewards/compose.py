@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from grpo.errors import RewardError
-from grpo.foreign import guarded, place_of, said
+from grpo.outside.code.foreign import guarded, place_of, said
 from grpo.rewards import deadline
 from grpo.rewards.calling import as_scores, invoke, named
 from grpo.rewards.combine import UNUSABLE

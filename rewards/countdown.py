@@ -9,9 +9,9 @@ from fractions import Fraction
 from typing import Any, Literal
 
 from grpo.errors import PluginError
-from grpo.rewards.exact import clean, number
 from grpo.rewards.extract import final_answer
-from grpo.rewards.four_operations import evaluate
+from grpo.rewards.math.exact import clean, number
+from grpo.rewards.math.four_operations import evaluate
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any, TypeVar, cast
 
 from grpo.errors import RewardError
-from grpo.foreign import Passing, place_in
+from grpo.outside.code.foreign import Passing, place_in
 
 SECONDS = 600.0  # a call of a reward, where nobody says otherwise
 UNWINDING = 2.0  # for a coroutine that was cancelled
@@ -184,7 +184,7 @@ def _result(name: str, seconds: float, future: Future[T], helper: _Helper) -> T:
 
 
 def place_of_thread(thread: threading.Thread) -> str:
-    """Where a thread is in the user's code, as `grpo.foreign.place_in` says it."""
+    """Where a thread is in the user's code, as `grpo.outside.code.foreign.place_in` says it."""
     frames = sys._current_frames()  # pyright: ignore[reportPrivateUsage]
     return place_in(frames.get(cast(int, thread.ident)))
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from grpo.rewards.exact import clean, number
-from grpo.rewards.math import gold_of
+from grpo.rewards.math.exact import clean, number
+from grpo.rewards.math.reward import gold_of
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 

@@ -14,12 +14,12 @@ from fractions import Fraction
 from typing import Any
 
 from grpo.rewards.extract import last_answer_block, last_box, split_thought
-from grpo.rewards.four_operations import evaluate
-from grpo.rewards.probe import choose
-from grpo.rewards.sandbox import Limits, Sandbox
+from grpo.rewards.math.four_operations import evaluate
+from grpo.rewards.sandbox.probe import choose
+from grpo.rewards.sandbox.sandbox import Limits, Sandbox
+from grpo.rewards.sandbox.workers import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.symbolic import UnusableGold, is_antiderivative, same_formula
 from grpo.rewards.verifier import VerifierReward
-from grpo.rewards.workers import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.types import Score, Task
 
 Meta = Mapping[str, Any]

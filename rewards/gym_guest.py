@@ -7,8 +7,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from grpo.rewards import wire
-from grpo.rewards.faults import MACHINERY, GraderFault, describe, watch
+from grpo.rewards.sandbox import wire
+from grpo.rewards.sandbox.faults import MACHINERY, GraderFault, describe, watch
 
 PACKAGES = ("reasoning_gym", "sympy", "mpmath")
 _gym: Any = importlib.import_module("reasoning_gym")

@@ -20,9 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from grpo.address import USUAL_KEY, Address, key_from
 from grpo.errors import GrpoError, PluginError
-from grpo.replies import Refused, Unreachable, part
+from grpo.outside.web.address import USUAL_KEY, Address, key_from
+from grpo.outside.web.replies import Refused, Unreachable, part
 from grpo.rewards.verifier import make_task, text_of
 from grpo.types import Message, Score
 
@@ -77,7 +77,7 @@ class Judge:
             raise PluginError("judge: requests_per_minute and concurrency must be positive")
         if timeout <= 0 or deadline <= 0:
             raise PluginError("judge: timeout and deadline are seconds, above 0")
-        from grpo.web import Client  # lazy: rewards are imported without httpcore
+        from grpo.outside.web.client import Client  # lazy: rewards are imported without httpcore
 
         key = key_from(api_key_env, "judge: api_key_env")
         self.client = Client(Address(url=url, key=key, setting="judge: url"))

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from grpo.errors import RewardError
-from grpo.rewards.code import Code
+from grpo.rewards.code.reward import Code
 from grpo.rewards.gym import ReasoningGym
-from grpo.rewards.math import Math
+from grpo.rewards.math.reward import Math
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Task
 

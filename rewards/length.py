@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo.errors import PluginError
-from grpo.plugins import builtins, load
+from grpo.outside.code.plugins import builtins, load
 from grpo.rewards.graded import GradedReward, length_of
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task

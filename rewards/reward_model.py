@@ -15,12 +15,12 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from grpo import pretrained
-from grpo.dates import dated
 from grpo.errors import PluginError, RecipeError, unknown_name
+from grpo.model import pretrained
+from grpo.outside.templates.dates import dated
+from grpo.outside.templates.template_limits import rendered
 from grpo.rewards.extract import last_answer_block, split_thought
 from grpo.rewards.verifier import text_of
-from grpo.template_limits import rendered
 from grpo.types import Message, Score
 
 PARTS = ("all", "answer")

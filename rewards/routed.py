@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from grpo.errors import PluginError, RewardError, unknown_name
-from grpo.plugins import builtins, load
+from grpo.outside.code.plugins import builtins, load
 from grpo.rewards.combine import called, close_all
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.verifier import NOT_COLUMNS, text_of

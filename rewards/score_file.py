@@ -15,10 +15,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-from grpo.columns import is_missing
 from grpo.errors import DataError
-from grpo.foreign import guarded
-from grpo.json_rows import parse_row, row_lines
+from grpo.outside.code.foreign import guarded
+from grpo.outside.files.json_rows import parse_row, row_lines
+from grpo.outside.rows.columns import is_missing
 from grpo.rewards import deadline
 from grpo.rewards.calling import as_scores, finished, invoke, named
 from grpo.rewards.graded import GradedReward
@@ -48,7 +48,7 @@ def score_file(
     """
     if isinstance(reward, str):
         from grpo import rewards
-        from grpo.plugins import find, load
+        from grpo.outside.code.plugins import find, load
 
         args = dict(args or {})
         factory = find("reward", reward, rewards.REWARDS)

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, cast
 
-from grpo.columns import gold_text, is_missing
 from grpo.errors import RewardError
+from grpo.outside.rows.columns import gold_text, is_missing
 from grpo.types import Message, Score, Task
 
 # What TRL passes besides the data set's columns.
@@ -74,7 +74,8 @@ class VerifierReward:
     `needs` names the columns without which the reward has nothing to check; each entry is a name
     or alternatives joined by "|". Rows that lack one are "not_applicable" in training (a mixture
     may hold other tasks) and an error in `grpo score`; data in which every row does is refused
-    before a run starts (`grpo.needed`). A reward made of others says by `inner(task)` which.
+    before a run starts (`grpo.stages.preflight.needed`). A reward made of others says by
+    `inner(task)` which.
     """
 
     name: ClassVar[str] = "verifier"

@@ -10,7 +10,7 @@ from grpo.types import Engine, EngineSpec, Request
 
 def make_torch(*, spec: EngineSpec, max_rows: int = 256, compile: bool = False) -> Engine:
     """The embedded engine. `max_rows`: completions decoded at once; `compile`: torch.compile."""
-    from grpo.rollout.torch_engine import TorchEngine
+    from grpo.rollout.embedded.torch_engine import TorchEngine
 
     return TorchEngine.from_spec(spec, max_rows=max_rows, compile=compile)
 
@@ -37,7 +37,7 @@ def make_vllm(
     0 or None leaves a setting to vLLM, but for max_model_len (the longest request of the recipe)
     and, on CPUs, kv_cache_gib (1) and enforce_eager (true).
     """
-    from grpo.rollout.vllm_engine import VllmEngine
+    from grpo.rollout.vllm.engine import VllmEngine
 
     return VllmEngine.from_spec(
         spec,
@@ -68,12 +68,12 @@ def make_server(
     key_file: str = "",
     api_key_env: str = "",
 ) -> Engine:
-    """A server that `grpo serve` started; rollout/server.py has the settings.
+    """A server that `grpo serve` started; rollout/remote/server.py has the settings.
 
     Texts are made from the ids that come, by the tokenizer of `spec.model`, as in every engine.
     """
-    from grpo import pretrained
-    from grpo.rollout.server import ServerEngine
+    from grpo.model import pretrained
+    from grpo.rollout.remote.server import ServerEngine
 
     return ServerEngine(
         spec,
@@ -101,14 +101,14 @@ def make_endpoint(
     body: dict[str, Any] | None = None,
     limit_field: str = "max_tokens",
 ) -> Engine:
-    """Any server with OpenAI's API; rollout/endpoint.py has the settings.
+    """Any server with OpenAI's API; rollout/remote/endpoint.py has the settings.
 
     It gets each prompt as text, decoded by the tokenizer of `spec.model`: as a user's message (with
     data.template=raw, since the server has a template of its own), or, with chat=false, to go on
     with. For sampling alone: it takes no weights.
     """
-    from grpo import pretrained
-    from grpo.rollout.endpoint import EndpointEngine, Said
+    from grpo.model import pretrained
+    from grpo.rollout.remote.endpoint import EndpointEngine, Said
 
     tokenizer = pretrained.tokenizer(spec.model)
 

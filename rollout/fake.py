@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grpo.errors import EngineError
-from grpo.rollout.decoding import completion_text
+from grpo.rollout.texts import completion_text
 from grpo.types import Ack, Completion, InFlight, Metrics, Request, Segment, Version
 
 if TYPE_CHECKING:

@@ -76,10 +76,10 @@ def test_the_wheel_imports_and_runs_without_the_checkout(wheel: Path, tmp_path: 
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
-        "import grpo, grpo.rewards, grpo.rollout, grpo.data, grpo.recipes, grpo.config; "
+        "import grpo, grpo.rewards, grpo.rollout, grpo.data, grpo.recipes, grpo.config.config; "
         "from grpo.rewards import REWARDS; "
-        "print(grpo.__file__); print(*sorted(grpo.config.shipped())); "
-        "grpo.config.load('parity-pretrain')"
+        "print(grpo.__file__); print(*sorted(grpo.config.config.shipped())); "
+        "grpo.config.config.load('parity-pretrain')"
     )
     env = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gpu.section import Setup, Step
-from grpo import durable
 from grpo.errors import RunError
+from grpo.outside.files import durable
 
 DONE, FAILED, NOT_RUN = "done", "failed", "not run"
 Record = dict[str, Any]

@@ -10,8 +10,8 @@ from gpu.results import read, shown
 from gpu.section import Result
 from gpu.sections import load
 from gpu.state import FAILED, NOT_RUN
-from grpo import durable
 from grpo.errors import RunError
+from grpo.outside.files import durable
 
 START, END = "<!-- made by benchmarks/bench_gpu.py: start -->", "<!-- end -->"
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.learner import TorchLearner
-from grpo.rollout import torch_engine, vllm_engine, vllm_weights
-from grpo.rollout.torch_engine import TorchEngine
-from grpo.rollout.vllm_engine import VllmEngine
-from grpo.schema import Algorithm, Learner
+from grpo.config.schema import Algorithm, Learner
+from grpo.learner.learner import TorchLearner
+from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.weighted_rows import make_rows
+from grpo.rollout.embedded import torch_engine
+from grpo.rollout.embedded.torch_engine import TorchEngine
+from grpo.rollout.vllm import engine as vllm_engine
+from grpo.rollout.vllm import readback
+from grpo.rollout.vllm.engine import VllmEngine
 from grpo.types import EngineSpec
-from grpo.weighted_rows import make_rows
 from perf import work
 from perf.learn_ours import to_groups
 from perf.worker import Settings, device, now, serve
@@ -24,8 +26,8 @@ PARTS: dict[str, dict[str, tuple[Any, str]]] = {
         "engine's canary": (torch_engine, "canary_logprob"),
     },
     "vllm": {
-        "copy": (vllm_weights, "load"),
-        "reading back": (vllm_weights, "find_difference"),
+        "copy": (readback, "load"),
+        "reading back": (readback, "find_difference"),
         "engine's hash": (vllm_engine, "content_hash"),
         "engine's canary": (VllmEngine, "logprobs"),
     },

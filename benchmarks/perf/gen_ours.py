@@ -6,11 +6,11 @@ import os
 from typing import Any
 
 from grpo.kernels import native
-from grpo.rollout import torch_engine
-from grpo.rollout.decoder import make_decoder
-from grpo.rollout.own_cache import OwnCacheDecoder
-from grpo.rollout.rows import Rows
-from grpo.rollout.torch_engine import TorchEngine
+from grpo.rollout.embedded import torch_engine
+from grpo.rollout.embedded.decoder import make_decoder
+from grpo.rollout.embedded.own_cache import OwnCacheDecoder
+from grpo.rollout.embedded.rows import Rows
+from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.types import EngineSpec, Request, Sampling
 from perf import work
 from perf.worker import Settings, now, serve

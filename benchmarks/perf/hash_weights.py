@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo.pretrained import load_model
-from grpo.weights import content_hash
+from grpo.model.content_hash import content_hash
+from grpo.model.pretrained import load_model
 from perf.worker import Settings, now, serve
 
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from grpo import head as lm_head
-from grpo.advantage import ADVANTAGES, reward_matrix
+from grpo.commands.memory import keep_freed_memory
+from grpo.config.schema import Algorithm, Learner
 from grpo.kernels import native
-from grpo.learner import TorchLearner
-from grpo.memory import keep_freed_memory
-from grpo.schema import Algorithm, Learner
+from grpo.learner import head as lm_head
+from grpo.learner.learner import TorchLearner
+from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.weighted_rows import drop_dead, make_rows
 from grpo.types import Completion, Group, Prompt, Rollout, Score, Segment, Task, Version
-from grpo.weighted_rows import drop_dead, make_rows
 from perf import work
 from perf.worker import Settings, now, serve
 

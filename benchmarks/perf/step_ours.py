@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grpo.config import load
-from grpo.loop import train_step
-from grpo.memory import keep_freed_memory
-from grpo.schema import RLStage
+from grpo.commands.memory import keep_freed_memory
+from grpo.config.config import load
+from grpo.config.schema import RLStage
 from grpo.stages.wiring import build_parts, build_rl_sampler
+from grpo.training.loop import train_step
 from perf.learning import TOKENS_PER_MICRO_BATCH
 from perf.worker import Settings, now, serve
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from grpo import plugins
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
+from grpo.outside.code import plugins
 from perf.reward import coin
 from perf.step_ours import recipe_of
 from perf.trl_trainer import make_trainer

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from grpo.config import load
-from grpo.console import Console
-from grpo.run import train_recipe
+from grpo.commands.train import train_recipe
+from grpo.config.config import load
+from grpo.outside.terminal.console import Console
 from perf.worker import Settings, serve
 
 

@@ -71,10 +71,10 @@ def learner() -> dict[str, dict[str, float]]:
     """Of the second step, by kind of step; runs on the stand-in."""
     import torch
 
-    from grpo import interface
-    from grpo.learner import TorchLearner
-    from grpo.schema import Algorithm
-    from grpo.schema import Learner as Config
+    from grpo.attention import interface
+    from grpo.config.schema import Algorithm
+    from grpo.config.schema import Learner as Config
+    from grpo.learner.learner import TorchLearner
     from tests.device.card import MODELS, SIZES
     from tests.device.learner_counts import CUT, SCENARIOS, some_rows
 
@@ -103,7 +103,7 @@ def learner() -> dict[str, dict[str, float]]:
 
 def engine() -> dict[str, dict[str, float]]:
     """Of a token of all rows, by kind of sampling; runs on the stand-in."""
-    from grpo.rollout import torch_engine
+    from grpo.rollout.embedded import torch_engine
     from tests.device.engine_counts import (
         BLOCK,
         DECODERS,

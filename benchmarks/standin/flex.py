@@ -69,8 +69,8 @@ def compiled() -> dict[str, str]:
     import torch
     import torch._inductor.config
 
-    from grpo.flex import attend_in_blocks, make_blocks
-    from grpo.layout import Pack
+    from grpo.attention.flex import attend_in_blocks, make_blocks
+    from grpo.attention.layout import Pack
 
     torch._inductor.config.force_disable_caches = True
     device = torch.device("cuda")

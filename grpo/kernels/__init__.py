@@ -5,10 +5,10 @@
     matmul      products of rows with weights laid out for matrix tiles (the engine's)
     layers      norms, rotation, gated activation, gradients of weights (learner and engine)
     head        the softmax over the vocabulary (the learner's head)
-    attention   called by `grpo/shared.py`
+    attention   called by `grpo/attention/shared.py`
     fingerprint sums over the bytes of weights
 
 Headers: `numbers.h` is what every source needs, `layers.h` norm and gated activation of a row,
 `tiles.h` the processor's matrix tiles and their product, `tile_blocks.h` blocks of heads in them.
-`rollout/compiled_attention.cpp` and `draw.cpp` are the engine's own.
+`rollout/embedded/cpu/compiled_attention.cpp` and `draw.cpp` are the engine's own.
 """

@@ -1,4 +1,4 @@
-"""The compiled attention over a shared prompt; called by `grpo/shared.py`."""
+"""The compiled attention over a shared prompt; called by `grpo/attention/shared.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`head.cpp` for torch tensors; None where `grpo/head.py` has to do the work itself."""
+"""`head.cpp` for torch tensors; None where `grpo/learner/head.py` has to do the work itself."""
 
 from __future__ import annotations
 

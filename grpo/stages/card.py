@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from grpo.screen import REASONS
+from grpo.evaluation.screen import REASONS
 
 _HEAD = """---
 configs:

@@ -22,18 +22,19 @@ from typing import Any
 
 import torch
 
-from grpo import plugins, pretrained
-from grpo.compute_types import chosen
-from grpo.console import Console
+from grpo.config.schema import DistillStage, Model, Recipe
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.data.source import stable_hash
-from grpo.decontaminate import prompt_text
 from grpo.errors import DataError, RecipeError
-from grpo.learner import DTYPES
-from grpo.ranks import join
-from grpo.rollout.endpoint import EndpointEngine
-from grpo.schema import DistillStage, Model, Recipe
+from grpo.evaluation.decontaminate import prompt_text
+from grpo.learner.learner import DTYPES
+from grpo.model import pretrained
+from grpo.model.compute_types import chosen
+from grpo.model.ranks import join
+from grpo.outside.code import plugins
+from grpo.outside.terminal.console import Console
+from grpo.rollout.remote.endpoint import EndpointEngine
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.reject import leave_rows
 from grpo.stages.served import ServedTemplate

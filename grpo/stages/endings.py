@@ -8,10 +8,10 @@ import sys
 from collections.abc import Collection
 from typing import Any
 
-from grpo import pretrained
-from grpo.chat_templates import turn_end
+from grpo.config.schema import Rollout
 from grpo.errors import RecipeError
-from grpo.schema import Rollout
+from grpo.model import pretrained
+from grpo.outside.templates.chat_templates import turn_end
 from grpo.types import Sampling
 
 logger = logging.getLogger(__name__)

@@ -16,14 +16,15 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from grpo import figures, hashes, heldout, manifest, tally
-from grpo.console import Console, TextColumn
-from grpo.file_names import folder_name
-from grpo.finished import ASKED
-from grpo.manifest import Damage
-from grpo.provenance import content_hash
+from grpo.config.schema import EvalStage, Model, Recipe, Rollout
+from grpo.evaluation import figures, heldout, tally
+from grpo.outside.files import hashes, manifest
+from grpo.outside.files.file_names import folder_name
+from grpo.outside.files.manifest import Damage
+from grpo.outside.terminal.console import Console, TextColumn
 from grpo.rewards.compose import RewardSet
-from grpo.schema import EvalStage, Model, Recipe, Rollout
+from grpo.rundir.finished import ASKED
+from grpo.rundir.provenance import content_hash
 from grpo.stages.remote_rewards import reward_set
 from grpo.stages.wiring import build_sampler
 

@@ -15,14 +15,14 @@ from typing import Any, cast
 
 from huggingface_hub import try_to_load_from_cache
 
-from grpo import plugins
+from grpo.config.schema import AnyStage, DistillStage, EvalStage, RejectStage, RLStage, SFTStage
 from grpo.data import SOURCES
 from grpo.data.jsonl import Rows as TableRows
 from grpo.data.mixture import Mixture
 from grpo.data.source import Split
-from grpo.decontaminate import prompt_text
-from grpo.identity import REVISION, Rows, code_digests, files_digests, row_digest
-from grpo.schema import AnyStage, DistillStage, EvalStage, RejectStage, RLStage, SFTStage
+from grpo.evaluation.decontaminate import prompt_text
+from grpo.outside.code import plugins
+from grpo.rundir.identity import REVISION, Rows, code_digests, files_digests, row_digest
 from grpo.stages.supervised_rows import read_rows
 from grpo.types import TaskSource
 

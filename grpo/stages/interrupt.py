@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from grpo.log import RunLog
+from grpo.rundir.log import RunLog
 
 
 @contextmanager

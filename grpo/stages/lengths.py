@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from grpo.data.conversation import KWARGS, TOOLS
 from grpo.data.prompts import PromptTemplate
 from grpo.errors import DataError, GrpoError, RecipeError
-from grpo.needed import leaves
+from grpo.stages.preflight.needed import leaves
 from grpo.types import Task, TaskSource
 
 MOST = 20_000  # prompts put into tokens, the longest first

@@ -7,9 +7,9 @@ from typing import Any, cast
 
 from pydantic import BaseModel
 
-from grpo import provenance
-from grpo.run_folder import stage_folder
-from grpo.schema import REFERENCE, AnyStage, Recipe, artefact, references
+from grpo.config.schema import REFERENCE, AnyStage, Recipe, artefact, references
+from grpo.rundir import provenance
+from grpo.rundir.run_folder import stage_folder
 
 
 def located(stage: AnyStage, recipe: Recipe, folder: Path) -> AnyStage:

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 
-from grpo import checkpoint, plugins
-from grpo.console import Console
+from grpo.config.schema import PretrainStage, Recipe
+from grpo.config.schema.pretrain import PretrainLearner, PretrainModel
 from grpo.data import SOURCES
 from grpo.data.source import DemonstrationSource, TaskOrder, stable_hash
 from grpo.errors import DataError
-from grpo.log import RunLog
-from grpo.schema import PretrainStage, Recipe
-from grpo.schema.pretrain import PretrainLearner, PretrainModel
+from grpo.outside.code import plugins
+from grpo.outside.terminal.console import Console
+from grpo.rundir import checkpoint
+from grpo.rundir.log import RunLog
 from grpo.stages.from_scratch import build_model, build_tokenizer, save_tokenizer, words_of
 from grpo.types import Metrics, TaskSource
 

@@ -7,14 +7,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from grpo import heldout, plugins, pretrained
+from grpo.config.schema import (
+    AnyStage,
+    Data,
+    DistillStage,
+    EvalStage,
+    RejectStage,
+    RLStage,
+    SFTStage,
+)
 from grpo.data import SOURCES
 from grpo.data.conversation import KWARGS, TOOLS
 from grpo.data.jsonl import Rows
 from grpo.data.mixture import Mixture
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.errors import RecipeError
-from grpo.schema import AnyStage, Data, DistillStage, EvalStage, RejectStage, RLStage, SFTStage
+from grpo.evaluation import heldout
+from grpo.model import pretrained
+from grpo.outside.code import plugins
 from grpo.stages.endings import check_trained_eos, sampling_of, vocab_size
 from grpo.stages.lengths import overlong, said
 from grpo.stages.served import ServedTemplate

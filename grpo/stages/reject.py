@@ -21,21 +21,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo import checkpoint, durable, manifest, provenance
-from grpo.console import Console
+from grpo.config.schema import DistillStage, Recipe, RejectStage
 from grpo.data.conversation import template_columns
 from grpo.data.mixture import task_sampling
 from grpo.data.source import TaskOrder, stable_hash
-from grpo.decontaminate import Evaluation, load_evaluation, normalized, prompt_text
 from grpo.errors import DataError, RunError
-from grpo.lines import from_lines
-from grpo.log import RunLog
-from grpo.manifest import Damage
+from grpo.evaluation.decontaminate import Evaluation, load_evaluation, normalized, prompt_text
+from grpo.evaluation.screen import REASONS, Sample, Sampled, row, screen
+from grpo.outside.files import durable, manifest
+from grpo.outside.files.lines import from_lines
+from grpo.outside.files.manifest import Damage
+from grpo.outside.terminal.console import Console
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.language import LanguageConsistency
 from grpo.rollout.collect import collect
-from grpo.schema import DistillStage, Recipe, RejectStage
-from grpo.screen import REASONS, Sample, Sampled, row, screen
+from grpo.rundir import checkpoint, provenance
+from grpo.rundir.log import RunLog
 from grpo.stages.card import card
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
 from grpo.stages.shards import MADE_OF, Job, read_lines, write_lines

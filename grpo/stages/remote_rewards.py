@@ -13,11 +13,11 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from grpo import plugins
+from grpo.config.schema import RewardSpec
 from grpo.errors import RewardError
+from grpo.outside.code import plugins
 from grpo.rewards import REWARDS
 from grpo.rewards.compose import RewardSet
-from grpo.schema import RewardSpec
 from grpo.types import Completion, Metrics, Prompt, Score
 
 SPARE = 60.0  # seconds beyond the rewards' own, for a process to start and to give up

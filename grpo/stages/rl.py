@@ -18,19 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from grpo import ledger, plugins, record
-from grpo.adapter import described
-from grpo.checkpoint import Found, Saver
-from grpo.console import Console
-from grpo.heldout import HeldOut
-from grpo.log import RunLog
-from grpo.loop import Step, train
-from grpo.ranks import Ranks
-from grpo.schema import Recipe, RLStage, Run
+from grpo.config.schema import Recipe, RLStage, Run
+from grpo.evaluation.heldout import HeldOut
+from grpo.model.adapter import described
+from grpo.model.ranks import Ranks
+from grpo.outside.code import plugins
+from grpo.outside.terminal.console import Console
+from grpo.rundir import ledger, record
+from grpo.rundir.checkpoint import Found, Saver
+from grpo.rundir.log import RunLog
 from grpo.stages.interrupt import interruptible
 from grpo.stages.rl_evaluations import Evaluations, choice, summary
 from grpo.stages.rl_folder import AFTER, BEFORE, RLFolder, drop_models, go_back, restore
 from grpo.stages.wiring import build_heldout, build_parts, build_rl_sampler
+from grpo.training.loop import Step, train
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo import figures, heldout, tally
-from grpo.heldout import HeldOut
-from grpo.log import RunLog
-from grpo.ranks import Ranks
+from grpo.evaluation import figures, heldout, tally
+from grpo.evaluation.heldout import HeldOut
+from grpo.evaluation.statistics import paired_difference
+from grpo.model.ranks import Ranks
+from grpo.rundir.log import RunLog
 from grpo.stages.rl_folder import AFTER, BEFORE, RLFolder
-from grpo.statistics import paired_difference
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo import checkpoint, hashes, ledger, litter
-from grpo.checkpoint import BEST, Found
-from grpo.console import Console
-from grpo.hashes import Known
-from grpo.log import RunLog
-from grpo.loop import TrainerParts
-from grpo.schema import Run
+from grpo.config.schema import Run
+from grpo.outside.files import hashes
+from grpo.outside.files.hashes import Known
+from grpo.outside.terminal.console import Console
+from grpo.rundir import checkpoint, ledger, litter
+from grpo.rundir.checkpoint import BEST, Found
+from grpo.rundir.log import RunLog
+from grpo.training.loop import TrainerParts
 
 BEFORE = "before"  # the evaluation of the model that training starts from
 AFTER = "after"  # of the model that it ends with

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from grpo.config.schema import Data
 from grpo.data.conversation import template_columns
 from grpo.data.prompts import PromptTemplate, template_args
-from grpo.decontaminate import prompt_text
 from grpo.errors import DataError, RecipeError
-from grpo.rollout.endpoint import Said
-from grpo.schema import Data
+from grpo.evaluation.decontaminate import prompt_text
+from grpo.rollout.remote.endpoint import Said
 from grpo.types import Prompt, Request, Task
 
 

@@ -22,21 +22,22 @@ from accelerate.state import AcceleratorState
 from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
-from grpo import checkpoint, litter, pretrained
-from grpo.adapter import described, peft_model
-from grpo.canary import canary_logits
-from grpo.compute_types import check_supervised, chosen
-from grpo.console import Console, TextColumn
+from grpo.config.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.errors import RecipeError
-from grpo.families import check_causal, check_family, check_packing
-from grpo.forward import disable_dropout
-from grpo.learner import DTYPES
-from grpo.lines import from_lines
-from grpo.log import RunLog
-from grpo.ranks import Ranks, join
-from grpo.saved import save_policy
-from grpo.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
+from grpo.learner.forward import disable_dropout
+from grpo.learner.learner import DTYPES
+from grpo.learner.saved import save_policy
+from grpo.model import pretrained
+from grpo.model.adapter import described, peft_model
+from grpo.model.canary import canary_logits
+from grpo.model.compute_types import check_supervised, chosen
+from grpo.model.families import check_causal, check_family, check_packing
+from grpo.model.ranks import Ranks, join
+from grpo.outside.files.lines import from_lines
+from grpo.outside.terminal.console import Console, TextColumn
+from grpo.rundir import checkpoint, litter
+from grpo.rundir.log import RunLog
 from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
 from grpo.stages.from_scratch import save_tokenizer
 from grpo.stages.interrupt import interruptible

@@ -23,10 +23,11 @@ from trl.data_utils import pack_dataset
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from grpo import checkpoint, hashes
+from grpo.config.schema import Run, SFTLearner
 from grpo.errors import LearnerError
-from grpo.log import RunLog
-from grpo.schema import Run, SFTLearner
+from grpo.outside.files import hashes
+from grpo.rundir import checkpoint
+from grpo.rundir.log import RunLog
 from grpo.stages.supervised_rows import TokenRow, draw
 
 IGNORED = -100

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo import checkpoint, durable, hashes, manifest
 from grpo.errors import RunError
-from grpo.hashes import Known
-from grpo.lines import to_line
-from grpo.manifest import Damage
+from grpo.outside.files import durable, hashes, manifest
+from grpo.outside.files.hashes import Known
+from grpo.outside.files.lines import to_line
+from grpo.outside.files.manifest import Damage
+from grpo.rundir import checkpoint
 
 PROGRESS = "progress.json"
 MADE_OF = "made_of.json"

@@ -25,14 +25,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch import Tensor
 
-from grpo.forward import token_scores
-from grpo.head import check_head
-from grpo.packing import micro_batches, place
-from grpo.schema import SLM
+from grpo.config.schema import SLM
+from grpo.learner.forward import token_scores
+from grpo.learner.head import check_head
+from grpo.learner.packing import micro_batches, place
+from grpo.model.content_hash import content_hash
 from grpo.stages.sft_trainer import IGNORED, MICRO_TOKENS, StageTrainer
 from grpo.stages.supervised_rows import TokenRow
 from grpo.types import Row
-from grpo.weights import content_hash
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

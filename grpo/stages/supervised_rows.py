@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from grpo.columns import Row, checked_prompt, column, message_text
-from grpo.console import Console
 from grpo.data.conversation import template_columns
 from grpo.data.hub import as_row, load_rows
 from grpo.data.jsonl import read_jsonl
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import stable_hash
 from grpo.errors import DataError
+from grpo.outside.rows.columns import Row, checked_prompt, column, message_text
+from grpo.outside.terminal.console import Console
 from grpo.types import Message, Task
 
 SHARD = "train.jsonl"  # the rows of a folder `data/`

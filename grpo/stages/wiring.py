@@ -8,26 +8,7 @@ from typing import Any
 
 import torch
 
-from grpo import heldout, plugins, pretrained
-from grpo.advantage import ADVANTAGES
-from grpo.agreement import AgreementGate
-from grpo.compute_types import chosen
-from grpo.curriculum import CURRICULA, Curriculum
-from grpo.data import SOURCES
-from grpo.data.prompts import PromptTemplate
-from grpo.data.source import TaskOrder, stable_hash
-from grpo.drawing import RolloutSpec
-from grpo.learner import TorchLearner
-from grpo.loop import TrainerParts
-from grpo.objective import find_objective
-from grpo.probes import Probes
-from grpo.ranks import join
-from grpo.rewards.accuracy import Accuracy
-from grpo.rewards.compose import RewardSet
-from grpo.rollout import ENGINES, LOADING
-from grpo.rollout.ray_pool import ray_pool
-from grpo.schedule import RolloutScheduler
-from grpo.schema import (
+from grpo.config.schema import (
     Data,
     Eval,
     Model,
@@ -38,10 +19,31 @@ from grpo.schema import (
     Run,
     Schedule,
 )
+from grpo.data import SOURCES
+from grpo.data.prompts import PromptTemplate
+from grpo.data.source import TaskOrder, stable_hash
+from grpo.evaluation import heldout
+from grpo.learner.learner import TorchLearner
+from grpo.method.advantage import ADVANTAGES
+from grpo.method.objective import find_objective
+from grpo.model import pretrained
+from grpo.model.compute_types import chosen
+from grpo.model.ranks import join
+from grpo.outside.code import plugins
+from grpo.rewards.accuracy import Accuracy
+from grpo.rewards.compose import RewardSet
+from grpo.rollout import ENGINES, LOADING
+from grpo.rollout.pool.ray_pool import ray_pool
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.prompting import check_rows, template_of
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
-from grpo.step_limits import StepLimits
+from grpo.training.agreement import AgreementGate
+from grpo.training.curriculum import CURRICULA, Curriculum
+from grpo.training.drawing import RolloutSpec
+from grpo.training.loop import TrainerParts
+from grpo.training.probes import Probes
+from grpo.training.schedule import RolloutScheduler
+from grpo.training.step_limits import StepLimits
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 
-from grpo.rewards.syscalls import REFUSED, TABLES
+from grpo.rewards.sandbox.syscalls import REFUSED, TABLES
 
 from .attack import Attack, act
 

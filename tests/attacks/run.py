@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from grpo.errors import RewardError
-from grpo.rewards.code import Code
+from grpo.rewards.code.reward import Code
 from grpo.types import Task
 
 from .attack import Attack

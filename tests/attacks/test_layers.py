@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from grpo.rewards import linux
+from grpo.rewards.sandbox import linux
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="confinement is the Linux kernel's")
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="confinement is 
 CONFINED = r"""
 import ctypes, fcntl, json, os, platform, signal, socket, struct, sys
 from grpo.rewards import linux, readable, zygote
-from grpo.rewards.syscalls import REFUSED, TABLES
+from grpo.rewards.sandbox.syscalls import REFUSED, TABLES
 
 numbers = TABLES[platform.machine()][1] | REFUSED[platform.machine()]
 
@@ -173,7 +173,7 @@ def test_datagrams_get_out_without_the_filter(listener, name):
 FILTERED = r"""
 import ctypes, errno, json, os, platform, socket, struct, sys
 from grpo.rewards import linux, seccomp
-from grpo.rewards.syscalls import TABLES
+from grpo.rewards.sandbox.syscalls import TABLES
 
 table = TABLES[platform.machine()][1]
 libc = ctypes.CDLL(None, use_errno=True)

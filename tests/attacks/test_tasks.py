@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo.rewards import linux, zygote
+from grpo.rewards.sandbox import linux, zygote
 
 USER = 12345  # nobody's
 TASKS = 4

@@ -82,12 +82,12 @@ def gapped():
             *launch(5, 10, 20),
             *launch(8, 20, 30),
             # 50 to 80: item() waits for 20 of them, within a function of ours
-            event("python_function", "/x/grpo/learner.py(120): step", 0, 220),
+            event("python_function", "/x/grpo/learner/learner.py(120): step", 0, 220),
             event("python_function", "/x/torch/_tensor.py(9): item", 40, 30),
             event("cpu_op", "aten::item", 45, 25),
             event("cpu_op", "aten::_local_scalar_dense", 46, 22),
             event("cuda_runtime", "cudaStreamSynchronize", 48, 18),
-            event("python_function", "/x/grpo/head.py(7): pieces", 72, 6),
+            event("python_function", "/x/grpo/learner/head.py(7): pieces", 72, 6),
             *launch(78, 80, 10),
             # 90 to 190: backward, another thread
             event("cpu_op", "aten::waiting", 90, 100),
@@ -110,7 +110,7 @@ def test_gaps_are_named_by_what_took_most_of_them():
     assert (second["ms"], second["at_ms"]) == (pytest.approx(0.03), 0.05)
     assert second["operation"] == "aten::_local_scalar_dense"
     assert second["call"] == "cudaStreamSynchronize"
-    assert second["where"] == "/x/grpo/learner.py(120): step"
+    assert second["where"] == "/x/grpo/learner/learner.py(120): step"
     assert (third["ms"], third["at_ms"]) == (0.02, 0.2)
     assert (fourth["ms"], fourth["at_ms"]) == (0.01, 0.0)
     assert [(k["name"], k["ms"], k["count"]) for k in found["kernels"]] == [
@@ -126,13 +126,13 @@ def test_on_a_cpu_the_gaps_are_those_between_operations_of_the_main_thread():
         event("cpu_op", "aten::mm", 10, 20),
         event("cpu_op", "aten::mm", 70, 30),
         event("cpu_op", "aten::add", 40, 10, BACKWARD),
-        event("python_function", "grpo/loop.py(3): groups", 30, 39),
+        event("python_function", "grpo/training/loop.py(3): groups", 30, 39),
     ]
     found = analyze(sorted(events, key=lambda e: e["ts"]))
     assert found["timeline"] == "operations of the main thread"
     assert found["busy_seconds"] == pytest.approx(50e-6)
     assert [(g["ms"], g["operation"], g["where"]) for g in found["gaps"]] == [
-        (0.04, "no operation", "grpo/loop.py(3): groups"),
+        (0.04, "no operation", "grpo/training/loop.py(3): groups"),
         (0.01, "no operation", ""),
     ]
     assert found["counts"] is None

@@ -12,9 +12,9 @@ import pytest
 from same_bytes import Facts, differences, facts
 from same_bytes_recipes import ADVANTAGES, LOSSES, losses, pipeline, settings
 
-from grpo import advantage
-from grpo.config import from_dict
-from grpo.schema import LOSS_TYPES, STAGES
+from grpo.config.config import from_dict
+from grpo.config.schema import LOSS_TYPES, STAGES
+from grpo.method import advantage
 
 LINES = [{"step": 1, "loss": 0.5, "time": 1.0, "time/learn": 2.0}, {"step": 2, "time": 3.0}]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
-from grpo.columns import checked_prompt
 from grpo.data.hub import as_row
 from grpo.data.jsonl import jsonl
 from grpo.data.prompts import PromptTemplate
 from grpo.errors import DataError, RecipeError
+from grpo.outside.rows.columns import checked_prompt
 from grpo.rewards.compose import call_arguments
 from grpo.stages.from_scratch import build_tokenizer
 from grpo.stages.supervised_rows import TextRow, encode, read_rows

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from grpo.commands.shrink import fixture
 from grpo.data.knights import Knights, holds, solve, spoken
 from grpo.data.programs import leetcode
 from grpo.errors import DataError
-from grpo.rewards.code import Code
-from grpo.shrink import fixture
+from grpo.rewards.code.reward import Code
 
 
 def test_a_puzzle_worked_out_by_hand() -> None:

@@ -11,8 +11,8 @@ import pytest
 from grpo.data.contests import aime, amc
 from grpo.data.programs import humaneval, mbpp
 from grpo.errors import DataError
-from grpo.hub import Repo
-from grpo.rewards.code import Code
+from grpo.model.hub import Repo
+from grpo.rewards.code.reward import Code
 
 HUMANEVAL = {
     "task_id": "HumanEval/0",

@@ -13,13 +13,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from grpo.columns import answer_text
 from grpo.data.gsm8k import gold_answer, gsm8k
 from grpo.data.hub import hub
 from grpo.data.jsonl import jsonl
 from grpo.data.math import last_boxed, math
 from grpo.errors import DataError
-from grpo.hub import Repo
+from grpo.model.hub import Repo
+from grpo.outside.rows.columns import answer_text
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.score_file import score_file
 from grpo.rewards.verifier import make_task

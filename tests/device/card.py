@@ -12,10 +12,12 @@ from torch import Tensor
 from torch.optim import optimizer as torch_optimizer
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from grpo import interface, learner, pieces, policy, ranks, transfer
-from grpo.learner import TorchLearner
-from grpo.schema import Algorithm
-from grpo.schema import Learner as Config
+from grpo.attention import interface
+from grpo.config.schema import Algorithm
+from grpo.config.schema import Learner as Config
+from grpo.learner import learner, policy
+from grpo.learner.learner import TorchLearner
+from grpo.model import pieces, ranks, transfer
 
 from .counting import CARD
 

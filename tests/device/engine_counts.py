@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from grpo import transfer
-from grpo.rollout import torch_engine
-from grpo.rollout.decoder import SlotDecoder
-from grpo.rollout.kv_cache import ATTENTION
-from grpo.rollout.own_cache import OwnCacheDecoder, ReplayDecoder
-from grpo.rollout.ways import Ways
+from grpo.model import transfer
+from grpo.rollout.embedded import torch_engine
+from grpo.rollout.embedded.decoder import SlotDecoder
+from grpo.rollout.embedded.kv_cache import ATTENTION
+from grpo.rollout.embedded.own_cache import OwnCacheDecoder, ReplayDecoder
+from grpo.rollout.embedded.ways import Ways
 from grpo.types import Request
 
 from ..rollout.tiny_models import V0, VOCAB, Letters, request, tiny

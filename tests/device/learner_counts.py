@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from grpo.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.weighted_rows import make_rows
 from grpo.types import Row, Sampling
-from grpo.weighted_rows import make_rows
 
 from ..grpo.rows import group
 from .card import make_learner

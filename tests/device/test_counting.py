@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from grpo import transfer
-from grpo.transfer import to_device, to_host
+from grpo.model import transfer
+from grpo.model.transfer import to_device, to_host
 
 from .counting import CARD, Counting, ShapeUnknown
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from grpo.rollout import torch_engine
-from grpo.rollout.ways import ways_on
+from grpo.rollout.embedded import torch_engine
+from grpo.rollout.embedded.ways import ways_on
 
 from .counting import CARD, Counting
 from .engine_counts import (

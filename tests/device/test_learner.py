@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from grpo import head, pieces
-from grpo.head import Transform, token_logprobs
+from grpo.learner import head
+from grpo.learner.head import Transform, token_logprobs
+from grpo.model import pieces
 
 from .card import H200, T4, make_learner
 from .counting import CARD, Counting

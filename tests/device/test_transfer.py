@@ -1,4 +1,5 @@
-"""`grpo/transfer.py`: bytes, alignment and sharing; how often it copies is `test_counting.py`'s.
+"""`grpo/model/transfer.py`: bytes, alignment and sharing; how often it copies is
+`test_counting.py`'s.
 
 Its way to a device runs here on the CPU under another name of the device, so that bytes can be
 compared: `meta` has none.
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.transfer import ALIGNMENT, pins, to_device, to_host
+from grpo.model.transfer import ALIGNMENT, pins, to_device, to_host
 
 CPU = torch.device("cpu")
 
@@ -92,7 +93,7 @@ def test_back_on_the_host_they_are_as_they_were(monkeypatch):
     tensors["grad"] = torch.ones(2, requires_grad=True)
     tensors["half"] = torch.tensor([0.5, -2.0], dtype=torch.float16)
     # The way of a device: as if none of them were on a CPU.
-    monkeypatch.setattr("grpo.transfer.all", lambda _: False, raising=False)
+    monkeypatch.setattr("grpo.model.transfer.all", lambda _: False, raising=False)
     found = to_host(*tensors.values())
     for tensor, array in zip(tensors.values(), found, strict=True):
         assert array.shape == tensor.shape
@@ -104,7 +105,7 @@ def test_back_on_the_host_they_are_as_they_were(monkeypatch):
 def test_a_type_that_numpy_lacks_is_refused(monkeypatch):
     with pytest.raises(TypeError):
         to_host(torch.zeros(1, dtype=torch.bfloat16))
-    monkeypatch.setattr("grpo.transfer.all", lambda _: False, raising=False)
+    monkeypatch.setattr("grpo.model.transfer.all", lambda _: False, raising=False)
     with pytest.raises(TypeError):
         to_host(torch.zeros(1, dtype=torch.bfloat16))
 

@@ -23,7 +23,8 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as of_torch
 
-from grpo import flex, interface, layers
+from grpo.attention import flex, interface
+from grpo.learner import layers
 
 HERE = Path(__file__).parent
 REHEARSED = os.environ.get("GRPO_GPU_TESTS") == "cpu"

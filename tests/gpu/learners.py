@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from grpo import ranks
-from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.learner import TorchLearner
-from grpo.schema import Algorithm
-from grpo.schema import Learner as Config
+from grpo.config.schema import Algorithm
+from grpo.config.schema import Learner as Config
+from grpo.learner.learner import TorchLearner
+from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.weighted_rows import make_rows
+from grpo.model import ranks
 from grpo.types import Group, Row
-from grpo.weighted_rows import make_rows
 from tests.grpo.rows import group
 
 CPU = torch.device("cpu")

@@ -18,12 +18,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from grpo.config import load
-from grpo.console import Console
-from grpo.learner import TorchLearner
-from grpo.quantize import PackedLinear, round_base
-from grpo.rollout.torch_engine import TorchEngine
-from grpo.run import train_recipe
+from grpo.commands.train import train_recipe
+from grpo.config.config import load
+from grpo.learner.learner import TorchLearner
+from grpo.model.quantize import PackedLinear, round_base
+from grpo.outside.terminal.console import Console
+from grpo.rollout.embedded.torch_engine import TorchEngine
 from tests.gpu.learners import CPU, FLOAT32, distance, gradients, learner, long_groups, rows_of
 from tests.grpo.rows import tiny_model
 from tests.rollout.tiny_models import V0, Letters

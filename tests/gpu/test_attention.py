@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo import interface
-from grpo.layout import Pack, make_layout
+from grpo.attention import interface
+from grpo.attention.layout import Pack, make_layout
 
 # prompt and completions of each pack; rows of several lengths, one of them whole blocks
 ROWS = [

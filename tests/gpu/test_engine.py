@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.learner import TorchLearner
-from grpo.rollout.decoder import SlotDecoder, make_decoder
-from grpo.rollout.torch_engine import TorchEngine
-from grpo.rollout.ways import ways_on
+from grpo.learner.learner import TorchLearner
+from grpo.method.weighted_rows import make_rows
+from grpo.model.content_hash import content_hash
+from grpo.rollout.embedded.decoder import SlotDecoder, make_decoder
+from grpo.rollout.embedded.torch_engine import TorchEngine
+from grpo.rollout.embedded.ways import ways_on
 from grpo.types import Completion, Group, Prompt, Request, Rollout, Score, Task, Version
-from grpo.weighted_rows import make_rows
-from grpo.weights import content_hash
 from tests.gpu.learners import distance, learner
 from tests.gpu.memory import in_use
 from tests.gpu.ties import check_parting, check_same

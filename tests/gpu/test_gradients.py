@@ -1,7 +1,7 @@
 """The gradient of a step in float32 on the card, against float64 on the host.
 
-The host's learner computes in float64, one completion a row: tests/grpo/test_exact.py holds that
-one against the plain formula. `learners.FLOAT32` says where the bar comes from.
+The host's learner computes in float64, one completion a row: tests/grpo/learner/test_exact.py holds
+that one against the plain formula. `learners.FLOAT32` says where the bar comes from.
 
 First suspicion: only `flex` fails, Triton's kernel (GRPO_NATIVE=0 does without); `jobs` fails too,
 torch's attention on this card; `padded` alone, its causal kernel; all by about 3e-4, TF32; one
@@ -25,7 +25,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from grpo import interface, packing
+from grpo.attention import interface
+from grpo.learner import packing
 from grpo.types import Metrics
 from tests.gpu.learners import (
     CPU,

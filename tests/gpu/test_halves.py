@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import torch
 
-from grpo import interface, packing
-from grpo.forward import token_scores
-from grpo.packing import micro_batches
+from grpo.attention import interface
+from grpo.learner import packing
+from grpo.learner.forward import token_scores
+from grpo.learner.packing import micro_batches
 from tests.gpu.learners import (
     distance,
     gradients,

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from grpo import head
-from grpo.filters import filtered_probs, make_plan
-from grpo.head import Transform, token_logprobs, token_surprise
+from grpo.learner import head
+from grpo.learner.head import Transform, token_logprobs, token_surprise
+from grpo.model.filters import filtered_probs, make_plan
 from grpo.types import Sampling
 from tests.gpu.learners import distance
 from tests.gpu.memory import Peak

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from grpo.learner import TorchLearner
+from grpo.learner.learner import TorchLearner
 from grpo.types import Row
 from tests.gpu.learners import CPU, FLOAT32, distance, gradients, learner, long_groups, rows_of
 from tests.grpo.rows import tiny_model

@@ -1,7 +1,7 @@
 """A card that is full: one sentence with the part and what needs less, and afterwards all is well.
 
-First suspicion: no MemoryShortage, an error of CUDA that `grpo/out_of_memory.py` does not know (its
-text is in the failure); the step after it, memory that the traceback keeps alive.
+First suspicion: no MemoryShortage, an error of CUDA that `grpo/commands/out_of_memory.py` does not
+know (its text is in the failure); the step after it, memory that the traceback keeps alive.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from grpo import forward
-from grpo.config import load
+from grpo.commands.out_of_memory import explained
+from grpo.config.config import load
 from grpo.errors import MemoryShortage
-from grpo.out_of_memory import explained
-from grpo.rollout import torch_engine
-from grpo.rollout.torch_engine import TorchEngine
+from grpo.learner import forward
+from grpo.rollout.embedded import torch_engine
+from grpo.rollout.embedded.torch_engine import TorchEngine
 from tests.gpu.learners import learner, long_groups, rows_of
 from tests.gpu.memory import Peak
 from tests.grpo.rows import tiny_model

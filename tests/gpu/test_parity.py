@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo.config import load
-from grpo.console import Console
-from grpo.run import train_recipe
+from grpo.commands.train import train_recipe
+from grpo.config.config import load
+from grpo.outside.terminal.console import Console
 from tests.gpu.memory import Peak
 
 

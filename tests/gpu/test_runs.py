@@ -23,12 +23,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from grpo import ledger
-from grpo.config import from_dict, load
-from grpo.console import Console
+from grpo.commands.train import resume_run, train_recipe
+from grpo.config.config import from_dict, load
+from grpo.outside.terminal.console import Console
 from grpo.recipes import __file__ as recipes_file
-from grpo.rewards.code import Code
-from grpo.run import resume_run, train_recipe
+from grpo.rewards.code.reward import Code
+from grpo.rundir import ledger
 from grpo.types import Task
 from tests.grpo.tiny_bases import LETTERS, save_tiny_base
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.filters import filtered_probs, make_plan
-from grpo.rollout.sampling import inverse_cdf, noise_key, sample, uniforms
+from grpo.model.filters import filtered_probs, make_plan
+from grpo.rollout.embedded.sampling import inverse_cdf, noise_key, sample, uniforms
 from grpo.types import Sampling
 from tests.gpu.learners import distance
 

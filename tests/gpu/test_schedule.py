@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.advantage import ADVANTAGES
-from grpo.loop import TrainerParts, train
-from grpo.rollout.torch_engine import TorchEngine
-from grpo.schedule import RolloutScheduler
+from grpo.method.advantage import ADVANTAGES
+from grpo.rollout.embedded.torch_engine import TorchEngine
+from grpo.training.loop import TrainerParts, train
+from grpo.training.schedule import RolloutScheduler
 from grpo.types import Sampling, Version
 from tests.gpu.learners import learner
-from tests.grpo.pacing import rewards, spec, threads
 from tests.grpo.rows import EOS, tiny_model
+from tests.grpo.training.pacing import rewards, spec, threads
 
 STEPS = 5
 

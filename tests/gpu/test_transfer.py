@@ -1,4 +1,4 @@
-"""Copies between host and card by `grpo/transfer.py`: pinned, not waited for, and right.
+"""Copies between host and card by `grpo/model/transfer.py`: pinned, not waited for, and right.
 
 First suspicion: values wrong in `reuse` only, a pinned buffer that was filled again before its copy
 ran; a copy that waits, memory that was not pinned; types, the alignment of a part of the buffer.
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.transfer import to_device, to_host
+from grpo.model.transfer import to_device, to_host
 
 
 def arrays_of(seed: int, size: int = 1000) -> dict[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """What the card is, and the type that `auto` makes of it.
 
-First suspicion of a failure: a capability that `grpo/compute_types.py` does not know.
+First suspicion of a failure: a capability that `grpo/model/compute_types.py` does not know.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from grpo.compute_types import chosen
-from grpo.config import load
-from grpo.console import Console
-from grpo.process import described
-from grpo.ranks import join
-from grpo.run import train_recipe
+from grpo.commands.process import described
+from grpo.commands.train import train_recipe
+from grpo.config.config import load
+from grpo.model.compute_types import chosen
+from grpo.model.ranks import join
+from grpo.outside.terminal.console import Console
 
 
 def test_auto_is_what_the_card_computes_in(card: torch.device) -> None:

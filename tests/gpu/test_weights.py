@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from grpo.weights import content_hash
+from grpo.model.content_hash import content_hash
 
 TYPES = [
     torch.float32,

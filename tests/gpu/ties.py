@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from grpo.rollout.sampling import noise_key, uniforms
+from grpo.rollout.embedded.sampling import noise_key, uniforms
 from grpo.types import Request
 
 # Of a probability. Logits of the tiny models are below 20, their float32 errors below 2e-5, and a

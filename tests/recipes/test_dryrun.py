@@ -14,16 +14,18 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from grpo import config, dryrun, saved
-from grpo.architectures import FAMILIES, family_of, make_tiny
 from grpo.cli import main
-from grpo.console import Console
-from grpo.dialects import DIALECTS
-from grpo.dryrun import TinyModels, dry_run
+from grpo.commands import dryrun
+from grpo.commands.architectures import FAMILIES, family_of, make_tiny
+from grpo.commands.dialects import DIALECTS
+from grpo.commands.dryrun import TinyModels, dry_run
+from grpo.commands.plan import print_plan
+from grpo.commands.shrink import changes, fixture, shrink
+from grpo.config import config
 from grpo.errors import GrpoError, RecipeError
-from grpo.plan import print_plan
+from grpo.learner import saved
+from grpo.outside.terminal.console import Console
 from grpo.recipes.make_openr1 import convert
-from grpo.shrink import changes, fixture, shrink
 
 RECIPES = sorted(Path(__file__).resolve().parents[2].glob("recipes/*.yaml"))
 NAMES = [file.stem for file in RECIPES]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from grpo.config import load
-from grpo.console import Console
-from grpo.run import train_recipe
+from grpo.commands.train import train_recipe
+from grpo.config.config import load
+from grpo.outside.terminal.console import Console
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from grpo.config import load
-from grpo.console import Console
+from grpo.commands.train import train_recipe
+from grpo.config.config import load
 from grpo.data.bilingual import Bilingual
+from grpo.outside.terminal.console import Console
 from grpo.rewards.language import LanguageConsistency
-from grpo.run import train_recipe
 from grpo.types import Task
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from grpo.advantage import ADVANTAGES, reward_matrix
-from grpo.learner import TorchLearner
-from grpo.schema import Algorithm
-from grpo.schema import Learner as Config
+from grpo.config.schema import Algorithm
+from grpo.config.schema import Learner as Config
+from grpo.learner.learner import TorchLearner
+from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.weighted_rows import drop_dead, make_rows
 from grpo.types import Completion, Group, Prompt, Rollout, Score, Segment, Task, Version
-from grpo.weighted_rows import drop_dead, make_rows
 
 PATH = Path(__file__).parents[2] / "recipes" / "minimal_loop.py"
 EOS, V, P, G, L = 2, 13, 4, 4, 5

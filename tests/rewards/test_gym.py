@@ -6,8 +6,8 @@ import pytest
 
 from grpo.errors import RewardError
 from grpo.rewards.gym import SCORERS, ReasoningGym
+from grpo.rewards.sandbox.workers import WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.symbolic import is_antiderivative, parse, same_formula, value
-from grpo.rewards.workers import WorkerDied, WorkerFault, WorkerTimeout
 from grpo.types import Task
 
 QUEENS = "_ Q _ _\n_ _ _ Q\nQ _ _ _\n_ _ Q _"

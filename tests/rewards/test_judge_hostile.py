@@ -14,7 +14,7 @@ from grpo.errors import GrpoError
 from grpo.rewards import RewardSet
 from grpo.rewards.judge import Judge
 from grpo.types import Score
-from tests.grpo.hostile import drips, hostile, says, whole
+from tests.grpo.outside.hostile import drips, hostile, says, whole
 
 
 def reply(content: Any, **more: Any) -> bytes:

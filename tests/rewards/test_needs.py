@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from grpo.needed import needs_of, parameters
-from grpo.plugins import load
+from grpo.outside.code.plugins import load
 from grpo.rewards import REWARDS
+from grpo.stages.preflight.needed import needs_of, parameters
 from grpo.types import Task
 
 TEXT = "<think>Two and two are four, as everybody knows.</think><answer>4</answer>"

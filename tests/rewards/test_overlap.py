@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from grpo.data.source import TaskOrder
-from grpo.drawing import RolloutSpec
 from grpo.rewards import RewardSet
-from grpo.schedule import RolloutScheduler
+from grpo.training.drawing import RolloutSpec
+from grpo.training.schedule import RolloutScheduler
 from grpo.types import Ack, Completion, Prompt, Sampling, Segment, Task, Version
 
 VERSION = Version(step=0, hash="")

@@ -10,10 +10,10 @@ from grpo.rewards import REWARDS
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.control import Random
 from grpo.rewards.countdown import Countdown
-from grpo.rewards.exact import same
 from grpo.rewards.extract import boxes, final_answer
 from grpo.rewards.format import Format
-from grpo.rewards.four_operations import evaluate
+from grpo.rewards.math.exact import same
+from grpo.rewards.math.four_operations import evaluate
 from grpo.types import Task
 
 

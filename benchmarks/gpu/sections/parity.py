@@ -26,9 +26,9 @@ GAP = "sampling/sampling_logp_difference"
 
 def _run(dtype: str) -> Callable[[Setup], Result]:
     def measure(setup: Setup) -> Result:
-        from grpo.config import load
-        from grpo.console import Console
-        from grpo.run import train_recipe
+        from grpo.commands.train import train_recipe
+        from grpo.config.config import load
+        from grpo.outside.terminal.console import Console
 
         folder = setup.folder / "parity" / dtype
         shutil.rmtree(folder, ignore_errors=True)  # of a step that was cut

@@ -18,7 +18,7 @@ def _files() -> list[str]:
 
 def _steps(setup: Setup) -> list[Step]:
     # tiny: not the many minutes that all of them take on a CPU
-    files = ["tests/rollout/test_vllm_compat.py"] if setup.tiny else _files()
+    files = ["tests/rollout/vllm/test_vllm_compat.py"] if setup.tiny else _files()
     session = marked.Session(
         files,
         setup.folder / "tests-vllm.jsonl",

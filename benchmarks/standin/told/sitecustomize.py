@@ -92,12 +92,12 @@ def _canary(module: ModuleType) -> None:
 
 CHANGES = {
     "gpu.counts": _counts,
-    "grpo.canary": _canary,
-    "grpo.transfer": _transfer,
-    "grpo.forward": _forward,
-    "grpo.rollout.decoder": _decoder,
-    "grpo.weights": _weights,
-    "grpo.saved": _saved,
+    "grpo.model.canary": _canary,
+    "grpo.model.transfer": _transfer,
+    "grpo.learner.forward": _forward,
+    "grpo.rollout.embedded.decoder": _decoder,
+    "grpo.model.content_hash": _weights,
+    "grpo.learner.saved": _saved,
 }
 
 

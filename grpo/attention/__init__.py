@@ -1,0 +1,1 @@
+"""Attention over tokens laid flat: which token sees which, and who computes it."""

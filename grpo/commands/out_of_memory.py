@@ -1,0 +1,180 @@
+"""Out of memory: what was asked for, by which part, and the settings that need less.
+
+torch has an error of its own on accelerators and says the same in a RuntimeError on a CPU; Python,
+NumPy, the kernel and vLLM have words of theirs. The part is read off the traceback. A setting is
+named only with a value that the stage would accept (`grpo/commands/cheaper.py`). Nothing here
+imports torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from grpo.commands.cheaper import (
+    EVALUATING,
+    LEARNING,
+    LOADING,
+    OTHER,
+    SAMPLING,
+    SAVING,
+    SCORING,
+    cheaper,
+)
+from grpo.errors import EngineError, GrpoError, MemoryShortage
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+_SAYS_SO = re.compile(
+    r"out of memory|can't allocate memory|cannot allocate memory|not enough memory|bad_alloc"
+    r"|ALLOC_FAILED|unable to allocate|no available memory for the cache blocks"
+    r"|less than desired gpu memory utilization|larger than the available kv cache memory",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGT]i?B)", re.IGNORECASE)
+_UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+
+# Where a traceback goes through, innermost first, and what that part is. A module's function, or
+# any of its functions.
+_PARTS: dict[tuple[str, str], str] = {
+    ("grpo.learner.learner", "__init__"): LOADING,
+    ("grpo.learner.saved", ""): SAVING,
+    ("grpo.learner.state", ""): SAVING,
+    ("grpo.learner.learner", ""): LEARNING,
+    ("grpo.learner.policy", "load_policy"): LOADING,
+    ("grpo.learner.policy", "load_with_adapter"): LOADING,
+    ("grpo.model.quantize", "quantize_base"): LOADING,
+    ("grpo.stages.sft_trainer", ""): LEARNING,
+    ("grpo.stages.sft", "_policy"): LOADING,
+    ("grpo.model.pretrained", ""): LOADING,
+    ("grpo.stages.sft", "fine_tune"): LEARNING,
+    ("grpo.stages.slm", ""): LEARNING,
+    ("grpo.stages.pretrain", ""): LEARNING,
+    ("grpo.rollout", "from_spec"): LOADING,
+    ("grpo.rollout", ""): SAMPLING,
+    ("grpo.commands.chat", "load"): LOADING,
+    ("grpo.commands.chat", ""): SAMPLING,
+    ("grpo.rewards", ""): SCORING,
+}
+_EVALUATIONS = (
+    "grpo.commands.eval_tasks",
+    "grpo.commands.eval_recipe",
+    "grpo.evaluation.heldout",
+    "grpo.evaluation.tally",
+    "grpo.stages.eval",
+)
+
+
+@contextmanager
+def explained(stage: BaseModel, folder: Path, *, several: bool) -> Iterator[None]:
+    """Within it a lack of memory is a MemoryShortage, with the settings of `stage` that need less.
+
+    folder: where the stage writes; several: whether it is one of several stages of a run.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        part = part_of(error)
+        name = getattr(stage, "name", "")
+        prefix = f"{name}." if several else ""
+        less = [f"{prefix}{text}" for text in cheaper(stage, part)][:3]
+        raise MemoryShortage(
+            f"stage {name}: {said(error, part)}{_list(less)}{_afterwards(folder, prefix)}."
+        ) from error
+
+
+@contextmanager
+def explained_by(*less: str) -> Iterator[None]:
+    """The same for a command; `less`: its options, or the settings it reads, that need less."""
+    try:
+        yield
+    except Exception as error:
+        if not is_shortage(error):
+            raise
+        raise MemoryShortage(f"{said(error, part_of(error))}{_list(less[:3])}.") from error
+
+
+def is_shortage(error: BaseException | None) -> bool:
+    """Whether `error`, or what it was raised from, is a lack of memory."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, MemoryShortage):
+            return False  # it has its sentence
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        ours = isinstance(error, GrpoError) and not isinstance(error, EngineError)
+        says = isinstance(error, RuntimeError | ValueError) and not ours
+        if says and _SAYS_SO.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def part_of(error: BaseException) -> str:
+    """The part that asked for memory: the innermost known one of the tracebacks in the chain."""
+    modules: list[tuple[str, str]] = []  # (module, function), innermost first
+    chained: BaseException | None = error
+    while chained is not None:
+        frames = [
+            (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
+            for frame, _ in traceback.walk_tb(chained.__traceback__)
+        ]
+        modules = [*modules, *reversed(frames)] if modules else list(reversed(frames))
+        chained = chained.__cause__ or chained.__context__
+    evaluating = any(module.startswith(_EVALUATIONS) for module, _ in modules)
+    for module, function in modules:
+        for (known, where), part in _PARTS.items():
+            inside = module == known or module.startswith(f"{known}.")
+            if inside and where in ("", function):
+                return EVALUATING if part is SAMPLING and evaluating else part
+    return OTHER
+
+
+def said(error: BaseException, part: str) -> str:
+    """The shortage in words: how much was asked for, and by what."""
+    words = ""
+    chained: BaseException | None = error
+    while chained is not None and not words:
+        if found := _ASKED.search(str(chained)):
+            number = float(found[1]) * _UNITS[found[2][0].lower()]
+            words = f", which asked for {_size(number)} more"
+        chained = chained.__cause__ or chained.__context__
+    return f"out of memory in {part}{words}"
+
+
+def _list(less: list[str] | tuple[str, ...]) -> str:
+    if not less:
+        return ""
+    ways = less[0] if len(less) == 1 else f"{', '.join(less[:-1])} or {less[-1]}"
+    return f"; set {ways}"
+
+
+def _afterwards(folder: Path, prefix: str) -> str:
+    """How to go on. A run keeps its settings, so other ones need another run, once it has begun."""
+    run = folder.parent if prefix else folder
+    if not any(log.stat().st_size for log in run.rglob("metrics.jsonl")):
+        return ""
+    saved = sorted(folder.glob("checkpoints/step_*/config.json"))
+    start = f", from {prefix}model.path={saved[-1].parent}" if saved else ""
+    return (
+        f" in a new run (another run.dir{start}), since a run keeps its settings; where there is "
+        f"more memory it goes on as it is: grpo train --resume {run}"
+    )
+
+
+def _size(number: float) -> str:
+    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
+        if number >= unit:
+            return f"{number / unit:.1f} {name}"
+    return f"{number:.0f} bytes"

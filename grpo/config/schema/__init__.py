@@ -1,0 +1,72 @@
+"""The recipe schema: every setting with its type, default, unit and meaning, and nothing else.
+
+Names are TRL's where the meaning is TRL's. Unknown keys are refused; combinations that cannot run
+are refused here, before torch is imported. A new kind of stage is one file and one line in
+`recipe.STAGES`. `grpo.config.config.load` reads a YAML file into these classes and words the
+errors.
+"""
+
+from grpo.config.schema.common import (
+    Data,
+    Dtype,
+    Model,
+    Plugin,
+    Ray,
+    RewardSpec,
+    Rollout,
+    Run,
+    Section,
+)
+from grpo.config.schema.distill import DistillStage, Teacher
+from grpo.config.schema.evaluation import EvalStage
+from grpo.config.schema.pretrain import PretrainData, PretrainStage
+from grpo.config.schema.recipe import REFERENCE, STAGES, AnyStage, Recipe, artefact, references
+from grpo.config.schema.reject import Filter, RejectStage
+from grpo.config.schema.rl import (
+    LEAST_GROUP,
+    LOSS_TYPES,
+    Agreement,
+    Algorithm,
+    Eval,
+    Learner,
+    RLStage,
+    Schedule,
+)
+from grpo.config.schema.sft import SLM, SFTData, SFTLearner, SFTStage
+
+__all__ = [
+    "LEAST_GROUP",
+    "LOSS_TYPES",
+    "REFERENCE",
+    "SLM",
+    "STAGES",
+    "Agreement",
+    "Algorithm",
+    "AnyStage",
+    "Data",
+    "DistillStage",
+    "Dtype",
+    "Eval",
+    "EvalStage",
+    "Filter",
+    "Learner",
+    "Model",
+    "Plugin",
+    "PretrainData",
+    "PretrainStage",
+    "RLStage",
+    "Ray",
+    "Recipe",
+    "RejectStage",
+    "RewardSpec",
+    "Rollout",
+    "Run",
+    "SFTData",
+    "SFTLearner",
+    "SFTStage",
+    "Schedule",
+    "Section",
+    "Teacher",
+    "artefact",
+    "references",
+]

@@ -1,0 +1,242 @@
+"""The rl stage: reinforcement learning with verifiable rewards."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from grpo.config.schema.common import (
+    Amount,
+    Count,
+    Data,
+    Decay,
+    F,
+    Index,
+    Model,
+    Name,
+    Plugin,
+    Positive,
+    RewardSpec,
+    Rollout,
+    Section,
+)
+from grpo.errors import unknown_name
+
+# grpo/method/objective.py holds the functions; their names and those of the arguments that
+# loss_args may give them are repeated here because it imports torch.
+_SHARED = ("kl_estimator", "off_policy_mask_threshold", "top_entropy_quantile", "entropy_coef")
+_LEVEL = (*_SHARED, "importance_sampling_level")
+LOSS_TYPES: dict[str, tuple[str, ...]] = {
+    "grpo": _LEVEL,
+    "dr_grpo": _LEVEL,
+    "dapo": _LEVEL,
+    "bnpo": _LEVEL,
+    "gspo": _SHARED,
+    "luspo": _SHARED,
+    "cispo": _LEVEL,
+    "sapo": (*_LEVEL, "sapo_temperature_pos", "sapo_temperature_neg"),
+    "vespo": (*_SHARED, "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
+}
+
+# Completions per prompt without which an advantage is 0 for every completion.
+LEAST_GROUP = {
+    "grpo": 2,
+    "dr_grpo": 2,
+    "rloo": 2,
+    "batch": 2,
+    "reinforce_plus_plus_baseline": 2,
+    "maxrl": 2,
+    "pass@2": 3,
+    "pass@4": 5,
+    "pass@8": 9,
+}
+
+
+class Schedule(Section):
+    """How far sampling runs ahead of learning."""
+
+    mode: Literal["sync", "one_step_off", "async"] = F(
+        "sync", "in turns; one whole batch ahead; or continuous, across weight updates"
+    )
+    max_staleness: Index = F(1, "async: learner steps a batch may be begun ahead of its own")
+
+
+class Agreement(Section):
+    """The gate that compares each engine with the learner."""
+
+    steps: Index = F(25, "steps between checks, the first before training; 0: off")
+    max_difference: Positive = F(0.05, "mean |sampler - learner| log-prob allowed, nats per token")
+    max_step_difference: Amount = F(
+        0.2, "the same over the trained tokens of any step, times 1 + staleness; 0: no limit"
+    )
+    min_ess: Annotated[float, Field(ge=0, le=1)] = F(
+        0.5, "least effective sample size of any step's importance ratios, 0 to 1; 0: no limit"
+    )
+
+
+class Algorithm(Section):
+    """The policy-gradient estimator."""
+
+    advantage: str = F(
+        "grpo", "group baseline: built-in name, package.module:attr, or file.py:attr"
+    )
+    loss_type: str = F(
+        "dapo", "grpo, dr_grpo, dapo, bnpo, gspo, luspo, cispo, sapo, vespo, or a plug-in"
+    )
+    loss_args: dict[str, Any] = F({}, "keyword arguments of the objective: docs/objectives.md")
+    beta: Amount = F(0.0, "KL coefficient; 0 loads no reference model")
+    ref_model_sync_steps: Index = F(
+        0, "steps after which the policy becomes the reference, over and over; 0: never"
+    )
+    epsilon: Positive = F(0.2, "lower clip range of the ratio")
+    epsilon_high: Positive | None = F(
+        None, "upper clip range; empty: epsilon. cispo: largest ratio, say 5"
+    )
+    delta: Annotated[float, Field(gt=1)] | None = F(None, "two-sided clip: cap of the ratio")
+    num_iterations: Count = F(1, "passes over each rollout batch")
+    num_minibatches: Count = F(1, "optimizer steps per pass")
+    mask_truncated_completions: bool = F(False, "leave completions cut by length out of the loss")
+    sampling_correction: Literal[
+        "none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"
+    ] = F("token_truncate", "importance weight for what the sampler computed otherwise (TIS, MIS)")
+    sampling_correction_cap: Positive = F(2.0, "largest such weight")
+
+    @model_validator(mode="after")
+    def _objective_takes_it(self) -> Algorithm:
+        loss = f"algorithm.loss_type = {self.loss_type!r}"
+        for name in self.loss_args if self.loss_type in LOSS_TYPES else ():
+            if name not in LOSS_TYPES[self.loss_type]:
+                valid = LOSS_TYPES[self.loss_type]
+                said = unknown_name(f"argument of {loss}:", name, valid)
+                raise ValueError(f"algorithm.loss_args: {said}".removesuffix("."))
+        unused = {"cispo": ("delta",), "sapo": ("epsilon_high", "delta")}
+        unused["vespo"] = unused["sapo"]
+        for name in unused.get(self.loss_type, ()):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{loss} does not use algorithm.{name} = {getattr(self, name)}; leave it out"
+                )
+        if self.loss_type == "cispo" and self.epsilon_high is None:
+            raise ValueError(
+                f"{loss} needs algorithm.epsilon_high, the largest ratio a token may count by "
+                "(ScaleRL uses 5)"
+            )
+        if self.loss_type == "vespo" and self.sampling_correction.startswith("sequence"):
+            raise ValueError(
+                f"{loss} multiplies ratios over the completion itself: algorithm."
+                f"sampling_correction = {self.sampling_correction!r} would do so twice; "
+                "valid: none, token_truncate, token_mask"
+            )
+        return self
+
+
+class Learner(Section):
+    """Optimizer, schedule and how a batch is cut."""
+
+    max_steps: Count = F(100, "rollout batches")
+    learning_rate: Positive = F(1e-6, "peak learning rate of AdamW")
+    optim: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = F(
+        "adamw_torch", "AdamW; bitsandbytes': moments in 8 bits, or paged to main memory"
+    )
+    lr_scheduler_type: Literal["constant", "linear", "cosine"] = F("constant", "after the warm-up")
+    warmup_steps: Index = F(0, "steps of linear warm-up")
+    weight_decay: Amount = F(0.0, "decoupled weight decay")
+    adam_betas: tuple[Decay, Decay] = F((0.9, 0.999), "decay of the first and second moment")
+    max_grad_norm: Amount = F(1.0, "gradient norm clip; 0: off")
+    tokens_per_micro_batch: Count = F(16384, "tokens of one forward and backward")
+    share_prompts: bool = F(True, "run each prompt once for its whole group")
+    gradient_checkpointing: bool = F(False, "recompute activations: less memory, more time")
+
+
+class Eval(Section):
+    """Held-out evaluation: before and after always, and every `steps` steps."""
+
+    steps: Index = F(0, "steps between evaluations; 0: only before and after")
+    num_tasks: Count = F(200, "held-out tasks")
+    num_samples: Count = F(4, "completions per task for pass@1 and mean length")
+    temperature: Positive = F(1.0, "temperature of those completions")
+    keep_best: bool = F(
+        False, "the stage's model is the best evaluated one, not the last; needs eval.steps"
+    )
+    rewards: tuple[RewardSpec, ...] = F(
+        (), "reported on held-out tasks, the first verifier as accuracy; empty: the stage's own"
+    )
+
+
+class RLStage(Section):
+    """Reinforcement learning with verifiable rewards."""
+
+    kind: Literal["rl"] = "rl"
+    name: Name = "rl"
+    model: Model
+    data: Data
+    curriculum: tuple[Plugin, ...] = ()
+    rollout: Rollout = Rollout()
+    schedule: Schedule = Schedule()
+    agreement: Agreement = Agreement()
+    rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
+    algorithm: Algorithm = Algorithm()
+    learner: Learner = Learner()
+    eval: Eval = Eval()
+    callbacks: tuple[Plugin, ...] = ()
+
+    @model_validator(mode="after")
+    def _can_run(self) -> RLStage:
+        rollout, algorithm, learner = self.rollout, self.algorithm, self.learner
+        needed = LEAST_GROUP.get(algorithm.advantage, 1)
+        if rollout.num_generations < needed:
+            raise ValueError(
+                f"rollout.num_generations = {rollout.num_generations} leaves no group to compare "
+                f"with: algorithm.advantage = {algorithm.advantage!r} needs at least {needed} "
+                "(or use algorithm.advantage=none)"
+            )
+        if rollout.prompts_per_step % algorithm.num_minibatches:  # whole groups are dealt out
+            raise ValueError(
+                f"algorithm.num_minibatches = {algorithm.num_minibatches} does not divide "
+                f"rollout.prompts_per_step = {rollout.prompts_per_step}; "
+                f"valid: a divisor of {rollout.prompts_per_step}"
+            )
+        for field, specs in (("rewards", self.rewards), ("eval.rewards", self.eval.rewards)):
+            titles = [spec.title for spec in specs]
+            for index, title in enumerate(titles):
+                if title in titles[:index]:
+                    raise ValueError(
+                        f"{field}.{index} has the name {title!r} of {field}.{titles.index(title)}, "
+                        f"and metrics are kept by name; give {field}.{index}.label another one"
+                    )
+        if rollout.workers > 1 and rollout.backend == "local":
+            raise ValueError(
+                f"rollout.workers = {rollout.workers} needs rollout.backend=ray: one process holds "
+                "one engine"
+            )
+        longest = self.data.max_prompt_length + rollout.longest_completion
+        if learner.tokens_per_micro_batch < longest:
+            raise ValueError(
+                f"learner.tokens_per_micro_batch = {learner.tokens_per_micro_batch} cannot hold "
+                f"one row: data.max_prompt_length + rollout.max_completion_length = "
+                f"{self.data.max_prompt_length} + {rollout.longest_completion} = {longest}; "
+                f"valid: {longest} or more"
+            )
+        if algorithm.ref_model_sync_steps and not algorithm.beta:
+            raise ValueError(
+                f"algorithm.ref_model_sync_steps = {algorithm.ref_model_sync_steps} refreshes a "
+                "reference that algorithm.beta = 0 does not have; set beta above 0"
+            )
+        if algorithm.ref_model_sync_steps and self.model.lora_rank:
+            raise ValueError(
+                f"algorithm.ref_model_sync_steps = {algorithm.ref_model_sync_steps} cannot refresh "
+                f"the reference of an adapter, which is its frozen base: model.lora_rank = "
+                f"{self.model.lora_rank}; valid: 0 with either of them"
+            )
+        if self.eval.keep_best and not self.eval.steps:
+            raise ValueError(
+                "eval.keep_best = True compares the evaluations during training, and eval.steps = "
+                "0 asks for none; set eval.steps"
+            )
+        if learner.warmup_steps > learner.max_steps:
+            raise ValueError(
+                f"learner.warmup_steps = {learner.warmup_steps} is more than learner.max_steps = "
+                f"{learner.max_steps}; valid: 0 to {learner.max_steps}"
+            )
+        return self

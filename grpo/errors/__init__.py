@@ -1,0 +1,96 @@
+"""Every exception the toolkit raises on purpose.
+
+    GrpoError
+    ├── RecipeError (ValueError)       a key, value or combination in a recipe or an argument
+    ├── PluginError (ValueError)       a plug-in name or path that does not lead to a callable
+    ├── DataError (ValueError)         a row, column or file of tasks that cannot be used
+    ├── RewardError (RuntimeError)     a reward raised, or returned something that is not a score
+    ├── EngineError (RuntimeError)     an engine failed, lost a request or refused one
+    │   ├── WeightsError               weights did not arrive, or are not the ones that were sent
+    │   └── AgreementError                an engine does not sample from the policy that learns
+    ├── MemoryShortage (MemoryError)   something does not fit, with the settings that need less
+    ├── LearnerError (RuntimeError)    an update that cannot be made, say a gradient with NaN
+    └── RunError (RuntimeError)        a run directory that cannot be written, read or resumed
+
+The command line turns every `GrpoError` into one sentence and exit code 2; anything else is a
+bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from grpo.errors.printable import printable, redacted_text
+
+_LONGEST = 20_000  # characters of a message, which may quote what a server or a file says
+
+
+class GrpoError(Exception):
+    """Base of all errors raised on purpose; the message says what to do next.
+
+    What it quotes can do nothing to a terminal, and shows no password (`grpo/errors/printable.py`).
+    """
+
+    def __str__(self) -> str:
+        return printable(redacted_text(super().__str__()), width=_LONGEST)
+
+
+class RecipeError(GrpoError, ValueError):
+    """A recipe key, value or combination of values that cannot be run."""
+
+
+class PluginError(GrpoError, ValueError):
+    """A plug-in that cannot be found, loaded or called with the given arguments."""
+
+
+class DataError(GrpoError, ValueError):
+    """Tasks that cannot be read or used."""
+
+
+class RewardError(GrpoError, RuntimeError):
+    """A reward that raised, or returned something other than one number or None per completion."""
+
+
+class EngineError(GrpoError, RuntimeError):
+    """A rollout engine that failed, lost a request or refused one."""
+
+
+class WeightsError(EngineError):
+    """Weights that did not arrive in an engine, or are not the ones the learner sent."""
+
+
+class AgreementError(EngineError):
+    """An engine whose log-probs or whose samples are not those of the learner's policy."""
+
+
+class MemoryShortage(GrpoError, MemoryError):
+    """Not enough memory; the message has the settings that need less of it."""
+
+
+class LearnerError(GrpoError, RuntimeError):
+    """An update that cannot be made: a loss or gradient that is not a finite number."""
+
+
+class RunError(GrpoError, RuntimeError):
+    """A run directory that cannot be written, read or resumed."""
+
+
+@contextmanager
+def at(setting: str) -> Iterator[None]:
+    """Errors of ours that are raised inside begin with the setting, unless they name it already."""
+    try:
+        yield
+    except GrpoError as error:
+        if str(error).startswith(setting):
+            raise
+        raise type(error)(f"{setting}: {error}") from error
+
+
+def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
+    """One sentence for an unknown `name`, with close matches first and every valid choice after."""
+    choices = sorted(valid)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(choices)}."

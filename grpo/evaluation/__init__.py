@@ -1,0 +1,1 @@
+"""Held-out tasks and what their answers add up to."""

@@ -1,0 +1,108 @@
+"""How the results of `grpo eval --tasks` are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from grpo.outside.terminal.console import Console
+
+Figures = Mapping[str, Any]
+
+
+def print_results(results: Mapping[str, Any], console: Console) -> None:
+    """One table a task: a figure per row, a column for every model and template."""
+    models: Mapping[str, Mapping[str, Mapping[str, Figures]]] = results["models"]
+    for task in next(iter(models.values())):
+        columns = [
+            (name, template, figures)
+            for name, tasks in models.items()
+            for template, figures in tasks[task].items()
+        ]
+        console.print(_table(task, columns))
+    for gap in results["differences"]:
+        low, high = gap["ci"]
+        apart = "apart" if low > 0 or high < 0 else "not apart"
+        first, second = gap["of"]
+        console.print(
+            f"{gap['task']}, {gap['template']}, {gap['reward']}: {first} - {second} = "
+            f"{gap['pass1']:+.3f} [{low:+.3f}, {high:+.3f}] ({apart}, task by task)",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+def _table(task: str, columns: list[tuple[str, str, Figures]]) -> Table:
+    first = columns[0][2]
+    table = Table(
+        title=f"{task}: {first['tasks']} tasks, {first['k']} completions each, 95% intervals"
+    )
+    table.add_column("")
+    for name, template, _ in columns:
+        table.add_column(f"{name}\n{template}", justify="right")
+    rewards: list[str] = list(first.get("rewards", {"strict": None}))
+    rows: list[tuple[str, Callable[[Figures], str]]] = []
+    for name in rewards:
+        rows.append((f"pass@1, {name}", lambda f, n=name: _interval(of_reward(f, n), "pass1")))
+        rows.append((f"greedy, {name}", lambda f, n=name: _interval(of_reward(f, n), "greedy")))
+    for k in list(first["pass_at_k"])[1:]:
+        rows.append((f"pass@{k}", lambda f, k=k: _pass_at_k(f, k)))
+    if first.get("maj_at_k") is not None and first["k"] > 1:
+        rows.append((f"maj@{first['k']}", lambda f: _interval(f, "maj_at_k")))
+    rows += [
+        ("cut by the length limit", lambda f: f"{f['clipped_ratio']:.1%}"),
+        ("mean length, tokens", lambda f: f"{f['mean_length']:.1f}"),
+        ("  right · wrong", _lengths),
+        ("language mix, words", _mix),
+    ]
+    shown = [name for name in first["behaviors"] if any(_has(f, name) for _, _, f in columns)]
+    rows += [("share · per 1,000 words", lambda _: "")] if shown else []
+    for name in shown:
+        rows.append((f"  {name!r} and alike", lambda f, n=name: _behavior(f, n)))
+    if "contaminated" in first:
+        rows.append(("tasks in the training rows", lambda f: f"{f['contaminated']:.1%}"))
+    for heading, cell in rows:
+        table.add_row(heading, *(cell(figures) for _, _, figures in columns))
+    return table
+
+
+def of_reward(figures: Figures, reward: str) -> Figures:
+    return figures.get("rewards", {}).get(reward, figures)
+
+
+def _interval(figures: Figures, name: str) -> str:
+    if figures.get(name) is None:
+        return "-"
+    low, high = figures[f"{name}_ci"]
+    return f"{figures[name]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _pass_at_k(figures: Figures, k: str) -> str:
+    if k not in figures["pass_at_k"]:
+        return "-"
+    low, high = figures["pass_at_k_ci"][k]
+    return f"{figures['pass_at_k'][k]:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _lengths(figures: Figures) -> str:
+    pair = (figures["length_right"], figures["length_wrong"])
+    return " · ".join("-" if length is None else f"{length:.1f}" for length in pair)
+
+
+def _mix(figures: Figures) -> str:
+    shares = list(figures["scripts"].items())[:3]
+    named = [f"{share:.0%} {'Han' if name == 'CJK' else name.title()}" for name, share in shares]
+    return ", ".join(named) or "no words"
+
+
+def _has(figures: Figures, name: str) -> bool:
+    return figures["behaviors"][name]["share"] > 0
+
+
+def _behavior(figures: Figures, name: str) -> str:
+    found = figures["behaviors"][name]
+    if found["per_1000_words"] is None:
+        return "-"
+    return f"{found['share']:.1%} · {found['per_1000_words']:.1f}"

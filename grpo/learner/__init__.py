@@ -1,0 +1,1 @@
+"""The learner: rows in, a better policy out."""

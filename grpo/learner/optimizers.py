@@ -1,0 +1,71 @@
+"""Optimizers of the learner by TRL's names: AdamW, and bitsandbytes' versions with small states.
+
+And the learning rate of a step.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from grpo.errors import RecipeError
+
+if TYPE_CHECKING:
+    from grpo.config.schema import Learner as LearnerConfig
+
+# 8 bits: moments in blocks of 256 with a scale each (Dettmers et al. 2022, 2110.02861); tensors of
+# fewer than 4,096 numbers stay in 32. Paged: a GPU moves moments to main memory under pressure.
+BITSANDBYTES = {
+    "adamw_bnb_8bit": "AdamW8bit",
+    "paged_adamw_32bit": "PagedAdamW",
+    "paged_adamw_8bit": "PagedAdamW8bit",
+}
+
+
+def make_optimizer(
+    name: str,
+    groups: list[dict[str, Any]],
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    fused: bool,
+) -> torch.optim.Optimizer:
+    """The optimizer `learner.optim` names, over parameter groups with their own weight decay.
+
+    Raises RecipeError where bitsandbytes is not installed.
+    """
+    if name not in BITSANDBYTES:
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
+    try:
+        found = importlib.import_module("bitsandbytes").optim
+    except ImportError as error:
+        raise RecipeError(
+            f"learner.optim = {name!r} needs bitsandbytes: pip install 'grpo-toolkit[quantize]'"
+        ) from error
+    return getattr(found, BITSANDBYTES[name])(groups, lr=lr, betas=betas)
+
+
+def check_sharding(quantization: str, optim: str) -> None:
+    """Raise RecipeError for what FSDP2 cannot split over ranks."""
+    if quantization != "none" or optim in BITSANDBYTES:
+        raise RecipeError(
+            f"model.quantization = {quantization!r} and learner.optim = {optim!r} keep tensors "
+            "that FSDP2 cannot shard; valid there: none, adamw_torch"
+        )
+
+
+def learning_rate(config: LearnerConfig, step: int) -> float:
+    """The rate of rollout batch `step` (from 0): linear warm-up, then the schedule down to 0."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    match config.lr_scheduler_type:
+        case "constant":
+            return config.learning_rate
+        case "linear":
+            return config.learning_rate * max(0.0, 1.0 - progress)
+        case "cosine":
+            return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))

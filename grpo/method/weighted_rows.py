@@ -1,0 +1,176 @@
+"""Groups with advantages -> rows: what is trained, what it weighs, and who trains it.
+
+Two decisions are taken here, before any forward pass, and nowhere else:
+  which tokens are trained   segments the model wrote, of completions that were scored (and, on
+                             request, ended by themselves); never from a token's identity, so the
+                             end-of-sequence token is trained on even when it is also the pad token
+  what each token weighs     every denominator of the loss, over all rows of the optimizer step
+
+With several optimizer steps per batch (`num_minibatches`), whole groups are dealt out by
+`group % num_minibatches`: tasks come in shuffled order already, groups keep sharing their prompt,
+and a row's minibatch does not depend on which other rows were dropped. (TRL shuffles completions.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from grpo.method.losses import Objective, Totals
+from grpo.method.objective import find_objective, keeps_dead_rows
+from grpo.rewards.verdicts import verdict
+from grpo.types import Group, Metrics, Row
+
+
+def make_rows(
+    groups: Sequence[Group],
+    advantages_P_G: Sequence[np.ndarray] | np.ndarray,
+    *,
+    loss_type: str | Objective,
+    max_completion_length: int,
+    mask_truncated: bool = False,
+    num_minibatches: int = 1,
+) -> list[Row]:
+    """One row per completion, dead and masked ones included, in group and sample order.
+
+    `advantages_P_G`: one row of advantages per group. Unscored completions get an empty mask and
+    leave the denominators, as if they had never been drawn; truncated ones (`mask_truncated`) get
+    an empty mask but count as rows, as in TRL. Denominators are of all `groups`: with several ranks
+    every one of them has the groups of all.
+    """
+    rollouts = [(index, r) for index, group in enumerate(groups) for r in group.rollouts]
+    segments = [s for _, r in rollouts for s in r.completion.segments]
+    if not segments:
+        return []
+    scored_N = np.array([r.score.value is not None for _, r in rollouts])
+    taught_N = scored_N & [not mask_truncated or r.completion.finish == "stop" for _, r in rollouts]
+    sizes_N = np.array([len(r.completion) for _, r in rollouts])
+    written = np.repeat([s.source == "model" for s in segments], [len(s.ids) for s in segments])
+    # All rows' tokens in one array, and rows are views of it: most completions are short.
+    mask = written & np.repeat(taught_N, sizes_N)
+    bounds = np.concatenate([[0], np.cumsum(sizes_N)])
+    lengths_N = np.diff(np.concatenate([[0], np.cumsum(mask)])[bounds])
+
+    minibatch_N = [index % num_minibatches for index, _ in rollouts]
+    totals_M = _totals(minibatch_N, scored_N, lengths_N, num_minibatches)
+    weight = find_objective(loss_type).weight
+    weights_N = [
+        weight(length, totals_M[part], max_completion_length) if length else 0.0
+        for part, length in zip(minibatch_N, lengths_N.tolist(), strict=True)
+    ]
+    advantages_N = np.concatenate(
+        # a group smaller than the widest has its advantages padded on the right
+        [a[: len(g.rollouts)] for g, a in zip(groups, advantages_P_G, strict=True)]
+    )
+    ids = np.concatenate([s.ids for s in segments])
+    logprobs = np.concatenate([s.logprobs for s in segments])
+    advantages = np.where(mask, np.repeat(advantages_N, sizes_N), 0.0).astype(np.float32)
+    weights = np.where(mask, np.repeat(weights_N, sizes_N), 0.0).astype(np.float32)
+    rows: list[Row] = []
+    for (index, _), start, stop in zip(rollouts, bounds[:-1], bounds[1:], strict=True):
+        at = slice(start, stop)
+        rows.append(
+            Row(
+                group=index,
+                prompt_ids=groups[index].prompt.ids,
+                ids=ids[at],
+                mask=mask[at],
+                logprobs=logprobs[at],
+                advantages=advantages[at],
+                weights=weights[at],
+            )
+        )
+    return rows
+
+
+def _totals(
+    minibatch_N: Sequence[int], scored_N: np.ndarray, lengths_N: np.ndarray, num_minibatches: int
+) -> list[Totals]:
+    """What the rows of each optimizer step add up to: scored ones, and trained tokens."""
+    return [
+        Totals(rows=int(rows), tokens=int(tokens))
+        for rows, tokens in zip(
+            np.bincount(minibatch_N, scored_N, num_minibatches),
+            np.bincount(minibatch_N, lengths_N, num_minibatches),
+            strict=True,
+        )
+    ]
+
+
+def group_metrics(groups: Sequence[Group]) -> Metrics:
+    """How many groups teach nothing because their rewards are all equal, and which kind they are.
+
+    All right and all wrong go by the verdicts where every scored completion has one, and by the
+    sign of the reward otherwise. Fractions of the groups with at least one score.
+    """
+    zero = right = wrong = scored_groups = 0
+    for group in groups:
+        scores = [r.score for r in group.rollouts if r.score.value is not None]
+        if not scores:
+            continue
+        scored_groups += 1
+        if len({score.value for score in scores}) > 1:
+            continue
+        zero += 1
+        verdicts = {verdict(score) for score in scores}
+        if None not in verdicts:
+            right += verdicts == {True}
+            wrong += verdicts == {False}
+        elif scores[0].value:
+            right += scores[0].value > 0
+        else:
+            wrong += 1
+    count = max(scored_groups, 1)
+    return {
+        "frac_reward_zero_std": zero / count,
+        "frac_reward_zero_std/all_right": right / count,
+        "frac_reward_zero_std/all_wrong": wrong / count,
+    }
+
+
+def drop_dead(
+    rows: Sequence[Row], *, beta: float, loss_type: str | Objective = "dapo"
+) -> tuple[list[Row], Metrics]:
+    """The rows that can move the policy, and how many could not.
+
+    A row is masked when no token of it is trained (always dropped), dead when all its advantages
+    are 0 and nothing else in the loss touches it (the KL term does, and bnpo's denominator).
+    Weights already count dropped rows, so the gradient is the same.
+    """
+    keep_all = keeps_dead_rows(find_objective(loss_type), beta)
+    masked = [not row.mask.any() for row in rows]
+    dead = [
+        not m and not keep_all and not row.advantages.any()
+        for row, m in zip(rows, masked, strict=True)
+    ]
+    kept = [r for r, m, d in zip(rows, masked, dead, strict=True) if not (m or d)]
+    return kept, {
+        "rows/total": float(len(rows)),
+        "rows/dead": float(sum(dead)),
+        "rows/masked": float(sum(masked)),
+        "rows/trained": float(len(kept)),
+    }
+
+
+def rank_share(
+    rows: Sequence[Row], rank: int, num_ranks: int, num_minibatches: int = 1
+) -> list[Row]:
+    """What learner rank `rank` of `num_ranks` trains; together the ranks train every row once.
+
+    Whole groups, since they share a prompt, dealt out minibatch by minibatch: the one with the most
+    tokens first, to the rank with the fewest so far. The order of rows is kept.
+    """
+    sizes: dict[int, int] = {}
+    for row in rows:
+        sizes[row.group] = sizes.get(row.group, len(row.prompt_ids)) + len(row.ids)
+    mine: set[int] = set()
+    for part in range(num_minibatches):
+        loads = [0] * num_ranks
+        groups = [group for group in sizes if group % num_minibatches == part]
+        for group in sorted(groups, key=lambda g: (-sizes[g], g)):
+            target = loads.index(min(loads))
+            loads[target] += sizes[group]
+            if target == rank:
+                mine.add(group)
+    return [row for row in rows if row.group in mine]

@@ -1,0 +1,1 @@
+"""What learner and engines share of a model: files, weights, adapters, filters, ranks, devices."""

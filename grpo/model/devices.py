@@ -1,0 +1,63 @@
+"""What is chosen by the kind of device: the one place that asks for it.
+
+A record of choices is made where the learner is made, and goes to a layer or an attention with what
+these are given; none of them asks a tensor where it lies.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import os
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """Which ways a learner takes on a device."""
+
+    fused_layers: bool  # `grpo/learner/layers.py`, whose passes over memory are for a CPU
+    sparse_embedding: bool  # an embedding's gradient by rows; see `policy.add_up_embedding`
+    compiled_attention: bool  # `kernels/attention.cpp`
+    flash_attention: bool  # PyTorch's flash kernel that gives the normalizers, a CPU's alone
+    flex_attention: bool  # compiled FlexAttention
+    fused_optimizer: bool  # one kernel updates all weights
+    widest: torch.dtype  # floating type for sums
+
+
+@functools.cache
+def choices(device: torch.device) -> Choices:
+    """Those for a device. FlexAttention is off where it cannot be compiled."""
+    kind = device.type
+    on_cpu = kind == "cpu"
+    return Choices(
+        fused_layers=on_cpu,
+        sparse_embedding=on_cpu,
+        compiled_attention=on_cpu,
+        flash_attention=on_cpu,
+        flex_attention=kind == "cuda" and can_compile(device),
+        fused_optimizer=kind in ("cpu", "cuda"),
+        widest=torch.float32 if kind == "mps" else torch.float64,
+    )
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether what PyTorch compiles FlexAttention with is here, for a GPU it tests it on."""
+    return (
+        os.environ.get("GRPO_NATIVE", "1") != "0"
+        and torch.__version__ >= "2.7"  # in 2.6 compiled training fails (pytorch #146260)
+        and importlib.util.find_spec("triton") is not None
+        and any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+        and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
+
+
+def free_memory(device: torch.device) -> float:
+    """Bytes for one more model on a device; without end on a CPU, 0 where it cannot be asked."""
+    if device.type == "cpu":
+        return math.inf
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

@@ -1,0 +1,1 @@
+"""Code that is not ours: plug-ins, where they went wrong, and what they may not leave changed."""

@@ -1,0 +1,192 @@
+"""Plug-ins: a name from an explicit dict, `package.module:attr`, or `path/to/file.py:attr`.
+
+Rewards, sources, engines, advantages, objectives and callbacks are all found this way. Arguments
+are checked against the signature before anything is called, so a typo in a recipe is a sentence
+at the start of a run and not a TypeError in the middle of it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from grpo.errors import GrpoError, PluginError, unknown_name
+from grpo.outside.code import fresh
+from grpo.outside.code.foreign import guarded, said
+
+# Where the built-ins of each kind are listed. Addresses, not imports: the rooms that list them lie
+# to the right of this one, and all but objectives can be imported without torch.
+BUILTINS = {
+    "reward": "grpo.rewards:REWARDS",
+    "engine": "grpo.rollout:ENGINES",
+    "source": "grpo.data:SOURCES",
+    "advantage": "grpo.method.advantage:ADVANTAGES",
+    "objective": "grpo.method.objective:OBJECTIVES",
+    "curriculum": "grpo.training.curriculum:CURRICULA",
+}
+
+
+def builtins(kind: str) -> Mapping[str, Callable[..., Any]]:
+    """The explicit dict that lists the built-ins of `kind` (a key of BUILTINS)."""
+    module, _, attr = BUILTINS[kind].partition(":")
+    return getattr(importlib.import_module(module), attr)
+
+
+def is_address(spec: str) -> bool:
+    """Whether `spec` is `module:attr` or `file.py:attr` rather than a built-in name."""
+    return ":" in spec
+
+
+def split_file(spec: str) -> tuple[Path, str] | None:
+    """(file, attr) of `path/file.py:attr`; None for anything else.
+
+    The last colon separates, so that a Windows drive letter stays in the path.
+    """
+    path, colon, attr = spec.rpartition(":")
+    return (Path(path), attr) if colon and path.endswith(".py") else None
+
+
+def find(kind: str, spec: str, builtins: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
+    """The callable behind `spec`, not yet called.
+
+    Raises PluginError for an unknown name (close matches first), a file, module or attribute that
+    does not exist, code that fails while it is imported, or something that cannot be called.
+    """
+    if not is_address(spec):
+        if spec not in builtins:
+            raise PluginError(
+                unknown_name(kind, spec, builtins)
+                + " Your own: package.module:attr or path/file.py:attr."
+            )
+        return builtins[spec]
+    module_name, _, attr = spec.rpartition(":")
+    module = _import(kind, spec, module_name)
+    found = module
+    for part in attr.split("."):
+        if not hasattr(found, part):
+            names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+            raise PluginError(f"{kind} {spec!r}: " + unknown_name("attribute", attr, names))
+        found = getattr(found, part)
+    if not callable(found):
+        what = f"{type(found).__name__} {found!r:.60}"
+        raise PluginError(f"{kind} {spec!r} leads to {what}, not to something to call.")
+    return found
+
+
+def load(
+    kind: str,
+    spec: str,
+    builtins: Mapping[str, Callable[..., Any]],
+    args: Mapping[str, Any] | None = None,
+) -> Any:
+    """The plug-in `spec` of `kind`, ready to use.
+
+    A built-in is a factory and a class is a class: both are called with `args`, and so is anything
+    that is to make a source or an engine. Another plain function is the plug-in itself: it comes
+    back as it is, or with `args` bound by functools.partial. Raises PluginError naming the plug-in,
+    a bad argument and the valid ones.
+    """
+    found = find(kind, spec, builtins)
+    arguments = dict(args or {})
+    make = kind in ("source", "engine") or not is_address(spec) or inspect.isclass(found)
+    check_args(kind, spec, found, arguments, complete=make)
+    if make and is_address(spec):
+        with _guarded(kind, spec):
+            return found(**arguments)
+    if make:
+        return found(**arguments)
+    return functools.partial(found, **arguments) if arguments else found
+
+
+def guard(kind: str, spec: str, function: Callable[..., Any], when: str = "") -> Callable[..., Any]:
+    """`function`, whose errors are PluginErrors with the line of the user's file; see `foreign`.
+
+    `when` ends their sentence. Built-ins raise what they raise.
+    """
+    if not is_address(spec):
+        return function
+
+    @functools.wraps(function)
+    def called(*args: Any, **keywords: Any) -> Any:
+        with _guarded(kind, spec, when):
+            found = function(*args, **keywords)
+        if inspect.iscoroutine(found):
+            found.close()
+            raise PluginError(f"{kind} {spec!r} is asynchronous, and nobody would wait for it.")
+        return found
+
+    return called
+
+
+def _guarded(kind: str, spec: str, when: str = "") -> AbstractContextManager[None]:
+    def fail(error: BaseException) -> GrpoError:
+        if isinstance(error, GrpoError):
+            return error
+        return PluginError(f"{kind} {spec!r} {said(error)}{when}")
+
+    return guarded(f"{kind} {spec!r}", fail, keep=kind != "engine")
+
+
+def check_args(
+    kind: str,
+    spec: str,
+    function: Callable[..., Any],
+    args: Mapping[str, Any],
+    *,
+    complete: bool = True,
+) -> None:
+    """Refuse arguments that `function` does not take, and with `complete` missing ones too."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # some functions written in C have no signature
+        return
+    P = inspect.Parameter
+    named = {
+        n: p for n, p in parameters.items() if p.kind in (P.POSITIONAL_OR_KEYWORD, P.KEYWORD_ONLY)
+    }
+    open_ended = any(p.kind is P.VAR_KEYWORD for p in parameters.values())
+    for name in args:
+        if name not in named and not (open_ended and complete):
+            valid = unknown_name("argument", name, named) if named else "it takes no arguments."
+            raise PluginError(f"{kind} {spec!r}: {valid}")
+    missing = [n for n, p in named.items() if p.default is P.empty and n not in args]
+    if complete and missing:
+        raise PluginError(
+            f"{kind} {spec!r} needs {', '.join(map(repr, missing))} in its args; "
+            f"it takes {', '.join(named)}."
+        )
+
+
+def _import(kind: str, spec: str, module_name: str) -> Any:
+    """A module by name, or a file by path under a name of its own, as their sources are now."""
+    file = split_file(spec)
+    path = None
+    if file is not None:
+        path = file[0].expanduser().resolve()
+        if not path.is_file():
+            raise PluginError(f"{kind} {spec!r}: there is no file {str(path)!r}.")
+        # The name is a function of the path: worker processes find the same module, and two
+        # files called rewards.py do not meet.
+        digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+        module_name = f"grpo_plugin_{path.stem}_{digest}"
+
+    def failed(error: BaseException) -> GrpoError:
+        if isinstance(error, PluginError):
+            return error
+        if isinstance(error, ModuleNotFoundError):
+            if path is None and error.name and (module_name + ".").startswith(error.name + "."):
+                return PluginError(
+                    f"{kind} {spec!r}: there is no module {error.name!r} to import; "
+                    "for a file write path/file.py:attr."
+                )
+            return PluginError(f"{kind} {spec!r} could not be imported: {error}.")
+        return PluginError(f"{kind} {spec!r} could not be imported: it {said(error)}.")
+
+    with guarded(f"{kind} {spec!r}", failed, keep=kind != "engine"):
+        return fresh.module(module_name, path)

@@ -1,0 +1,1 @@
+"""Files: ours, whole or not at all; and what others wrote, within bounds."""

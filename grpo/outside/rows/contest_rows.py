@@ -1,0 +1,273 @@
+"""The tests of contest problems, as published data sets write them. Pure functions of one row.
+
+Each format is read by its own rule, and told by its columns:
+    input_output        APPS (arXiv 2105.09938), TACO (2312.14852): {"inputs", "outputs", "fn_name"}
+    public_test_cases   LiveCodeBench (2403.07974), with private_test_cases
+    public_tests        CodeContests (2203.07814), with private_tests and generated_tests
+    official_tests      open-r1/codeforces, else its examples
+    verification_info   SYNTHETIC-1 and prime-rl: {"test_cases": [{"type", "input", "output"}]}
+    reward_model        Eurus-2 and PRIME: ground_truth is the text of {"inputs", "outputs"}
+    tests               DeepCoder: as in input_output, or a list of {"input", "output", "testtype"}
+Whatever else there is raises DataError: tests that are guessed train a model on noise.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+from grpo.errors import DataError
+from grpo.outside.rows.columns import Row
+from grpo.outside.rows.packed_tests import unpacked
+
+# How APPS and LiveCodeBench compare what a function returns: a tuple is the list of its elements.
+SAME_VALUE = """
+def same_value(got, *wanted):
+    def listed(value):
+        return [listed(part) for part in value] if isinstance(value, (list, tuple)) else value
+    got = listed(got)
+    return any(got == listed(value) for value in wanted)
+"""
+_DEF = re.compile(r"^[ \t]*(?:async +)?def +([A-Za-z]\w*)", re.MULTILINE)
+
+
+def called(function: str, arguments: Any, wanted: Any, wrapped: bool) -> str:
+    """A test that calls a function. wrapped: APPS gives some results in a list of their own."""
+    either = wrapped and isinstance(wanted, list) and len(cast("list[Any]", wanted)) == 1
+    results = f"{wanted!r}, {wanted[0]!r}" if either else repr(wanted)
+    return f"assert same_value({function}(*{arguments!r}), {results})"
+
+
+def contest_tests(row: Row, place: str = "the row") -> dict[str, Any]:
+    """The `tests` column for a row of one of the formats above. Raises DataError."""
+    for name, read in _FORMATS.items():
+        if row.get(name) not in (None, "", [], {}):
+            if row.get("generated_checker"):
+                raise DataError(
+                    f"{place} has a generated_checker: a problem that accepts several outputs "
+                    "needs a checker of its own, which is not supported; leave it out"
+                )
+            return read(row, f"{place}, column {name!r}")
+    raise DataError(
+        f"{place} has no tests that are understood: its columns are "
+        f"{', '.join(sorted(map(str, row))) or 'none'}; one of {', '.join(_FORMATS)} is needed"
+    )
+
+
+def _object(given: Any, where: str) -> Any:
+    """A value, or what its JSON text says."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}, is not JSON: {given[:60]!r}") from error
+
+
+def _pairs(given: Any, where: str) -> list[tuple[Any, Any]]:
+    """(input, output) of {"inputs": […], "outputs": […]} or [{"input": …, "output": …}, …]."""
+    pairs: list[tuple[Any, Any]] = []
+    try:
+        if isinstance(given, Mapping):
+            held = cast("Mapping[str, Any]", given)
+            ends = [_first(held, end, f"{end}s") for end in ("input", "output")]
+            if all(isinstance(end, list) for end in ends):
+                pairs = list(zip(*ends, strict=True))
+        elif isinstance(given, list):
+            pairs = [(case["input"], case["output"]) for case in cast("list[Any]", given)]
+    except (ValueError, TypeError, KeyError):
+        pairs = []
+    if not pairs:
+        raise DataError(
+            f"{where}, must hold a list of objects with input and output, or one object with a "
+            f"list of each, equally long and not empty; it is {str(given)[:60]!r}"
+        )
+    return pairs
+
+
+def _first(held: Mapping[str, Any], *names: str) -> Any:
+    return next((held[name] for name in names if held.get(name) is not None), None)
+
+
+def _member(held: Any, name: str) -> Any:
+    return cast("Mapping[str, Any]", held).get(name) if isinstance(held, Mapping) else None
+
+
+def _stdio(pairs: Sequence[tuple[Any, Any]], where: str) -> dict[str, Any]:
+    return {"stdio": [{"input": _lines(a, where), "output": _lines(b, where)} for a, b in pairs]}
+
+
+def _lines(text: Any, where: str) -> str:
+    """The text of an input or output: as it is, or given as a list of lines."""
+    if isinstance(text, str | int | float):
+        return str(text)
+    lines: list[Any] = cast("list[Any]", text) if isinstance(text, list) else [None]
+    if not all(isinstance(line, str) for line in lines):
+        raise DataError(
+            f"{where}, has an input or output that is neither text nor a list of lines, and no "
+            f"function that is called with it (fn_name): {str(text)[:60]!r}"
+        )
+    return "\n".join(lines)
+
+
+def _calls(
+    function: str, pairs: Sequence[tuple[Any, Any]], row: Row, where: str, wrapped: bool
+) -> dict[str, Any]:
+    """Tests that call a function, a method where the row's starter code has a class Solution."""
+    if not function.isidentifier():
+        raise DataError(f"{where}, calls {function[:60]!r}, which is no function's name")
+    method = "class Solution" in str(row.get("starter_code") or "")
+    name = f"Solution().{function}" if method else function
+    asserts = [
+        called(name, _arguments(a, where), _result(b) if isinstance(a, str) else b, wrapped)
+        for a, b in pairs
+    ]
+    tests: dict[str, Any] = {"setup": SAME_VALUE, "asserts": asserts}
+    return tests | ({"defines": ["class Solution"]} if method else {"entry_point": function})
+
+
+def _arguments(given: Any, where: str) -> list[Any]:
+    """A call's arguments: a list of them, or text with the JSON of one on each line."""
+    if isinstance(given, list):
+        return cast("list[Any]", given)
+    if not isinstance(given, str):
+        raise DataError(f"{where}, must give a function's arguments as a list: {str(given)[:60]!r}")
+    return [_object(line, where) for line in given.split("\n") if line.strip()]
+
+
+def _result(given: Any) -> Any:
+    """What a call with JSON text returns. Text that is no JSON is meant as it stands."""
+    try:
+        return json.loads(given) if isinstance(given, str) else given
+    except (ValueError, RecursionError):
+        return given
+
+
+def _input_output(row: Row, where: str) -> dict[str, Any]:
+    return _inputs_outputs(_object(row["input_output"], where), row, where)
+
+
+def _inputs_outputs(given: Any, row: Row, where: str) -> dict[str, Any]:
+    pairs = _pairs(given, where)
+    function = _member(given, "fn_name")
+    if not function and any(_is_call(a) for a, _ in pairs):
+        function = _starter(row)
+    if function:
+        return _calls(str(function), pairs, row, where, wrapped=True)
+    return _stdio(pairs, where)
+
+
+def _is_call(given: Any) -> bool:
+    return isinstance(given, list) and not all(isinstance(p, str) for p in cast("list[Any]", given))
+
+
+def _starter(row: Row) -> str | None:
+    """The one function that a row's starter code begins."""
+    found = [name for name in _DEF.findall(str(row.get("starter_code") or "")) if name[0] != "_"]
+    return found[0] if len(set(found)) == 1 else None
+
+
+def _livecodebench(row: Row, where: str) -> dict[str, Any]:
+    cases = _cases(_object(row["public_test_cases"], where), where)
+    if hidden := row.get("private_test_cases"):
+        at = where.replace("public_test_cases", "private_test_cases")
+        cases += _cases(_object(unpacked(hidden, at), at), at)
+    function = _member(_object(row.get("metadata") or "{}", where), "func_name")
+    return _by_type(cases, function or _starter(row), row, where)
+
+
+def _cases(given: Any, where: str) -> list[Mapping[str, Any]]:
+    _pairs(given, where)  # says what is wrong with its shape
+    if not isinstance(given, list):
+        raise DataError(f"{where}, must hold a list of objects with input and output")
+    return cast("list[Mapping[str, Any]]", given)
+
+
+def _by_type(
+    cases: Sequence[Mapping[str, Any]], function: Any, row: Row, where: str
+) -> dict[str, Any]:
+    """Cases that say by `testtype` how they are run."""
+    pairs = [(case["input"], case["output"]) for case in cases]
+    kinds = {str(case.get("testtype") or "stdin") for case in cases}
+    if kinds == {"functional"}:
+        name = function or _member(cases[0].get("metadata"), "func_name")
+        if not name:
+            raise DataError(f"{where}, has functional tests, and neither metadata nor starter_code "
+                            "names the function")  # fmt: skip
+        return _calls(str(name), pairs, row, where, wrapped=False)
+    if kinds <= {"stdin", "stdin_stdout", "stdio"}:
+        return _stdio(pairs, where)
+    raise DataError(
+        f"{where}, has tests of type {', '.join(sorted(kinds))}; understood are stdin or "
+        "functional, the same for all tests of a problem"
+    )
+
+
+def _codecontests(row: Row, where: str) -> dict[str, Any]:
+    if row.get("input_file") or row.get("output_file"):
+        raise DataError(f"{where}, belongs to a problem that reads or writes a named file")
+    pairs: list[tuple[Any, Any]] = []
+    for name in ("private_tests", "generated_tests", "public_tests"):
+        given = _object(row.get(name), where.replace("public_tests", name))
+        needed = name == "public_tests" and not pairs
+        if needed or _member(given, "input") or isinstance(given, list):
+            pairs += _pairs(given, where.replace("public_tests", name))
+    return _stdio(pairs, where)
+
+
+def _codeforces(row: Row, where: str) -> dict[str, Any]:
+    if row.get("input_mode") not in (None, "", "stdio") or row.get("interaction_format"):
+        raise DataError(f"{where}, belongs to a problem that is interactive or reads a named file")
+    name = "official_tests" if row.get("official_tests") else "examples"
+    return _stdio(_pairs(_object(row[name], where), where), where)
+
+
+def _verification_info(row: Row, where: str) -> dict[str, Any]:
+    given: Any = _object(row["verification_info"], where)
+    held = cast("Mapping[str, Any]", given) if isinstance(given, Mapping) else {}
+    if str(held.get("language") or "python").lower() not in ("python", "python3"):
+        raise DataError(f"{where}, is for {held['language']!r}; understood is python")
+    if "test_cases" not in held:
+        return _inputs_outputs(held, row, where)
+    cases = _cases(_object(held["test_cases"], where), where)
+    pairs = [(case["input"], case["output"]) for case in cases]
+    kinds = {str(case.get("type") or "stdin_stdout") for case in cases}
+    names = {str(case.get("fn_name") or "") for case in cases}
+    if kinds == {"function_call"} and len(names) == 1:
+        return _calls(names.pop(), pairs, row, where, wrapped=True)
+    if kinds == {"stdin_stdout"}:
+        return _stdio(pairs, where)
+    raise DataError(
+        f"{where}, has tests of type {', '.join(sorted(kinds))}; understood are stdin_stdout, or "
+        "function_call with one fn_name"
+    )
+
+
+def _reward_model(row: Row, where: str) -> dict[str, Any]:
+    return _by_shape(_object(_member(row["reward_model"], "ground_truth"), where), row, where)
+
+
+def _tests(row: Row, where: str) -> dict[str, Any]:
+    return _by_shape(_object(row["tests"], where), row, where)
+
+
+def _by_shape(given: Any, row: Row, where: str) -> dict[str, Any]:
+    """{"inputs", "outputs"} or a list of cases that may say their type."""
+    if isinstance(given, list):
+        cases = _cases(cast("Any", given), where)
+        return _by_type(cases, _starter(row), row, where)
+    return _inputs_outputs(given, row, where)
+
+
+_FORMATS: dict[str, Callable[[Row, str], dict[str, Any]]] = {
+    "input_output": _input_output,
+    "public_test_cases": _livecodebench,
+    "public_tests": _codecontests,
+    "official_tests": _codeforces,
+    "verification_info": _verification_info,
+    "reward_model": _reward_model,
+    "tests": _tests,
+    "examples": _codeforces,
+}

@@ -1,0 +1,1 @@
+"""Chat templates: programs of whoever made a model."""

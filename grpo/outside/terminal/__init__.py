@@ -1,0 +1,1 @@
+"""The way of text to a terminal."""

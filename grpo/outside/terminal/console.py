@@ -1,0 +1,68 @@
+"""Consoles on which foreign text cannot do anything: no escape sequence, no markup.
+
+Rich reads `[red]`, `[link=…]` and `:smile:` in any string by default, and lets through what it does
+not know. Here a string is text and nothing else, and so is a `Text`; whoever wants a style says
+`Text(…, style=…)`. Every console of this package is one of these (a lint rule says so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich import console as theirs
+from rich import progress
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from grpo.errors.printable import printable, shown
+from grpo.outside.terminal import streams
+
+
+class Console(theirs.Console):  # noqa: TID251 - the one that others use
+    """rich's console, on which all text is printable and no string is markup."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    @property
+    def file(self) -> Any:
+        """Where it writes: beside the door, since its own sequences have to arrive."""
+        return streams.behind(super().file)
+
+    @file.setter
+    def file(self, new_file: Any) -> None:
+        self._file = new_file
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """`text` as it may be shown."""
+        return super().render_str(shown(text), **options)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As rich, of text that may be shown."""
+        if isinstance(renderable, Text):
+            renderable = clean(renderable)
+        yield from super().render(renderable, options)
+
+
+class Said(Text):
+    """What a model says, inside a panel: not searched for keys, as its code has names for them."""
+
+
+class TextColumn(progress.TextColumn):  # noqa: TID251 - likewise
+    """A column of a progress bar whose text is no markup."""
+
+    def __init__(self, text_format: str, style: str = "none") -> None:
+        super().__init__(text_format, style=style, markup=False)
+
+
+def clean(text: Text) -> Text:
+    """`text` as it may be shown, itself where nothing is changed; else without styles inside it."""
+    plain = text.plain
+    whole = printable(plain) if isinstance(text, Said) else shown(plain)
+    if whole == plain:
+        return text
+    return text.blank_copy(whole)

@@ -1,0 +1,1 @@
+"""HTTP to servers, and files of this user alone."""

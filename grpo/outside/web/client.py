@@ -1,0 +1,279 @@
+"""JSON over HTTP to one server: the client of judges, endpoints and servers of our own.
+
+It stands on httpcore, the engine of httpx. httpx itself limits each read and not the call, and has
+much that would have to be off: redirects, which carry a key to another server; decompression, by
+which a small answer becomes a large one; cookies; proxies for everything.
+
+A call has one deadline, from looking up the name to the last byte. Its thread waits no longer for
+anything, and whoever waits for the call does not wait for the thread. What comes of it is JSON of
+bounded size and depth, `Unreachable` where nobody knows what became of the call (no connection, no
+whole answer in time, none that can be read), or `Refused` where the server said no.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import httpcore
+
+from grpo.errors.printable import HIDDEN
+from grpo.outside.web import replies
+from grpo.outside.web.address import Address
+from grpo.outside.web.replies import Unreachable
+from grpo.outside.web.wires import Wire, open_pool
+
+LARGEST = 16 << 20  # bytes of an answer, where a call does not say
+IDLE_SECONDS = 2.0  # that a connection is kept; vLLM's servers hang up after 5
+_SECRET = 12  # characters from which a key is one; "EMPTY" and "none" are words of answers
+_GRACE_SECONDS = 0.1  # in which a call's own thread may say that it is late
+
+
+class Client:
+    """Calls to `address`, from any thread and from asyncio, as many at a time as are made.
+
+    Each runs in a thread, which keeps its connection a while for the next one.
+    """
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self._idle: deque[_Line] = deque()
+
+    def call(
+        self, method: str, path: str, body: Any = None, *, timeout: float, largest: int = LARGEST
+    ) -> Any:
+        """The answer's JSON, None for an empty one. Raises Unreachable, Refused and GrpoErrors."""
+        outcomes: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        call = self._start(Call(method, path, body, timeout, outcomes.put, largest))
+        try:
+            outcome = outcomes.get(timeout=timeout + _GRACE_SECONDS)
+        except queue.Empty:
+            call.drop(late=True)
+            outcome = outcomes.get()
+        except BaseException:  # Ctrl-C
+            call.drop()
+            raise
+        return _result(outcome)
+
+    async def ask(self, path: str, body: Any, *, timeout: float, largest: int = LARGEST) -> Any:
+        """The same of a POST, while the event loop goes on. Cancelling it hangs up."""
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[Any] = loop.create_future()
+
+        def done(outcome: Any) -> None:
+            with suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(lambda: arrived.done() or arrived.set_result(outcome))
+
+        call = self._start(Call("POST", path, body, timeout, done, largest))
+        try:
+            async with asyncio.timeout(timeout + _GRACE_SECONDS):
+                outcome = await arrived
+        except TimeoutError:
+            outcome = _late()
+        finally:
+            call.drop()
+        return _result(outcome)
+
+    def start(
+        self,
+        path: str,
+        body: Any,
+        *,
+        timeout: float,
+        done: Callable[[Any], None],
+        largest: int = LARGEST,
+    ) -> Call:
+        """A POST under way; `done`, on another thread, gets its JSON or its exception, once."""
+        return self._start(Call("POST", path, body, timeout, done, largest))
+
+    def close(self) -> None:
+        """Let idle connections go. Calls under way go on."""
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().calls.put(None)
+
+    def _start(self, call: Call) -> Call:
+        line = self._waiting() or self._new()
+        line.calls.put(call)
+        return call
+
+    def _waiting(self) -> _Line | None:
+        with suppress(IndexError):
+            while True:
+                line = self._idle.pop()  # the one used last, so that the others may end
+                if line.is_alive():  # a forked process has none of the threads
+                    return line
+        return None
+
+    def _new(self) -> _Line:
+        line = _Line(self.address, self._idle)
+        line.start()
+        return line
+
+
+class Call:
+    """A call on its way; `done` gets what comes of it, once."""
+
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        timeout: float,
+        done: Callable[[Any], None],
+        largest: int,
+    ) -> None:
+        self.method, self.path, self.body, self.largest = method, path, body, largest
+        self.deadline = time.monotonic() + timeout
+        self._done = done
+        self._lock = threading.Lock()
+        self._settled = False
+        self._wire: Wire | None = None  # while a thread works on it
+
+    def take(self, wire: Wire) -> bool:
+        """Whether the call is still wanted, and is `wire`'s from now on."""
+        with self._lock:
+            self._wire = wire
+            wire.seconds_left, wire.was_read = self._seconds_left, False
+            return not self._settled
+
+    def settle(self, outcome: Any) -> None:
+        """Hand out what came, unless something was handed out already."""
+        with self._lock:
+            first, self._settled, self._wire = not self._settled, True, None
+        if first:
+            self._done(outcome)
+
+    def drop(self, *, late: bool = False) -> None:
+        """Hang up: the server stops working on it, and `done` gets Unreachable at once."""
+        with self._lock:
+            if self._settled:
+                return
+            self._settled = True
+            if self._wire is not None:
+                self._wire.hang_up()
+        self._done(_late() if late else Unreachable("we hung up"))
+
+    def _seconds_left(self) -> float:
+        return 0.0 if self._settled else self.deadline - time.monotonic()
+
+
+class _Line(threading.Thread):
+    """A thread with a connection, which makes one call after the other.
+
+    A daemon: an answer that never comes does not keep the process alive.
+    """
+
+    def __init__(self, address: Address, idle: deque[_Line]) -> None:
+        super().__init__(name="grpo-web", daemon=True)
+        self.calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._address, self._idle, self._wire = address, idle, Wire()
+        self._pool: Any = None
+
+    def run(self) -> None:
+        """Until nothing was asked for a while."""
+        call = self.calls.get()
+        while call is not None:
+            try:
+                outcome = self._exchange(call) if call.take(self._wire) else None
+            except Exception as error:
+                # Whatever it is, it is raised where the outcome is read.
+                outcome = error
+            self._idle.append(self)
+            call.settle(outcome)
+            del outcome
+            call = self._next()
+        if self._pool is not None:
+            self._pool.close()
+
+    def _next(self) -> Call | None:
+        try:
+            return self.calls.get(timeout=IDLE_SECONDS)
+        except queue.Empty:
+            try:
+                self._idle.remove(self)
+            except ValueError:  # somebody has just taken this line
+                return self.calls.get()
+        return None
+
+    def _exchange(self, call: Call) -> Any:
+        key = ""
+        try:
+            key = self._address.bearer()
+            status, headers, content = self._answer(call, key)
+        except (httpcore.TimeoutException, TimeoutError) as error:
+            raise _late() from error
+        except (
+            httpcore.NetworkError,
+            httpcore.ProtocolError,
+            httpcore.ProxyError,
+            OSError,
+            UnicodeError,  # of a name that cannot be looked up
+        ) as error:
+            raise Unreachable(f"{type(error).__name__}: {_without(key, str(error))}") from error
+        encoding = headers.get(b"content-encoding", b"identity")
+        if encoding.lower() != b"identity":
+            raise Unreachable(f"an answer in the encoding {encoding!r}, which was not asked for")
+        location = headers.get(b"location", b"").decode(errors="replace")
+        if len(key) >= _SECRET:  # some servers say which key it was that they do not take
+            content = content.replace(key.encode(), HIDDEN.encode())
+        return replies.read(status, content, _without(key, location))
+
+    def _answer(self, call: Call, key: str) -> tuple[int, dict[bytes, bytes], bytes]:
+        if self._pool is None:
+            self._pool = open_pool(self._address, self._wire, IDLE_SECONDS)
+        parts = self._address.parts
+        content = b"" if call.body is None else json.dumps(call.body).encode()
+        headers = [
+            (b"Host", parts.netloc.encode()),
+            (b"Accept-Encoding", b"identity"),  # a small answer could unpack to a large one
+            (b"Content-Type", b"application/json"),
+            (b"Content-Length", b"%d" % len(content)),
+        ]
+        if key:
+            headers.append((b"Authorization", b"Bearer " + key.encode()))
+        request = httpcore.Request(
+            call.method,
+            httpcore.URL(
+                scheme=parts.scheme.encode(),
+                host=self._address.called.encode(),
+                port=self._address.port,
+                target=(parts.path + call.path).encode(),
+            ),
+            headers=headers,
+            content=content,
+        )
+        response = self._pool.handle_request(request)
+        got = bytearray()  # not a list: there may be millions of pieces of one byte
+        try:
+            if not self._wire.was_read:
+                raise Unreachable("an answer that came before it was asked for")
+            for piece in response.iter_stream():
+                got += piece
+                if len(got) > call.largest:
+                    raise Unreachable(f"an answer of more than {call.largest} bytes")
+        finally:
+            response.close()
+        found = {name.lower(): value for name, value in response.headers}
+        return response.status, found, bytes(got)
+
+
+def _without(key: str, text: str) -> str:
+    return text.replace(key, HIDDEN) if len(key) >= _SECRET else text
+
+
+def _late() -> Unreachable:
+    return Unreachable("no whole answer came in time", late=True)
+
+
+def _result(outcome: Any) -> Any:
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

@@ -1,0 +1,136 @@
+"""What a run was started with, kept in its provenance.json and compared whenever it goes on.
+
+    settings   resolved.json as it was written
+    process    what decides the bits and is no setting: threads, compiled kernels, ranks, device
+    versions   of packages, and what the machine computes with: they may differ, and are said
+    stages     of each stage: its rows, and the files that it was given (code, models)
+    changes    what was accepted since, each with its time
+
+Settings and process have to be what they were; rows and files too, unless their change is accepted.
+The file ends in a hash of itself: where that fails it is damaged, and no input has changed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from grpo.errors import RunError
+from grpo.outside.files.durable import RESTORE, Tree, read_json, write_json
+from grpo.rundir.identity import DIGEST, REVISION, Rows, changed_files, difference
+from grpo.rundir.provenance import text_hash
+
+FILE = "provenance.json"
+ROWS = "rows"  # folder of the hashes of single rows, by which a change is described
+ACCEPT = "--accept-changes"
+# what `process.described` says that is of the latest part of a run, not of its start
+CURRENT = ("versions", "commit", "process", "computes")
+
+
+def read(folder: Path) -> Tree:
+    """The record of the run in `folder`. Raises RunError where it is gone or damaged."""
+    path = folder / FILE
+    data = read_json(path)
+    if data.pop("sha256", None) != _hash(data):
+        raise RunError(
+            f"{path} is damaged: it is not what this run has written, so nothing says what the run "
+            f"was started with; {RESTORE}"
+        )
+    return data
+
+
+def write(folder: Path, data: Mapping[str, Any]) -> None:
+    """Write the record, whole or not at all."""
+    write_json(folder / FILE, {**data, "sha256": _hash(data)})
+
+
+def check_inputs(
+    folder: Path,
+    record: Tree,
+    stage: str,
+    files: Mapping[str, Tree],
+    rows: Mapping[str, Rows],
+) -> list[str]:
+    """What has changed in the inputs of a stage since it was first met, a phrase each.
+
+    files: setting -> {path, files: name -> digest}. rows: part of the data -> rows.
+    """
+    known = record.get("stages", {}).get(stage, {})
+    changes: list[str] = []
+    for part, old in known.get("rows", {}).items():
+        now = rows.get(part)
+        if now is None and rows:
+            changes.append(f"{part} of the data is gone")
+        elif now is not None and (old["rows"], old["sha256"]) != (now.size, now.sha256):
+            before = _kept_rows(folder, stage, part, old["sha256"])
+            what = "they have changed" if before is None else difference(before, now)
+            changes.append(f"{now.title}: {what}")
+    for setting, old in known.get("files", {}).items():
+        now = files.get(setting)
+        if now is None and REVISION not in old["files"]:
+            changes.append(f"{setting} = {old['path']!r} is gone")
+        what = changed_files(old["files"], now["files"]) if now is not None else ""
+        if now is not None and what:
+            changes.append(f"{setting} = {now['path']!r}: {what}")
+    return changes
+
+
+def keep_inputs(
+    folder: Path,
+    record: Tree,
+    stage: str,
+    files: Mapping[str, Tree],
+    rows: Mapping[str, Rows],
+) -> None:
+    """Put the inputs of a stage, in place of those it had, into the record for `write` to take."""
+    entry = record.setdefault("stages", {}).setdefault(stage, {})
+    entry["files"] = dict(files)
+    if not rows:  # not read this time
+        return
+    kept = {part: {"rows": r.size, "sha256": r.sha256} for part, r in rows.items()}
+    if kept != entry.get("rows"):
+        (folder / ROWS).mkdir(exist_ok=True)
+        digests = {n: base64.b64encode(b"".join(r.digests)).decode() for n, r in rows.items()}
+        write_json(folder / ROWS / f"{stage}.json", digests)
+    entry["rows"] = kept
+
+
+def note(record: Tree, lines: Sequence[str]) -> None:
+    """Add to the changes of a run what is said of them."""
+    time = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    record.setdefault("changes", []).extend({"time": time, "what": line} for line in lines)
+
+
+def accept(record: Tree, stage: str, changes: Sequence[str]) -> None:
+    """Note changes of a stage's inputs that the user has accepted: it samples anew from here on."""
+    note(record, changes)
+    entry = record.setdefault("stages", {}).setdefault(stage, {})
+    entry["accepted"] = entry.get("accepted", 0) + 1
+
+
+def accepted(folder: Path, stage: str) -> int:
+    """How often a change of the inputs of `stage` was accepted; `folder` is the stage's."""
+    place = folder if (folder / FILE).is_file() else folder.parent
+    if not (place / FILE).is_file():
+        return 0
+    return read(place).get("stages", {}).get(stage, {}).get("accepted", 0)
+
+
+def _kept_rows(folder: Path, stage: str, part: str, sha256: str) -> list[bytes] | None:
+    """The hashes of single rows, None where the file has not those that the record means."""
+    try:
+        found = base64.b64decode(read_json(folder / ROWS / f"{stage}.json")[part], validate=True)
+    except (RunError, KeyError, TypeError, binascii.Error):
+        return None
+    digests = [found[i : i + DIGEST] for i in range(0, len(found), DIGEST)]
+    return digests if hashlib.sha256(found).hexdigest() == sha256 else None
+
+
+def _hash(data: Mapping[str, Any]) -> str:
+    return text_hash(json.dumps(data, sort_keys=True))

@@ -1,0 +1,203 @@
+"""The part of the look at a recipe that needs torch: models, tokenizers, templates, lengths.
+
+A stage that starts from `stage:NAME` is looked at with the folder that has what NAME will leave but
+for its weights: where NAME itself starts from, or for a pretrain stage a folder made here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+
+from grpo.config.schema import (
+    REFERENCE,
+    AnyStage,
+    DistillStage,
+    EvalStage,
+    PretrainStage,
+    Recipe,
+    RLStage,
+    SFTStage,
+)
+from grpo.data.source import DemonstrationSource, TaskOrder
+from grpo.errors import RecipeError
+from grpo.model import compute_types, pretrained
+from grpo.model.families import check_family
+from grpo.rollout import LOADING
+from grpo.rundir.run_folder import stage_folder
+from grpo.stages.preflight.found import Found, prefix, said
+from grpo.stages.preflight.needed import SAMPLED
+from grpo.stages.preflight.paths import models, reward_models
+from grpo.stages.preflight.plugs import Pieces
+from grpo.stages.prompting import check_text, has_tokenizer
+
+
+def check_models(
+    recipe: Recipe,
+    folder: Path | None,
+    done: Collection[str],
+    pieces: Mapping[str, Pieces],
+    hub: bool,
+) -> Found:
+    """As `preflight.check`, after what `known` found. Raises RecipeError and DataError."""
+    notes: list[str] = []
+    heldout: dict[str, int] = {}
+    left: dict[str, str] = {}  # stage -> a folder with tokenizer and configuration of its model
+    with tempfile.TemporaryDirectory(prefix="grpo-preflight-") as aside:
+        for stage in recipe.stages:
+            if stage.name not in done:
+                here = with_models(stage, left)
+                with said(recipe, stage):
+                    _models(stage, prefix(recipe, stage), hub)
+                    here = with_models(here, left, _cached)
+                    _check_device(stage, prefix(recipe, stage))
+                    _check_tokens(here)
+                    part = pieces[stage.name]
+                    found = check_text(here, part.source, part.rows)
+                where = f"stage {stage.name}: " if len(recipe.stages) > 1 else ""
+                notes += [f"{where}{note}" for note in found.notes]
+                heldout |= {stage.name: found.heldout} if found.heldout else {}
+            with said(recipe, stage):
+                # what a stage has left that is not done may be damaged, and is made again
+                own = folder if stage.name in done else None
+                part = pieces.get(stage.name)
+                left[stage.name] = _left(stage, recipe, own, left, part, Path(aside))
+    return Found(notes=tuple(notes), heldout=heldout)
+
+
+def _models(stage: AnyStage, where: str, hub: bool) -> None:
+    """Refuse models that are not whole, or of a family that is not trained here.
+
+    Those of the hub are asked for where `hub` allows it; their weights are looked at when loaded.
+    """
+    engine = getattr(getattr(stage, "rollout", stage), "engine", "torch")
+    learns = isinstance(stage, RLStage | SFTStage | DistillStage)
+    for setting, path in models(stage):
+        if hub or Path(path).expanduser().exists():
+            # engines elsewhere have weights of their own
+            needed = engine in LOADING or (learns and setting != "teacher.path")
+            pretrained.check_model(path, f"{where}{setting}", weights=needed)
+            check_family(pretrained.config(path, f"{where}{setting}"))
+    for setting, path in reward_models(stage):
+        if hub or Path(path).expanduser().exists():
+            pretrained.check_model(path, f"{where}{setting}", pretrained.CLASSIFIER)
+
+
+def _cached(path: str) -> str:
+    """The folder of a model of the hub that was downloaded before; any other path as it is."""
+    if not path or Path(path).expanduser().exists() or path.count("/") > 1:
+        return path
+    try:
+        file = try_to_load_from_cache(path, "config.json")
+    except ValueError:  # no name that a model could have
+        return path
+    return str(Path(file).parent) if isinstance(file, str) else path
+
+
+def with_models(
+    stage: AnyStage, left: Mapping[str, str], known: Callable[[str], str] = str
+) -> AnyStage:
+    """`stage` with the folders of `left` in place of the models that earlier stages leave.
+
+    `known` gives what stands for any other path.
+    """
+
+    def place(path: str) -> str:
+        return left[path.removeprefix(REFERENCE)] if path.startswith(REFERENCE) else known(path)
+
+    found: dict[str, Any] = {}
+    for section, name in (("model", "path"), ("teacher", "path"), ("slm", "reference")):
+        part: Any = getattr(stage, section, None)
+        path = getattr(part, name, "")
+        if path:
+            found[section] = part.model_copy(update={name: place(path)})
+    if isinstance(stage, EvalStage):
+        found["models"] = tuple(map(place, stage.models))
+    return cast(AnyStage, stage.model_copy(update=found))
+
+
+def _left(
+    stage: AnyStage,
+    recipe: Recipe,
+    folder: Path | None,
+    left: Mapping[str, str],
+    part: Pieces | None,
+    aside: Path,
+) -> str:
+    """The folder that stands for the model of a stage; "" where it leaves none that is known."""
+    if folder is not None:
+        own = stage_folder(recipe, folder, stage.name) / "model"
+        if has_tokenizer(str(own)):
+            return str(own)
+    if isinstance(stage, PretrainStage):
+        return _pretrained(stage, part, aside / stage.name, recipe.run.seed)
+    if not isinstance(stage, RLStage | SFTStage | DistillStage):
+        return ""
+    path = cast(Any, with_models(stage, left, _cached)).model.path
+    if stage.data.chat_template and has_tokenizer(path):
+        return _templated(path, stage.data.chat_template, aside / stage.name)
+    return path
+
+
+def _templated(path: str, chat_template: str, folder: Path) -> str:
+    """The same model's tokenizer and configuration with the chat template that a stage gives it."""
+    pretrained.tokenizer(path, chat_template=chat_template).save_pretrained(folder)
+    pretrained.config(path).save_pretrained(folder)
+    if (generation := pretrained.generation_config(path)) is not None:
+        generation.save_pretrained(folder)
+    return str(folder)
+
+
+def _pretrained(stage: PretrainStage, part: Pieces | None, folder: Path, seed: int) -> str:
+    """Tokenizer and configuration of the model that a pretrain stage will leave.
+
+    Raises DataError where the first of its demonstrations do not fit in that model.
+    """
+    from grpo.stages.from_scratch import build_model, build_tokenizer, save_tokenizer, words_of
+    from grpo.stages.pretrain import count_tokens, demonstration_rows
+
+    source = part.source if part else None
+    if not isinstance(source, DemonstrationSource):
+        return ""
+    tokenizer = build_tokenizer(source.alphabet(), words_of(source))
+    with torch.device("meta"):  # no weights
+        made = build_model(tokenizer, **stage.model.model_dump(), seed=0)
+    order = TaskOrder(source, "train", seed)
+    count_tokens(demonstration_rows(source, order, tokenizer, SAMPLED), stage.model.max_position)
+    folder.mkdir(parents=True)
+    made.config.save_pretrained(folder)
+    made.generation_config.save_pretrained(folder)
+    save_tokenizer(tokenizer, str(folder))
+    return str(folder)
+
+
+def _check_device(stage: AnyStage, where: str) -> None:
+    compute_types.check_kernels()
+    compute_types.check(stage, where)
+    if isinstance(stage, SFTStage | DistillStage) and not torch.accelerator.is_available():
+        compute_types.check_supervised(stage.model.dtype, torch.device("cpu"))
+
+
+def _check_tokens(stage: AnyStage) -> None:
+    """Refuse a teacher or reference of other tokens, whose numbers would not compare."""
+    if isinstance(stage, DistillStage) and stage.method == "logits":
+        pair = (stage.teacher.path, stage.model.path)
+        if all(map(has_tokenizer, pair)):
+            from grpo.stages.distill import same_tokens  # with trl: seconds
+
+            same_tokens(pair[0], pretrained.tokenizer(pair[1]), pair[1])
+    if isinstance(stage, SFTStage) and stage.slm.reference:
+        pair = (stage.slm.reference, stage.model.path)
+        if all(map(has_tokenizer, pair)):
+            first, second = (pretrained.tokenizer(p).get_vocab() for p in pair)
+            if first != second:
+                raise RecipeError(
+                    f"slm.reference = {pair[0]!r} has other tokens than model.path = {pair[1]!r}, "
+                    "so their losses cannot be compared; train the reference from a model with the "
+                    "same tokenizer"
+                )

@@ -1,0 +1,147 @@
+"""Plug-ins of a stage: found, their arguments checked, and called with what they can take.
+
+Rewards, curricula and sources of ours are made here, as the stage will make them. What a user's
+class would do when it is made is left to the stage, but for sources, whose tasks are looked at.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from grpo.config.schema import (
+    AnyStage,
+    DistillStage,
+    EvalStage,
+    PretrainStage,
+    RLStage,
+    SFTStage,
+)
+from grpo.data import SOURCES
+from grpo.errors import PluginError, RecipeError, at
+from grpo.outside.code import plugins
+from grpo.outside.web.address import Address
+from grpo.rollout import ENGINES
+from grpo.stages.preflight.scorers import all_rewards
+from grpo.types import TaskSource
+
+ENGINE = ("submit", "poll", "cancel", "load_weights", "close")
+SOURCE = ("size", "task")
+RULE = ("skips", "learn", "metrics", "state", "restore")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """What was read of a stage: its tasks (None: not here), and sets of rows by their setting."""
+
+    source: TaskSource | None = None
+    rows: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
+
+
+def check_plugins(stage: AnyStage, where: str) -> None:
+    """Refuse plug-ins that cannot be found, or called as they will be. Raises PluginError."""
+    if isinstance(stage, SFTStage):
+        return
+    source, args = stage.data.source, stage.data.args
+    _check("source", f"{where}data.source", source, args, SOURCES, SOURCE)
+    if isinstance(stage, PretrainStage):
+        return
+    all_rewards(stage, where)
+    if isinstance(stage, EvalStage):
+        _check("engine", f"{where}engine", stage.engine, {"spec": None}, ENGINES, ENGINE)
+        return
+    engine = {**stage.rollout.engine_args, "spec": None}
+    if not (isinstance(stage, DistillStage) and stage.teacher.is_endpoint):
+        _check("engine", f"{where}rollout.engine", stage.rollout.engine, engine, ENGINES, ENGINE)
+        _check_engine_args(stage.rollout.engine, stage.rollout.engine_args, f"{where}rollout")
+    if isinstance(stage, RLStage):
+        _check_method(stage, where)
+
+
+def _check_method(stage: RLStage, where: str) -> None:
+    """Advantage, objective, curriculum and callbacks of an rl stage."""
+    from grpo.method.advantage import ADVANTAGES
+    from grpo.training.curriculum import CURRICULA
+
+    algorithm = stage.algorithm
+    setting = f"{where}algorithm.advantage"
+    with at(setting):
+        advantage = plugins.find("advantage", algorithm.advantage, ADVANTAGES)
+        _takes("advantage", algorithm.advantage, advantage, ("rewards_P_G",))
+    if plugins.is_address(algorithm.loss_type):
+        with at(f"{where}algorithm.loss_type"):
+            _check_objective(algorithm.loss_type, algorithm.loss_args)
+    for index, rule in enumerate(stage.curriculum):
+        with at(f"{where}curriculum.{index}"):
+            made = plugins.load("curriculum", rule.name, CURRICULA, rule.args)
+            _has("curriculum", rule.name, made, RULE)
+    for index, callback in enumerate(stage.callbacks):
+        with at(f"{where}callbacks.{index}"):
+            found = plugins.find("callback", callback.name, {})
+            made = inspect.isclass(found)
+            plugins.check_args("callback", callback.name, found, callback.args, complete=made)
+            if made:
+                _has("callback", callback.name, found, ("__call__",))
+            else:
+                bound = partial(found, **callback.args) if callback.args else found
+                _takes("callback", callback.name, bound, ("step",))
+
+
+def _check_objective(loss_type: str, loss_args: Mapping[str, Any]) -> None:
+    from grpo.method.objective import find_objective  # a plug-in of this kind brings torch itself
+
+    found = find_objective(loss_type, loss_args)
+    _takes("objective", loss_type, found.token_loss, ("inputs", "clip"))
+
+
+def _check(
+    kind: str,
+    setting: str,
+    spec: str,
+    args: Mapping[str, Any],
+    builtins: Mapping[str, Callable[..., Any]],
+    methods: Sequence[str],
+) -> None:
+    """A plug-in that is made with `args`, and as a class has `methods`."""
+    with at(setting):
+        found = plugins.find(kind, spec, builtins)
+        plugins.check_args(kind, spec, found, args)
+        if inspect.isclass(found):
+            _has(kind, spec, found, methods)
+
+
+def _check_engine_args(engine: str, args: Mapping[str, Any], where: str) -> None:
+    """Refuse what an engine of ours would refuse when it is made. Raises RecipeError."""
+    rows = args.get("max_rows", 1)
+    if engine == "torch" and (type(rows) is not int or rows < 1):
+        raise RecipeError(f"{where}.engine_args.max_rows = {rows!r}: it is a whole number above 0")
+    if engine in ("server", "endpoint") and "url" in args:
+        Address(url=str(args["url"]))  # not called
+
+
+def _has(kind: str, spec: str, found: Any, methods: Sequence[str]) -> None:
+    lacking = [
+        name
+        for name in methods
+        if not callable(getattr(found, name, None))
+        or (name == "__call__" and not any(name in vars(base) for base in found.__mro__))
+    ]
+    if lacking:
+        raise PluginError(f"{kind} {spec!r} has no {' and no '.join(lacking)}.")
+
+
+def _takes(kind: str, spec: str, function: Callable[..., Any], places: Sequence[str]) -> None:
+    """Refuse a function that cannot be called with as many arguments by their places."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*places)
+    except TypeError as error:
+        raise PluginError(
+            f"{kind} {spec!r} cannot be called with ({', '.join(places)}): {error}."
+        ) from error

@@ -1,0 +1,131 @@
+"""Data of a stage: tasks with the columns that rewards need, rows of supervised stages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from grpo.config.schema import (
+    REFERENCE,
+    AnyStage,
+    DistillStage,
+    PretrainStage,
+    RejectStage,
+    SFTStage,
+)
+from grpo.data import SOURCES
+from grpo.data.source import DemonstrationSource, Split
+from grpo.errors import DataError, at
+from grpo.evaluation.decontaminate import check_evaluation
+from grpo.outside.code import plugins
+from grpo.rewards.language import LanguageConsistency
+from grpo.stages.preflight.needed import check_columns, size_of, task_at
+from grpo.stages.preflight.paths import HUB, PUBLISHED, is_rows_file
+from grpo.stages.preflight.plugs import Pieces
+from grpo.stages.preflight.scorers import all_rewards
+from grpo.stages.supervised_rows import read_rows
+from grpo.types import TaskSource
+
+
+def check_rows(
+    stage: AnyStage, where: str, hub: bool, splits: Collection[str] = ("train", "heldout")
+) -> Pieces:
+    """Read the data of a stage, and refuse what it would refuse when its turn comes.
+
+    What is on the hub is read with `hub` only; tasks are those of `splits`. Raises DataError,
+    RecipeError and PluginError.
+    """
+    if isinstance(stage, SFTStage):
+        return Pieces(rows=dict(_supervised(stage, where, hub)))
+    source = open_source(stage.data.source, stage.data.args, where, hub)
+    if source is None:
+        return Pieces()
+    if isinstance(stage, PretrainStage):
+        _check_demonstrations(source, where)
+        return Pieces(source=source)
+    rewards = {k: named for k, named in all_rewards(stage, where).items() if k in splits}
+    for split, named in rewards.items():
+        answer = f"{where}data.args.answer"
+        check_columns(source, cast(Split, split), named, f"{where}data", answer)
+    for split in rewards:
+        with at(f"{where}data"):
+            _check_size(source, cast(Split, split))
+    if isinstance(stage, RejectStage | DistillStage):
+        _check_filter(stage, where, hub)
+    return Pieces(source=source)
+
+
+def _check_filter(stage: RejectStage | DistillStage, where: str, hub: bool) -> None:
+    """Language and evaluation sets of a stage that keeps some of its completions."""
+    if stage.filter.language:
+        with at(f"{where}filter.language = {stage.filter.language!r}"):
+            LanguageConsistency(stage.filter.language)
+    names = stage.filter.decontaminate
+    with at(f"{where}filter.decontaminate"):
+        args = {name: stage.data.args if name == stage.data.source else {} for name in names}
+        check_evaluation([n for n in names if hub or not needs_hub(n, args[n])], stage.data)
+
+
+def open_source(source: str, args: Mapping[str, Any], where: str, hub: bool) -> TaskSource | None:
+    """The tasks of a stage; None where they are on the hub and that is not asked.
+
+    Of a mixture those parts that can be read.
+    """
+    if needs_hub(source, args) and not hub:
+        parts = args.get("parts", ()) if source == "mixture" else ()
+        here = [part for part in parts if not _part_needs_hub(part)]
+        if not here:
+            return None
+        args = {**args, "parts": here}
+    with at(f"{where}data"):
+        return plugins.load("source", source, SOURCES, args)
+
+
+def needs_hub(source: str, args: Mapping[str, Any]) -> bool:
+    """Whether a built-in source reads from the hub."""
+    if source == "mixture":
+        return any(map(_part_needs_hub, args.get("parts", ())))
+    path = args.get("path")
+    if source == HUB:
+        return not (isinstance(path, str) and Path(path).expanduser().exists())
+    return source in PUBLISHED and path is None
+
+
+def _part_needs_hub(part: Any) -> bool:
+    if not isinstance(part, Mapping) or not isinstance(part.get("source"), str):
+        return False  # the mixture says what is wrong with it
+    return needs_hub(part["source"], part.get("args") or {})
+
+
+def _supervised(stage: SFTStage, where: str, hub: bool) -> Iterator[tuple[str, Any]]:
+    """(setting, rows) of the tables that are there already."""
+    named = [("data.path", stage.data.path), *(("data.mix", path) for path in stage.data.mix)]
+    for setting, path in named:
+        if path.startswith(REFERENCE) or not (hub or is_rows_file(path)):
+            continue
+        with at(f"{where}{setting}"):
+            found = read_rows(path)
+        yield path, found
+
+
+def _check_size(source: TaskSource, split: Split) -> None:
+    if size_of(source, split) != 0:
+        return
+    if split == "train":
+        raise DataError("there are no tasks to train on, all are held out")
+    raise DataError(
+        "the data source has no held-out tasks to evaluate on; with few rows, raise "
+        "heldout_fraction in data.args, or name a held-out file or split there"
+    )
+
+
+def _check_demonstrations(source: TaskSource, where: str) -> None:
+    with at(f"{where}data"):
+        if not isinstance(source, DemonstrationSource):
+            raise DataError(
+                f"{type(source).__name__} cannot be pretrained on: it has no alphabet() and "
+                "demonstration(task, rng)"
+            )
+        _check_size(source, "train")
+        task_at(source, "train", 0)

@@ -1,0 +1,1 @@
+"""The `code` reward: a program, its tests, and what crosses between them."""

@@ -1,0 +1,1 @@
+"""The `math` reward: what an answer claims, and whether it is the gold."""

@@ -1,0 +1,318 @@
+r"""An answer in one spelling: Unicode signs, full-width forms and LaTeX's dress as plain LaTeX.
+
+Everything here keeps what is said: x² becomes x^{2} and not x2, ½ after a 3 stays a mixed number.
+Each expression scans a text once; none of them backtracks beyond that.
+"""
+
+# ruff: noqa: RUF001, RUF003
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from grpo.rewards.math.exact import clean
+
+_SLASH = "\\"
+QUOTES = tuple('"“”„')
+OPENING, CLOSING = "([{", ")]}"
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textsf|texttt|textnormal|emph|mathrm|mathbf|mathit|mathsf"
+    r"|mathtt|mbox|hbox|rm|operatorname\*?) ?\{((?:[^{}]|\{[^{}]*\})*)\}"
+)
+_DEGREE = re.compile(r"\^ ?\{? ?\\(?:circ|degree)s? ?\}?|\\degree|\\circ(?![A-Za-z])|\^ ?\{?°\}?")
+# What a sign is called in LaTeX. The later names are spellings within LaTeX itself.
+_SIGNS = {
+    "∞": "\\infty ",
+    "∪": "\\cup ",
+    "∩": "\\cap ",
+    "∖": "\\setminus ",
+    "∅": "\\emptyset ",
+    "≤": "\\le ",
+    "⩽": "\\le ",
+    "≦": "\\le ",
+    "≥": "\\ge ",
+    "⩾": "\\ge ",
+    "≧": "\\ge ",
+    "≠": "\\ne ",
+    "≈": "\\approx ",
+    "∈": "\\in ",
+    "∉": "\\notin ",
+    "∣": "\\mid ",
+    "∧": "\\land ",
+    "∨": "\\lor ",
+    "→": "\\to ",
+    "×": "\\times ",
+    "·": "\\cdot ",
+    "⋅": "\\cdot ",
+    "∙": "\\cdot ",
+    "•": "\\cdot ",
+    "÷": "\\div ",
+    "∠": "\\angle ",
+    "º": "°",
+    "µ": "\\mu ",
+    "Ω": "\\Omega ",
+    "±": "\\pm ",
+    "∓": "\\mp ",
+    "−": "-",
+    "﹣": "-",
+    "⁄": "/",
+    "∕": "/",
+    "ℝ": "\\mathbb{R}",
+    "ℤ": "\\mathbb{Z}",
+    "ℕ": "\\mathbb{N}",
+    "ℚ": "\\mathbb{Q}",
+    "ℂ": "\\mathbb{C}",
+    "…": "\\ldots ",
+    "⋯": "\\ldots ",
+    "′": "'",
+    "、": ",",
+    "。": ".",
+    "℃": "°C",
+    "℉": "°F",
+    "｛": "\\{",
+    "｝": "\\}",
+}
+_NAMES = {
+    "\\varnothing": "\\emptyset",
+    "**": "^",
+    "\\mathrm{e}": "e",
+    "\\mathrm{i}": "i",
+    "\\mathbb R": "\\mathbb{R}",
+    "\\lbrace": "\\{",
+    "\\rbrace": "\\}",
+    "\\langle": "(",  # the peer's grammar has no angles: it would compare the last number alone
+    "\\rangle": ")",
+    "\\lvert": "|",
+    "\\rvert": "|",
+    "\\cdots": "\\ldots",
+    "\\dots": "\\ldots",
+    "...": "\\ldots ",
+    "\\backslash": "\\setminus",
+    "\\smallsetminus": "\\setminus",
+    "\\mathcal{O}": "O",
+    "\\cfrac": "\\frac",
+    "\\dbinom": "\\binom",
+    "\\tbinom": "\\binom",
+    "<=": "\\le ",
+    ">=": "\\ge ",
+    "!=": "\\ne ",
+    "&lt;": "<",
+    "&gt;": ">",
+    "&nbsp;": " ",
+}
+_ORDINAL = re.compile(r"(?<=[0-9]) ?\^ ?\{? ?(st|nd|rd|th)(?![A-Za-z]) ?\}?")  # 2^{nd}
+_GREEK = {
+    "α": "\\alpha ",
+    "β": "\\beta ",
+    "γ": "\\gamma ",
+    "δ": "\\delta ",
+    "ε": "\\epsilon ",
+    "θ": "\\theta ",
+    "λ": "\\lambda ",
+    "μ": "\\mu ",
+    "π": "\\pi ",
+    "ρ": "\\rho ",
+    "σ": "\\sigma ",
+    "τ": "\\tau ",
+    "φ": "\\phi ",
+    "ω": "\\omega ",
+}
+_RELATION = re.compile(r"\\(le|ge|ne)(?:q(?:slant)?)?(?![A-Za-z])|\\(lt|gt)(?![A-Za-z])")
+_DOUBLED = re.compile(r"\\(?=\\[A-Za-z])")  # a backslash that was escaped once too often
+_VULGAR = re.compile("[¼-¾⅐-⅞↉]")
+_RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻ⁿ]+")
+_LOWERED = re.compile("[₀-₉]+")
+_ROOT = re.compile("([√∛∜]) ?(?:\\{([^{}]*)\\}|\\(([^()]*)\\)|([0-9]+|[A-Za-z]))")
+_ROOTS = {"√": "", "∛": "[3]", "∜": "[4]"}
+_FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|ln|log|exp)(?= ?[(^_])")
+_SQRT = re.compile(r"(?<![A-Za-z\\])sqrt ?(?=[({])")
+_MINUS = re.compile("^(?:minus |negative |–)(?=[0-9.\\\\])", re.IGNORECASE)
+_DASH = re.compile("(?<=[(,=<>{\\[])( ?)–(?=[0-9.A-Za-z\\\\])|(?<=[A-Za-z)}]) – ")
+_REALS = re.compile(r"(?:\\text\{)?all (?:real numbers|reals)\}?\.?")
+_PI = re.compile(r"(?<![A-Za-z\\])pi(?![A-Za-z])")
+_INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])")
+_UNION = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
+_TIMES = re.compile(r"(?<=[0-9A-Za-z)]) ?\* ?(?=[0-9A-Za-z(\\])")
+_VECTOR = re.compile(r"\\(?:bm|boldsymbol|pmb|mathbf|hat|vec) ?\{ ?(\\[ij]math|[ijk]) ?\}")
+# Commands that change how an answer looks: with an argument that goes, with one that stays, alone.
+_GONE = re.compile(
+    r"\\(?:(?:text)?color|tag\*?|label|[hv]?phantom|hspace\*?|vspace\*?) ?\{[^{}]{0,200}\}"
+    r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large"
+    r"|LARGE|huge|Huge|bf|bfseries|rm|it|boldmath|enspace|thinspace|mathstrut|strut|middle"
+    r"|[bB]igg?[lrm]?)(?![A-Za-z])"
+)
+_STAYS = re.compile(
+    r"\\(?:bm|boldsymbol|pmb|underline|mathnormal|ensuremath|fbox|boxed|mathbf)(?= ?\{)"
+)
+
+
+# A unit as a fraction: \frac{\text{m}}{\text{s}^2}.
+_RATE = re.compile(
+    r"\\[dt]?frac ?\{ ?\\(?:text|mathrm) ?\{ ?([A-Za-z]{1,12}) ?\} ?\}"
+    r" ?\{ ?\\(?:text|mathrm) ?\{ ?([A-Za-z]{1,12}) ?\} ?((?:\^ ?\{?[0-9]\}?)?) ?\}"
+)
+_FRACTION = re.compile(r"\\frac(?![A-Za-z]) ?")
+_ARGUMENT = re.compile(r"\\[A-Za-z]+|[0-9A-Za-z]")
+# A set's elements and what they meet have one sign between them; a cell of cases has no `if`.
+_SUCH_THAT = re.compile(r"(\\\{[^:|]{1,80}?) ?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\?\|) ?")
+_CELL = re.compile(
+    r"[,;]? ?& ?(?:\\(?:text|mathrm|mbox) ?\{ ?(?:if|when|for|where|,)? ?(?:if|when|for)? ?\})? ?"
+)
+# "x = k\pi (k \in \mathbb{Z})"
+_RANGING = re.compile(
+    r",? ?(?:\\[ ,;] ?|\\quad ?){0,3}"
+    r"(?:\\text ?\{ ?(?:for|where|with)(?: any| all| some)? ?\}|\() ?"
+    r"([a-z](?: ?, ?[a-z])? ?\\in ?\\mathbb\{[A-Z]\}) ?\)?$"
+)
+
+
+def is_integer(text: str) -> bool:
+    """Whether a text is nothing but ASCII digits, with a minus or without."""
+    return text.isascii() and text.removeprefix("-").isdigit()
+
+
+def closing(text: str) -> int:
+    """The index that closes the bracket at index 0, or -1."""
+    depth = 0
+    for index, char in enumerate(text):
+        if char in OPENING:
+            depth += 1
+        elif char in CLOSING:
+            depth -= 1
+            if depth == 0:
+                return index
+    return -1
+
+
+def respell(text: str) -> str:
+    """An answer in LaTeX's spelling: Unicode signs, `pi`, `**` and `*` as its names."""
+    if is_integer(text):
+        return text
+    if text[:1] in QUOTES and text[-1:] in QUOTES:
+        text = text[1:-1].strip()
+    if text.startswith("**") and text.endswith("**"):  # Markdown's bold
+        text = text.strip("*")
+    if _REALS.fullmatch(text):
+        return "(-\\infty,\\infty)"
+    if not text.isascii():
+        text = _from_unicode(text)
+    for spelling, name in _NAMES.items():
+        if spelling in text:
+            text = text.replace(spelling, name)
+    if "\\" in text:
+        if "\\begin" not in text:
+            text = _DOUBLED.sub("", text)
+        text = _RELATION.sub(_relation, text)
+        text = _VECTOR.sub(lambda m: f"\\vec{{{m[1].removeprefix(_SLASH)[0]}}}", text)
+        text = _STAYS.sub("", _GONE.sub(" ", text))
+        text = _one_dress(text)
+    if "pi" in text:
+        text = _PI.sub(r"\\pi ", text)
+    if "o" in text or "inf" in text:
+        text = _INFINITY.sub(r"\\infty ", text)
+    if "U" in text:
+        text = _UNION.sub(r" \\cup ", text)
+    text = _MINUS.sub("-", _FUNCTION.sub(r"\\\1", text))
+    for match in reversed(list(_SQRT.finditer(text))):
+        start = match.end()
+        end = start + closing(text[start:])
+        if end > start:
+            inner = text[start + 1 : end]
+            text = f"{text[: match.start()]}\\sqrt{{{inner}}}{text[end + 1 :]}"
+    return _TIMES.sub(r" \\cdot ", text) if "*" in text else text
+
+
+def _relation(match: re.Match[str]) -> str:
+    return f"\\{match[1]} " if match[1] else "<" if match[2] == "lt" else ">"
+
+
+def _from_unicode(text: str) -> str:
+    """Signs by their names; raised and lowered ones, fractions, digits and letters by rule."""
+    text = "".join(map(_sign, text)) if len(text) <= 4096 else text
+    text = _VULGAR.sub(_fraction, text)
+    text = _RAISED.sub(lambda m: f"^{{{unicodedata.normalize('NFKC', m[0])}}}", text)
+    text = _LOWERED.sub(lambda m: f"_{{{unicodedata.normalize('NFKC', m[0])}}}", text)
+    text = text.replace("−", "-")  # what a raised minus becomes
+    text = _ROOT.sub(lambda m: f"\\sqrt{_ROOTS[m[1]]}{{{m[2] or m[3] or m[4]}}}", text)
+    return _DASH.sub("-", text)
+
+
+def _sign(char: str) -> str:
+    if char < "\x80":
+        return char
+    if name := _SIGNS.get(char) or _GREEK.get(char):
+        return name
+    if unicodedata.category(char) == "Nd":  # ٥, ５, and the digits of every other script
+        return str(unicodedata.digit(char))
+    if "\uff01" <= char <= "\uff5e" or char == "\u3000":  # full width
+        return chr(ord(char) - 0xFEE0) if char != "\u3000" else " "
+    if "\U0001d400" <= char <= "\U0001d7ff" or "\u3371" <= char <= "\u33df":  # italics, squared cm
+        return unicodedata.normalize("NFKC", char)
+    return char
+
+
+def _fraction(match: re.Match[str]) -> str:
+    top, _, bottom = unicodedata.normalize("NFKC", match[0]).partition("⁄")
+    return f"\\frac{{{top}}}{{{bottom}}}"
+
+
+def _one_dress(text: str) -> str:
+    """Sets, cases and "(k in Z)" as they are written most often."""
+    if text.startswith("\\{") and (text.count("|") == 1 or "\\mid" in text or "\\vert" in text):
+        text = _SUCH_THAT.sub(r"\1 : ", text, count=1)
+    if "\\begin" in text:
+        text = _CELL.sub(" & ", text)
+    return _RANGING.sub(r", \1", text) if "\\mathbb" in text[-24:] else text
+
+
+def _braced(text: str) -> str:
+    r"""\frac\pi2, \frac1x and \frac{\pi}2 with both arguments in braces."""
+    opened: list[int] = []
+    ends: dict[int, int] = {}
+    for index, char in enumerate(text):
+        if char == "{":
+            opened.append(index)
+        elif char == "}" and opened:
+            ends[opened.pop()] = index + 1
+    marks: list[tuple[int, str]] = []
+    for match in _FRACTION.finditer(text):
+        start = match.end()
+        for _ in range(2):
+            start += text.startswith(" ", start)
+            end = ends.get(start)
+            if end is None:
+                argument = _ARGUMENT.match(text, start)
+                if not argument:
+                    break
+                end = argument.end()
+                end = ends.get(end, end) if argument[0] == "\\sqrt" else end
+                marks += [(start, "{"), (end, "}")]
+            start = end
+    made, last = "", 0
+    for index, mark in sorted(marks, key=lambda found: found[0]):
+        made, last = made + text[last:index] + mark, index
+    return made + text[last:]
+
+
+def normalize(text: str) -> str:
+    r"""An answer without what never matters: delimiters, `\text`, sizes, outer braces, spacing."""
+    if is_integer(text):
+        return text
+    text = clean(text)
+    if text.count("$") % 2 == 0:  # an odd one is a currency
+        text = text.replace("$", " ")
+    if "\\" in text:
+        text = _DEGREE.sub("°", _TEXT.sub(r" \1 ", _RATE.sub(r" \1/\2\3", text)))
+        text = text.replace("\\%", "%").replace("\\$", "$")
+        if "\\frac" in text:
+            text = _braced(text)
+        text = re.sub(r"\\frac ?\{ ?([^{} ]+) ?\} ?\{ ?([^{} ]+) ?\}", r"\\frac{\1}{\2}", text)
+    text = _ORDINAL.sub(r"\1", " ".join(text.split()))
+    while text.startswith("{") and closing(text) == len(text) - 1:
+        text = text[1:-1].strip()
+    if text.startswith("{") and closing(text) < 0:  # a brace that was never closed
+        text = text[1:].strip()
+    if text.endswith((".", ",", ";")) and not text.endswith(".."):
+        text = text[:-1].rstrip(" ,;")
+    return text

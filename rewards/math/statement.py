@@ -1,0 +1,141 @@
+r"""Which sentence of an answer block states the answer: "We add. So it is 5." is read at its end.
+
+The last "final answer is" counts, with what follows it. Else the last sentence with a value, if
+what comes before is work (it has no value, or the sentence draws a conclusion). Several bare values
+on lines of their own are a list, and a doubt anywhere stays in sight of the reader.
+"""
+
+from __future__ import annotations
+
+import re
+
+from grpo.rewards.math import hedges
+from grpo.rewards.math.clauses import tokens
+from grpo.rewards.math.dress import plain
+
+_FINAL = re.compile(r"final answer(?: is|'s)?(?: ?:)?[\s*:]*", re.IGNORECASE)
+_BREAK = re.compile(
+    r"\n+|(?<=[.!?;]\$)\s+(?=[A-Z])|(?<=[.!?;]\$\$)\s+(?=[A-Z])|(?<=[.!?;]\\[)\]])\s+(?=[A-Z])|(?<=[^\\][.!?;])\s+(?=[A-Z$\\*(0-9<\"'-])|(?<=[\u3002\uff01\uff1f\uff1b])"
+)
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:[ap]\.m|mr|mrs|ms|dr|st|no|vs|eq|approx|ca|sq|cu|ft|in|lb|oz|min|sec|hr|hrs|yd|mi|"
+    r"[A-Za-z])\.)$",
+    re.IGNORECASE,
+)
+_POLITE = re.compile(
+    r"i hope (?:it|this|that) (?:is|helps?)(?: correct)?[.!]*|<\|[^|<>]{1,40}\|>\w*|"
+    r"^(?:done|thanks|thank you|q\.?e\.?d)[.!]*$|\\blacksquare|\\square|\u25a0|\u220e",
+    re.IGNORECASE,
+)
+_CONCLUDING = re.compile(
+    r"^\W*(?:(?:so|thus|hence|therefore|then|finally|consequently|overall|altogether|in total|"
+    r"answer|result|in conclusion|we (?:get|have|find|conclude)|this (?:gives|means))\b|\u2234|"
+    r"\\therefore|\u56e0\u6b64|\u6240\u4ee5|\u7b54\u6848)|\b(?:answer|result|total|in all)\b",
+    re.IGNORECASE,
+)
+_AGAIN = re.compile(
+    r"\W*(?:or|no|not|actually|wait|but|alternatively|otherwise|maybe|perhaps|hmm)\b", re.IGNORECASE
+)
+_TRIED = re.compile(r"\banswer\b", re.IGNORECASE)
+_NAMED = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?\s*=[^=]*$")
+MAX_SENTENCES = 400
+
+
+def conclusion(block: str) -> str:
+    """The sentence of an answer block that states its answer, or all of the block."""
+    block = block.strip()
+    if len(block) < 64 and not any(c.isspace() for c in block):
+        return block
+    finals = list(_FINAL.finditer(block))
+    if finals and block[finals[-1].end() :].strip():
+        return _stated(block[finals[-1].end() :], block)
+    sentences = _sentences(block)
+    if len(sentences) < 2:
+        return sentences[0] if sentences else block
+    held = [_values(sentence) for sentence in sentences]
+    last = max((i for i, count in enumerate(held) if count), default=len(sentences) - 1)
+    rest = sentences[:last] + sentences[last + 1 :]
+    if any(hedges.doubtful(sentence) for sentence in rest):
+        return block
+    concluding = _CONCLUDING.search(sentences[last]) is not None
+    contradicts = _TRIED.search(sentences[last]) and any(
+        _TRIED.search(s) and n for s, n in zip(sentences[:last], held[:last], strict=True)
+    )
+    work = (
+        not any(held[:last])
+        or _repeats(sentences[: last + 1])
+        or (concluding and not contradicts)
+        or (all(_is_work(s) for s, n in zip(sentences[:last], held[:last], strict=True) if n))
+    )
+    return sentences[last] if work else ", ".join(s.rstrip(".;") for s in sentences)
+
+
+def final_statement(text: str) -> str:
+    """What a text without box or block calls its final answer, "" if it calls nothing that."""
+    finals = list(_FINAL.finditer(text))
+    after = text[finals[-1].end() :] if finals else ""
+    return _stated(after, "") if any(c.isdigit() for c in after) else ""
+
+
+def _stated(after: str, block: str) -> str:
+    """The first sentence after "final answer is", unless what follows it takes it back."""
+    sentences = _sentences(after)
+    if not sentences:
+        return block
+    if any(map(_withdraws, sentences[1:])):
+        return after.strip()
+    return sentences[0]
+
+
+def _withdraws(sentence: str) -> bool:
+    """Whether a sentence after the final one doubts it, or is another answer."""
+    found = tokens(plain(sentence))
+    said = sum(token.kind == "word" for token in found)
+    bare = said <= 3 and said < len(found)
+    return (
+        bare
+        or bool(_TRIED.search(sentence) or _AGAIN.match(sentence))
+        or (hedges.doubtful(sentence))
+    )
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences and lines of a text, without courtesies, at most the last MAX_SENTENCES."""
+    found: list[str] = []
+    start, depth = 0, 0
+    for mark in _BREAK.finditer(text):
+        depth += text.count("\\[", start, mark.start()) - text.count("\\]", start, mark.start())
+        piece = text[start : mark.start()]
+        if "\n" not in mark[0] and _ABBREVIATION.search(piece[-12:]):
+            continue
+        if piece.count("$") % 2 and not re.search(r"\$ ?[0-9]", piece):
+            continue
+        found.append(piece)
+        start = mark.end()
+    found.append(text[start:])
+    kept = [_POLITE.sub("", piece).strip() for piece in found]
+    return [piece for piece in kept if any(c.isalnum() for c in piece)][-MAX_SENTENCES:]
+
+
+def _values(sentence: str) -> int:
+    """How many values with a digit, or formulas, a sentence holds."""
+    return sum(token.kind == "value" for token in tokens(plain(sentence)))
+
+
+def _repeats(sentences: list[str]) -> bool:
+    """Whether every sentence with a value ends with the same one: it is stated again."""
+    ends = set[str]()
+    for sentence in sentences:
+        values = [token.text for token in tokens(plain(sentence)) if token.kind == "value"]
+        ends.update(values[-1:])
+    return len(ends) == 1
+
+
+def _is_work(sentence: str) -> bool:
+    """Whether a sentence is a step: an equation, or several words around its values.
+
+    "x = 3" on a line of its own is no step: it is one of several answers.
+    """
+    found = tokens(plain(sentence))
+    said = sum(token.kind == "word" for token in found)
+    return said >= 4 or ("=" in sentence and not _NAMED.match(sentence.strip(" $*")))

@@ -1,0 +1,1 @@
+"""Guests: processes in which model output is run, and what they give up."""

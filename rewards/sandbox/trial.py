@@ -1,0 +1,34 @@
+"""The first guest of every sandbox: do graders find there what they need?
+
+It reads a sample of all that has to be readable and has the graders that the zygote has loaded
+judge a right and a wrong answer: a guest's module that has a `trial` says by it what is wrong, ""
+for nothing. Both go where imports are made late, so that files which are hidden, unreadable or
+broken are known before the first score and not from a run of zeros.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable
+
+from grpo.rewards.sandbox import readable, wire
+from grpo.rewards.sandbox.faults import describe
+
+
+def serve(channel: socket.socket) -> None:
+    """Answer {"faults": […]} to {"readable": paths, "modules": loaded by the zygote}."""
+    given = wire.receive(channel)
+    faults = [
+        f"cannot read {path}"
+        for path in readable.unreadable([*given["readable"], *readable.loaded()])
+    ]
+    for module in given["modules"]:
+        trial: Callable[[], str] | None = getattr(sys.modules[module], "trial", None)
+        try:
+            fault = trial() if trial else ""
+        except BaseException as error:  # whatever it is, answers would meet it too
+            fault = describe(error)
+        if fault:
+            faults.append(f"{module.removeprefix('grpo.rewards.')}: {fault[:300]}")
+    wire.send(channel, {"faults": faults})

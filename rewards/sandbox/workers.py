@@ -1,0 +1,191 @@
+"""Worker processes that can be killed: N confined guests, a deadline each, results in order.
+
+A guest serves many requests and is replaced after `recycle` of them, after a deadline, or when it
+dies. Everything is called from the host's threads, so a hang costs one slot for one deadline: the
+event loop, the main thread and the other slots never wait for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from grpo.errors import RewardError
+from grpo.rewards.sandbox import wire
+from grpo.rewards.sandbox.guest_memory import ROOM
+from grpo.rewards.sandbox.sandbox import Guest, Limits, Sandbox
+
+
+class WorkerTimeout(Exception):
+    """The worker did not answer in time and was killed. `stage` is the last one it reported."""
+
+    def __init__(self, stage: str) -> None:
+        super().__init__(stage)
+        self.stage = stage
+
+
+class WorkerDied(Exception):
+    """The worker ended instead of answering: out of memory or processor time, or a crash."""
+
+    def __init__(self, stage: str, limit: bool, reason: str) -> None:
+        super().__init__(reason)
+        self.stage = stage
+        self.limit = limit
+
+
+class WorkerFault(Exception):
+    """The grader in the worker failed, whatever the answer was; the worker was replaced."""
+
+
+class _Slot:
+    """One worker's place: its process, if it runs, and what it has served."""
+
+    def __init__(self) -> None:
+        self.guest: Guest | None = None
+        self.served = 0
+
+
+class Pool:
+    """`workers` guests of one kind in one sandbox. `make` makes the sandbox on first use."""
+
+    def __init__(
+        self,
+        make: Callable[[], Sandbox],
+        guest: str,
+        *,
+        limits: Limits,
+        workers: int,
+        recycle: int = 500,
+    ) -> None:
+        if workers < 1:
+            raise RewardError(f"workers must be at least 1, not {workers}")
+        self.make = make
+        self.kind = guest
+        self.limits = limits
+        self.workers = workers
+        self.recycle = recycle
+        self._slots: queue.LifoQueue[_Slot] = queue.LifoQueue()
+        self._all = [_Slot() for _ in range(workers)]
+        for slot in self._all:
+            self._slots.put(slot)
+        self._lock = threading.Lock()
+        self._sandbox: Sandbox | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        ROOM.know(self)
+
+    def call(self, request: Any, timeout: float) -> dict[str, Any]:
+        """The worker's answer to one request, within `timeout` s of a worker taking it.
+
+        A worker may report stages, {"stage": name}, before it answers. One that had served others
+        before and dies may have died of what they left in its memory: a fresh one is asked then.
+        Raises WorkerTimeout, WorkerDied, WorkerFault, or RewardError where there is no sandbox.
+        """
+        slot = self._slots.get()
+        try:
+            used = slot.served > 0
+            try:
+                return self._call(slot, request, timeout)
+            except WorkerDied:
+                if not used:
+                    raise
+            return self._call(slot, request, timeout)
+        finally:
+            self._slots.put(slot)
+
+    def _call(self, slot: _Slot, request: Any, timeout: float) -> dict[str, Any]:
+        stage = ""
+        if slot.guest is not None and slot.guest.owner != os.getpid():
+            slot.guest = None
+        guest = slot.guest = slot.guest or self._start().guest(self.kind, self.limits)
+        deadline = time.monotonic() + timeout
+        try:
+            channel = guest.channels[0]
+            channel.settimeout(timeout)
+            wire.send(channel, request)
+            while True:
+                answer = wire.receive(channel, deadline)
+                if "stage" not in answer:
+                    break
+                stage = str(answer["stage"])
+        except TimeoutError as error:
+            self._retire(slot)
+            raise WorkerTimeout(stage) from error
+        except (EOFError, OSError, wire.WireError) as error:
+            ended = self._retire(slot)
+            signals = (signal.SIGXCPU, signal.SIGKILL, signal.SIGSEGV)
+            raise WorkerDied(stage, ended in signals, f"{type(error).__name__}") from error
+        if "unconfined" in answer:
+            self._retire(slot)
+            raise WorkerDied(stage, False, answer["unconfined"])
+        if "fault" in answer:
+            self._retire(slot)
+            raise WorkerFault(answer["fault"])
+        slot.served += 1
+        if slot.served >= self.recycle:
+            self._retire(slot)
+        return answer
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Run a host-side function (which may use `call`) on one of the pool's threads."""
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self.workers, f"grpo-{self.kind}")
+            return self._threads.submit(function, *arguments)
+
+    def map(self, function: Callable[..., Any], *columns: Iterable[Any]) -> Iterator[Any]:
+        """`function` of each row of arguments, results in order."""
+        futures = [self.submit(function, *row) for row in zip(*columns, strict=True)]
+        return (future.result() for future in futures)
+
+    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`submit` for asyncio: the loop stays free meanwhile."""
+        return await asyncio.wrap_future(self.submit(function, *arguments))
+
+    def shed(self) -> bool:
+        """End one worker that has nothing to do; whether there was one."""
+        idle: list[_Slot] = []
+        try:
+            while True:
+                idle.append(self._slots.get_nowait())
+                if idle[-1].guest is not None:
+                    self._retire(idle[-1])
+                    return True
+        except queue.Empty:
+            return False
+        finally:
+            for slot in reversed(idle):
+                self._slots.put(slot)
+
+    def close(self) -> None:
+        """End every worker and the sandbox; a later call starts them again."""
+        with self._lock:
+            threads, self._threads = self._threads, None
+            sandbox, self._sandbox = self._sandbox, None
+        if threads is not None:
+            threads.shutdown(cancel_futures=True)
+        for slot in self._all:
+            self._retire(slot)
+        if sandbox is not None:
+            sandbox.close()
+
+    def _start(self) -> Sandbox:
+        with self._lock:
+            if self._sandbox is None:
+                self._sandbox = self.make()
+            return self._sandbox
+
+    def _retire(self, slot: _Slot) -> int:
+        """End a slot's worker; the signal that had ended it before, 0 if none."""
+        guest, slot.guest, slot.served = slot.guest, None, 0
+        if guest is None:
+            return 0
+        before = guest.poll()
+        guest.end()
+        return before.status & 0x7F if before else 0

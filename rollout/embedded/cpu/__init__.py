@@ -1,0 +1,1 @@
+"""The embedded engine on a CPU: fused layers, packed products, C++."""

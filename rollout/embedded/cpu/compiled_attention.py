@@ -1,0 +1,134 @@
+"""`compiled_attention.cpp`: a step's attention over prompts and own tokens, for torch tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from grpo.kernels import native
+from grpo.kernels.door import SUFFIXES, at, at_array, within
+from grpo.rollout.embedded.cpu.group_cache import CHUNK, GroupCache
+from grpo.rollout.embedded.cpu.rotation import Rotation
+
+_P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_FUNCTIONS = {f"attend_{name}": [_P, _N, *[_P] * 6, _F, _P] for name in SUFFIXES.values()}
+
+
+class Step(ctypes.Structure):
+    """The C++ file's `Step`; `make_step` fills it."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "slots")),
+        *((name, ctypes.c_int64) for name in ("chunk", "capacity", "threads")),
+        *((name, ctypes.c_void_p) for name in ("group", "lengths", "positions", "cosine", "sine")),
+    ]
+
+
+def make_step(
+    *,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    cache: GroupCache,
+    positions: np.ndarray,
+    tables: tuple[Tensor, Tensor],
+) -> Step:
+    """What the layers share: rows at `positions` int64 [R] of their groups in `cache`.
+
+    `tables`: cosine and sine of the positions, float32 [.., size]. Raises ValueError where a row is
+    of no group, or its place is one that the cache has no room for.
+    """
+    rows, (chunks, _, capacity) = len(positions), cache.own[0].shape[:3]
+    groups, room = len(cache.lengths), len(tables[0])
+    group = at_array("groups of rows", cache.group, np.int64, rows)
+    at_array("positions", positions, np.int64, rows)
+    within("groups of rows", cache.group, min(groups, len(cache.prompts[0][0])))
+    within("lengths of prompts", cache.lengths, cache.slots + 1)
+    own = positions - cache.lengths[cache.group]
+    within("positions beyond a prompt", own, chunks * CHUNK)
+    within("positions", positions, room)
+    if rows > capacity:
+        raise ValueError(f"{rows} rows, and the cache has room for {capacity}")
+    shape = (room, size)
+    return Step(
+        rows=rows,
+        heads=heads,
+        kv_heads=kv_heads,
+        slots=cache.slots,
+        chunk=CHUNK,
+        capacity=capacity,
+        threads=torch.get_num_threads(),
+        group=group,
+        lengths=at_array("lengths of prompts", cache.lengths, np.int64, groups),
+        positions=positions.ctypes.data,
+        cosine=at("cosines", tables[0], torch.float32, shape),
+        sine=at("sines", tables[1], torch.float32, shape),
+    )
+
+
+def attention_library(head_size: int) -> ctypes.CDLL | None:
+    """The C++ for heads of this size; None where this machine cannot have it."""
+    if head_size % 16:
+        return None
+    source = Path(__file__).with_name("compiled_attention.cpp")
+    return native.bound(source, _FUNCTIONS, f"HEAD_SIZE={head_size}")
+
+
+class CompiledAttention:
+    """`GroupAttention` in one compiled pass: rotation, the place in the cache, attention."""
+
+    def __init__(self, compiled: ctypes.CDLL, rotation: Rotation, dtype: torch.dtype) -> None:
+        self._attend = getattr(compiled, f"attend_{SUFFIXES[dtype]}")
+        self._rotation, self.dtype = rotation, dtype
+        self.pair = 2 if dtype == torch.bfloat16 else 1
+
+    def begin(self, cache: GroupCache, positions: np.ndarray, windows: set[int | None]) -> Step:
+        """What all layers of a step share: a token a row at `positions` int64 [R]."""
+        return make_step(
+            heads=cache.heads,
+            kv_heads=cache.kv_heads,
+            size=cache.size,
+            cache=cache,
+            positions=positions,
+            tables=self._rotation.tables(int(positions.max()) + 1),
+        )
+
+    def __call__(
+        self,
+        step: Step,
+        mixed: Tensor,
+        cache: GroupCache,
+        index: int,
+        head_norms: tuple[Any, Any] | None,
+        window: int | None,
+    ) -> Tensor:
+        """[R, H D] of one layer's mixed [R, (H + 2 KV) D].
+
+        Raises ValueError for tensors that are not of its type, contiguous and of the right shape.
+        """
+        of_query, of_key = head_norms or (None, None)
+        dtype, size = self.dtype, cache.size
+        (keys, values), own = cache.prompts[index], cache.own[index]
+        rows, heads, kv_heads = step.rows, step.heads, step.kv_heads
+        chunks, capacity = own.shape[0], step.capacity
+        pair = keys.shape[-1]  # 1 or 2 numbers of a head that lie together
+        shape = (keys.shape[0], kv_heads)
+        out = torch.empty((rows, heads * size), dtype=dtype, device="cpu")
+        self._attend(
+            ctypes.addressof(step),
+            window or 0,
+            at("queries, keys and values", mixed, dtype, (rows, (heads + 2 * kv_heads) * size)),
+            at("a prompt's keys", keys, dtype, (*shape, size // pair, step.slots, pair)),
+            at("a prompt's values", values, dtype, (*shape, step.slots // pair, size, pair)),
+            at("own tokens", own, dtype, (chunks, 2, capacity, kv_heads, step.chunk, size)),
+            None if of_query is None else at("a norm", of_query.weight, dtype, (size,)),
+            None if of_key is None else at("a norm", of_key.weight, dtype, (size,)),
+            0.0 if of_query is None else of_query.variance_epsilon,
+            out.data_ptr(),
+        )
+        return out

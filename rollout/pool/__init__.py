@@ -1,0 +1,1 @@
+"""Several engines elsewhere behind one."""

@@ -103,7 +103,8 @@ test-smollm2: models/smollm2-135m-instruct/config.json
 	$(BIN)/python -m pytest -m smollm2 tests/recipes $(PYTEST_ARGS)
 
 # `make test` gives each of its processes one thread; what threads do to sums shows on several.
-THREADED := $(addprefix tests/grpo/test_,run.py learner.py layers.py shared_attention.py sft.py schedule.py) \
+THREADED := $(addprefix tests/grpo/,commands/test_run.py learner/test_learner.py learner/test_layers.py \
+	attention/test_shared_attention.py stages/test_sft.py training/test_schedule.py) \
 	tests/rollout/embedded/test_torch_engine.py
 test-threads: $(INSTALLED_DEV)
 	GRPO_TEST_THREADS=2 $(BIN)/python -m pytest -m "not gpu" $(THREADED) $(PYTEST_ARGS)

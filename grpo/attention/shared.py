@@ -22,19 +22,16 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from grpo.attention.layout import Attentions, Layout
-from grpo.kernels.attention import SUFFIXES, call, has_tiles
-from grpo.kernels.native import library
+from grpo.kernels.attention import SUFFIXES, call, compiled, has_tiles
 from grpo.model.casts import autocast_off
 from grpo.model.pieces import piece
 
-SOURCE = Path(__file__).parent / "kernels" / "attention.cpp"
 # Up to here the compiled forward pass without tiles is faster than PyTorch's flash kernel.
 FEW_KEYS = 256
 TILE_ELEMENTS = 2**21  # scores that exist at a time in the backward pass, on a CPU
@@ -140,7 +137,7 @@ def _kernels(*tensors: Tensor) -> ctypes.CDLL | None:
     known = dtype in SUFFIXES and all(
         t.dtype == dtype and t.shape[-1] == t.stride(1) == dim and t.stride(2) == 1 for t in tensors
     )
-    return library(SOURCE) if known else None
+    return compiled() if known else None
 
 
 def _flat(values_B_S: Tensor, kept: Tensor | None) -> Tensor:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from grpo.kernels.door import SUFFIXES, at
+from grpo.kernels.native import library
+
+SOURCE = Path(__file__).with_name("attention.cpp")
+
+
+def compiled() -> ctypes.CDLL | None:
+    """The kernels, None where they cannot be had."""
+    return library(SOURCE)
 
 
 def has_tiles(kernels: ctypes.CDLL, dtype: torch.dtype) -> bool:

@@ -20,12 +20,17 @@ import numpy as np
 from grpo.errors import PluginError, RewardError
 from grpo.method.advantage import reward_matrix
 from grpo.method.losses import Objective
-from grpo.method.weighted_rows import drop_dead, group_metrics, make_rows, rank_share
+from grpo.method.weighted_rows import drop_dead, make_rows, rank_share
 from grpo.rewards.sentinel import sentinel
 from grpo.training.agreement import AgreementGate
 from grpo.training.drawing import RolloutSpec, with_temperatures
 from grpo.training.gathering import Batch
-from grpo.training.rollout_metrics import grader_failure, part_metrics, rollout_metrics
+from grpo.training.rollout_metrics import (
+    grader_failure,
+    group_metrics,
+    part_metrics,
+    rollout_metrics,
+)
 from grpo.training.schedule import RolloutScheduler
 from grpo.training.step_limits import StepLimits
 from grpo.types import Group, Learner, Metrics, Verifier

@@ -109,3 +109,34 @@ def _values(values: Sequence[float | None]) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else 0.0
+
+
+def group_metrics(groups: Sequence[Group]) -> Metrics:
+    """How many groups teach nothing because their rewards are all equal, and which kind they are.
+
+    All right and all wrong go by the verdicts where every scored completion has one, and by the
+    sign of the reward otherwise. Fractions of the groups with at least one score.
+    """
+    zero = right = wrong = scored_groups = 0
+    for group in groups:
+        scores = [r.score for r in group.rollouts if r.score.value is not None]
+        if not scores:
+            continue
+        scored_groups += 1
+        if len({score.value for score in scores}) > 1:
+            continue
+        zero += 1
+        verdicts = {verdict(score) for score in scores}
+        if None not in verdicts:
+            right += verdicts == {True}
+            wrong += verdicts == {False}
+        elif scores[0].value:
+            right += scores[0].value > 0
+        else:
+            wrong += 1
+    count = max(scored_groups, 1)
+    return {
+        "frac_reward_zero_std": zero / count,
+        "frac_reward_zero_std/all_right": right / count,
+        "frac_reward_zero_std/all_wrong": wrong / count,
+    }

@@ -5,7 +5,8 @@ import torch
 
 from grpo.attention import shared
 from grpo.attention.layout import Pack, make_layout
-from grpo.attention.shared import SOURCE, attend, attend_backward
+from grpo.attention.shared import attend, attend_backward
+from grpo.kernels.attention import SOURCE
 from grpo.kernels.native import library
 
 pytestmark = pytest.mark.skipif(library(SOURCE) is None, reason="no C++ compiler")

@@ -16,7 +16,6 @@ from grpo.commands.train import train_recipe
 from grpo.config.config import load
 from grpo.errors import DataError
 from grpo.evaluation import figures, heldout, tally
-from grpo.method.weighted_rows import group_metrics
 from grpo.outside.code.plugins import load as plugin
 from grpo.outside.terminal.console import Console
 from grpo.rewards import REWARDS, RewardSet
@@ -28,7 +27,7 @@ from grpo.rundir.log import RunLog
 from grpo.stages.rl_evaluations import best, gain
 from grpo.training.batch_json import to_json
 from grpo.training.curriculum import group_pass_rate, read_pass_rates
-from grpo.training.rollout_metrics import rollout_metrics
+from grpo.training.rollout_metrics import group_metrics, rollout_metrics
 from grpo.types import Completion, Group, Prompt, Rollout, Sampling, Score, Segment, Task, Version
 
 FORMED = "<think>a</think><answer>{}</answer>"

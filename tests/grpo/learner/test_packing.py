@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from grpo.attention.layout import Pack
 from grpo.learner.packing import micro_batches, split_minibatches
 from grpo.method.advantage import ADVANTAGES, reward_matrix
-from grpo.method.weighted_rows import drop_dead, group_metrics, make_rows
+from grpo.method.weighted_rows import drop_dead, make_rows
+from grpo.training.rollout_metrics import group_metrics
 from grpo.types import Completion, Segment, Version
 
 from .rows import EOS, group, three_groups

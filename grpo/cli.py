@@ -13,13 +13,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from grpo.commands.options import check_folder, check_form
-from grpo.errors import GrpoError, PluginError, RecipeError
+from grpo.errors import GrpoError, PluginError
 from grpo.outside.code.foreign import said
 from grpo.outside.terminal import streams
 
 if TYPE_CHECKING:
-    from grpo.config.schema import Recipe
+    pass
 
 USAGE = 2
 INTERRUPTED = 130
@@ -233,34 +232,18 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    if arguments.resume is not None:
-        return _resume(arguments)
-    check_form("train", "grpo train RECIPE", arguments)
-    if arguments.recipe is None:
-        raise RecipeError("train needs a RECIPE, or --resume RUN.")
-    from grpo.config import config
-    from grpo.stages import preflight
+    from grpo.commands import reading
 
-    recipe = config.load(arguments.recipe, arguments.overrides)
-    if os.environ.get("RANK", "0") == "0":
-        print(f"{recipe.name} -> {recipe.run_dir}", file=sys.stderr, flush=True)
-    preflight.first(recipe)  # before torch is loaded, which takes seconds
+    if arguments.resume is not None:
+        folder = reading.folder_to_resume(arguments)
+        from grpo.commands.train import resume
+
+        resume(folder, accept_changes=bool(arguments.accept_changes))
+        return 0
+    recipe = reading.recipe_to_train(arguments)
     from grpo.commands.train import train
 
     train(recipe)
-    return 0
-
-
-def _resume(arguments: argparse.Namespace) -> int:
-    if arguments.recipe is not None:
-        raise RecipeError(
-            f"--resume continues a run with the settings it has; leave out {arguments.recipe!r}"
-            + (" and the overrides." if arguments.overrides else ".")
-        )
-    folder = check_folder(arguments.resume, "--resume")
-    from grpo.commands.train import resume
-
-    resume(folder, accept_changes=bool(arguments.accept_changes))
     return 0
 
 
@@ -277,7 +260,9 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    recipe = _recipe(arguments)
+    from grpo.commands import reading
+
+    recipe = reading.recipe(arguments)
     from grpo.commands import check
 
     return check.main(recipe, arguments)
@@ -290,7 +275,9 @@ def _doctor(_arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    recipe = _recipe(arguments)
+    from grpo.commands import reading
+
+    recipe = reading.recipe(arguments)
     from grpo.commands.plan import print_plan
 
     print_plan(recipe)
@@ -298,7 +285,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(arguments: argparse.Namespace) -> int:
-    recipe = _recipe(arguments)
+    from grpo.commands import reading
+
+    recipe = reading.recipe(arguments)
     from grpo.commands import dryrun
 
     return dryrun.main(recipe, arguments)
@@ -320,13 +309,6 @@ def _serve(arguments: argparse.Namespace) -> int:
     from grpo.commands import serve
 
     return serve.main(arguments)
-
-
-def _recipe(arguments: argparse.Namespace) -> Recipe:
-    """The recipe with its settings, read before a verb has anything imported that takes seconds."""
-    from grpo.config.config import load
-
-    return load(arguments.recipe, arguments.overrides)
 
 
 def _count(text: str) -> int:

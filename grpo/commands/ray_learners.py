@@ -10,16 +10,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from grpo.commands.train import resume_run, train_recipe
-from grpo.config.config import from_dict
 from grpo.config.schema import Recipe
 from grpo.errors import GrpoError, RecipeError, RunError
 from grpo.outside.terminal.console import Console
 from grpo.rollout.pool.ray_pool import connect
 
+Work = Callable[[dict[str, Any], Console], Any]  # (settings of the recipe, console) -> summary
 _PLACEMENT = 60.0  # seconds the cluster has for finding room
 
 
@@ -34,32 +33,22 @@ class _Rank:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def run(
-        self,
-        environment: Mapping[str, str],
-        settings: dict[str, Any],
-        path: str,
-        accept_changes: bool,
-    ) -> Any:
-        """The recipe (or with `path` the rest of that run) as one rank; the last summary."""
+    def run(self, environment: Mapping[str, str], work: Work, settings: dict[str, Any]) -> Any:
+        """`work` as one rank; the last summary."""
         os.environ |= environment
-        console = Console(stderr=True, highlight=False, quiet=environment["RANK"] != "0")
-        if path:
-            return resume_run(path, console, accept_changes=accept_changes)
-        return train_recipe(from_dict(settings), console)
+        quiet = environment["RANK"] != "0"
+        return work(settings, Console(stderr=True, highlight=False, quiet=quiet))
 
 
-def run_ranks(recipe: Recipe, path: str = "", accept_changes: bool = False) -> dict[str, Any]:
-    """Start the ranks and wait for all; a run in folder `path` is continued.
+def run_ranks(recipe: Recipe, work: Work, *, threads: int) -> dict[str, Any]:
+    """Start the ranks, let each do `work` with the recipe's settings, and wait for all.
 
-    Raises RecipeError where the cluster has no room, RunError where a rank died, and whatever of
-    ours a rank raised. The other ranks are ended then: they would wait for it for ever.
+    threads: of each rank. Raises RecipeError where the cluster has no room, RunError where a rank
+    died, and whatever of ours a rank raised. The other ranks are ended then: they would wait for
+    it for ever.
     """
     ray = connect(recipe.ray.address, show_logs=True)
     count = recipe.ray.learners
-    threads = recipe.run.threads  # of a run that is continued: the share of a rank already
-    if not path:
-        threads = max(1, (threads or os.cpu_count() or 1) // count)
     bundle = {"CPU": 1.0} | ({"GPU": 1.0} if ray.cluster_resources().get("GPU", 0) else {})
     group = ray.util.placement_group([bundle] * count, strategy="PACK")
     actors: list[Any] = []
@@ -91,7 +80,7 @@ def run_ranks(recipe: Recipe, path: str = "", accept_changes: bool = False) -> d
         shared = recipe.run.model_copy(update={"threads": threads})
         settings = recipe.model_copy(update={"run": shared}).model_dump(mode="json")
         futures = [
-            actor.run.remote(_environment(index, count, host, port), settings, path, accept_changes)
+            actor.run.remote(_environment(index, count, host, port), work, settings)
             for index, actor in enumerate(actors)
         ]
         return _await(ray, futures)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from grpo.commands import process
 from grpo.commands.out_of_memory import explained
 from grpo.commands.process import prepare_process
 from grpo.commands.summary import print_stages, print_summary
-from grpo.config.config import resolved
+from grpo.config.config import from_dict, resolved
 from grpo.config.schema import AnyStage, Recipe, RLStage
 from grpo.errors import GrpoError, PluginError, RecipeError, RunError
 from grpo.kernels import native
@@ -75,7 +76,8 @@ def train(recipe: Recipe) -> dict[str, Any]:
         return train_recipe(recipe)
     from grpo.commands.ray_learners import run_ranks
 
-    return run_ranks(recipe)
+    share = max(1, (recipe.run.threads or os.cpu_count() or 1) // recipe.ray.learners)
+    return run_ranks(recipe, _trained, threads=share)
 
 
 def resume(path: str | Path, *, accept_changes: bool = False) -> dict[str, Any]:
@@ -85,7 +87,20 @@ def resume(path: str | Path, *, accept_changes: bool = False) -> dict[str, Any]:
         return resume_run(path, accept_changes=accept_changes)
     from grpo.commands.ray_learners import run_ranks
 
-    return run_ranks(recipe, str(path), accept_changes)
+    work = partial(_resumed, str(path), accept_changes)
+    return run_ranks(recipe, work, threads=recipe.run.threads)  # a rank's share already
+
+
+def _trained(settings: dict[str, Any], console: Console) -> dict[str, Any]:
+    """The recipe of these settings, as a rank."""
+    return train_recipe(from_dict(settings), console)
+
+
+def _resumed(
+    path: str, accept_changes: bool, _settings: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    """The rest of a run, as a rank; its settings are its folder's."""
+    return resume_run(path, console, accept_changes=accept_changes)
 
 
 def _on_ray(recipe: Recipe) -> bool:

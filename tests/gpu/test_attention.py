@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from grpo.attention import interface
-from grpo.attention.layout import Pack, make_layout
+from grpo.attention.layout import make_layout
+from grpo.attention.packs import Pack
 
 # prompt and completions of each pack; rows of several lengths, one of them whole blocks
 ROWS = [

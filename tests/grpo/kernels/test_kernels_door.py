@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.attention.layout import Pack, make_layout
+from grpo.attention.layout import make_layout
+from grpo.attention.packs import Pack
 from grpo.attention.shared import attend
 from grpo.kernels import head, layers, matmul
 from grpo.kernels.native import library

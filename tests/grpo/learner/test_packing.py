@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.attention.layout import Pack
+from grpo.attention.packs import Pack
 from grpo.learner.packing import micro_batches, split_minibatches
 from grpo.method.advantage import ADVANTAGES, reward_matrix
 from grpo.method.weighted_rows import drop_dead, make_rows

@@ -6,7 +6,7 @@ Takes a step of `parity-r1-zero` on a CPU, once with shared prompts and fused la
 padded rows and transformers' own layers, and prints for each
 
     from command to loss   the files on the stack at the moment the first token loss is called,
-                           from the command line down
+                           from the command's own down; `cli.py` parsed and called it
     the rows' way          from where the loop makes rows to that moment, every entry into a file
                            of ours from another one, in order, that brings rows or what becomes of
                            them: a micro-batch, hidden states, log-probs
@@ -77,6 +77,7 @@ class Way:
         self._seen: dict[tuple[CodeType, CodeType], Entry] = {}
         self._open: dict[FrameType, Entry] = {}
         self._begun = self._rows = False
+        self._loop = ""  # the file of BEGIN
 
     def __call__(self, frame: FrameType, event: str, given: Any) -> None:
         """For `sys.setprofile`."""
@@ -91,18 +92,19 @@ class Way:
             return
         if not self._begun:
             self._begun = frame.f_code.co_name == BEGIN
+            self._loop = file
             return
         caller = self._caller(frame)
         if caller is not None and self._name(caller) != file:
             self._enter(frame, caller, file)
         if frame.f_code.co_name == END:
-            self.stack = self._files(frame)
+            self.stack = self._files(frame)[1:]  # without the door
             sys.setprofile(None)
 
     def _made(self, entry: Entry) -> None:
-        """What returned rows is on the way, and with the first of them it begins."""
+        """What returned rows is on the way; it begins with the first that the loop was given."""
         entry.brings = True
-        if not self._rows:  # a check of the last batch's rows may have gone the same way before
+        if not self._rows and entry.caller == self._loop:  # checks before it make rows of their own
             self._rows, self.entries = True, [entry]
             self._seen.clear()
 

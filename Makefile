@@ -1,7 +1,7 @@
 # From nothing but Python >= 3.11 and make:
 #   make demo         install, then R1-Zero on 16-bit parity in about two minutes
 #   make test         install, then the tests
-#   make check        format, lint, types, imports between rooms, spelling
+#   make check        format, lint, types, imports between folders and how many, lengths, spelling
 #   make test-readme  install, then run every command and snippet of the README
 #   make bench        speed and memory against transformers, vLLM and TRL (about an hour, nothing else
 #                     running; SECTIONS="learner tiny", REPEATS=5)
@@ -187,6 +187,7 @@ check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/pyright --warnings
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python benchmarks/house.py --still
 	$(BIN)/codespell
 
 format: $(INSTALLED_DEV)

@@ -116,14 +116,3 @@ def test_the_checkout_runs_uninstalled(tmp_path: Path) -> None:
         check=True,
     )
     assert Path(done.stdout.strip()).resolve() == ROOT / "rewards" / "__init__.py"
-
-
-def test_no_file_is_over_500_lines() -> None:
-    files = [
-        ROOT / file.replace("grpo/", "", 1) if not (ROOT / file).exists() else ROOT / file
-        for file in tree()
-        if file.endswith(".py")
-    ]
-    lengths = {file: len(file.read_text().splitlines()) for file in files}
-    assert {str(file): n for file, n in lengths.items() if n > 500} == {}
-    assert sorted(lengths.values())[len(lengths) // 2] <= 150

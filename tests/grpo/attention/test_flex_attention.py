@@ -24,9 +24,8 @@ from grpo.learner import forward, layers, packing
 from grpo.learner.learner import TorchLearner
 from grpo.model import devices
 from grpo.model.devices import choices
-
-from .rows import V, group, tiny_model
-from .test_exact import error, made, our_gradient, plain_gradient
+from tests.grpo.learner.test_exact import error, made, our_gradient, plain_gradient
+from tests.grpo.rows import V, group, tiny_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile"),

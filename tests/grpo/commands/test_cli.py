@@ -18,8 +18,7 @@ from grpo.config.schema import PretrainStage, RLStage
 from grpo.errors import RecipeError, RunError
 from grpo.model.compute_types import settled
 from grpo.outside.terminal.console import Console
-
-from .tiny_bases import save_tiny_base
+from tests.grpo.tiny_bases import save_tiny_base
 
 ROWS = [
     {"prompt": "2+2", "completion": "<think>x</think><answer>4</answer>", "answer": "4"},

@@ -17,8 +17,7 @@ from grpo.commands.cheaper import LEARNING, LOADING, SAMPLING, SAVING, cheaper, 
 from grpo.commands.out_of_memory import explained_by, is_shortage, part_of
 from grpo.config import config
 from grpo.errors import EngineError, MemoryShortage, RewardError
-
-from .tiny_bases import save_tiny_base
+from tests.grpo.tiny_bases import save_tiny_base
 
 IMPOSSIBLE = 1 << 45
 

@@ -21,8 +21,7 @@ from grpo.config.schema import LOSS_TYPES, Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.learner.learner import TorchLearner
 from grpo.types import Row
-
-from .rows import V, tiny_model
+from tests.grpo.rows import V, tiny_model
 
 TWO = 2
 TIMES = 12

@@ -16,8 +16,7 @@ from grpo.rollout.embedded.engine_weights import copy_weights
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.training.schedule import RolloutScheduler
 from grpo.types import Group, Prompt, Request, Rollout, Sampling, Score, Task, Version
-
-from .rows import EOS, tiny_model
+from tests.grpo.rows import EOS, tiny_model
 
 
 class Letters:

@@ -23,8 +23,7 @@ from grpo.method.advantage import ADVANTAGES, reward_matrix
 from grpo.method.losses import Clip, LossInputs, sampling_weights
 from grpo.method.objective import OBJECTIVES, find_objective
 from grpo.method.weighted_rows import drop_dead, make_rows, rank_share
-
-from .rows import V, group, tiny_model
+from tests.grpo.rows import V, group, tiny_model
 
 LIMIT = 10  # max_completion_length
 # What a token weighs; T trained tokens of its completion, N completions, S tokens of the step.

@@ -13,8 +13,7 @@ from grpo.method.weighted_rows import make_rows
 from grpo.rollout.collect import collect
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.types import Group, Prompt, Request, Rollout, Sampling, Score, Task, Version
-
-from .rows import EOS, tiny_model
+from tests.grpo.rows import EOS, tiny_model
 
 PROMPTS = [(3, 4), (5, 6, 7, 8, 9), (10, 11, 12)]
 FILTERS = [{}, {"top_k": 9, "top_p": 0.9, "min_p": 0.05, "temperature": 1.2}]

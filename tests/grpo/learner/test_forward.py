@@ -26,8 +26,7 @@ from grpo.method.advantage import ADVANTAGES, reward_matrix
 from grpo.method.weighted_rows import make_rows
 from grpo.model.filters import filtered_probs, make_plan
 from grpo.types import Sampling
-
-from .rows import V, three_groups, tiny_model
+from tests.grpo.rows import V, three_groups, tiny_model
 
 SMALL = {
     "vocab_size": V,

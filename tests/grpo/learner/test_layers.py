@@ -15,8 +15,7 @@ from grpo.method.advantage import ADVANTAGES, reward_matrix
 from grpo.method.weighted_rows import make_rows
 from grpo.model.adapter import add_adapter
 from grpo.model.casts import casts_kept, joined
-
-from .rows import V, three_groups, tiny_model
+from tests.grpo.rows import V, three_groups, tiny_model
 
 
 def qwen(dtype):

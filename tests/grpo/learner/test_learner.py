@@ -17,8 +17,7 @@ from grpo.method.advantage import ADVANTAGES, reward_matrix
 from grpo.method.objective import find_objective
 from grpo.method.weighted_rows import drop_dead, make_rows
 from grpo.types import Learner
-
-from .rows import group, three_groups, tiny_model
+from tests.grpo.rows import group, three_groups, tiny_model
 
 # With the made-up log-probs of the sampler the masks and the corrections act.
 ENTROPY = {"top_entropy_quantile": 0.3, "entropy_coef": 0.2}

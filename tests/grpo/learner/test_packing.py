@@ -13,8 +13,7 @@ from grpo.method.advantage import ADVANTAGES, reward_matrix
 from grpo.method.weighted_rows import drop_dead, make_rows
 from grpo.training.rollout_metrics import group_metrics
 from grpo.types import Completion, Segment, Version
-
-from .rows import EOS, group, three_groups
+from tests.grpo.rows import EOS, group, three_groups
 
 
 def rows_of(groups, **kwargs):

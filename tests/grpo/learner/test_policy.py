@@ -11,8 +11,7 @@ from grpo.learner.policy import add_up_embedding, load_policy
 from grpo.model.devices import choices
 from grpo.recipes import __file__ as recipes_file
 from grpo.stages import sft
-
-from .rows import tiny_model
+from tests.grpo.rows import tiny_model
 
 BASE = str(Path(recipes_file).parent / "assets" / "parity-base")
 

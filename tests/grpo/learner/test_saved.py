@@ -15,8 +15,7 @@ from grpo.errors import LearnerError, RunError
 from grpo.learner import policy, saved
 from grpo.learner.learner import TorchLearner
 from grpo.model import adapter
-
-from .rows import tiny_model
+from tests.grpo.rows import tiny_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
 

@@ -17,8 +17,7 @@ from grpo.config.schema import Learner as Config
 from grpo.learner.learner import TorchLearner
 from grpo.method.advantage import ADVANTAGES, reward_matrix
 from grpo.method.weighted_rows import make_rows
-
-from .rows import EOS, V, group, tiny_model
+from tests.grpo.rows import EOS, V, group, tiny_model
 
 trl = pytest.importorskip("trl")
 pytestmark = [

@@ -18,9 +18,8 @@ from grpo.method.advantage import ADVANTAGES, reward_matrix
 from grpo.method.objective import find_objective
 from grpo.method.weighted_rows import make_rows
 from grpo.types import Segment
-
-from . import test_trl_equality as equality
-from .rows import group, tiny_model
+from tests.grpo.learner import test_trl_equality as equality
+from tests.grpo.rows import group, tiny_model
 
 pytestmark = equality.pytestmark
 trainer = equality.trainer

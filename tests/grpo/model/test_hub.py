@@ -20,8 +20,7 @@ from grpo.cli import main
 from grpo.data.hub import load_rows
 from grpo.errors import DataError, RecipeError
 from grpo.model import hub, pretrained
-
-from .tiny_bases import save_tiny_base
+from tests.grpo.tiny_bases import save_tiny_base
 
 SHA = "a" * 40
 REFUSED = "http://127.0.0.1:9"  # nothing listens there

@@ -16,9 +16,8 @@ from grpo.model.adapter import adapter_parameters, add_adapter, base_alone
 from grpo.model.canary import canary_logprob
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.types import Request, Sampling, Version
-
-from .rows import three_groups, tiny_model
-from .test_learner import rows_of
+from tests.grpo.learner.test_learner import rows_of
+from tests.grpo.rows import three_groups, tiny_model
 
 RANK = 4
 LINEARS = 2 * 7  # two layers; q, k, v, o, gate, up, down

@@ -36,8 +36,7 @@ from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.stages import sft
 from grpo.stages.from_scratch import build_tokenizer
 from grpo.types import EngineSpec
-
-from .tiny_bases import save_tiny_base
+from tests.grpo.tiny_bases import save_tiny_base
 
 UP = "model.layers.1.mlp.up_proj.weight"
 

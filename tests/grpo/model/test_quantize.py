@@ -21,9 +21,8 @@ from grpo.errors import RecipeError
 from grpo.learner.learner import TorchLearner
 from grpo.model.adapter import adapter_parameters, add_adapter, merged
 from grpo.model.quantize import BLOCK, quantize_base, round_base
-
-from .rows import three_groups, tiny_model
-from .test_learner import rows_of
+from tests.grpo.learner.test_learner import rows_of
+from tests.grpo.rows import three_groups, tiny_model
 
 BASE = Path(__file__).parents[3] / "recipes" / "assets" / "parity-base"
 

@@ -25,8 +25,7 @@ from grpo.model import pretrained
 from grpo.outside.templates import template_limits
 from grpo.outside.templates.chat_templates import check_template
 from grpo.training.curriculum import read_pass_rates
-
-from .tiny_bases import save_tiny_base
+from tests.grpo.tiny_bases import save_tiny_base
 
 CODE = "import pathlib\npathlib.Path({!r}).touch()\n"
 

@@ -13,8 +13,7 @@ import pytest
 from grpo.commands.train import resume_run, train_recipe
 from grpo.config.config import from_dict
 from grpo.outside.terminal.console import Console
-
-from .tiny_bases import save_tiny_base
+from tests.grpo.tiny_bases import save_tiny_base
 
 QUIET = Console(quiet=True)
 ROWS = [{"prompt": "abcdefgh"[i % 8] * (i // 8 + 1), "answer": "a", "n": i} for i in range(24)]

@@ -22,8 +22,7 @@ from grpo.errors import RunError
 from grpo.outside.terminal.console import Console
 from grpo.rundir import checkpoint, ledger
 from grpo.stages.shards import read_lines
-
-from .tiny_bases import LETTERS, save_tiny_base
+from tests.grpo.tiny_bases import LETTERS, save_tiny_base
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),

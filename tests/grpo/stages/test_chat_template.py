@@ -18,8 +18,7 @@ from grpo.outside.terminal.console import Console
 from grpo.stages.endings import warn_of_turn_end
 from grpo.stages.from_scratch import build_tokenizer
 from grpo.stages.prompting import check_text
-
-from .tiny_bases import save_tiny_base
+from tests.grpo.tiny_bases import save_tiny_base
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

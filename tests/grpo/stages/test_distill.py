@@ -30,8 +30,7 @@ from grpo.stages.served import ServedTemplate
 from grpo.stages.sft import fine_tune
 from grpo.stages.supervised_rows import TextRow, TokenRow
 from grpo.types import Request, Sampling, Task, Version
-
-from .tiny_bases import save_tiny_base
+from tests.grpo.tiny_bases import save_tiny_base
 
 torch.set_num_threads(1)
 FILE = Path(__file__).parents[3] / "benchmarks" / "bench_reject.py"

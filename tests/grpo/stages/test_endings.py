@@ -19,8 +19,7 @@ from grpo.stages.endings import sampling_of
 from grpo.stages.from_scratch import build_tokenizer
 from grpo.stages.prompting import check_text
 from grpo.stages.sft import load_tokenizer
-
-from .tiny_bases import save_tiny_base
+from tests.grpo.tiny_bases import save_tiny_base
 
 SPECIAL = ["</answer>", "<|im_end|>"]
 

@@ -15,8 +15,7 @@ from grpo.config.config import from_dict
 from grpo.errors import RecipeError
 from grpo.outside.terminal.console import Console
 from grpo.stages.from_scratch import build_tokenizer, save_tokenizer
-
-from .families import quiet, tiny
+from tests.grpo.model.families import quiet, tiny
 
 LETTERS = "abcdefgh"
 

@@ -14,9 +14,8 @@ from grpo.config.config import from_dict
 from grpo.errors import GrpoError, RunError
 from grpo.rundir import ledger, record
 from grpo.rundir.run_folder import model_path
-
-from .interrupted import PLUGIN, QUIET, ROWS, prepared, resumed, rl, stopped, write
-from .tiny_bases import save_tiny_base
+from tests.grpo.rundir.interrupted import PLUGIN, QUIET, ROWS, prepared, resumed, rl, stopped, write
+from tests.grpo.tiny_bases import save_tiny_base
 
 
 @pytest.fixture

@@ -19,8 +19,7 @@ from grpo.outside.terminal.console import Console
 from grpo.stages.from_scratch import build_tokenizer, save_tokenizer
 from grpo.stages.pretrain import by_length, completion_loss, demonstration_rows, pretrain, schedule
 from grpo.types import Task
-
-from .tiny_bases import SIZES, tiny_base
+from tests.grpo.tiny_bases import SIZES, tiny_base
 
 torch.set_num_threads(1)
 TEXT = "<think>01</think><answer>1</answer>"

@@ -27,8 +27,7 @@ from grpo.stages import sft_trainer
 from grpo.stages.sft import fine_tune, longest_row
 from grpo.stages.sft_trainer import IGNORED, StageTrainer, settings, training_set
 from grpo.stages.supervised_rows import TokenRow
-
-from .tiny_bases import LETTERS, save_tiny_base
+from tests.grpo.tiny_bases import LETTERS, save_tiny_base
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),

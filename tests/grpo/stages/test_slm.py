@@ -21,8 +21,7 @@ from grpo.stages.sft import fine_tune
 from grpo.stages.sft_trainer import settings, training_set
 from grpo.stages.slm import SLMTrainer, columns, reference_losses, select_tokens
 from grpo.stages.supervised_rows import TokenRow
-
-from .tiny_bases import LETTERS, save_tiny_base
+from tests.grpo.tiny_bases import LETTERS, save_tiny_base
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning:transformers.*"),

@@ -18,8 +18,7 @@ from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.training import probes
 from grpo.training.agreement import AgreementGate
 from grpo.types import Ack, Completion, Prompt, Sampling, Segment, Task, Version
-
-from .rows import tiny_model
+from tests.grpo.rows import tiny_model
 
 VOCAB = 96
 

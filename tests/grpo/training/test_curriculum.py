@@ -29,11 +29,11 @@ from grpo.training.curriculum import Adaptive, Curriculum, PassRates, pass_rate,
 from grpo.training.drawing import draw
 from grpo.training.gathering import Batch, BatchAssembler
 from grpo.types import Completion, Sampling, Score, Segment, Task, Version
+from tests.grpo.commands.test_run import base, killed_and_resumed, metrics, recipe
+from tests.grpo.learner.test_learner import make, rows_of
+from tests.grpo.rows import group, three_groups, tiny_model
 
 from .pacing import spec
-from .rows import group, three_groups, tiny_model
-from .test_learner import make, rows_of
-from .test_run import base, killed_and_resumed, metrics, recipe
 
 __all__ = ["base"]  # a fixture
 

@@ -24,6 +24,7 @@ from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.training.loop import TrainerParts, train
 from grpo.training.schedule import RolloutScheduler
 from grpo.types import Sampling, Version
+from tests.grpo.rows import EOS, tiny_model
 
 from .pacing import (
     MODES,
@@ -38,7 +39,6 @@ from .pacing import (
     threads,
     version,
 )
-from .rows import EOS, tiny_model
 
 
 def versions(batch):

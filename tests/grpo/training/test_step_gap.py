@@ -24,10 +24,10 @@ from grpo.training.agreement import Z_LIMIT
 from grpo.training.probes import TOKENS
 from grpo.training.step_limits import StepLimits
 from grpo.types import Group, Rollout, Score
+from tests.grpo.learner.test_exact import made
+from tests.grpo.rows import three_groups, tiny_model
 
-from .rows import three_groups, tiny_model
 from .test_agreement import Cold, Hot, gate, pair, prompts
-from .test_exact import made
 
 LIAR = '''
 from dataclasses import replace

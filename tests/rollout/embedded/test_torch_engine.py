@@ -15,8 +15,17 @@ from grpo.rollout.embedded import decoder
 from grpo.rollout.embedded.engine_weights import copy_weights, own_weights
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.types import Engine, Version
-
-from .tiny_models import V0, VOCAB, Letters, drain, full_logprobs, ragged, request, run, tiny
+from tests.rollout.tiny_models import (
+    V0,
+    VOCAB,
+    Letters,
+    drain,
+    full_logprobs,
+    ragged,
+    request,
+    run,
+    tiny,
+)
 
 V1 = Version(step=1, hash="one")
 

@@ -12,8 +12,7 @@ from torch.nn.attention import _cur_sdpa_kernel_backends as backends
 from grpo.rollout.embedded import decoder, own_cache, torch_engine
 from grpo.rollout.embedded.ways import ways_on
 from grpo.types import Version
-
-from .tiny_models import V0, Letters, ragged, run, tiny
+from tests.rollout.tiny_models import V0, Letters, ragged, run, tiny
 
 CPU = torch.device("cpu")
 

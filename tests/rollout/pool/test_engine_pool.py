@@ -14,8 +14,7 @@ from grpo.rollout.collect import collect
 from grpo.rollout.fake import FakeEngine
 from grpo.rollout.pool.engine_pool import PoolEngine
 from grpo.types import EnginePool, Version
-
-from .tiny_models import V0, Letters, request
+from tests.rollout.tiny_models import V0, Letters, request
 
 V1, V2 = Version(step=1, hash="one"), Version(step=2, hash="two")
 

@@ -14,9 +14,9 @@ from grpo.errors import EngineError, WeightsError
 from grpo.model.canary import canary_logprob
 from grpo.model.content_hash import content_hash
 from grpo.types import Engine, EngineSpec, Request, Sampling, Version
+from tests.rollout.tiny_models import drain, full_logprobs, request, run
 
 from .faults import WEIGHTS_FAULTS, fault, guard_off, hotter_sampler
-from .tiny_models import drain, full_logprobs, request, run
 
 pytestmark = [
     pytest.mark.vllm,

@@ -14,10 +14,10 @@ from grpo.model.canary import canary_logprob
 from grpo.model.content_hash import content_hash
 from grpo.rollout import ENGINES
 from grpo.types import EngineSpec, Request, Sampling, Version
+from tests.rollout.tiny_models import drain, full_logprobs, run
 
 from .faults import fault, guard_off
 from .test_vllm_engine import BASE, check_logprobs, load, named, prompts, version
-from .tiny_models import drain, full_logprobs, run
 
 pytestmark = [
     pytest.mark.vllm,

@@ -28,8 +28,17 @@ from grpo.rollout.embedded.decoder import SlotDecoder, make_decoder
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.rollout.embedded.ways import ways_on
 from grpo.types import Version
-
-from .tiny_models import SHAPE, V0, VOCAB, Letters, full_logprobs, ragged, request, run, tiny
+from tests.rollout.tiny_models import (
+    SHAPE,
+    V0,
+    VOCAB,
+    Letters,
+    full_logprobs,
+    ragged,
+    request,
+    run,
+    tiny,
+)
 
 
 @pytest.fixture(params=["compiled", "torch"])

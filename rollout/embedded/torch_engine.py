@@ -275,12 +275,10 @@ class TorchEngine:
 
     def _empty(self, request: Request, index: int) -> Completion:
         """A completion that was aborted before its first token."""
-        nothing = np.zeros(0, dtype=np.float32)
         segment = Segment(
             ids=np.zeros(0, dtype=np.int64),
             version=self.version,
-            logprobs=nothing,
-            raw_logprobs=nothing if request.sampling.raw_logprobs else None,
+            logprobs=np.zeros(0, dtype=np.float32),
         )
         return Completion(
             request=request.uid, index=index, segments=(segment,), text="", finish="abort"
@@ -353,10 +351,10 @@ class TorchEngine:
             noise = uniforms(rows.noise[at], rows.made[at])
             if self._room is None or self._room.shape[1] < len(logits):
                 self._room = workspace(logits)
-            tokens, logprobs, raw = sample(logits, noise, plan, self._room)
+            tokens, logprobs = sample(logits, noise, plan, self._room)
         # One copy, as each is a wait for the device.
-        drawn, *found = to_host(tokens, logprobs, *([] if raw is None else [raw]))
-        rows.append(at, drawn, found[0], None if raw is None else found[-1])
+        drawn, found = to_host(tokens, logprobs)
+        rows.append(at, drawn, found)
         stopped = (rows.eos[at] == drawn[:, None]).any(1)
         full = rows.made[at] >= rows.limit[at]
         ended: dict[int, FinishReason] = {

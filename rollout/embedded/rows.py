@@ -34,7 +34,7 @@ class Owner:
     marks: list[tuple[int, Version]] = field(default_factory=list[tuple[int, Version]])
 
 
-class Rows:
+class RunningRows:
     """Running completions; rows 0..count-1 are in use.
 
     Arrays over rows: `made` tokens so far, `prompt` length, `limit` on made tokens, `noise` key,

@@ -30,7 +30,7 @@ from grpo.rollout.embedded.engine_weights import (
     private_copy,
     resident_hash,
 )
-from grpo.rollout.embedded.rows import Job, Rows
+from grpo.rollout.embedded.rows import Job, RunningRows
 from grpo.rollout.embedded.sampling import sample, uniforms, workspace
 from grpo.rollout.embedded.ways import ways_on
 from grpo.rollout.texts import completion_text, cut
@@ -83,7 +83,7 @@ class TorchEngine:
             packed=not share_storage if packed is None else packed,
             compiled=compile,
         )
-        self._rows = Rows(max_rows)
+        self._rows = RunningRows(max_rows)
         self._queue: deque[Job] = deque()
         self._done: list[Completion] = []
         self._plan: Plan | None = None  # of all running rows; None once they change

@@ -57,7 +57,7 @@ _START = (
 )
 _FIND = (  # what the zygote will have loaded, as JSON
     "import importlib,json,sys; config = json.loads(sys.argv[1]); sys.path[:] = config['path']; "
-    "from grpo.rewards import readable, zygote; "
+    "from grpo.rewards.sandbox import readable, zygote; "
     "[importlib.import_module(name) for name in config['preload']]; "
     "print(json.dumps(readable.loaded()))"
 )

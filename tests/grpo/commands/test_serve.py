@@ -209,7 +209,7 @@ def test_the_child_ends_with_the_block(tmp_path: Path) -> None:
 def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     code = (
         "import os, sys, time\n"
-        "from grpo import serve\n"
+        "from grpo.commands import serve\n"
         f"argv = [sys.executable, '-c', {SLEEPER!r}]\n"
         f"with open({str(tmp_path / 'log')!r}, 'wb') as log, "
         "serve._child(argv, dict(os.environ), log) as child:\n"

@@ -284,7 +284,7 @@ def test_the_least_group_of_an_advantage_is_the_smallest_that_compares() -> None
 
 def test_loading_a_recipe_imports_neither_torch_nor_sympy(one: Path) -> None:
     code = (
-        "import sys; from grpo import config; import grpo.cli; "
+        "import sys; from grpo.config import config; import grpo.cli; "
         f"config.load({str(one)!r}); "
         "print([m for m in ('torch', 'transformers', 'sympy', 'datasets') if m in sys.modules])"
     )

@@ -109,7 +109,7 @@ def test_reading_the_lock_lets_nothing_go(tmp_path: Path) -> None:
 def test_of_many_that_start_together_one_has_it(tmp_path: Path) -> None:
     # Each says that it is there and waits for the word: a slow machine starts them apart.
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom grpo import claim\n"
+        "import sys, time\nfrom pathlib import Path\nfrom grpo.rundir import claim\n"
         "claim.PATIENCE = 0.0\nhere = Path(sys.argv[1])\n(here / sys.argv[2]).touch()\n"
         "while not (here / 'go').exists():\n    time.sleep(0.001)\n"
         "try:\n    with claim.claimed(here / 'new' / 'run'):\n"
@@ -134,7 +134,7 @@ def test_of_many_that_start_together_one_has_it(tmp_path: Path) -> None:
 def test_one_after_another_no_two_ever_have_it(tmp_path: Path) -> None:
     # The file is removed at the end, and the next one may have opened it just before.
     script = (
-        "import os, sys\nfrom pathlib import Path\nfrom grpo import claim\n"
+        "import os, sys\nfrom pathlib import Path\nfrom grpo.rundir import claim\n"
         "claim.PATIENCE, claim._RETRY = 60.0, 0.0\n"
         "for _ in range(100):\n    with claim.claimed(Path(sys.argv[1])):\n"
         "        os.close(os.open(sys.argv[1] + '/inside', os.O_CREAT | os.O_EXCL))\n"

@@ -136,7 +136,8 @@ def runs(folder: Path, whole: bool) -> dict[str, Run]:
         ),
     }
     if whole:
-        found["mini-r1"] = Run(recipe="mini-r1")
+        # Rows that are mixed in are drawn by their path: one file for both sides.
+        found["mini-r1"] = Run(recipe=str(ROOT / "recipes" / "mini-r1.yaml"))
         if (ROOT / SMOLLM2).exists():
             few = ("learner.max_steps=2", "rollout.prompts_per_step=4", "eval.num_tasks=4")
             found["smollm2"] = Run(recipe="smollm2-multiplication", overrides=few, threads=2)
@@ -168,10 +169,9 @@ def known(side: Side, run: Run, folder: Path) -> Facts:
     """The facts of a run, taken from the cache where that has them of this commit."""
     if side.cache is None or side.commit is None:
         return facts(trained(side.tree, run, folder))
-    own = json.dumps(run.stages, sort_keys=True).replace(str(ROOT), "")
     said = json.dumps(
         [
-            run.recipe if not run.stages else own,
+            json.dumps(run.stages, sort_keys=True) if run.stages else run.recipe,
             run.overrides,
             dict(run.env),
             run.threads,

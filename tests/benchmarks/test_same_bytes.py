@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from same_bytes import Facts, differences, facts
+import same_bytes
+from same_bytes import Facts, Run, Side, differences, facts, known
 from same_bytes_recipes import ADVANTAGES, LOSSES, losses, pipeline, settings
 
 from grpo.config.config import from_dict
@@ -95,6 +96,24 @@ def test_a_renamed_metric_is_told_and_one_with_other_values_is_a_difference() ->
     other = Facts(files={}, metrics={"m": {"agreement/z": [0.6], "loss": [1.0]}})
     assert differences(base, renamed) == ["renamed: parity/z is agreement/z"]
     assert differences(base, other) == ["m: agreement/z is new", "m: parity/z is only in the base"]
+
+
+def test_what_a_commit_left_is_known_again_but_not_of_rows_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are mixed in are drawn by their path, so another checkout trains other bytes."""
+    trained: list[str] = []
+
+    def train(tree: Path, run: Run, folder: Path) -> Path:
+        trained.append(run.stages[0]["mix"])
+        return tmp_path / "run"
+
+    monkeypatch.setattr(same_bytes, "trained", train)
+    side = Side(name="base", commit="0" * 40, tree=tmp_path, cache=tmp_path / "cache")
+    for place in (tmp_path / "a", tmp_path / "a", tmp_path / "b"):
+        monkeypatch.setattr(same_bytes, "ROOT", place)
+        known(side, Run(recipe="mixed", stages=[{"mix": f"{place}/rows"}]), tmp_path)
+    assert trained == [f"{tmp_path}/a/rows", f"{tmp_path}/b/rows"]
 
 
 def test_every_loss_advantage_and_kind_of_stage_is_run() -> None:

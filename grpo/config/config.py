@@ -257,7 +257,7 @@ def _validate(model: type[BaseModel], data: Tree, where: str) -> BaseModel:
 
 def _sentence(model: type[BaseModel], error: Tree, where: str) -> str:
     loc = list(error["loc"])
-    if error["type"] == "value_error":  # written in schema.py: names fields and values itself
+    if error["type"] == "value_error":  # written in a section: names fields and values itself
         return f"{where}{error['msg'].removeprefix('Value error, ')}."
     owner: type[BaseModel] = model
     info: FieldInfo | None = None

@@ -35,7 +35,7 @@ def call(
 ) -> None:
     """`tensors`: queries, keys, values and outputs, and likewise their gradients.
 
-    `layout`: packs [P, 4] and completions [C, 2] of `layout.Layout`, and its end.
+    `layout`: packs [P, 4] and completions [C, 2] of `grpo.attention.layout.Layout`, and its end.
     """
     query, key = tensors[0][:2]
     N, H, D = query.shape

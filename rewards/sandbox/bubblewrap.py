@@ -39,7 +39,7 @@ def command(shown: Sequence[str]) -> list[str]:
         apart = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
         for right in ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_KILL"):
             apart += ["--cap-add", right]
-    # The zygote has no /proc to write this to (`kernel.die_first`). What bwrap made itself, the
+    # The zygote has no /proc to write this to (`linux.die_first`). What bwrap made itself, the
     # root and folders in it, belongs to the guests' user and would be theirs to fill.
     first = ["/bin/sh", "-c", 'echo 1000 2>&- >/proc/self/oom_score_adj; exec "$@"', "sh"]
     last = ["--perms", "0700", "--tmpfs", SCRATCH, "--setenv", "TMPDIR", SCRATCH]

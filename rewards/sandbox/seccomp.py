@@ -149,7 +149,7 @@ def filter_program(pid: int) -> bytes:
 
 
 def install(pid: int) -> None:
-    """Filter this thread and everything it starts. Needs `kernel.no_new_privileges`.
+    """Filter this thread and everything it starts. Needs `linux.no_new_privileges`.
 
     Raises OSError where the kernel refuses.
     """

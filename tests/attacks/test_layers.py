@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="confinement is 
 # a guest does (but stays this user, so that the victim is within reach) and attacks.
 CONFINED = r"""
 import ctypes, fcntl, json, os, platform, signal, socket, struct, sys
-from grpo.rewards import linux, readable, zygote
+from grpo.rewards.sandbox import linux, readable, zygote
 from grpo.rewards.sandbox.syscalls import REFUSED, TABLES
 
 numbers = TABLES[platform.machine()][1] | REFUSED[platform.machine()]
@@ -172,7 +172,7 @@ def test_datagrams_get_out_without_the_filter(listener, name):
 # What guests need and what the filter must not take for it, as (call, arguments, refused).
 FILTERED = r"""
 import ctypes, errno, json, os, platform, socket, struct, sys
-from grpo.rewards import linux, seccomp
+from grpo.rewards.sandbox import linux, seccomp
 from grpo.rewards.sandbox.syscalls import TABLES
 
 table = TABLES[platform.machine()][1]

@@ -64,7 +64,7 @@ def test_a_row_whose_own_solution_passes_scores_every_program(code):
 
 
 STOPS = """
-from grpo.rewards import program
+from grpo.rewards.code import program
 answer = program.Program.answer
 def stopped(self, request):
     return {"stopped": True} if request["do"] == "call" else answer(self, request)

@@ -20,8 +20,9 @@ import numpy as np
 from learning_curves import ROOT
 
 from grpo.commands.eval_recipe import evaluate_model
-from grpo.commands.train import provenance, train_recipe
+from grpo.commands.train import train_recipe
 from grpo.config.config import load
+from grpo.rundir.provenance import provenance
 
 FIGURES = ("greedy", "pass1", "mean_length")
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5% quantile by number of seeds

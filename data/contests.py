@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from grpo.data.hub import published
-from grpo.data.jsonl import Rows
+from grpo.data.jsonl import TableSource
 from grpo.errors import DataError
 from grpo.outside.rows.columns import Row, answer_text, checked_prompt, column
 
@@ -20,7 +20,9 @@ AIME = {  # year -> data set and split on the hub
 }
 
 
-def aime(*, year: int = 2024, path: str | None = None, heldout_fraction: float = 1.0) -> Rows:
+def aime(
+    *, year: int = 2024, path: str | None = None, heldout_fraction: float = 1.0
+) -> TableSource:
     """The 30 problems of AIME I and II of `year`, from the hub or from a JSONL file."""
     if year not in AIME:
         raise DataError(f"aime: year must be {' or '.join(map(str, AIME))}, not {year!r}")
@@ -37,7 +39,7 @@ def aime(*, year: int = 2024, path: str | None = None, heldout_fraction: float =
 
 def amc(
     *, path: str | None = None, dataset: str = "math-ai/amc23", heldout_fraction: float = 1.0
-) -> Rows:
+) -> TableSource:
     """The 40 problems of AMC 12 of 2023 with a number as their answer."""
     return published(
         "amc", _to_task, dataset=dataset, split="test", path=path, heldout_fraction=heldout_fraction

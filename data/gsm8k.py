@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from grpo.data.hub import published
-from grpo.data.jsonl import Rows
+from grpo.data.jsonl import TableSource
 from grpo.errors import DataError
 from grpo.outside.rows.columns import Row, answer_text, checked_prompt, column
 
@@ -16,7 +16,7 @@ def gsm8k(
     heldout_path: str | None = None,
     heldout_fraction: float = 0.1,
     dataset: str = "openai/gsm8k",
-) -> Rows:
+) -> TableSource:
     """GSM8K from local JSONL files (`question`, `answer`), or from the hub when `path` is null.
 
     The hub's test split is held out; a local file without `heldout_path` is split by hash. The

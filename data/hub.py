@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from grpo.data.jsonl import Rows, ToTask, column_mapper, make_tasks, read_jsonl
+from grpo.data.jsonl import TableSource, ToTask, column_mapper, make_tasks, read_jsonl
 from grpo.errors import DataError
 from grpo.model.hub import find_repo, offline, without_scripts
 from grpo.outside.rows.columns import Row
@@ -21,7 +21,7 @@ def hub(
     answer: str | None = "answer",
     heldout_fraction: float = 0.1,
     revision: str | None = None,
-) -> Rows:
+) -> TableSource:
     """Tasks of the data set `path` (configuration `name`); `prompt` and `answer` name columns.
 
     Without `heldout_split`, the hash of the prompt holds out `heldout_fraction` of `split`.
@@ -33,7 +33,7 @@ def hub(
     if heldout_split is not None:
         rows = load_rows(path, name, heldout_split, revision)
         heldout = make_tasks("hub", f"{path}[{heldout_split}]", rows, to_task)
-    return Rows("hub", train, heldout, heldout_fraction, answer)
+    return TableSource("hub", train, heldout, heldout_fraction, answer)
 
 
 def published(
@@ -47,7 +47,7 @@ def published(
     path: str | None = None,
     heldout_path: str | None = None,
     heldout_fraction: float,
-) -> Rows:
+) -> TableSource:
     """Tasks of a data set that is known, under the name `source`: from the hub, or from JSONL.
 
     With `path`, its rows are read there; else `split` of `dataset` (configuration `name`) is.
@@ -62,7 +62,7 @@ def published(
     else:
         origin, rows = dataset, load_rows(dataset, name, split)
         heldout = None if heldout_split is None else load_rows(dataset, name, heldout_split)
-    return Rows(
+    return TableSource(
         source,
         make_tasks(source, origin, rows, to_task),
         None if heldout is None else make_tasks(source, heldout_path or dataset, heldout, to_task),

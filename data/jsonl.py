@@ -23,7 +23,7 @@ ANSWER = "answer"  # the column that gold answers are in if a recipe names no ot
 ToTask = Callable[[str, Row], tuple[str | list[Message], str | None, dict[str, Any]]]
 
 
-class Rows:
+class TableSource:
     """A TaskSource over tasks in memory. `removed` train rows had a held-out prompt.
 
     `answer`: the column that gold answers are in, where a reward that needs one has to find it in
@@ -69,7 +69,7 @@ def jsonl(
     answer: str | None = "answer",
     heldout_path: str | None = None,
     heldout_fraction: float = 0.1,
-) -> Rows:
+) -> TableSource:
     """Tasks of a JSONL file; `prompt` and `answer` name columns, all others go to the rewards.
 
     Prompts are strings or message lists. The column "answer" may be left out where no reward needs
@@ -81,7 +81,7 @@ def jsonl(
     heldout = None
     if heldout_path is not None:
         heldout = make_tasks("jsonl", heldout_path, read_jsonl(heldout_path), to_task)
-    return Rows("jsonl", train, heldout, heldout_fraction, answer)
+    return TableSource("jsonl", train, heldout, heldout_fraction, answer)
 
 
 def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from grpo.data.hub import published
-from grpo.data.jsonl import Rows
+from grpo.data.jsonl import TableSource
 from grpo.errors import DataError
 from grpo.outside.rows.columns import Row, answer_text, checked_prompt, column, is_missing
 
@@ -18,7 +18,7 @@ def math(
     dataset: str = "HuggingFaceH4/MATH-500",
     split: str = "test",
     instruction: str = "",
-) -> Rows:
+) -> TableSource:
     """MATH-style rows from local JSONL files, or from `dataset` on the hub when `path` is null.
 
     `instruction` is put after every problem on a line of its own (say "Put the final answer in

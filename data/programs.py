@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from grpo.data.hub import published
-from grpo.data.jsonl import Rows
+from grpo.data.jsonl import TableSource
 from grpo.outside.rows import code_rows
 from grpo.outside.rows.columns import Row
 
@@ -23,7 +23,7 @@ def humaneval(
     path: str | None = None,
     dataset: str = "openai/openai_humaneval",
     heldout_fraction: float = 1.0,
-) -> Rows:
+) -> TableSource:
     """The 164 problems of HumanEval (arXiv 2107.03374), from the hub or from a JSONL file.
 
     They are for evaluation: every row is held out unless `heldout_fraction` says otherwise.
@@ -44,7 +44,7 @@ def mbpp(
     heldout_path: str | None = None,
     dataset: str = "google-research-datasets/mbpp",
     heldout_fraction: float = 0.1,
-) -> Rows:
+) -> TableSource:
     """MBPP (arXiv 2108.07732), full or sanitized; the hub's test split of 500 is held out."""
     return published(
         "mbpp",
@@ -64,7 +64,7 @@ def leetcode(
     heldout_fraction: float = 0.1,
     dataset: str = "newfacade/LeetCodeDataset",
     instruction: str = code_rows.LEETCODE_INSTRUCTION,
-) -> Rows:
+) -> TableSource:
     """LeetCodeDataset (arXiv 2504.14655): problems with a hundred tests each.
 
     The hub's test split, problems published after July 2024, is held out. The starter code is

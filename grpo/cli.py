@@ -11,14 +11,11 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from grpo.errors import GrpoError, PluginError
 from grpo.outside.code.foreign import said
 from grpo.outside.terminal import streams
-
-if TYPE_CHECKING:
-    pass
 
 USAGE = 2
 INTERRUPTED = 130

@@ -93,7 +93,6 @@ class Sampling:
     max_tokens: int = 256
     stop: tuple[str, ...] = ()  # stop strings; the text up to and including the match is kept
     eos_ids: tuple[int, ...] = ()  # any of these ends the completion and is part of it
-    raw_logprobs: bool = False  # also return log-probs at temperature 1, unfiltered
 
     @property
     def truncates(self) -> bool:
@@ -173,7 +172,6 @@ class Segment:
     source: Literal["model", "tool"] = "model"
     version: Version
     logprobs: np.ndarray  # float32 [T], under the distribution that was sampled
-    raw_logprobs: np.ndarray | None = None  # float32 [T], temperature 1 and unfiltered
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

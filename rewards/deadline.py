@@ -2,7 +2,7 @@
 
 A thread cannot be killed, so it depends on where the reward runs:
 
-  main thread   plain functions: after its seconds a signal raises `_Late` inside the reward,
+  main thread   plain functions: after its seconds a signal raises `_OutOfTime` inside the reward,
                 whether it computes, sleeps or waits; once a second until it gives way
   elsewhere     verifiers: the reward runs in a helper thread that is left behind
   event loop    asynchronous rewards: cancelled, or left behind where they block the loop
@@ -74,7 +74,7 @@ class _Call:
         self.place: str | None = None  # where it was when it was interrupted
 
 
-class _Late(Passing):
+class _OutOfTime(Passing):
     """Raised inside a reward by the signal."""
 
 
@@ -107,7 +107,7 @@ def _interrupt(_number: int, frame: FrameType | None) -> None:
     for call in _calls:
         if now >= call.deadline:
             call.place = call.place or place_in(frame)
-            raise _Late
+            raise _OutOfTime
 
 
 def _watch() -> None:

@@ -29,7 +29,7 @@ def check_answer(
     """
     fault = (
         _place(request, completion)
-        or _segments(completion.segments, request.sampling.raw_logprobs, vocab_size)
+        or _segments(completion.segments, vocab_size)
         or _ending(request, completion, text)
     )
     if fault:
@@ -45,17 +45,15 @@ def _place(request: Request, completion: Completion) -> str:
     return ""
 
 
-def _segments(segments: Sequence[Segment], raw: bool, vocab_size: int | None) -> str:
+def _segments(segments: Sequence[Segment], vocab_size: int | None) -> str:
     if not segments:
         return "has no segment"
     for segment in segments:
         fault = _ids(segment.ids, vocab_size)
         if not fault and segment.source == "model":
-            fault = _logprobs("log-probs", segment.logprobs, len(segment.ids))
-            if not fault and raw:
-                fault = _logprobs("raw log-probs", segment.raw_logprobs, len(segment.ids))
+            fault = _logprobs(segment.logprobs, len(segment.ids))
         elif not fault and len(segment.logprobs) != len(segment.ids):
-            fault = _lengths("log-probs", len(segment.logprobs), len(segment.ids))
+            fault = _lengths(len(segment.logprobs), len(segment.ids))
         if fault:
             return fault
     return ""
@@ -72,20 +70,20 @@ def _ids(ids: object, vocab_size: int | None) -> str:
     return ""
 
 
-def _logprobs(name: str, values: object, count: int) -> str:
+def _logprobs(values: object, count: int) -> str:
     if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind != "f":
         kind = f"{values.dtype} array" if isinstance(values, np.ndarray) else repr(values)[:40]
-        return f"has {name} as {kind}, not as a flat array of floating-point numbers"
+        return f"has log-probs as {kind}, not as a flat array of floating-point numbers"
     if len(values) != count:
-        return _lengths(name, len(values), count)
+        return _lengths(len(values), count)
     wrong = values[~(np.isfinite(values) & (values <= ROUNDING))]
     if len(wrong):
-        return f"has {wrong[0]} among its {name}, which are finite and at most 0"
+        return f"has {wrong[0]} among its log-probs, which are finite and at most 0"
     return ""
 
 
-def _lengths(name: str, found: int, count: int) -> str:
-    return f"has {found} {name} for {count} tokens"
+def _lengths(found: int, count: int) -> str:
+    return f"has {found} log-probs for {count} tokens"
 
 
 def _ending(request: Request, completion: Completion, text: bool) -> str:

@@ -84,7 +84,6 @@ class FakeEngine:
                     ids=array,
                     version=self.versions[-1],
                     logprobs=logprobs,
-                    raw_logprobs=logprobs if sampling.raw_logprobs else None,
                 ),
             ),
             text=completion_text(self.tokenizer, array.tolist(), sampling.eos_ids),

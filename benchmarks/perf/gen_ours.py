@@ -9,7 +9,7 @@ from grpo.kernels import native
 from grpo.rollout.embedded import torch_engine
 from grpo.rollout.embedded.decoder import make_decoder
 from grpo.rollout.embedded.own_cache import OwnCacheDecoder
-from grpo.rollout.embedded.rows import Rows
+from grpo.rollout.embedded.rows import RunningRows
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.types import EngineSpec, Request, Sampling
 from perf import work
@@ -75,13 +75,13 @@ def plant(wanted: dict[tuple[str, int], int]) -> None:
 
     A request has one limit for all its samples, and the samples of a group differ in length.
     """
-    plain = Rows.set
+    plain = RunningRows.set
 
-    def planted(self: Rows, row: int, job: Any, index: int, version: Any) -> None:
+    def planted(self: RunningRows, row: int, job: Any, index: int, version: Any) -> None:
         plain(self, row, job, index, version)
         self.limit[row] = wanted[job.request.uid, index]
 
-    Rows.set = planted
+    RunningRows.set = planted
 
 
 if __name__ == "__main__":

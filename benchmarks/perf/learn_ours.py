@@ -10,7 +10,7 @@ import numpy as np
 from grpo.commands.memory import keep_freed_memory
 from grpo.config.schema import Algorithm, Learner
 from grpo.kernels import native
-from grpo.learner import head as lm_head
+from grpo.learner import head
 from grpo.learner.learner import TorchLearner
 from grpo.method.advantage import ADVANTAGES, reward_matrix
 from grpo.method.weighted_rows import drop_dead, make_rows
@@ -28,7 +28,7 @@ def prepare(settings: Settings) -> Any:
     if settings.get("no_tiles"):  # ablation: kernels that know no matrix tiles
         native.FLAGS = (*native.FLAGS, "-mno-amx-bf16")
     if "chunk_elements" in settings:
-        lm_head.CHUNK_ELEMENTS = settings["chunk_elements"]
+        head.CHUNK_ELEMENTS = settings["chunk_elements"]
     learner = TorchLearner(
         settings["model"],
         algorithm=Algorithm(loss_type="dapo", sampling_correction="none"),

@@ -24,7 +24,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from grpo.errors import LearnerError
 from grpo.model.casts import autocast_off
-from grpo.model.devices import Choices, choices
+from grpo.model.devices import NO_COMPILER, Choices, choices
 from grpo.model.transfer import to_device
 
 if TYPE_CHECKING:
@@ -74,8 +74,8 @@ def attend_in_blocks(
             found = kernel(query, key, value, block_mask=blocks, scale=scale, enable_gqa=True)
         except TorchDynamoException as error:
             raise LearnerError(
-                f"FlexAttention cannot be compiled for this GPU ({error}); with GRPO_NATIVE=0 in "
-                "the environment the learner computes the same without it"
+                f"FlexAttention cannot be compiled for this GPU ({error}); with {NO_COMPILER[0]}=1 "
+                "in the environment the learner computes the same without it"
             ) from error
     return found.transpose(1, 2)
 

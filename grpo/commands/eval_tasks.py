@@ -38,8 +38,8 @@ from grpo.rewards.extract import final_answer
 from grpo.rollout import LOADING
 from grpo.rundir.run_folder import model_path
 from grpo.stages.endings import sampling_of, vocab_size
+from grpo.stages.preflight import scorers
 from grpo.stages.preflight.needed import check_columns
-from grpo.stages.preflight.scorers import rewards as named
 from grpo.stages.remote_rewards import reward_set
 from grpo.stages.wiring import load_engine
 from grpo.types import EngineSpec, Prompt, Sampling, TaskSource
@@ -179,7 +179,7 @@ def _check(asked: Asked, tasks: Mapping[str, EvalTask]) -> None:
 def _open(name: str, task: EvalTask, asked: Asked) -> TaskSource:
     try:
         source = open_task(task)
-        check_columns(source, "heldout", named(task.rewards, "rewards"), f"task {name}")
+        check_columns(source, "heldout", scorers.rewards(task.rewards, "rewards"), f"task {name}")
         return source
     except DataError as error:
         if name in asked.data or task.file_args is None:

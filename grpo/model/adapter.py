@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo.errors import LearnerError, RecipeError
-from grpo.model.quantize import PackedLinear
+from grpo.model.quantize import FourBitLinear
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -44,7 +44,12 @@ WEIGHTS = "adapter_model.safetensors"
 ROUTERS = {"gate", "router", "shared_expert_gate"}  # the modules' names, in every family
 # peft takes these for experts of checkpoints from before transformers 5, in any part of the model
 OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-LINEAR = ("Linear", "PackedLinear", "Conv1D", "FalconLinear")  # classes of W x + b; subclasses vary
+LINEAR = (
+    "Linear",
+    "FourBitLinear",
+    "Conv1D",
+    "FalconLinear",
+)  # classes of W x + b; subclasses vary
 
 
 def adapted_layers(model: nn.Module) -> list[str]:
@@ -215,11 +220,11 @@ def merged(
     import torch
 
     layers = _layers(model)
-    packed = {name: m for name, m in model.named_modules() if isinstance(m, PackedLinear)}
+    packed = {name: m for name, m in model.named_modules() if isinstance(m, FourBitLinear)}
     left = set(layers)
     dtype = next(iter(adapter_parameters(model).values())).dtype
 
-    def made(tensor: Tensor, layer: Any, base: PackedLinear | None) -> Tensor:
+    def made(tensor: Tensor, layer: Any, base: FourBitLinear | None) -> Tensor:
         found = whole(tensor).detach() if base is None else base.values()
         if found.is_floating_point():
             found = found.to(dtype)

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
+# PyTorch's own switches: with one of them at 1, `torch.compile` hands a function back as it is.
+NO_COMPILER = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
@@ -46,9 +49,12 @@ def choices(device: torch.device) -> Choices:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether what PyTorch compiles FlexAttention with is here, for a GPU it tests it on."""
+    """Whether PyTorch compiles FlexAttention: on, all it needs is here, a GPU it is tested on.
+
+    Not compiled it would hold a score for each pair of tokens, which attention in parts does not.
+    """
     return (
-        os.environ.get("GRPO_NATIVE", "1") != "0"
+        not any(os.environ.get(name) == "1" for name in NO_COMPILER)
         and torch.__version__ >= "2.7"  # in 2.6 compiled training fails (pytorch #146260)
         and importlib.util.find_spec("triton") is not None
         and any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))

@@ -26,8 +26,7 @@ class Plan:
     """How each of R rows is sampled; None where no row asks for it.
 
     temperature [R, 1] float32 (1 for greedy rows) or one float for all; greedy [R] bool;
-    top_k [R] int64 (vocabulary size = off); top_p, min_p [R, 1] float32; raw: log-probs of the
-    unfiltered temperature-1 distribution are wanted.
+    top_k [R] int64 (vocabulary size = off); top_p, min_p [R, 1] float32.
 
     What decides which operations run is known on the host, as reading it off a device is a wait:
     only_greedy (all rows are), largest (of all top_k that are on; 1 where none is), waits (whether
@@ -41,7 +40,6 @@ class Plan:
     largest: int
     top_p: Tensor | None
     min_p: Tensor | None
-    raw: bool
     waits: bool
 
 
@@ -72,7 +70,6 @@ def make_plan(rows: Sequence[Sampling], vocab_size: int, device: torch.device) -
         largest=max((s.top_k for s in kinds if 0 < s.top_k < vocab_size), default=1),
         top_p=sent["top_p"][:, None] if "top_p" in sent else None,
         min_p=sent["min_p"][:, None] if "min_p" in sent else None,
-        raw=any(s.raw_logprobs for s in kinds),
         waits=waits(device),
     )
 

@@ -23,17 +23,17 @@ BLOCK = 64  # weights that share a scale, as in the paper
 def quantize_base(model: nn.Module) -> None:
     """Replace the linear layers of `model`, in place; they compute in the type they had."""
     for parent, name, layer in _layers(model):
-        setattr(parent, name, PackedLinear(layer))
+        setattr(parent, name, FourBitLinear(layer))
 
 
 @torch.no_grad()
 def round_base(model: nn.Module) -> None:
     """Give the linear layers of `model` the values that `quantize_base` would keep, in place."""
     for _, _, layer in _layers(model):
-        layer.weight.data = PackedLinear(layer).values()
+        layer.weight.data = FourBitLinear(layer).values()
 
 
-class PackedLinear(nn.Linear):
+class FourBitLinear(nn.Linear):
     """A frozen linear layer that keeps its weight in four bits, in blocks with a scale each.
 
     `weight` holds the packed bytes, `scales` the largest absolute value of each block (float32).
@@ -73,7 +73,7 @@ class _Multiply(torch.autograd.Function):
     """x W^T + b; the backward pass unpacks W again instead of keeping it."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, layer: PackedLinear) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, layer: FourBitLinear) -> torch.Tensor:
         ctx.layer, ctx.dtype = layer, x.dtype
         with torch.autocast(x.device.type, enabled=False):
             return nn.functional.linear(x.to(layer.compute_dtype), layer.values(), layer.bias)

@@ -39,7 +39,7 @@ NAMED = 3  # damaged checkpoints in one sentence
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class Checkpoint:
     """A whole checkpoint.
 
     beside: what belongs to it elsewhere in the run's folder. lost: names of that which are not what
@@ -151,7 +151,7 @@ def disk_errors() -> Iterator[None]:
 
 def latest(
     run: Path, say: Callable[[str], None] = lambda _: None, again: tuple[str, ...] = ()
-) -> Found | None:
+) -> Checkpoint | None:
     """The newest checkpoint that is whole, with its state; None where none was ever made.
 
     Every newer one is named to `say` with what is wrong. again: how names of files beside it begin
@@ -183,7 +183,7 @@ def latest(
     return None
 
 
-def _checked(run: Path, folder: Path, again: tuple[str, ...]) -> Found:
+def _checked(run: Path, folder: Path, again: tuple[str, ...]) -> Checkpoint:
     """A checkpoint of which everything is as it was written. Raises Damage."""
     if not folder.is_dir():
         raise Damage("it is gone")
@@ -210,7 +210,9 @@ def _checked(run: Path, folder: Path, again: tuple[str, ...]) -> Found:
             wanted[f"{MODEL}/{file}"] = wanted.pop(name)
     manifest.check(run, wanted, growing=LOG)
     manifest.check_sealed(folder, name=folder.name)
-    return Found(folder=folder, state=state, beside=beside, lost=tuple(lost), notes=tuple(notes))
+    return Checkpoint(
+        folder=folder, state=state, beside=beside, lost=tuple(lost), notes=tuple(notes)
+    )
 
 
 def rewind(path: Path, size: int) -> int:

@@ -34,7 +34,7 @@ _ADDRESS = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rows:
+class HashedRows:
     """Rows in their order, of a source of `size` (None: endless), all or some of them hashed."""
 
     title: str  # as a message names them
@@ -54,7 +54,7 @@ def row_digest(*parts: Any) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=DIGEST).digest()
 
 
-def difference(before: Sequence[bytes], now: Rows) -> str:
+def difference(before: Sequence[bytes], now: HashedRows) -> str:
     """How rows that differ differ: how many are gone, new or in another place, and the first."""
     old, new = Counter(before), Counter(now.digests)
     gone, more = (old - new).total(), (new - old).total()

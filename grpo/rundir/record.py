@@ -23,7 +23,7 @@ from typing import Any
 
 from grpo.errors import RunError
 from grpo.outside.files.durable import RESTORE, Tree, read_json, write_json
-from grpo.rundir.identity import DIGEST, REVISION, Rows, changed_files, difference
+from grpo.rundir.identity import DIGEST, REVISION, HashedRows, changed_files, difference
 from grpo.rundir.provenance import text_hash
 
 FILE = "provenance.json"
@@ -55,7 +55,7 @@ def check_inputs(
     record: Tree,
     stage: str,
     files: Mapping[str, Tree],
-    rows: Mapping[str, Rows],
+    rows: Mapping[str, HashedRows],
 ) -> list[str]:
     """What has changed in the inputs of a stage since it was first met, a phrase each.
 
@@ -86,7 +86,7 @@ def keep_inputs(
     record: Tree,
     stage: str,
     files: Mapping[str, Tree],
-    rows: Mapping[str, Rows],
+    rows: Mapping[str, HashedRows],
 ) -> None:
     """Put the inputs of a stage, in place of those it had, into the record for `write` to take."""
     entry = record.setdefault("stages", {}).setdefault(stage, {})

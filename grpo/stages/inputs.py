@@ -17,12 +17,12 @@ from huggingface_hub import try_to_load_from_cache
 
 from grpo.config.schema import AnyStage, DistillStage, EvalStage, RejectStage, RLStage, SFTStage
 from grpo.data import SOURCES
-from grpo.data.jsonl import Rows as TableRows
+from grpo.data.jsonl import TableSource
 from grpo.data.mixture import Mixture
 from grpo.data.source import Split
 from grpo.evaluation.decontaminate import prompt_text
 from grpo.outside.code import plugins
-from grpo.rundir.identity import REVISION, Rows, code_digests, files_digests, row_digest
+from grpo.rundir.identity import REVISION, HashedRows, code_digests, files_digests, row_digest
 from grpo.stages.supervised_rows import read_rows
 from grpo.types import TaskSource
 
@@ -53,7 +53,7 @@ def files_of(stage: AnyStage) -> dict[str, dict[str, Any]]:
     return found
 
 
-def rows_of(stage: AnyStage) -> dict[str, Rows]:
+def rows_of(stage: AnyStage) -> dict[str, HashedRows]:
     """title -> the rows of each part of the stage's data. Raises DataError, PluginError."""
     if isinstance(stage, SFTStage):
         paths = {"data.path": stage.data.path} | {f"data.mix.{p}": p for p in stage.data.mix}
@@ -96,8 +96,8 @@ def _splits(stage: AnyStage) -> Sequence[Split]:
 
 def _task_rows(
     source: TaskSource, spec: str, title: str, splits: Sequence[Split], inside: str = ""
-) -> dict[str, Rows]:
-    found: dict[str, Rows] = {}
+) -> dict[str, HashedRows]:
+    found: dict[str, HashedRows] = {}
     if isinstance(source, Mixture):
         for part in source.parts:
             named = f"part {part.name!r} of {title}"
@@ -107,7 +107,7 @@ def _task_rows(
         size = source.size(split)
         places = _places(source, spec, size)
         tasks = (source.task(split, place) for place in places)
-        found[f"{inside}{split}"] = Rows(
+        found[f"{inside}{split}"] = HashedRows(
             title=f"{title}, {NAMES[split]}",
             digests=[row_digest(t.uid, t.prompt, t.answer, dict(t.columns)) for t in tasks],
             size=size,
@@ -122,7 +122,7 @@ def _places(source: TaskSource, spec: str, size: int | None) -> Sequence[int]:
     most = MADE if theirs else MADE_UP
     if size is None:
         return range(ENDLESS if theirs else MADE_UP)
-    if isinstance(source, TableRows):
+    if isinstance(source, TableSource):
         most = MOST
     return range(size) if size <= most else [i * size // most for i in range(most)]
 
@@ -131,14 +131,14 @@ def _shown(source: TaskSource, split: Split, places: Sequence[int], number: int)
     return prompt_text(source.task(split, places[number]).prompt)[:SHOWN]
 
 
-def _text_rows(setting: str, path: str) -> Rows:
+def _text_rows(setting: str, path: str) -> HashedRows:
     rows = read_rows(path)
     digests = [row_digest(row.prompt, row.completion, dict(row.columns)) for row in rows]
 
     def shown(number: int) -> str:
         return prompt_text(rows[number].prompt)[:SHOWN]
 
-    return Rows(title=f"{setting} = {path!r}", digests=digests, size=len(rows), shown=shown)
+    return HashedRows(title=f"{setting} = {path!r}", digests=digests, size=len(rows), shown=shown)
 
 
 def _title(source: str, args: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from grpo.config.schema import (
 )
 from grpo.data import SOURCES
 from grpo.data.conversation import KWARGS, TOOLS
-from grpo.data.jsonl import Rows
+from grpo.data.jsonl import TableSource
 from grpo.data.mixture import Mixture
 from grpo.data.prompts import PromptTemplate, template_args
 from grpo.errors import RecipeError
@@ -193,7 +193,7 @@ def _of_file(data: Data) -> TaskSource | None:
 
 
 def _tasks(source: TaskSource) -> Iterator[Task]:
-    if isinstance(source, Rows):
+    if isinstance(source, TableSource):
         yield from source.tasks["train"]
     elif isinstance(source, Mixture):
         for part in source.parts:

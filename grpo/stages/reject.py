@@ -39,7 +39,7 @@ from grpo.rundir import checkpoint, provenance
 from grpo.rundir.log import RunLog
 from grpo.stages.card import card
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
-from grpo.stages.shards import MADE_OF, Job, read_lines, write_lines
+from grpo.stages.shards import MADE_OF, SamplingJob, read_lines, write_lines
 from grpo.stages.wiring import Sampler, build_sampler
 from grpo.types import Completion, Metrics, NoiseSplit, Prompt, Request, Score
 
@@ -84,7 +84,7 @@ def leave_rows(
     """
     data = folder / "data"
     say = partial(console.print, markup=False, soft_wrap=True)
-    if not Job.of(work).complete(data, say):
+    if not SamplingJob.of(work).complete(data, say):
         if stage.filter.language:
             LanguageConsistency(stage.filter.language)  # refuses an unknown code at the start
         work.mkdir(exist_ok=True)
@@ -119,7 +119,7 @@ def _sample_and_screen(
         made_of = _made_of(stage, model, drawn, seed, folder.parent, work / "shards")
         size = stage.rollout.prompts_per_step
         total = -(-len(drawn.prompts) // size)
-        job = Job.of(work)
+        job = SamplingJob.of(work)
         done = job.whole(partial(console.print, markup=False, soft_wrap=True))
         job.rewind(done)
         if done:

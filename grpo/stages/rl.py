@@ -25,7 +25,7 @@ from grpo.model.ranks import Ranks
 from grpo.outside.code import plugins
 from grpo.outside.terminal.console import Console
 from grpo.rundir import ledger, record
-from grpo.rundir.checkpoint import Found, Saver
+from grpo.rundir.checkpoint import Checkpoint, Saver
 from grpo.rundir.log import RunLog
 from grpo.stages.interrupt import interruptible
 from grpo.stages.rl_evaluations import Evaluations, choice, summary
@@ -45,7 +45,7 @@ class Training:
     callbacks: Sequence[Any]  # of stage.callbacks
     log: RunLog
     ranks: Ranks
-    found: Found | None  # the checkpoint it goes on from
+    found: Checkpoint | None  # the checkpoint it goes on from
     accepted: int  # how often changes of the stage's inputs were
 
     @property

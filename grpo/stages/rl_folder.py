@@ -18,7 +18,7 @@ from grpo.outside.files import hashes
 from grpo.outside.files.hashes import Known
 from grpo.outside.terminal.console import Console
 from grpo.rundir import checkpoint, ledger, litter
-from grpo.rundir.checkpoint import BEST, Found
+from grpo.rundir.checkpoint import BEST, Checkpoint
 from grpo.rundir.log import RunLog
 from grpo.training.loop import TrainerParts
 
@@ -102,7 +102,7 @@ class RLFolder:
                 checkpoint.remove(model)
 
 
-def go_back(folder: Path, settings: Run, console: Console) -> Found | None:
+def go_back(folder: Path, settings: Run, console: Console) -> Checkpoint | None:
     """The checkpoint to go on from, with what was written after it moved aside.
 
     Raises RunError where there are checkpoints and none is whole.
@@ -124,7 +124,7 @@ def go_back(folder: Path, settings: Run, console: Console) -> Found | None:
     return found
 
 
-def restore(found: Found, parts: TrainerParts, accepted: int) -> None:
+def restore(found: Checkpoint, parts: TrainerParts, accepted: int) -> None:
     """Put a checkpoint's state into `parts`.
 
     accepted: how often changes of the stage's inputs were. Batches of a checkpoint from before the

@@ -163,7 +163,7 @@ def fine_tune(
 
 
 def _train(
-    made: StageTrainer, policy: Any, journal: Journal, found: checkpoint.Found | None
+    made: StageTrainer, policy: Any, journal: Journal, found: checkpoint.Checkpoint | None
 ) -> None:
     """Train from the checkpoint to the last step. Raises KeyboardInterrupt where it was asked."""
     made.remove_callback(PrinterCallback)
@@ -175,7 +175,7 @@ def _train(
     made.accelerator.unwrap_model(policy, keep_fp32_wrapper=False)  # its own precision again
 
 
-def _go_back(folder: Path, run: Run, console: Console) -> checkpoint.Found | None:
+def _go_back(folder: Path, run: Run, console: Console) -> checkpoint.Checkpoint | None:
     """The checkpoint to go on from, the metrics cut back to it. Raises RunError."""
     checkpoint.remove(folder / ASIDE)
     found = checkpoint.latest(folder, partial(console.print, markup=False, soft_wrap=True))

@@ -26,7 +26,7 @@ MADE_OF = "made_of.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class SamplingJob:
     """The shards of a sampling job in `work/shards`, and what was made of them.
 
     shards: hash of each, in order. logs: of the metrics up to each. data: of the rows made of all.
@@ -38,7 +38,7 @@ class Job:
     data: Known = field(default_factory=Known)
 
     @classmethod
-    def of(cls, work: Path) -> Job:
+    def of(cls, work: Path) -> SamplingJob:
         """The job in a folder, as far as it came. Raises RunError where nobody can know that."""
         if not (work / PROGRESS).exists() and not any((work / "shards").glob("*.jsonl")):
             return cls(work=work)

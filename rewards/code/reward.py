@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from grpo.rewards.code import readings
 from grpo.rewards.code.fences import asked_names, program_of
-from grpo.rewards.code.stdio import LOST, START, Run, run_program, same_output
+from grpo.rewards.code.stdio import LOST, START, ProgramRun, run_program, same_output
 from grpo.rewards.sandbox import wire
 from grpo.rewards.sandbox.probe import choose
 from grpo.rewards.sandbox.sandbox import PRELOAD, Ended, Guest, Limits, Sandbox
@@ -280,10 +280,10 @@ class Code(VerifierReward):
 
     def _judge_stdio(
         self, sandbox: Sandbox, code: str, cases: Sequence[Any]
-    ) -> tuple[Score, Run | None]:
+    ) -> tuple[Score, ProgramRun | None]:
         """The outcome, and the first run that was not right."""
         passed = 0
-        first: Run | None = None
+        first: ProgramRun | None = None
         for case in cases:
             expected = str(case["output"])
             most = max(1 << 16, 4 * len(expected))

@@ -25,7 +25,7 @@ OUT_OF_MEMORY = 77  # exit code by which run_script reports a MemoryError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
+class ProgramRun:
     """One program run: its output, and why it did not end well ("" if it did)."""
 
     output: str
@@ -71,7 +71,7 @@ def _close(printed: str, expected: str, tolerance: float) -> bool:
 
 def run_program(
     sandbox: Sandbox, limits: Limits, source: str, given: str, timeout: float, most: int
-) -> Run:
+) -> ProgramRun:
     """Run a program on `given` as its standard input, for at most `timeout` s and `most` bytes.
 
     A guest that fails before the program runs is a grader_error; after that it is the program's.
@@ -85,7 +85,9 @@ def run_program(
         try:
             first = wire.receive(control, time.monotonic() + START)
             if "confined" not in first:
-                return Run(output="", status="grader_error", fault=str(first["unconfined"])[:200])
+                return ProgramRun(
+                    output="", status="grader_error", fault=str(first["unconfined"])[:200]
+                )
             started, deadline = True, time.monotonic() + timeout
             control.settimeout(timeout)
             wire.send(control, source)
@@ -107,8 +109,8 @@ def run_program(
     if ended is not None and fault is None:
         fault = _exit_fault(ended.status)
     if fault is None:
-        return Run(output=text)
-    return Run(output=text, status=fault[0], fault=fault[1], lost=lost)
+        return ProgramRun(output=text)
+    return ProgramRun(output=text, status=fault[0], fault=fault[1], lost=lost)
 
 
 def _exit_fault(status: int) -> tuple[Status, str] | None:

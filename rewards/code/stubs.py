@@ -56,7 +56,7 @@ def label_of(remote: Remote) -> str:
     return cast("Any", remote)._Remote__label
 
 
-class Asking(Protocol):
+class Channel(Protocol):
     """What a stub needs of the channel to the program (`asking.Asker`)."""
 
     made_by: frozenset[str]
@@ -96,13 +96,13 @@ class Remote:
     """
 
     __slots__ = ("__asker", "__label", "__made", "__target")
-    __asker: Asking
+    __asker: Channel
     __target: list[Any]
     __made: bool
     __label: str
 
     def __init__(
-        self, asker: Asking, target: list[Any], made: bool = False, label: str = ""
+        self, asker: Channel, target: list[Any], made: bool = False, label: str = ""
     ) -> None:
         put = object.__setattr__
         put(self, "_Remote__asker", asker)

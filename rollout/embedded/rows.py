@@ -34,12 +34,12 @@ class Owner:
     marks: list[tuple[int, Version]] = field(default_factory=list[tuple[int, Version]])
 
 
-class Rows:
+class RunningRows:
     """Running completions; rows 0..count-1 are in use.
 
     Arrays over rows: `made` tokens so far, `prompt` length, `limit` on made tokens, `noise` key,
     `deadline` (inf = none), `eos` ids padded with -1, `reads` (whether there are stop strings to
-    look for); over rows x tokens: `tokens`, `logprobs`, `raw`.
+    look for); over rows x tokens: `tokens`, `logprobs`.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -55,7 +55,6 @@ class Rows:
         self.reads = np.zeros(capacity, dtype=bool)
         self.tokens = np.zeros((capacity, 64), dtype=np.int64)
         self.logprobs = np.zeros((capacity, 64), dtype=np.float32)
-        self.raw = np.zeros((capacity, 64), dtype=np.float32)
 
     def set(self, row: int, job: Job, index: int, version: Version) -> None:
         """Row `row` starts sample `index` of `job`; the next free row, or one to reuse."""
@@ -78,27 +77,22 @@ class Rows:
         self.eos[row, : len(eos)] = eos
         self.reads[row] = bool(request.sampling.stop)
 
-    def append(
-        self, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray, raw: np.ndarray | None
-    ) -> None:
+    def append(self, rows: np.ndarray, tokens: np.ndarray, logprobs: np.ndarray) -> None:
         """One more token for each of `rows`."""
         at = self.made[rows]
         if at.max() >= self.tokens.shape[1]:
             width = 2 * self.tokens.shape[1]
             self.tokens = _wider(self.tokens, width, 0)
             self.logprobs = _wider(self.logprobs, width, 0)
-            self.raw = _wider(self.raw, width, 0)
         self.tokens[rows, at] = tokens
         self.logprobs[rows, at] = logprobs
-        if raw is not None:
-            self.raw[rows, at] = raw
         self.made[rows] = at + 1
 
     def move(self, source: int, target: int) -> None:
         """Row `target` becomes what row `source` was."""
         self.owners[target] = self.owners[source]
         arrays = (self.made, self.prompt, self.limit, self.noise, self.deadline, self.eos)
-        for array in (*arrays, self.reads, self.tokens, self.logprobs, self.raw):
+        for array in (*arrays, self.reads, self.tokens, self.logprobs):
             array[target] = array[source]
 
     def truncate(self, count: int) -> None:
@@ -122,7 +116,6 @@ class Rows:
         # A mark at the very end has written nothing; keep it only in an empty completion.
         marks = [m for m in owner.marks if m[0] < made] or owner.marks[:1]
         ends = [start for start, _ in marks[1:]] + [made]
-        wants_raw = owner.job.request.sampling.raw_logprobs
         return Completion(
             request=owner.job.request.uid,
             index=owner.index,
@@ -131,7 +124,6 @@ class Rows:
                     ids=self.tokens[row, start:end].copy(),
                     version=version,
                     logprobs=self.logprobs[row, start:end].copy(),
-                    raw_logprobs=self.raw[row, start:end].copy() if wants_raw else None,
                 )
                 for (start, version), end in zip(marks, ends, strict=True)
             ),

@@ -20,7 +20,6 @@ from grpo.rollout.embedded.cpu.draw import draw
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ALL = 2**64 - 1
 _BLOCK = 256  # vocabulary entries summed together in the first level of the inverse CDF
-_RAW_ROWS = 8  # rows of logits that are copied to float32 at a time
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -72,12 +71,12 @@ def inverse_cdf(probs: Tensor, uniform: Tensor) -> Tensor:
 
 def sample(
     logits: Tensor, uniform: np.ndarray, plan: Plan, room: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor]:
     """Tokens for logits [R, V] (any float dtype) and uniforms float64 [R].
 
-    Returns tokens int64 [R], their log-probs float32 [R] under the distribution sampled from, and
-    (if the plan asks) float32 [R] at temperature 1 and unfiltered. `room` float32 [2, >= R, V] is
-    memory to work in: fresh memory of that size is given back and faulted in again every time.
+    Returns tokens int64 [R] and their log-probs float32 [R] under the distribution sampled from.
+    `room` float32 [2, >= R, V] is memory to work in: fresh memory of that size is given back and
+    faulted in again every time.
     """
     if plan.top_k is None and plan.top_p is None and plan.min_p is None:
         found = _drawn(logits, uniform, plan)
@@ -87,8 +86,7 @@ def sample(
         room = workspace(logits)
     scores, probs = room[:, : len(logits)]
     scores.copy_(logits)
-    plain = isinstance(plan.temperature, float) and plan.temperature == 1.0
-    if not plain:
+    if isinstance(plan.temperature, Tensor) or plan.temperature != 1.0:
         scores.div_(plan.temperature)
     torch.softmax(scores, dim=1, out=probs)
     final = filtered_probs(probs, plan)
@@ -98,19 +96,10 @@ def sample(
         tokens = inverse_cdf(final, to_device(logits.device, uniform=uniform)["uniform"])
         if plan.greedy is not None:
             tokens = torch.where(plan.greedy, _largest(scores, plan), tokens)
-    logp = final.gather(1, tokens[:, None]).squeeze(1).log()
-    if not plan.raw:
-        return tokens, logp, None
-    if plain and final is probs:
-        return tokens, logp, logp
-    scores.copy_(logits)
-    raw = scores.gather(1, tokens[:, None]).squeeze(1) - scores.logsumexp(1)
-    return tokens, logp, raw
+    return tokens, final.gather(1, tokens[:, None]).squeeze(1).log()
 
 
-def _drawn(
-    logits: Tensor, uniform: np.ndarray, plan: Plan
-) -> tuple[Tensor, Tensor, Tensor | None] | None:
+def _drawn(logits: Tensor, uniform: np.ndarray, plan: Plan) -> tuple[Tensor, Tensor] | None:
     """`sample` without filters by a compiled kernel; None where there is none."""
     if plan.waits:  # before anything of the plan is read
         return None
@@ -120,17 +109,7 @@ def _drawn(
         factor = np.full(len(logits), 1.0 / plan.temperature, dtype=np.float32)
     if plan.greedy is not None:
         uniform = np.where(plan.greedy.numpy(), -1.0, uniform)
-    found = draw(logits, uniform, factor)
-    if found is None:
-        return None
-    tokens, logp = found
-    if not plan.raw or (not isinstance(plan.temperature, Tensor) and plan.temperature == 1.0):
-        return tokens, logp, logp if plan.raw else None
-    raw = torch.empty_like(logp)
-    for part, token, to in zip(*(t.split(_RAW_ROWS) for t in (logits, tokens, raw)), strict=True):
-        scores = part.float()
-        torch.sub(scores.gather(1, token[:, None])[:, 0], scores.logsumexp(1), out=to)
-    return tokens, logp, raw
+    return draw(logits, uniform, factor)
 
 
 def _largest(scores: Tensor, plan: Plan) -> Tensor:

@@ -30,7 +30,7 @@ from grpo.rollout.embedded.engine_weights import (
     private_copy,
     resident_hash,
 )
-from grpo.rollout.embedded.rows import Job, Rows
+from grpo.rollout.embedded.rows import Job, RunningRows
 from grpo.rollout.embedded.sampling import sample, uniforms, workspace
 from grpo.rollout.embedded.ways import ways_on
 from grpo.rollout.texts import completion_text, cut
@@ -83,7 +83,7 @@ class TorchEngine:
             packed=not share_storage if packed is None else packed,
             compiled=compile,
         )
-        self._rows = Rows(max_rows)
+        self._rows = RunningRows(max_rows)
         self._queue: deque[Job] = deque()
         self._done: list[Completion] = []
         self._plan: Plan | None = None  # of all running rows; None once they change
@@ -275,12 +275,10 @@ class TorchEngine:
 
     def _empty(self, request: Request, index: int) -> Completion:
         """A completion that was aborted before its first token."""
-        nothing = np.zeros(0, dtype=np.float32)
         segment = Segment(
             ids=np.zeros(0, dtype=np.int64),
             version=self.version,
-            logprobs=nothing,
-            raw_logprobs=nothing if request.sampling.raw_logprobs else None,
+            logprobs=np.zeros(0, dtype=np.float32),
         )
         return Completion(
             request=request.uid, index=index, segments=(segment,), text="", finish="abort"
@@ -353,10 +351,10 @@ class TorchEngine:
             noise = uniforms(rows.noise[at], rows.made[at])
             if self._room is None or self._room.shape[1] < len(logits):
                 self._room = workspace(logits)
-            tokens, logprobs, raw = sample(logits, noise, plan, self._room)
+            tokens, logprobs = sample(logits, noise, plan, self._room)
         # One copy, as each is a wait for the device.
-        drawn, *found = to_host(tokens, logprobs, *([] if raw is None else [raw]))
-        rows.append(at, drawn, found[0], None if raw is None else found[-1])
+        drawn, found = to_host(tokens, logprobs)
+        rows.append(at, drawn, found)
         stopped = (rows.eos[at] == drawn[:, None]).any(1)
         full = rows.made[at] >= rows.limit[at]
         ended: dict[int, FinishReason] = {

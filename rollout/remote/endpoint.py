@@ -119,8 +119,6 @@ class EndpointEngine(HttpEngine[_Sample]):
             problem = ""
             if request.uid in queued:
                 problem = "is queued already"
-            elif request.sampling.raw_logprobs:
-                problem = "asks for log-probs, which an endpoint does not return"
             elif request.sampling.top_k or request.sampling.min_p:
                 problem = (
                     "asks for top_k or min_p, which OpenAI's API does not have; where the server "

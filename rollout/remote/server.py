@@ -171,8 +171,6 @@ class ServerEngine(HttpEngine[_GroupWork]):
             problem = "has no prompt tokens"
         elif room is not None and needed > room:
             problem = f"needs {needed} positions, the server was started with {room}"
-        elif sampling.raw_logprobs:
-            problem = "asks for raw log-probs, which a server does not return; use engine=torch"
         elif not self.server.gives_tokens and (sampling.top_k or sampling.min_p):
             problem = "asks for top_k or min_p, which only a vLLM server has"
         if problem:

@@ -5,7 +5,7 @@ what has not begun is in our hands when weights change. One vLLM request carries
 group that fit. Everything happens inside `poll` and `load_weights`, on the caller's thread.
 
 Weights are believed when they have been read back (readback.py), adapters when their stacks
-have been and every output says it was sampled with them (vllm_lora.py).
+have been and every output says it was sampled with them (lora.py).
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from grpo.errors import EngineError, WeightsError
 from grpo.model import pretrained
 from grpo.model.canary import canary_ids
 from grpo.model.content_hash import content_hash
-from grpo.rollout.vllm import arguments as vllm_arguments
-from grpo.rollout.vllm import compat, readback
-from grpo.rollout.vllm import lora as vllm_lora
+from grpo.rollout.vllm import arguments, compat, lora, readback
 from grpo.rollout.vllm.requests import (
     QueuedRequest,
     RunningSample,
@@ -75,7 +73,7 @@ class VllmEngine:
         self.max_length = max_length
         self.rows = rows
         self.speculation = speculation
-        self.adapter = vllm_lora.Adapter(rank=spec.lora_rank) if spec.lora_rank else None
+        self.adapter = lora.Adapter(rank=spec.lora_rank) if spec.lora_rank else None
         self._can_sleep = can_sleep
         self._asleep = False
         self._vocab_size = int(llm.model_config.get_vocab_size())
@@ -118,26 +116,26 @@ class VllmEngine:
         positions = getattr(config, "max_position_embeddings", None) or spec.max_length
         # Room for the canary and one token after it.
         length = min(max(max_model_len or spec.max_length, 17), positions)
-        speculation = vllm_arguments.speculation_of(speculative_tokens, speculative_model)
-        arguments: dict[str, Any] = {
-            **vllm_arguments.fixed(spec, length, speculation),
+        speculation = arguments.speculation_of(speculative_tokens, speculative_model)
+        chosen: dict[str, Any] = {
+            **arguments.fixed(spec, length, speculation),
             "max_num_seqs": max_num_seqs,
             "tensor_parallel_size": tensor_parallel_size,
             "gpu_memory_utilization": gpu_memory_utilization,
             "kv_cache_dtype": kv_cache_dtype,
             "enforce_eager": cpu if enforce_eager is None else enforce_eager,
             "enable_prefix_caching": enable_prefix_caching,
-            **vllm_arguments.step_size(max_num_batched_tokens, length, max_num_seqs),
+            **arguments.step_size(max_num_batched_tokens, length, max_num_seqs),
         }
         if kv_cache_gib or cpu:
-            arguments["kv_cache_memory_bytes"] = int((kv_cache_gib or 1.0) * 2**30)
+            chosen["kv_cache_memory_bytes"] = int((kv_cache_gib or 1.0) * 2**30)
         if compilation := compat.compilation_config(config):
-            arguments["compilation_config"] = compilation
+            chosen["compilation_config"] = compilation
         if enable_sleep_mode and not cpu:
-            arguments["enable_sleep_mode"] = True
+            chosen["enable_sleep_mode"] = True
         if head_dtype:
-            arguments["hf_overrides"] = {"head_dtype": head_dtype}
-        llm = compat.make_engine(arguments)
+            chosen["hf_overrides"] = {"head_dtype": head_dtype}
+        llm = compat.make_engine(chosen)
         print(f"vLLM is up after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         return cls(
             llm,
@@ -378,9 +376,9 @@ class VllmEngine:
 
     def _add(self, name: str, ids: Sequence[int], params: Any) -> None:
         prompt = {"prompt_token_ids": list(ids), "cache_salt": self.version.hash}
-        lora = None if self.adapter is None else self.adapter.request
+        adapter = None if self.adapter is None else self.adapter.request
         try:
-            self.llm.add_request(name, prompt, params, lora_request=lora)
+            self.llm.add_request(name, prompt, params, lora_request=adapter)
         except ValueError as error:
             raise EngineError(f"vLLM refused a request: {error}") from error
 

@@ -12,7 +12,7 @@ import numpy as np
 from grpo.errors import EngineError
 from grpo.rollout.texts import completion_text, cut
 from grpo.rollout.vllm import compat
-from grpo.types import Completion, FinishReason, Request, Sampling, Segment, Version
+from grpo.types import Completion, FinishReason, Request, Segment, Version
 
 _SEEDS = 2**31  # vLLM's generators take 32 bits of a seed; samples of a request are numbered on
 
@@ -56,11 +56,6 @@ def refusal(request: Request, vocab_size: int, max_length: int) -> str | None:
             "asks for top_p and min_p together, which vLLM applies in another order than the "
             "learner; use one of them"
         )
-    if sampling.raw_logprobs and not _plain(sampling):
-        return (
-            "asks for raw_logprobs beside a temperature or filter; vLLM reports one log-prob a "
-            "token, that of the distribution sampled: use rollout.engine=torch"
-        )
     return None
 
 
@@ -89,11 +84,6 @@ def sampling_params(request: Request, first: int, n: int) -> Any:
     )
 
 
-def _plain(sampling: Sampling) -> bool:
-    """Whether the sampled log-probs are those at temperature 1, unfiltered."""
-    return sampling.temperature in (0.0, 1.0) and not sampling.truncates
-
-
 def late(request: Request, now: float) -> bool:
     """Whether the request is over its deadline at `now` (time.monotonic)."""
     return request.deadline is not None and request.deadline < now
@@ -116,7 +106,7 @@ def completion_of(
     return Completion(
         request=request.uid,
         index=sample.index,
-        segments=_segments(sample, request.sampling.raw_logprobs),
+        segments=_segments(sample),
         text=text,
         finish=reason,
     )
@@ -140,7 +130,7 @@ def _cut(tokenizer: Any, sample: RunningSample, text: str) -> str:
     return kept
 
 
-def _segments(sample: RunningSample, raw: bool) -> tuple[Segment, ...]:
+def _segments(sample: RunningSample) -> tuple[Segment, ...]:
     """The tokens of a sample, cut where weights changed; at least one segment."""
     ids = np.asarray(sample.ids, dtype=np.int64)
     logprobs = np.asarray(sample.logprobs, dtype=np.float32)
@@ -160,7 +150,6 @@ def _segments(sample: RunningSample, raw: bool) -> tuple[Segment, ...]:
             ids=ids[start:end],
             version=version,
             logprobs=logprobs[start:end],
-            raw_logprobs=logprobs[start:end] if raw else None,
         )
         for start, end, version in kept
     )

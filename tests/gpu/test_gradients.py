@@ -3,9 +3,9 @@
 The host's learner computes in float64, one completion a row: tests/grpo/learner/test_exact.py holds
 that one against the plain formula. `learners.FLOAT32` says where the bar comes from.
 
-First suspicion: only `flex` fails, Triton's kernel (GRPO_NATIVE=0 does without); `jobs` fails too,
-torch's attention on this card; `padded` alone, its causal kernel; all by about 3e-4, TF32; one
-loss_type alone, an operation of its objective that has another meaning on a card.
+First suspicion: only `flex` fails, Triton's kernel (TORCH_COMPILE_DISABLE=1 does without); `jobs`
+fails too, torch's attention on this card; `padded` alone, its causal kernel; all by about 3e-4,
+TF32; one loss_type alone, an operation of its objective that has another meaning on a card.
 """
 
 from __future__ import annotations

@@ -85,11 +85,6 @@ def test_wrong_answers_are_refused_by_name(wrong: Completion, says: str) -> None
     assert "of request '1/0'" in str(caught.value)
 
 
-def test_raw_logprobs_that_were_asked_for_are_checked_too() -> None:
-    with pytest.raises(EngineError, match="has raw log-probs as None"):
-        check_answer(request(raw_logprobs=True), answer())
-
-
 class Scripted:
     """Just enough of an engine for `collect`."""
 

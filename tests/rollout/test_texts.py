@@ -53,8 +53,8 @@ def played(tokenizer: Any, ids: list[int], sampling: Sampling, monkeypatch: Any)
     drawn, real = iter(ids), torch_engine.sample
 
     def forced(logits: Any, noise: Any, plan: Any, room: Any = None) -> Any:
-        tokens, logprobs, raw = real(logits, noise, plan, room)
-        return torch.full_like(tokens, next(drawn)), logprobs, raw
+        tokens, logprobs = real(logits, noise, plan, room)
+        return torch.full_like(tokens, next(drawn)), logprobs
 
     monkeypatch.setattr(torch_engine, "sample", forced)
     asked = Request(uid="r", ids=(5, 6), n=1, sampling=sampling, key=(0,))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from grpo.data.jsonl import ANSWER, Rows
+from grpo.data.jsonl import ANSWER, TableSource
 from grpo.data.mixture import Mixture
 from grpo.data.source import Split
 from grpo.errors import DataError, GrpoError, PluginError, RewardError, at
@@ -48,7 +48,7 @@ class Leaf:
 
     tasks: Sequence[Task]
     every: bool
-    answer: str | None  # as in `Rows`
+    answer: str | None  # as in `TableSource`
 
 
 def check_columns(
@@ -198,7 +198,7 @@ def leaves(source: TaskSource, split: Split) -> Iterator[Leaf]:
                     replace(task, columns={**task.columns, **part.columns}) for task in leaf.tasks
                 ]
                 yield replace(leaf, tasks=tasks)
-    elif isinstance(source, Rows):
+    elif isinstance(source, TableSource):
         yield Leaf(tasks=source.tasks[split], every=True, answer=source.answer)
     else:
         size = size_of(source, split)

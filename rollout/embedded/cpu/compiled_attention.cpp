@@ -10,7 +10,7 @@
 #include <vector>
 
 // What all layers of a step share. Rows R, H query heads, K key heads of size D.
-struct Step {
+struct AttentionStep {
     int64_t rows, heads, kv_heads;
     int64_t slots;          // of a prompt; a multiple of LANES
     int64_t chunk;          // slots of own tokens that lie together, the same
@@ -50,7 +50,7 @@ template <class T, int D>
 struct Attention {
     static_assert(D % LANES == 0);
     static constexpr int P2 = PAIR<T>;
-    const Step& s;
+    const AttentionStep& s;
     int64_t per, window;
     const T* prompt_keys;    // [groups, K, D / PAIR, slots, PAIR]
     const T* prompt_values;  // [groups, K, slots / PAIR, D, PAIR]
@@ -218,9 +218,10 @@ struct Attention {
 }  // namespace
 
 #define ENTRIES(NAME, T)                                                                          \
-    extern "C" void attend_##NAME(const Step* s, int64_t window, const T* mixed, const T* keys,   \
-                                  const T* values, T* own, const T* query_norm,                   \
-                                  const T* key_norm, float epsilon, T* out) {                     \
+    extern "C" void attend_##NAME(const AttentionStep* s, int64_t window, const T* mixed,         \
+                                  const T* keys, const T* values, T* own,                         \
+                                  const T* query_norm, const T* key_norm, float epsilon,          \
+                                  T* out) {                                                       \
         Attention<T, HEAD_SIZE> attention{*s,  s->heads / s->kv_heads, window,   keys,   values,  \
                                           own, query_norm,             key_norm, epsilon};        \
         attention.all(mixed, out);                                                                \

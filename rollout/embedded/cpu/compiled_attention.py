@@ -19,8 +19,8 @@ _P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _FUNCTIONS = {f"attend_{name}": [_P, _N, *[_P] * 6, _F, _P] for name in SUFFIXES.values()}
 
 
-class Step(ctypes.Structure):
-    """The C++ file's `Step`; `make_step` fills it."""
+class AttentionStep(ctypes.Structure):
+    """The C++ file's `AttentionStep`; `make_step` fills it."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "slots")),
@@ -37,7 +37,7 @@ def make_step(
     cache: GroupCache,
     positions: np.ndarray,
     tables: tuple[Tensor, Tensor],
-) -> Step:
+) -> AttentionStep:
     """What the layers share: rows at `positions` int64 [R] of their groups in `cache`.
 
     `tables`: cosine and sine of the positions, float32 [.., size]. Raises ValueError where a row is
@@ -55,7 +55,7 @@ def make_step(
     if rows > capacity:
         raise ValueError(f"{rows} rows, and the cache has room for {capacity}")
     shape = (room, size)
-    return Step(
+    return AttentionStep(
         rows=rows,
         heads=heads,
         kv_heads=kv_heads,
@@ -87,7 +87,9 @@ class CompiledAttention:
         self._rotation, self.dtype = rotation, dtype
         self.pair = 2 if dtype == torch.bfloat16 else 1
 
-    def begin(self, cache: GroupCache, positions: np.ndarray, windows: set[int | None]) -> Step:
+    def begin(
+        self, cache: GroupCache, positions: np.ndarray, windows: set[int | None]
+    ) -> AttentionStep:
         """What all layers of a step share: a token a row at `positions` int64 [R]."""
         return make_step(
             heads=cache.heads,
@@ -100,7 +102,7 @@ class CompiledAttention:
 
     def __call__(
         self,
-        step: Step,
+        step: AttentionStep,
         mixed: Tensor,
         cache: GroupCache,
         index: int,

@@ -232,11 +232,29 @@ def test_where_it_is_used(monkeypatch, N, D, dtype, expected):
     assert not uses_flex(*tensors, choices.__wrapped__(torch.device("cuda")))
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("TORCH_COMPILE_DISABLE", "1", False),
+        ("TORCHDYNAMO_DISABLE", "1", False),
+        ("TORCH_COMPILE_DISABLE", "0", True),
+        ("GRPO_NATIVE", "0", True),  # means our own C++ and nothing else
+    ],
+)
+def test_torch_s_own_switch_turns_it_off(monkeypatch, variable, value, expected):
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.7"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda _: "triton")
+    monkeypatch.setattr(devices.shutil, "which", lambda name: name)
+    monkeypatch.setenv(variable, value)
+    assert choices.__wrapped__(torch.device("cuda")).flex_attention == expected
+
+
 def test_what_its_compiler_refuses_says_what_to_do(monkeypatch):
     def refuses(*_args, **_kwargs):
         raise TorchDynamoException("out of resource: shared memory")
 
     monkeypatch.setattr(flex, "flex_attention", refuses)
     tensors = [torch.zeros(1, 2, 4, 16)] * 3
-    with pytest.raises(LearnerError, match=r"out of resource.*GRPO_NATIVE=0"):
+    with pytest.raises(LearnerError, match=r"out of resource.*TORCH_COMPILE_DISABLE=1"):
         attend_in_blocks(*tensors, None, 1.0)

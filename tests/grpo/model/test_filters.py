@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from grpo.model import filters as module
+from grpo.model import filters
 from grpo.model.filters import filtered_probs, make_plan
 from grpo.types import Sampling
 
@@ -33,7 +33,7 @@ def test_top_p_without_a_prefix_keeps_the_same(spread, monkeypatch):
     rows = [Sampling(top_p=p) for p in (0.3, 0.9, 0.99, 1.0)]
     args = torch.softmax(logits, -1), make_plan(rows, 3000, CPU)
     want = filtered_probs(*args)
-    monkeypatch.setattr(module, "_prefix", lambda *_: None)
+    monkeypatch.setattr(filters, "_prefix", lambda *_: None)
     assert torch.equal(filtered_probs(*args), want)
 
 

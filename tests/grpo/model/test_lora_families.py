@@ -21,7 +21,7 @@ from grpo.learner.policy import load_with_adapter
 from grpo.learner.saved import save_policy
 from grpo.model.adapter import adapter_parameters, described
 from grpo.model.canary import canary_logits
-from grpo.model.quantize import PackedLinear
+from grpo.model.quantize import FourBitLinear
 from grpo.model.ranks import join
 from grpo.outside.terminal.console import Console
 from grpo.rollout.embedded.torch_engine import TorchEngine
@@ -97,7 +97,7 @@ def test_with_a_base_in_four_bits(family, tmp_path):
     with quiet():
         tiny(family).save_pretrained(base)
         model = stirred(load_with_adapter(base, RANK, torch.float32, 0, "nf4"))
-        assert any(isinstance(m, PackedLinear) for m in model.modules())
+        assert any(isinstance(m, FourBitLinear) for m in model.modules())
         save_policy(model, out, join(), canary_logits(model), lora_rank=RANK, base=base)
         merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
         policy = logits(model)

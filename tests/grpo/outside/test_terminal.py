@@ -25,7 +25,7 @@ from grpo.commands.summary import print_models
 from grpo.config.config import load
 from grpo.errors import DataError, GrpoError
 from grpo.evaluation import report
-from grpo.outside.terminal import streams as terminal
+from grpo.outside.terminal import streams
 from grpo.outside.terminal.console import Console, Said
 from grpo.rewards.golds import Fault
 from grpo.rewards.sandbox.probe import Report
@@ -247,7 +247,7 @@ def test_print_warnings_logs_and_tracebacks_go_through_the_door(
 ) -> None:
     log = logging.getLogger("grpo.test")
     log.propagate = False  # pytest's own record of it would hold the raw text
-    with terminal.guarded():
+    with streams.guarded():
         handler = logging.StreamHandler()
         log.addHandler(handler)
         print(FOREIGN)
@@ -359,7 +359,7 @@ def test_what_a_model_says_is_not_searched_for_keys() -> None:
 
 def test_only_a_line_of_progress_is_redrawn() -> None:
     out = io.StringIO()
-    door = terminal.Door(out)
+    door = streams.Door(out)
     for piece in (
         "ValueError",
         ": ",

@@ -9,12 +9,12 @@ from grpo.rewards.math.latex import compare, respell
 
 def same_formula(answer, gold):
     """Whether an answer equals a gold: by text, else by the algebra of the guest."""
-    from grpo.rewards.math import guest as math_guest
+    from grpo.rewards.math import guest
 
     logging.disable(logging.NOTSET)  # a guest has nobody to log to; this process has
     answer, gold = respell(answer), respell(gold)
     found = compare(answer, gold, tolerance=1e-6)
-    return math_guest.judge(gold, answer)["same"] if found is None else found
+    return guest.judge(gold, answer)["same"] if found is None else found
 
 
 def rows(table):

@@ -337,36 +337,36 @@ def test_a_worker_that_dies_of_what_came_before_is_replaced_and_asked_again(math
 
 
 @pytest.fixture
-def math_guest():
-    from grpo.rewards.math import guest as math_guest
+def guest():
+    from grpo.rewards.math import guest
 
     logging.disable(logging.NOTSET)  # a guest has nobody to log to; this process has
-    return math_guest
+    return guest
 
 
 @pytest.mark.parametrize("error", [ImportError("gone"), OSError("gone"), MemoryError()])
-def test_what_no_answer_can_cause_is_not_held_against_it(monkeypatch, math_guest, error):
+def test_what_no_answer_can_cause_is_not_held_against_it(monkeypatch, guest, error):
     def failing(gold, answer):
         raise error
 
-    monkeypatch.setattr(math_guest, "_same", failing)
+    monkeypatch.setattr(guest, "_same", failing)
     with pytest.raises(type(error)):
-        math_guest.judge("x+1", "1+x")
-    monkeypatch.setattr(math_guest, "_gold", lambda text: failing(text, text))
+        guest.judge("x+1", "1+x")
+    monkeypatch.setattr(guest, "_gold", lambda text: failing(text, text))
     with pytest.raises(type(error)):
-        math_guest.judge("x+1", "1+x")
+        guest.judge("x+1", "1+x")
 
 
 @pytest.mark.parametrize("error", [ValueError(), TypeError(), RecursionError(), AttributeError()])
 def test_what_an_answer_can_cause_is_wrong_and_a_gold_that_does_is_unusable(
-    monkeypatch, math_guest, error
+    monkeypatch, guest, error
 ):
     def failing(*_):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(math_guest, "_same", failing)
-        found = math_guest.judge("x+1", "1+x")
+        patch.setattr(guest, "_same", failing)
+        found = guest.judge("x+1", "1+x")
         assert found == {"gold": True, "answer": False, "same": False}
-    monkeypatch.setattr(math_guest, "_gold", failing)
-    assert math_guest.judge("x+1", "1+x")["gold"] is False
+    monkeypatch.setattr(guest, "_gold", failing)
+    assert guest.judge("x+1", "1+x")["gold"] is False

@@ -53,7 +53,7 @@ def test_samples_follow_the_distribution(sampling):
     plan = make_plan([sampling], vocab, CPU)
     want = filtered_probs(torch.softmax(logits / sampling.temperature, -1), plan)[0].double()
     keys = np.full(draws, noise_key((7,), 0))
-    tokens, logp, _ = sample(logits.repeat(draws, 1), uniforms(keys, np.arange(draws)), plan)
+    tokens, logp = sample(logits.repeat(draws, 1), uniforms(keys, np.arange(draws)), plan)
     torch.testing.assert_close(logp.double(), want.log()[tokens], atol=1e-6, rtol=1e-6)
     counts = torch.bincount(tokens, minlength=vocab).double()
     alive = want > 0
@@ -65,9 +65,8 @@ def test_samples_follow_the_distribution(sampling):
 def test_greedy_rows_take_the_largest_with_its_plain_logprob():
     logits = torch.randn(3, 9, generator=torch.Generator().manual_seed(3))
     rows = [Sampling(temperature=0), Sampling(temperature=0, top_k=1), Sampling(temperature=2.0)]
-    tokens, logp, raw = sample(logits, np.full(3, 0.999), make_plan([*rows[:2], rows[2]], 9, CPU))
+    tokens, logp = sample(logits, np.full(3, 0.999), make_plan([*rows[:2], rows[2]], 9, CPU))
     assert tokens[:2].tolist() == logits.argmax(1)[:2].tolist()
-    assert raw is None
     plain = torch.log_softmax(logits, -1).gather(1, tokens[:, None]).squeeze(1)
     torch.testing.assert_close(logp[:2], plain[:2])
     assert float(logp[2]) == pytest.approx(float(torch.log_softmax(logits[2] / 2, -1)[tokens[2]]))

@@ -272,9 +272,8 @@ def test_canceled_and_overdue_requests(server: Served) -> None:
 
 def test_what_it_cannot_do_is_refused(server: Served) -> None:
     engine = engine_for(server)
-    for wrong, message in (({"top_k": 3}, "top_k or min_p"), ({"raw_logprobs": True}, "log-probs")):
-        with pytest.raises(EngineError, match=message):
-            engine.submit(requests(1, 1, **wrong))
+    with pytest.raises(EngineError, match="top_k or min_p"):
+        engine.submit(requests(1, 1, top_k=3))
     engine.submit(requests(1, 1))
     with pytest.raises(EngineError, match="is queued already"):
         engine.submit(requests(1, 1))

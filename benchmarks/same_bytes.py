@@ -109,8 +109,9 @@ def main() -> None:
         print(f"{name}: {verdict} ({len(facts.files)} files, {count} metrics)")
         for line in lines:
             print(f"  {line}")
-    if not (arguments.other or arguments.only or "uncommitted" in commit()):
-        write(base, wanted, after, found, time.time() - started)
+    if not (arguments.only or "uncommitted" in commit()):
+        sides = [name[:10] for name in (base, other) if name]
+        write(sides, wanted, after, found, time.time() - started)
     sys.exit(any(found.values()))
 
 
@@ -264,13 +265,13 @@ def shown(value: Any) -> str:
 
 
 def write(
-    base: str,
+    commits: Sequence[str],
     wanted: Mapping[str, Run],
     after: Mapping[str, Facts],
     found: Mapping[str, Sequence[str]],
     seconds: float,
 ) -> None:
-    """Merge the result into the results file."""
+    """Merge the result into the results file, by what was compared."""
     result = {
         name: {
             "same": not lines,
@@ -280,9 +281,9 @@ def write(
         }
         for name, lines in found.items()
     }
-    command = f"python benchmarks/same_bytes.py {base[:10]}"
+    command = f"python benchmarks/same_bytes.py {' '.join(commits)}"
     command += " --whole" if "mini-r1" in wanted else ""
-    merge(OUT, base[:10], {"runs": result}, origin(command, seconds, versions(PACKAGES)))
+    merge(OUT, "..".join(commits), {"runs": result}, origin(command, seconds, versions(PACKAGES)))
 
 
 @contextmanager

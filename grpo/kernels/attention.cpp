@@ -1,4 +1,4 @@
-// Attention of packed groups and its backward pass (grpo/shared_attention.py).
+// Attention of packed groups and its backward pass (grpo/attention/shared.py).
 //
 // A unit of work is one key head of one pack with its query heads: a prompt, causal to itself, and
 // completions, each of which sees the whole prompt and itself up to the token. Units share nothing,

@@ -22,7 +22,7 @@ struct Tensors {
 };
 
 // Packs [count, 4]: start and length of the prompt, number of the first completion, how many;
-// completions [.., 2]: start and length. grpo/shared_attention.py has the same structures.
+// completions [.., 2]: start and length. grpo/kernels/attention.py has the same structures.
 struct Layout {
     const int64_t *packs, *completions;
     int64_t count, heads, key_heads, dim, threads;

@@ -86,7 +86,7 @@ def token_scores(
 
     Temperature 0 (greedy) counts as 1. `truncation`: the filters that the tokens were drawn with.
     Over tokens drawn from the distribution, sum(-log p - entropy) / sqrt(sum(variance)) is a
-    standard normal number for a sampler that draws what it says (`grpo/parity.py`).
+    standard normal number for a sampler that draws what it says (`grpo/training/agreement.py`).
     """
     score = token_surprise if "variance" in want else token_logprobs
     transform = Transform.of(model, temperature, truncation)

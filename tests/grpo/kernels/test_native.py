@@ -57,6 +57,7 @@ def test_torch_takes_over(fresh, monkeypatch, caplog, reason):
     else:
         fresh.write_text("int answer( {")
     assert native.library(fresh) is None
+    assert native.is_on() == (reason == "an error" and native.can_compile())
     if reason == "an error" and native.can_compile():
         assert "answer.cpp cannot be compiled" in caplog.text
 

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.errors import LearnerError, PluginError, RunError
+from grpo.learner.forward import token_scores
 from grpo.learner.learner import TorchLearner, learning_rate
-from grpo.learner.packing import micro_batches
+from grpo.learner.packing import micro_batches, place
 from grpo.method.advantage import ADVANTAGES, reward_matrix
 from grpo.method.objective import find_objective
 from grpo.method.weighted_rows import drop_dead, make_rows
-from grpo.types import Learner
+from grpo.types import Learner, Sampling
 from tests.grpo.rows import group, three_groups, tiny_model
 
 # With the made-up log-probs of the sampler the masks and the corrections act.
@@ -41,7 +42,15 @@ def rows_of(groups, loss_type="dapo", **kwargs):
     return make_rows(groups, advantages, loss_type=loss_type, max_completion_length=10, **kwargs)
 
 
-def make(model=None, algorithm=None, dtype="float32", reference=None, temperature=1.0, **config):
+def make(
+    model=None,
+    algorithm=None,
+    dtype="float32",
+    reference=None,
+    temperature=1.0,
+    truncation=None,
+    **config,
+):
     return TorchLearner(
         tiny_model() if model is None else model,
         algorithm=Algorithm(**(algorithm or {})),
@@ -49,6 +58,7 @@ def make(model=None, algorithm=None, dtype="float32", reference=None, temperatur
         dtype=dtype,
         reference=reference,
         temperature=temperature,
+        truncation=truncation,
     )
 
 
@@ -248,6 +258,16 @@ def test_reference_is_loaded_only_for_a_kl_term():
     first = learner.step(rows_of(three_groups()))
     assert first["kl"] == 0.0
     assert learner.step(rows_of(three_groups()))["kl"] > 0.0
+
+
+def test_the_policy_is_scored_as_it_was_sampled_and_the_reference_whole():
+    """What top_k leaves out goes to the tokens that stay, in the policy's distribution alone."""
+    learner = make(algorithm={"beta": 0.1}, truncation=Sampling(top_k=2))
+    batch = micro_batches(rows_of(three_groups()), 200, share_prompts=True, pad_id=0)[0]
+    placed = place(batch, learner.device)
+    whole = token_scores(learner.model, placed, 1.0).logp.detach()
+    torch.testing.assert_close(learner.scorer.reference_logp(placed), whole)
+    assert (learner.scorer.score_alone(placed).logp > whole + 0.1).all()
 
 
 def test_checkpointing_activations_changes_nothing():

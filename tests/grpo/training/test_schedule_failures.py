@@ -127,11 +127,17 @@ def test_ctrl_c_in_a_reward_is_not_a_score():
     assert len(calls) == 1
 
 
-def test_an_acknowledgment_of_other_weights_is_refused_from_the_thread():
+@pytest.mark.parametrize("what", ["of before", "another hash", "another step"])
+def test_an_acknowledgment_of_other_weights_is_refused_from_the_thread(what):
     class Stale(SlowEngine):
         def load_weights(self, weights, version, in_flight="finish"):
             ack = super().load_weights(weights, version, in_flight)
-            return ack if version.step < 2 else replace(ack, version=self.loaded[0])
+            other = {
+                "of before": self.loaded[0],
+                "another hash": replace(version, hash="of another tensor"),
+                "another step": replace(version, step=version.step + 1),
+            }
+            return ack if version.step < 2 else replace(ack, version=other[what])
 
     learner = Learner()
     built = rollouts(Stale(), learner, **MODES["one_step_off"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from grpo.commands import doctor
 from grpo.errors import RewardError
 from grpo.outside.terminal.console import Console
 from grpo.rewards import known as known_answers
-from grpo.rewards.sandbox import linux, probe, sandbox
+from grpo.rewards.sandbox import linux, probe, sandbox, wire, zygote
 
 
 def has_landlock() -> bool:
@@ -20,6 +21,14 @@ def has_landlock() -> bool:
         return linux.landlock_abi() >= 1
     except OSError:
         return False
+
+
+def test_what_graders_load_is_found_before_any_layer_and_without_bubblewrap():
+    """Bubblewrap has to know it; a tier that fails by our own code would only be passed over."""
+    config = {"path": sys.path, "preload": sandbox.PRELOAD}
+    found = sandbox.Sandbox("bubblewrap")._find(config)
+    for module in (wire, zygote):
+        assert any(Path(module.__file__).is_relative_to(path) for path in found)
 
 
 @pytest.mark.skipif(not has_landlock(), reason="the kernel has no Landlock")

@@ -104,10 +104,11 @@ def test_secrets_beside_modules_cannot_be_read(tmp_path):
         assert detail.startswith(f"{tests + len(folders) * ('landlock' in tier)}/"), detail
 
 
-WHAT_IS_SHOWN = (
-    "import json; from grpo.rewards.sandbox import readable; "
-    "print(json.dumps(readable.installed()))"
-)
+WHAT_IS_SHOWN = """
+import json
+from grpo.rewards.sandbox import readable
+print(json.dumps(readable.installed()))
+"""
 
 
 def test_only_what_pip_recorded_is_shown_of_a_folder_of_packages(tmp_path):

@@ -37,6 +37,8 @@ _PLAIN = {
     "Tuple should have": "it should have",
     " after validation, not 0": "",
 }
+# Sections that had another name: who brings a recipe or a run of then is told the new one.
+_RENAMED = {"parity": "agreement"}
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -187,7 +189,8 @@ def _override(tree: Tree, override: str) -> None:
             valid = [
                 f"{s['name']}.{name}" for s in stages for name in section_types(STAGES[s["kind"]])
             ]
-            close = difflib.get_close_matches(key, valid, n=3)
+            renamed = ".".join(_RENAMED.get(part, part) for part in parts)
+            close = difflib.get_close_matches(renamed, valid, n=3)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             names = ", ".join(["run", "ray", *(stage["name"] for stage in stages)])
             raise RecipeError(
@@ -270,6 +273,11 @@ def _sentence(model: type[BaseModel], error: Tree, where: str) -> str:
         section = ".".join(str(part) for part in loc[:-1])
         place = f" in {where}{section}" if section else f" in {where[:-1]}" if where else ""
         key, known = str(loc[-1]), section_types(model)
+        if key in _RENAMED and not section:
+            new = _RENAMED[key]
+            return (
+                f"unknown key {key!r}{place}. Did you mean {new!r}, as the section is called now?"
+            )
         full = [name for name in known if name.rpartition(".")[2] == key]
         if full and not section:  # TRL's flat name
             return f"unknown key {key!r}{place}. Did you mean {' or '.join(map(repr, full))}?"

@@ -7,7 +7,7 @@ from pathlib import Path
 from grpo.config.config import from_dict
 from grpo.config.schema import Recipe
 from grpo.config.schema.recipe import LEAVES
-from grpo.errors import RunError
+from grpo.errors import RecipeError, RunError
 from grpo.outside.files import durable
 from grpo.rundir import finished
 
@@ -24,7 +24,15 @@ def recipe_of(path: str | Path) -> Recipe:
     def is_done(recipe: Recipe, name: str) -> bool:
         return (stage_folder(recipe, folder, name) / finished.SUMMARY).is_file()
 
-    return from_dict(durable.read_json(folder / SETTINGS), is_done=is_done)
+    try:
+        return from_dict(durable.read_json(folder / SETTINGS), is_done=is_done)
+    except RecipeError as error:
+        if not str(error).startswith("unknown key"):
+            raise
+        raise RunError(
+            f"{folder / SETTINGS}: {error} A run goes on with the version that began it; with this "
+            "one start a new run from a checkpoint (model.path=FOLDER)."
+        ) from error
 
 
 def stage_folder(recipe: Recipe, folder: Path, name: str) -> Path:

@@ -7,15 +7,19 @@ at the start of a run and not a TypeError in the middle of it.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import hashlib
 import importlib
 import inspect
+import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import grpo
 from grpo.errors import GrpoError, PluginError, unknown_name
 from grpo.outside.code import fresh
 from grpo.outside.code.foreign import guarded, said
@@ -70,7 +74,12 @@ def find(kind: str, spec: str, builtins: Mapping[str, Callable[..., Any]]) -> Ca
     found = module
     for part in attr.split("."):
         if not hasattr(found, part):
+            hint = _hint(module_name, attr)
             names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+            if hint or not names:
+                raise PluginError(
+                    f"{kind} {spec!r}: there is no {attr!r} in {module_name!r}.{hint}"
+                )
             raise PluginError(f"{kind} {spec!r}: " + unknown_name("attribute", attr, names))
         found = getattr(found, part)
     if not callable(found):
@@ -163,6 +172,23 @@ def check_args(
         )
 
 
+def _hint(module_name: str, attr: str) -> str:
+    """ " Did you mean …?" with the address in this package that is most alike; '' for others'."""
+    if module_name.partition(".")[0] != "grpo":
+        return ""
+    root = Path(str(grpo.__file__)).parent
+    name = re.escape(attr.partition(".")[0])
+    defines = re.compile(rf"^(?:class|def) {name}\b|^{name} ?[:=]", re.MULTILINE)
+    addresses = [
+        f"{'.'.join((Path('grpo') / file.relative_to(root)).with_suffix('').parts)}:{attr}"
+        for folder, _, files in os.walk(root, followlinks=True)
+        for file in (Path(folder) / name for name in files if name.endswith(".py"))
+        if defines.search(file.read_text(encoding="utf-8"))
+    ]
+    close = difflib.get_close_matches(f"{module_name}:{attr}", sorted(addresses), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
 def _import(kind: str, spec: str, module_name: str) -> Any:
     """A module by name, or a file by path under a name of its own, as their sources are now."""
     file = split_file(spec)
@@ -181,9 +207,10 @@ def _import(kind: str, spec: str, module_name: str) -> Any:
             return error
         if isinstance(error, ModuleNotFoundError):
             if path is None and error.name and (module_name + ".").startswith(error.name + "."):
+                hint = _hint(module_name, spec.rpartition(":")[2])
                 return PluginError(
-                    f"{kind} {spec!r}: there is no module {error.name!r} to import; "
-                    "for a file write path/file.py:attr."
+                    f"{kind} {spec!r}: there is no module {error.name!r} to import"
+                    f"{'.' + hint if hint else '; for a file write path/file.py:attr.'}"
                 )
             return PluginError(f"{kind} {spec!r} could not be imported: {error}.")
         return PluginError(f"{kind} {spec!r} could not be imported: it {said(error)}.")

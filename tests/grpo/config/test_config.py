@@ -100,6 +100,7 @@ def test_overrides_are_yaml_and_reach_lists_and_args(one: Path) -> None:
         ("rollout.num_generation=3", ["'num_generation'", "rollout", "'num_generations'"]),
         ("num_generations=3", ["'num_generations'", "mean 'rollout.num_generations'?"]),
         ("rolout.top_k=3", ["'rolout'", "'rollout'"]),
+        ("parity.steps=3", ["unknown key 'parity'", "mean 'agreement'"]),
         ("rollout.num_generations=many", ["rollout.num_generations", "'many'", "whole number"]),
         ("rollout.num_generations=2.5", ["rollout.num_generations", "2.5"]),
         ("rollout.num_generations='8'", ["rollout.num_generations", "'8'", "whole number"]),

@@ -94,6 +94,8 @@ def test_functions_of_files_can_be_pickled(file: Path) -> None:
         ("/nowhere/x.py:f", {}, ["/nowhere/x.py", "no file"]),
         ("no_such_package.sub:f", {}, ["no_such_package"]),
         ("math:no_such", {}, ["'no_such'", "sqrt"]),
+        ("grpo.rewards.answers:Accuracy", {}, ["no module", "'grpo.rewards.accuracy:Accuracy'"]),
+        ("grpo.rewards.math:Math", {}, ["'Math'", "mean 'grpo.rewards.math.reward:Math'"]),
     ],
 )
 def test_dead_ends_are_named(file: Path, spec: str, args: dict[str, Any], words: list[str]) -> None:

@@ -26,6 +26,7 @@ from grpo.config.config import from_dict
 from grpo.errors import RecipeError, RunError
 from grpo.kernels import native
 from grpo.rundir import record
+from grpo.rundir.run_folder import recipe_of
 
 from .interrupted import QUIET, ROWS, prepared, resumed, rl, stopped, write
 
@@ -95,6 +96,12 @@ def test_an_edited_setting_is_named(run: Path, name: str, value: Any, was: str) 
         resume_run(run, QUIET)
     with pytest.raises(RunError, match=said):  # inputs may be accepted, settings not
         resume_run(run, QUIET, accept_changes=True)
+
+
+def test_a_run_with_a_section_that_is_called_otherwise_now_says_how(run: Path) -> None:
+    edited(run / "resolved.json", lambda tree: tree["stages"][0].update(parity={}))
+    with pytest.raises(RunError, match=r"resolved.json: .*'parity'.* 'agreement'.* model.path="):
+        recipe_of(run)
 
 
 def test_what_changes_no_number_may_be_edited_and_is_said_once(place: Path) -> None:

@@ -4,8 +4,8 @@
 
 Counted without importing anything, so that it works on any commit checked out somewhere:
 
-* rooms: files and folders directly in `grpo/`; `__init__` is the house's own door and no room. The
-  links to `rewards`, `rollout`, `data` and `recipes` are told apart: the bars are for the others
+* rooms: files and folders directly in `grpo/`, but for `__init__`. The links to `rewards`,
+  `rollout`, `data` and `recipes` are counted apart: the bars are for the others
 * arrows: ordered pairs of rooms of which one imports the other, by every import statement there is,
   those within functions and under TYPE_CHECKING too
 * floors: the rooms on the longest way down along arrows, links and all; the rooms of a circle share

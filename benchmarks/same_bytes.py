@@ -15,8 +15,9 @@ recipes of same_bytes_recipes.py, by the command line alone: the one address tha
 
 Compared are the SHA-256 of every file of weights, adapters and optimizer states, the completions
 sampled (ledger, shards, held-out answers, rows kept), and the metrics without clocks. A metric that
-has another name and the same values is told, and is no difference. Exit code 1 and a list where
-anything differs. Of a clean checkout the result goes to benchmarks/results/same_bytes.json.
+has another name and the same values is reported, and is no difference. Where anything differs, a
+list says what, and the exit code is 1. From a clean checkout the result goes to
+benchmarks/results/same_bytes.json.
 """
 
 from __future__ import annotations

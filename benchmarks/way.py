@@ -16,10 +16,10 @@ another file. It brings rows if an argument, or a variable that a closure takes 
 `Row`, an array or a tensor that is no parameter, or if what it returns is or holds one. The same
 function called again from the same one (the next layer, the next micro-batch) is one entry. A
 return is an entry into a file that was entered before, with another in between; going back by
-`return` is none, as a reader need not open anything, and so is a record's property, which is read
-like a field. `GROUND` is listed apart: small files that
-anything may call and whose names say what they do. Files are found by running; none is named here
-but the functions `train_step` and `clipped_surrogate`, between which the way lies.
+`return` is none, as a reader need not open anything, nor is a record's property, which is read like
+a field. `GROUND` is listed apart: small files that anything may call and whose names say what they
+do. Files are found by running. Only two functions are named here, `train_step` and
+`clipped_surrogate`, and the way lies between them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Tasks: where prompts and their gold answers come from."""
+"""Tasks: where prompts and their gold answers come from.
+
+`SOURCES` names every built-in source, a file each. `source` draws tasks in a seeded order and keeps
+train and held-out apart; `prompts` and `conversation` make what the model reads. Which tasks are
+asked as a run goes on: `grpo/training/curriculum.py`.
+"""
 
 from __future__ import annotations
 

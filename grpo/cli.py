@@ -30,7 +30,7 @@ RECIPE = "path of a recipe, or the bare name of a shipped one"
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse with the house's one-sentence errors."""
+    """argparse whose errors are one sentence, as all of ours are."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE, f"grpo: error: {message} (see {self.prog} --help).\n")

@@ -1,4 +1,14 @@
-"""Engines that sample completions, and how weights reach them."""
+"""Engines that sample completions, and how weights reach them.
+
+    embedded/   on plain torch, in this process
+    vllm/       vLLM, in this process
+    remote/     behind a URL: `grpo serve`, or any server of OpenAI's API
+    pool/       several engines elsewhere behind one
+    fake        plays completions from a script, for tests
+
+What all of them pass: `answers` checks what an engine says, `texts` makes text of ids, `collect`
+puts completions back into groups. When they sample is decided in `grpo/training/`.
+"""
 
 from __future__ import annotations
 

@@ -7,13 +7,13 @@
     ├── RewardError (RuntimeError)     a reward raised, or returned something that is not a score
     ├── EngineError (RuntimeError)     an engine failed, lost a request or refused one
     │   ├── WeightsError               weights did not arrive, or are not the ones that were sent
-    │   └── AgreementError                an engine does not sample from the policy that learns
+    │   └── AgreementError             an engine does not sample from the policy that learns
     ├── MemoryShortage (MemoryError)   something does not fit, with the settings that need less
     ├── LearnerError (RuntimeError)    an update that cannot be made, say a gradient with NaN
     └── RunError (RuntimeError)        a run directory that cannot be written, read or resumed
 
 The command line turns every `GrpoError` into one sentence and exit code 2; anything else is a
-bug and keeps its traceback.
+bug and keeps its traceback. `printable` is how foreign text is written in such a sentence.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The recipe schema: every setting with its type, default, unit and meaning, and nothing else.
 
 Names are TRL's where the meaning is TRL's. Unknown keys are refused; combinations that cannot run
-are refused here, before torch is imported. A new kind of stage is one file and one line in
-`recipe.STAGES`. `grpo.config.config.load` reads a YAML file into these classes and words the
-errors.
+are refused here, before torch is imported. `common` has the sections that stages share; `rl`,
+`sft`, `pretrain`, `reject`, `distill` and `evaluation` are a kind of stage each, and a new one is
+one file and one line in `recipe.STAGES`. `grpo.config.config.load` reads a YAML file into these
+classes and words the errors.
 """
 
 from grpo.config.schema.common import (

@@ -1,1 +1,5 @@
-"""Code that is not ours: plug-ins, where they went wrong, and what they may not leave changed."""
+"""Code of users: found by its name, imported as it is now, and tidied up after.
+
+`plugins` finds what a recipe names, `fresh` imports it, `foreign` says where it went wrong and puts
+back what it changed. Programs that a model wrote never come here: they run in `rewards/sandbox/`.
+"""

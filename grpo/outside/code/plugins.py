@@ -24,8 +24,8 @@ from grpo.errors import GrpoError, PluginError, unknown_name
 from grpo.outside.code import fresh
 from grpo.outside.code.foreign import guarded, said
 
-# Where the built-ins of each kind are listed. Addresses, not imports: the rooms that list them lie
-# to the right of this one, and all but objectives can be imported without torch.
+# Where the built-ins of each kind are listed. Addresses, not imports: what lists them imports this
+# file. All but objectives can be imported without torch.
 BUILTINS = {
     "reward": "grpo.rewards:REWARDS",
     "engine": "grpo.rollout:ENGINES",

@@ -4,8 +4,11 @@
     models -> tokenizers, templates, lengths of prompts       `check`: that, and these
     packages, room on the disk                                `machine.check_machine`
 
-`grpo plan` asks the same as `grpo train`; it only leaves alone what is on the Hugging Face hub. A
-stage that starts from `stage:NAME` is looked at through what that stage will leave (`models`).
+`plugs`, `scorers` and `needed` are plug-ins, rewards and the columns that rewards need;
+`stage_data` is tasks and rows; `secrets` refuses passwords in a recipe; `found` says what was
+found, and in which stage. `grpo plan` asks the same as `grpo train`; it only leaves alone what is
+on the Hugging Face hub. A stage that starts from `stage:NAME` is looked at through what that stage
+will leave (`models`).
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def test_an_edited_setting_is_named(run: Path, name: str, value: Any, was: str) 
 
 def test_a_run_with_a_section_that_is_called_otherwise_now_says_how(run: Path) -> None:
     edited(run / "resolved.json", lambda tree: tree["stages"][0].update(parity={}))
-    with pytest.raises(RunError, match=r"resolved.json: .*'parity'.* 'agreement'.* model.path="):
+    with pytest.raises(RunError, match=r"resolved.json: .*'parity'.* 'agreement'.*model.path="):
         recipe_of(run)
 
 

@@ -105,7 +105,8 @@ def test_secrets_beside_modules_cannot_be_read(tmp_path):
 
 
 WHAT_IS_SHOWN = (
-    "import json; from grpo.rewards.sandbox import readable; print(json.dumps(readable.installed()))"
+    "import json; from grpo.rewards.sandbox import readable; "
+    "print(json.dumps(readable.installed()))"
 )
 
 

@@ -96,7 +96,9 @@ def defined(file: Path) -> set[str]:
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
             if isinstance(node.value, ast.Dict) and file == ROOT / "grpo" / "__init__.py":
-                names |= {key.value for key in node.value.keys if isinstance(key, ast.Constant)}
+                names |= {
+                    str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)
+                }
     return names
 
 

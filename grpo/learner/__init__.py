@@ -4,7 +4,7 @@
     packing                     rows -> micro-batches on the device
     scoring, forward, head      micro-batches -> log-probs, of the policy and of the reference
     layers                      layers of Llama-like models on a CPU, with a backward pass by hand
-    optimizers, step_sums       what steps; what is reported of a step
+    optimizers, step_sums       AdamW and learning rates; what is reported of a step
     policy, saved, state        weights loaded and written; what else a resumed run needs
     export                      weights by name for the engines, with their hash
 

@@ -1,7 +1,7 @@
 """One step of training, and what comes between two.
 
     loop                          the step itself, on one screen
-    schedule                      who samples when, and from which weights
+    schedule                      who samples when, and from which weights (no learning rates)
     drawing, curriculum           which tasks are asked, and with which prompts
     gathering, batch_json         a batch on its way, and in a checkpoint
     delivery                      weights to the engines, and the proof that they arrived

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import way
-from way import Way, is_ground, returns, told
+from way import Entry, Way, is_ground, returns, told
 
 TOY = {
     "__init__.py": "",
@@ -96,25 +98,43 @@ ON_IT = [
 ]
 
 
-@pytest.fixture
-def seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Way:
+# In a process of its own: pytest's threads and timers are not to be watched.
+WATCH = """
+import json, sys
+from pathlib import Path
+import way
+way.ROOTS = [Path(sys.argv[1])]
+from toy_way import cli
+found = way.Way()
+sys.setprofile(found)
+try:
+    cli.main()
+except StopIteration:
+    sys.setprofile(None)
+    print(json.dumps([found.stack, [vars(entry) for entry in found.entries]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Way:
     """What is seen of the toy's step."""
+    root = tmp_path_factory.mktemp("toy")
     for name, text in TOY.items():
-        file = tmp_path / "toy_way" / name
+        file = root / "toy_way" / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(text)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(way, "ROOTS", [tmp_path])
-    cli = importlib.import_module("toy_way.cli")
+    places = [str(root), str(Path(way.__file__).parent), *sys.path]
+    done = subprocess.run(
+        [sys.executable, "-c", WATCH, str(root)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, places))},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     found = Way()
-    sys.setprofile(found)
-    try:
-        with pytest.raises(StopIteration):
-            cli.main()
-    finally:
-        sys.setprofile(None)
-        for name in [name for name in sys.modules if name.partition(".")[0] == "toy_way"]:
-            del sys.modules[name]
+    found.stack, entries = json.loads(done.stdout)
+    found.entries = [Entry(**entry) for entry in entries]
     return found
 
 

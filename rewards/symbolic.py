@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ast
 import cmath
+import operator
 import random
 from collections.abc import Callable, Mapping
+
+from grpo.rewards.math.four_operations import FOUR
 
 MAX_LENGTH = 2048  # characters
 POINTS, ENOUGH = 24, 8  # random points looked at, and how many of them have to agree
@@ -31,6 +34,7 @@ _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "csc": lambda z: 1 / cmath.sin(z),
     "cot": lambda z: 1 / cmath.tan(z),
 }
+_OPERATIONS = {**FOUR, ast.Pow: operator.pow}
 _CONSTANTS: dict[str, complex] = {"pi": cmath.pi, "E": cmath.e, "e": cmath.e}
 
 
@@ -79,21 +83,11 @@ def _value(node: ast.expr, names: Mapping[str, complex]) -> complex:
             if name not in _FUNCTIONS:
                 raise ValueError(f"unknown function {name[:20]!r}")
             return _FUNCTIONS[name](_value(argument, names))
-        case ast.BinOp(left=left, op=operator, right=right):
+        case ast.BinOp(left=left, op=sign, right=right):
             a, b = _value(left, names), _value(right, names)
-            match operator:
-                case ast.Add():
-                    return a + b
-                case ast.Sub():
-                    return a - b
-                case ast.Mult():
-                    return a * b
-                case ast.Div():
-                    return a / b
-                case ast.Pow():
-                    return a**b
-                case _:
-                    raise ValueError("unknown operator")
+            if type(sign) not in _OPERATIONS:
+                raise ValueError("unknown operator")
+            return _OPERATIONS[type(sign)](a, b)
         case _:
             raise ValueError("not a formula")
 

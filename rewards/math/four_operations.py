@@ -8,10 +8,19 @@ the text accept "1.5" as the numbers 1 and 5, and hang on 9**9**9).
 from __future__ import annotations
 
 import ast
+import operator
 import re
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Any
 
 MAX_LENGTH = 512  # characters of an expression
+FOUR: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
 _ALLOWED = re.compile(r"[0-9+\-*/() \t\n]+")
 # Unicode's signs (times, dot and asterisk operator, division, minus and en dash), LaTeX's names.
 _SPELLINGS = {"\u00d7": "*", "\u00b7": "*", "\u2217": "*", "\u00f7": "/"} | {
@@ -30,8 +39,8 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
     """
     if len(expression) > MAX_LENGTH:
         raise ValueError("the expression is too long")
-    for spelling, operator in _SPELLINGS.items():
-        expression = expression.replace(spelling, operator)
+    for spelling, sign in _SPELLINGS.items():
+        expression = expression.replace(spelling, sign)
     if not _ALLOWED.fullmatch(expression):
         raise ValueError("only integers, + - * / and parentheses are allowed")
     try:
@@ -53,18 +62,10 @@ def _value(node: ast.expr, used: list[int]) -> Fraction:
             return -_value(operand, used)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
             return _value(operand, used)
-        case ast.BinOp(left=left, op=operator, right=right):
+        case ast.BinOp(left=left, op=sign, right=right):
             a, b = _value(left, used), _value(right, used)
-            match operator:
-                case ast.Add():
-                    return a + b
-                case ast.Sub():
-                    return a - b
-                case ast.Mult():
-                    return a * b
-                case ast.Div():
-                    return a / b
-                case _:
-                    raise ValueError("only + - * / are allowed")
+            if type(sign) not in FOUR:
+                raise ValueError("only + - * / are allowed")
+            return FOUR[type(sign)](a, b)
         case _:
             raise ValueError("only integers, + - * / and parentheses are allowed")

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from grpo.config.locate import locate
 from grpo.config.schema import STAGES, PretrainStage, Recipe, RLStage, Run
-from grpo.errors import RecipeError, unknown_name
+from grpo.errors import RecipeError, UnknownSettingError, unknown_name
 from grpo.outside.files.yaml_tree import Tree, read_yaml, read_yaml_file
 
 __all__ = ["PretrainStage", "RLStage", "Recipe", "Run", "from_dict", "load", "resolved", "shipped"]
@@ -255,7 +255,8 @@ def _validate(model: type[BaseModel], data: Tree, where: str) -> BaseModel:
         return model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-        raise RecipeError(_sentence(model, cast(Tree, first), where)) from error
+        kind = UnknownSettingError if first["type"] == "extra_forbidden" else RecipeError
+        raise kind(_sentence(model, cast(Tree, first), where)) from error
 
 
 def _sentence(model: type[BaseModel], error: Tree, where: str) -> str:

@@ -41,6 +41,10 @@ class RecipeError(GrpoError, ValueError):
     """A recipe key, value or combination of values that cannot be run."""
 
 
+class UnknownSettingError(RecipeError):
+    """A recipe has a setting that this version does not know."""
+
+
 class PluginError(GrpoError, ValueError):
     """A plug-in that cannot be found, loaded or called with the given arguments."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from grpo.config.config import from_dict
 from grpo.config.schema import Recipe
 from grpo.config.schema.recipe import LEAVES
-from grpo.errors import RecipeError, RunError
+from grpo.errors import RunError, UnknownSettingError
 from grpo.outside.files import durable
 from grpo.rundir import finished
 
@@ -26,9 +26,7 @@ def recipe_of(path: str | Path) -> Recipe:
 
     try:
         return from_dict(durable.read_json(folder / SETTINGS), is_done=is_done)
-    except RecipeError as error:
-        if not str(error).startswith("unknown key"):
-            raise
+    except UnknownSettingError as error:
         raise RunError(
             f"{folder / SETTINGS}: {error} A run goes on with the version that began it; with this "
             "one start a new run from a checkpoint (model.path=FOLDER)."

@@ -66,7 +66,12 @@ def main() -> None:
     words = "".join(f" {word}" for word in arguments.words)
     said = f"python benchmarks/two_commits.py {base[:10]}{words} --repeats {arguments.repeats}"
     packages = versions(("torch", "transformers"))
-    merge(RESULTS, base[:10], {"speed": found}, origin(said, time.time() - started, packages))
+    merge(
+        RESULTS,
+        f"{base[:10]}{words}",
+        {"speed": found},
+        origin(said, time.time() - started, packages),
+    )
     slow = [name for name, ratio in found.items() if is_slower(ratio)]
     for name, ratio in found.items():
         mark = "  SLOWER" if name in slow else ""

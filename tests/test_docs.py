@@ -154,7 +154,8 @@ def test_source_files_that_a_page_names_by_their_end_exist(page: Path) -> None:
     lost = [
         name
         for name in source_files(page)
-        if name not in {*NOT_IN_THE_TREE, *SHOWN} and not any(file.endswith(f"/{name}") for file in tree)
+        if name not in {*NOT_IN_THE_TREE, *SHOWN}
+        and not any(file.endswith(f"/{name}") for file in tree)
     ]
     assert lost == []
 

@@ -4,7 +4,6 @@ TRL generates, scores and computes its loss with its own code; only the sampled 
 """
 
 import itertools
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,9 +14,10 @@ from transformers import PreTrainedTokenizerFast
 from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.learner.learner import TorchLearner
-from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import make_rows
-from tests.grpo.rows import EOS, V, group, tiny_model
+from tests.grpo.rows import EOS, V, group, tiny_model, with_columns
 
 trl = pytest.importorskip("trl")
 pytestmark = [
@@ -121,7 +121,7 @@ def test_loss_and_gradient_equal_trls(trainer, groups, loss_type, scale_rewards,
         temperature=0.7,
         reference=tiny_model(seed=1, dtype=torch.float32, pad_token_id=0),
     )
-    advantages = ADVANTAGES[ADVANTAGE_OF[scale_rewards]](reward_matrix(groups))
+    advantages = ADVANTAGES[ADVANTAGE_OF[scale_rewards]].function(reward_matrix(groups))
     np.testing.assert_allclose(advantages.reshape(-1), inputs["advantages"], rtol=1e-5)
     rows = make_rows(groups, advantages, loss_type=loss_type, max_completion_length=MAX_LENGTH)
     old = learner.logprobs(rows)
@@ -177,13 +177,13 @@ def test_the_sampling_correction_equals_trls(trainer, groups, monkeypatch, mode,
         temperature=0.7,
         reference=tiny_model(seed=1, dtype=torch.float32, pad_token_id=0),
     )
-    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["grpo"].function(reward_matrix(groups))
     rows = make_rows(groups, advantages, loss_type=loss_type, max_completion_length=MAX_LENGTH)
     # What the sampler says it drew with: another policy than the learner's, here and there.
     rng = np.random.default_rng(7)
     old = learner.logprobs(rows)
     said = [(x - rng.normal(0.1, 0.5, len(x))).astype(np.float32) for x in old]
-    rows = [replace(row, logprobs=x) for row, x in zip(rows, said, strict=True)]
+    rows = [with_columns(row, logp_sampler=x) for row, x in zip(rows, said, strict=True)]
 
     generate = trainer._generate
     monkeypatch.setattr(

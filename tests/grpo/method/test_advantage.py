@@ -11,14 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from grpo.errors import RecipeError, RewardError
-from grpo.method.advantage import ADVANTAGES, pass_at_k, reward_matrix
+from grpo.method.advantage import pass_at_k, reward_matrix
+from grpo.method.table import ADVANTAGES, bound_advantage
 from grpo.types import Completion, Group, Prompt, Rollout, Score, Task
 
 NAN = np.nan
 
 
-def advantages(name, rewards):
-    return ADVANTAGES[name](np.array(rewards, dtype=np.float64))
+def advantages(name, rewards, **args):
+    """Of a matrix of rewards; `gdpo` has it as the only reward, of weight 1."""
+    matrix = np.array(rewards, dtype=np.float64)
+    groups = [group(*(None if np.isnan(r) else r for r in row)) for row in rewards]
+    return bound_advantage(name, args, reward_weights={"mine": 1.0})(matrix, groups)
 
 
 def test_hand_computed():
@@ -50,17 +54,18 @@ def test_groups_that_compare_nothing_are_exactly_zero(name):
     assert found[3].any()
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "pass@2"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "pass@k"])
 @given(data=st.data())
 def test_an_unscored_completion_is_as_good_as_never_drawn(name, data):
     rewards = data.draw(arrays(np.float64, (2, 5), elements=st.floats(-10, 10, width=16)))
     drop = data.draw(st.integers(0, 4))
     masked = rewards.copy()
     masked[:, drop] = NAN
-    found = advantages(name, masked)
+    args = {"k": 2} if name == "pass@k" else {}
+    found = advantages(name, masked, **args)
     assert not found[:, drop].any()
-    others = np.delete(rewards, drop, axis=1)
-    np.testing.assert_allclose(np.delete(found, drop, axis=1), advantages(name, others), atol=1e-9)
+    others = advantages(name, np.delete(rewards, drop, axis=1), **args)
+    np.testing.assert_allclose(np.delete(found, drop, axis=1), others, atol=1e-9)
     np.testing.assert_allclose(found.sum(axis=1), 0.0, atol=1e-9)
 
 
@@ -125,7 +130,7 @@ def test_pass_at_k_is_the_papers_closed_form(right):
     std = (mean * (1 - mean)) ** 0.5
     good = (1 - mean) / (std + 1e-4)
     bad = (1 - mean - math.comb(wrong - 1, k - 1) / math.comb(n - 1, k - 1)) / (std + 1e-4)
-    (found,) = advantages("pass@4", [[0.0] * wrong + [1.0] * right])
+    (found,) = advantages("pass@k", [[0.0] * wrong + [1.0] * right], k=4)
     np.testing.assert_allclose(found, [bad] * wrong + [good] * right, rtol=1e-12, atol=1e-12)
     assert found.any() == (wrong >= k)  # with fewer wrong every four have a right one
 
@@ -147,7 +152,7 @@ def test_rewards_that_nothing_can_be_computed_with_are_refused(value):
     np.testing.assert_array_equal(reward_matrix([group(1e18, None)]), [[1e18, NAN]])
 
 
-@pytest.mark.parametrize("name", sorted(set(ADVANTAGES) - {"pass@2", "pass@4", "pass@8"}))
+@pytest.mark.parametrize("name", sorted(set(ADVANTAGES) - {"pass@k"}))
 def test_what_is_no_number_is_not_taken_for_unscored(name):
     """Only where there is no reward is the advantage 0; anything else is left for the loop."""
     with np.errstate(all="ignore"):

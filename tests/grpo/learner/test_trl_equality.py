@@ -4,6 +4,7 @@ TRL generates, scores and computes its loss with its own code; only the sampled 
 """
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.learner.learner import TorchLearner
 from grpo.method.advantage import reward_matrix
-from grpo.method.table import ADVANTAGES
+from grpo.method.table import ADVANTAGES, bound_advantage
 from grpo.method.weighted_rows import make_rows
 from tests.grpo.rows import EOS, V, group, tiny_model, with_columns
 
@@ -88,6 +89,32 @@ def trainer(tmp_path_factory, groups):
     trainer.current_gradient_accumulation_steps = 1
     trainer.args.steps_per_generation = 1
     return trainer
+
+
+def test_gdpo_is_trls_normalize_then_sum(trainer, groups, monkeypatch):
+    second = [0.2, 0.9, 0.1, 0.4, 1.0, 0.0, 0.5, 0.5]
+    parts = np.stack([np.concatenate(REWARDS), second])
+    monkeypatch.setattr(trainer, "multi_objective_aggregation", "normalize_then_sum")
+    monkeypatch.setattr(trainer, "reward_weights", torch.tensor([1.0, 0.3]))
+    monkeypatch.setattr(trainer, "reward_func_names", ["first", "second"])
+    monkeypatch.setattr(trainer, "reward_funcs", trainer.reward_funcs * 2)
+    per_function = torch.from_numpy(parts.astype(np.float32).T.copy())
+    monkeypatch.setattr(trainer, "_calculate_rewards", lambda *_, **__: per_function)
+    theirs = trainer._generate_and_score_completions([{"prompt": p} for p in "aaaabbbb"])
+
+    named = iter([dict(zip(("first", "second"), part, strict=True)) for part in parts.T.tolist()])
+    scored = [
+        replace(
+            g,
+            rollouts=tuple(
+                replace(r, score=replace(r.score, parts=next(named))) for r in g.rollouts
+            ),
+        )
+        for g in groups
+    ]
+    weights = {"first": 1.0, "second": 0.3}
+    ours = bound_advantage("gdpo", reward_weights=weights)(reward_matrix(scored), scored)
+    np.testing.assert_allclose(ours.reshape(-1), theirs["advantages"], rtol=1e-4, atol=1e-6)
 
 
 CASES = [

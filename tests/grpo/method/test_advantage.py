@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -100,6 +101,44 @@ def test_the_expected_gradient_of_maxrl_is_that_of_log_p_cut_short(n, p):
         expected += chance * float((advantages("maxrl", [outcome])[0] * score).mean())
     exact = sum((1 - p) ** (k - 1) for k in range(1, n))  # of -sum (1 - p)^k / k, towards 1/p
     assert expected == pytest.approx(exact, rel=1e-12)
+
+
+def scored(parts):
+    """A group whose completions have a score of these parts; unscored where one of them is NaN."""
+    whole = group(*(None if NAN in part.values() else 0.0 for part in parts))
+    rollouts = [
+        replace(rollout, score=replace(rollout.score, parts=part))
+        for rollout, part in zip(whole.rollouts, parts, strict=True)
+    ]
+    return replace(whole, rollouts=tuple(rollouts))
+
+
+def test_gdpo_normalizes_each_reward_within_its_group():
+    right, form = [1, 0, 1, 0, 1, 1], [1, 1, 0, 0, 1, 1]
+    parts = [{"accuracy": a, "format": f} for a, f in zip(right, form, strict=True)]
+    groups = [scored(parts[:4]), scored(parts[4:])]
+    gdpo = bound_advantage("gdpo", reward_weights={"accuracy": 2.0, "format": 1.0})
+    found = gdpo(reward_matrix(groups), groups)
+    unit = 0.5 / (math.sqrt(1 / 3) + 1e-4)  # of the values 1, 1, 0, 0
+    totals = np.array([[3 * unit, -unit, unit, -3 * unit], [0.0, 0.0, 0.0, 0.0]])
+    batch_std = 2 * unit  # of six totals around 0, whose squares add up to 20 units
+    np.testing.assert_allclose(found, totals / (batch_std + 1e-4), rtol=1e-13)
+    assert not found[1].any()
+
+
+def test_gdpo_leaves_out_what_does_not_apply():
+    """A reward that is None adds nothing to its completion; an unscored one is in no mean."""
+    groups = [
+        scored([{"a": 1.0, "b": 3.0}, {"a": 0.0, "b": None}, {"a": 0.0, "b": 1.0}, {"a": NAN}])
+    ]
+    found = bound_advantage("gdpo", reward_weights={"a": 1.0, "b": 1.0})(
+        reward_matrix(groups), groups
+    )
+    a = np.array([2 / 3, -1 / 3, -1 / 3]) / (math.sqrt(1 / 3) + 1e-4)
+    b = np.array([1.0, 0.0, -1.0]) / (math.sqrt(2) + 1e-4)
+    totals = a + b
+    expected = (totals - totals.mean()) / (totals.std(ddof=1) + 1e-4)
+    np.testing.assert_allclose(found, [[*expected, 0.0]], rtol=1e-12)
 
 
 def best_of_every_subset(rewards, k):

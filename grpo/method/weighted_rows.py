@@ -62,15 +62,10 @@ def make_rows(
         objective.weight(length, totals_M[part], max_completion_length) if length else 0.0
         for part, length in zip(minibatch_N, lengths_N.tolist(), strict=True)
     ]
-    values = {
-        "advantages": spread(advantages_P_G, groups, sizes_N),
-        "weights": np.repeat(weights_N, sizes_N),
-    }
-    for name, column in _own_columns(objective, groups).items():
-        values[name] = spread(column, groups, sizes_N)
-    columns = {
-        name: np.where(mask, value, 0.0).astype(np.float32) for name, value in values.items()
-    }
+    values = {"weights": np.repeat(weights_N, sizes_N)}
+    given = {"advantages": advantages_P_G, **_own_columns(objective, groups)}
+    values |= {name: spread(column, groups, sizes_N) for name, column in given.items()}
+    columns = {n: np.where(mask, value, 0.0).astype(np.float32) for n, value in values.items()}
     columns["logp_sampler"] = np.concatenate([s.logprobs for s in segments])
     ids = np.concatenate([s.ids for s in segments])
     rows: list[Row] = []

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from grpo.method.token_values import TokenValues
 from grpo.outside.files.durable import opener
 from grpo.outside.files.lines import to_line
 from grpo.types import Group
@@ -28,7 +27,12 @@ def shard(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}.jsonl.gz"
 
 
-def append(folder: Path, step: int, groups: Sequence[Group], advantages_P_G: TokenValues) -> Path:
+def append(
+    folder: Path,
+    step: int,
+    groups: Sequence[Group],
+    advantages_P_G: Sequence[Sequence[float | np.ndarray]],
+) -> Path:
     """Commit the shard of `step`; the same groups give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [

@@ -129,7 +129,7 @@ def _has(kind: str, spec: str, found: Any, methods: Sequence[str]) -> None:
         raise PluginError(f"{kind} {spec!r} has no {' and no '.join(lacking)}.")
 
 
-def _takes(kind: str, spec: str, function: Callable[..., Any], places: Sequence[str]) -> None:
+def _takes(kind: str, spec: str, function: Any, places: Sequence[str]) -> None:
     """Refuse a function that cannot be called with as many arguments by their places."""
     try:
         signature = inspect.signature(function)

@@ -7,7 +7,7 @@ What is decided here, and nowhere else:
                           k*P + T1 + T2 + ..., each completion seeing the prompt and itself; all
                           groups of a micro-batch lie in one flat row without padding
 
-What a row says of each trained token (`Row.columns`) travels by its name, whatever names there are.
+The numbers of a trained token (`Row.columns`) travel by their names, whatever these are.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def even_micro_batches(
         # a rank without a row learns here which columns the loss reads
         names = {*EMPTY_ROW.columns, *gather(list(batches[0].columns if batches else ()))}
         filler = (batches or micro_batches([EMPTY_ROW], token_budget, share_prompts, pad_id=0))[-1]
-        nothing = dict.fromkeys(names, np.zeros_like(filler.weights))
+        nothing = dict.fromkeys(sorted(names), np.zeros_like(filler.weights))
         batches += [replace(filler, columns=nothing, rows=())] * (max(counts) - len(batches))
     return batches, sum(counts)
 

@@ -129,8 +129,8 @@ def least_group(name: str, args: Mapping[str, Any]) -> int:
 def find_advantage(spec: str, args: Mapping[str, Any] | None = None) -> Callable[..., Any]:
     """The estimator of that name or plug-in address with its arguments set.
 
-    It is called with rewards_P_G, and by name with what it `names` of `GIVEN`. Raises RecipeError
-    or PluginError.
+    It is called with rewards_P_G, and by name with what `given_to` it. Raises RecipeError or
+    PluginError.
     """
     args = dict(args or {})
     if spec in ADVANTAGES:
@@ -148,8 +148,8 @@ def find_advantage(spec: str, args: Mapping[str, Any] | None = None) -> Callable
     return partial(found, **args)
 
 
-def named(function: Callable[..., Any]) -> list[str]:
-    """What of `GIVEN` an estimator has a parameter for."""
+def given_to(function: Callable[..., Any]) -> list[str]:
+    """The names of `GIVEN` that an estimator has a parameter for."""
     return [name for name in GIVEN if name in (_parameters(function) or ())]
 
 
@@ -165,7 +165,7 @@ def bound_advantage(
     reward_weights: name of each reward of the recipe -> its weight.
     """
     found = find_advantage(spec, args)
-    wanted, guarded = named(found), plugins.guard("advantage", spec, found)
+    wanted, guarded = given_to(found), plugins.guard("advantage", spec, found)
     kept = {"reward_weights": reward_weights or {}, "tokenizer": tokenizer}
 
     def call(rewards_P_G: np.ndarray, groups: Sequence[Group]) -> Any:

@@ -22,7 +22,7 @@ from grpo.config.schema import (
 )
 from grpo.data import SOURCES
 from grpo.errors import PluginError, RecipeError, at
-from grpo.method.table import find_advantage, find_objective, named
+from grpo.method.table import find_advantage, find_objective, given_to
 from grpo.outside.code import plugins
 from grpo.outside.web.address import Address
 from grpo.rollout import ENGINES
@@ -69,7 +69,7 @@ def _check_method(stage: RLStage, where: str) -> None:
     algorithm = stage.algorithm
     with at(f"{where}algorithm.advantage"):
         advantage = find_advantage(algorithm.advantage, algorithm.advantage_args)
-        given = partial(advantage, **dict.fromkeys(named(advantage)))
+        given = partial(advantage, **dict.fromkeys(given_to(advantage)))
         _takes("advantage", algorithm.advantage, given, ("rewards_P_G",))
     if plugins.is_address(algorithm.loss_type):
         with at(f"{where}algorithm.loss_type"):

@@ -198,8 +198,8 @@ def tiny_llama(dtype: str, seed: int = 0, **overrides: Any) -> Any:
 
 def some_rows(loss_type: str) -> list[Any]:
     """Rows of 6 groups of unequal size, with the weights that `loss_type` gives them."""
-    from grpo.method.losses import Totals
-    from grpo.method.objective import find_objective
+    from grpo.method.objective import Totals
+    from grpo.method.table import find_objective
     from grpo.types import Row
 
     rng = np.random.default_rng(0)
@@ -216,9 +216,11 @@ def some_rows(loss_type: str) -> list[Any]:
                     prompt_ids=prompt,
                     ids=rng.integers(0, 61, size),
                     mask=np.ones(size, dtype=np.bool_),
-                    logprobs=rng.uniform(-5, -3, size).astype(np.float32),
-                    advantages=np.full(size, rng.normal(), dtype=np.float32),
-                    weights=np.full(size, weight(size, totals, 20), dtype=np.float32),
+                    columns={
+                        "logp_sampler": rng.uniform(-5, -3, size).astype(np.float32),
+                        "advantages": np.full(size, rng.normal(), dtype=np.float32),
+                        "weights": np.full(size, weight(size, totals, 20), dtype=np.float32),
+                    },
                 )
             )
     return rows

@@ -94,15 +94,13 @@ def _greedy(sampler: Any) -> list[Row]:
 
 def _row(prompt: Any, completion: Any) -> Row:
     ids = completion.ids
-    one = np.ones(len(ids), dtype=np.float32)
+    weights = np.ones(len(ids), dtype=np.float32)
     return Row(
         group=0,
         prompt_ids=prompt.ids,
         ids=ids,
-        mask=one.astype(bool),
-        logprobs=one,
-        advantages=one,
-        weights=one,
+        mask=np.ones(len(ids), dtype=bool),
+        columns={"weights": weights},
     )
 
 

@@ -40,13 +40,14 @@ from pathlib import Path
 from typing import Any
 
 from record import ROOT, commit, merge, origin, versions
-from same_bytes_recipes import losses, pipeline, settings
+from same_bytes_recipes import TABLE, losses, older, pipeline, settings, without_gdpo
 
 OUT = ROOT / "benchmarks" / "results" / "same_bytes.json"
 SMOLLM2 = "models/smollm2-135m-instruct"
 MAIN = "import sys; from grpo.cli import main; sys.exit(main())"
 PACKAGES = ("torch", "transformers", "trl", "peft", "numpy")
 SEED = 7
+OLDER = ".older.yaml"  # the ending of a recipe as commits without TABLE spell it
 SAMPLED = {"data", "eval", "ledger", "shards"}  # folders of rows that were sampled or kept
 CLOCKS = ("time", "seconds", "step_time", "tokens_per_second", "learner/tokens_per_second")
 CLOCK_PREFIXES = ("time/", "schedule/", "memory/")
@@ -87,10 +88,11 @@ def main() -> None:
     started = time.time()
     with tempfile.TemporaryDirectory(prefix="same-bytes-") as name:
         folder = Path(name)
-        wanted = runs(folder, arguments.whole)
-        wanted = {key: wanted[key] for key in arguments.only or wanted}
         base = git("rev-parse", f"{arguments.base}^{{commit}}")
         other = arguments.other and git("rev-parse", f"{arguments.other}^{{commit}}")
+        both_new = all(git("ls-tree", side, TABLE) for side in (base, other or "HEAD"))
+        wanted = runs(folder, arguments.whole, both_new)
+        wanted = {key: wanted[key] for key in arguments.only or wanted}
         with checked_out(base, folder) as old, checked_out(other, folder) as new:
             sides = [
                 Side(name="base", commit=base, tree=old, cache=arguments.cache),
@@ -126,15 +128,16 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def runs(folder: Path, whole: bool) -> dict[str, Run]:
-    """name -> run; their own recipes are written to `folder`."""
+def runs(folder: Path, whole: bool, both_new: bool) -> dict[str, Run]:
+    """name -> run; their own recipes are written to `folder`. both_new: both sides have TABLE."""
+    each = losses() if both_new else without_gdpo(losses())
     short = ("learner.max_steps=5", "eval.num_tasks=16", "eval.num_samples=2")
     found = {
         "demo": Run(recipe="parity-r1-zero", overrides=short, threads=2),
         "pipeline": Run(recipe="pipeline", stages=pipeline()),
-        "steps": Run(recipe="steps", stages=[*losses(), *settings()]),
+        "steps": Run(recipe="steps", stages=[*each, *settings()]),
         "torch alone": Run(
-            recipe="steps", stages=[*losses()[::3], *settings()], env={"GRPO_NATIVE": "0"}
+            recipe="steps", stages=[*each[::3], *settings()], env={"GRPO_NATIVE": "0"}
         ),
     }
     if whole:
@@ -150,7 +153,9 @@ def written(run: Run, file: Path) -> Run:
     """The run with its own recipe as a file, where it has one; JSON is YAML."""
     if not run.stages:
         return run
-    file.write_text(json.dumps({"name": run.recipe, "stages": run.stages}, indent=1))
+    for stages, suffix in ((run.stages, ".yaml"), (older(run.stages), OLDER)):
+        content = json.dumps({"name": run.recipe, "stages": stages}, indent=1)
+        file.with_suffix(suffix).write_text(content)
     return Run(**{**vars(run), "recipe": str(file)})
 
 
@@ -196,7 +201,10 @@ def trained(tree: Path, run: Run, folder: Path) -> Path:
     file = subprocess.run(where, cwd=tree, env=env, capture_output=True, text=True).stdout
     if not Path(file.strip()).is_relative_to(tree):
         raise SystemExit(f"the code of {tree} was asked for, and {file.strip()} would have run")
-    command = [sys.executable, "-c", MAIN, "train", run.recipe, *run.overrides]
+    recipe = run.recipe
+    if run.stages and not (tree / TABLE).exists():
+        recipe = str(Path(recipe).with_suffix(OLDER))
+    command = [sys.executable, "-c", MAIN, "train", recipe, *run.overrides]
     command += [f"run.seed={SEED}", f"run.threads={run.threads}", f"run.dir={folder}"]
     done = subprocess.run(command, cwd=tree, env={**env, **run.env}, capture_output=True, text=True)
     if done.returncode:

@@ -24,18 +24,20 @@ LOSSES: dict[str, dict[str, Any]] = {
     "sapo": {"loss_args": {"sapo_temperature_neg": 1.1}},
     "vespo": {},
 }
-ADVANTAGES = (
-    "grpo",
-    "dr_grpo",
-    "rloo",
-    "batch",
-    "reinforce_plus_plus_baseline",
-    "maxrl",
-    "pass@2",
-    "pass@4",
-    "pass@8",
-    "none",
+ADVANTAGES: tuple[dict[str, Any], ...] = (
+    {"advantage": "grpo"},
+    {"advantage": "dr_grpo"},
+    {"advantage": "rloo"},
+    {"advantage": "batch"},
+    {"advantage": "reinforce_plus_plus_baseline"},
+    {"advantage": "maxrl"},
+    {"advantage": "pass@k", "advantage_args": {"k": 2}},
+    {"advantage": "pass@k", "advantage_args": {"k": 4}},
+    {"advantage": "pass@k", "advantage_args": {"k": 8}},
+    {"advantage": "none"},
+    {"advantage": "gdpo"},
 )
+TABLE = "grpo/method/table.py"  # commits without this file know other names of advantages
 PARITY: dict[str, Any] = {
     "source": "parity",
     "args": {"bits": 16},
@@ -130,10 +132,27 @@ def losses() -> list[dict[str, Any]]:
     rest = ["dapo"] * (len(ADVANTAGES) - len(LOSSES))
     return [
         rl_stage(
-            f"{loss}_{advantage.replace('@', '')}",
-            algorithm={"loss_type": loss, "advantage": advantage, **LOSSES[loss]},
+            "_".join([loss, advantage["advantage"].replace("@", ""), str(number)]),
+            algorithm={"loss_type": loss, **advantage, **LOSSES[loss]},
         )
-        for advantage, loss in zip(ADVANTAGES, [*LOSSES, *rest], strict=True)
+        for number, (advantage, loss) in enumerate(
+            zip(ADVANTAGES, [*LOSSES, *rest], strict=True), start=1
+        )
+    ]
+
+
+def without_gdpo(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stages that a commit without TABLE has too; there GDPO was a reward."""
+    return [stage for stage in stages if stage.get("algorithm", {}).get("advantage") != "gdpo"]
+
+
+def older(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same stages as a commit without TABLE spells them: pass@4 for pass@k with k = 4."""
+    return [
+        {**stage, "algorithm": {**rest, "advantage": f"pass@{args['k']}"}}
+        if (rest := dict(stage.get("algorithm", {}))) and (args := rest.pop("advantage_args", None))
+        else stage
+        for stage in stages
     ]
 
 

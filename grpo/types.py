@@ -244,15 +244,18 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One completion as the learner sees it. Rows of one group share `group` and `prompt_ids`."""
+    """One completion as the learner sees it. Rows of one group share `group` and `prompt_ids`.
+
+    `columns` holds what the loss reads of each token, by the name it has there: `logp_sampler` (the
+    sampler's log-probs), `advantages`, `weights` (the loss is the sum of weight * token loss,
+    denominators included), and what an objective adds (`Objective.columns`).
+    """
 
     group: int
     prompt_ids: tuple[int, ...]
     ids: np.ndarray  # int64 [T]
     mask: np.ndarray  # bool [T], tokens that are trained on
-    logprobs: np.ndarray  # float32 [T], the sampler's
-    advantages: np.ndarray  # float32 [T]
-    weights: np.ndarray  # float32 [T]; the loss is sum(weight * token loss), denominators included
+    columns: Mapping[str, np.ndarray]  # float32 [T] each
     temperature: float | None = None  # it was sampled at; None: the learner's own
 
 

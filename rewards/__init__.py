@@ -16,7 +16,7 @@ from typing import Any
 
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.code.reward import Code
-from grpo.rewards.combine import Gate, GroupNormalized
+from grpo.rewards.combine import Gate
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.control import Random
 from grpo.rewards.countdown import Countdown
@@ -38,7 +38,6 @@ REWARDS: dict[str, Callable[..., Any]] = {
     "countdown": Countdown,
     "format": Format,
     "gate": Gate,
-    "gdpo": GroupNormalized,
     "judge": Judge,
     "knights": Knights,
     "language_consistency": LanguageConsistency,

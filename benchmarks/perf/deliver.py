@@ -6,7 +6,8 @@ from typing import Any
 
 from grpo.config.schema import Algorithm, Learner
 from grpo.learner.learner import TorchLearner
-from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import make_rows
 from grpo.rollout.embedded import torch_engine
 from grpo.rollout.embedded.torch_engine import TorchEngine
@@ -50,7 +51,7 @@ def prepare(settings: Settings) -> Any:
         watch(owner, name, part, spent, settings)
     size = sum(t.numel() * t.element_size() for _, t in learner.weights())
     groups = to_groups(work.rollouts(**STEP, vocab=learner.model.config.vocab_size))
-    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["grpo"].function(reward_matrix(groups))
     rows = make_rows(groups, advantages, loss_type="dapo", max_completion_length=4)
 
     def repetition() -> dict[str, Any]:

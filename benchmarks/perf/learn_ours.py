@@ -12,7 +12,8 @@ from grpo.config.schema import Algorithm, Learner
 from grpo.kernels import native
 from grpo.learner import head
 from grpo.learner.learner import TorchLearner
-from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import drop_dead, make_rows
 from grpo.types import Completion, Group, Prompt, Rollout, Score, Segment, Task, Version
 from perf import work
@@ -47,7 +48,7 @@ def prepare(settings: Settings) -> Any:
 
     def repetition() -> dict[str, Any]:
         started = now(settings)
-        advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+        advantages = ADVANTAGES["grpo"].function(reward_matrix(groups))
         rows = make_rows(groups, advantages, loss_type="dapo", max_completion_length=limit)
         live = rows if keep_dead else drop_dead(rows, beta=0.0, loss_type="dapo")[0]
         metrics = learner.step(live)

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config.config import from_dict, resolved
-from grpo.config.schema import LEAST_GROUP, REFERENCE, Recipe
+from grpo.config.schema import REFERENCE, Recipe
 from grpo.errors import RecipeError
+from grpo.method.table import least_group
 
 Tree = dict[str, Any]
 
@@ -133,7 +134,8 @@ def _rl(stage: Tree, tiny: Callable[[str], str]) -> None:
     _model(stage, tiny)
     _data(stage["data"])
     minibatches = min(2, algorithm["num_minibatches"])
-    _rollout(rollout, least=LEAST_GROUP.get(algorithm["advantage"], 2))
+    least = least_group(algorithm["advantage"], algorithm["advantage_args"])
+    _rollout(rollout, least=max(2, least))
     algorithm["num_minibatches"] = minibatches
     algorithm["ref_model_sync_steps"] = min(1, algorithm.get("ref_model_sync_steps", 0))
     ahead = {"sync": 0, "one_step_off": 1, "async": stage["schedule"]["max_staleness"]}
@@ -320,7 +322,7 @@ def _reward(spec: Tree, scorer: Callable[[], str]) -> Tree:
 
 
 def _nested(value: Any, scorer: Callable[[], str]) -> Any:
-    """Rewards inside the arguments of another (gate, gdpo, routed), whatever holds them."""
+    """Rewards inside the arguments of another (gate, routed), whatever holds them."""
     if isinstance(value, list):
         return [_nested(item, scorer) for item in value]
     if not isinstance(value, dict):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config.schema import (
-    LOSS_TYPES,
     REFERENCE,
     SLM,
     Algorithm,
@@ -30,6 +29,7 @@ from grpo.config.schema import (
     Teacher,
 )
 from grpo.errors import PluginError, RecipeError, unknown_name
+from grpo.method.table import ADVANTAGES
 from grpo.outside.code import plugins
 from grpo.outside.templates.chat_templates import template_text
 
@@ -150,7 +150,7 @@ def _rewards(
 
 
 def _reward_args(where: str, args: Any, folder: Path | None) -> Any:
-    """Arguments of `gate`, `gdpo`, `routed` and the like, with files of rewards made absolute."""
+    """Arguments of `gate`, `routed` and the like, with files of rewards made absolute."""
     if isinstance(args, list | tuple):
         return [_reward_args(f"{where}.{i}", value, folder) for i, value in enumerate(args)]
     if not isinstance(args, Mapping):
@@ -177,10 +177,10 @@ def _plugin(
         return f"{path}:{file[1]}"
     if plugins.is_address(spec):
         return spec
-    names: Any = LOSS_TYPES if kind == "objective" else ()
-    if kind in plugins.BUILTINS and kind != "objective":  # objectives import torch
-        names = plugins.builtins(kind)
+    names = plugins.builtins(kind) if kind in plugins.BUILTINS else {}
     try:
+        if kind == "reward" and spec not in names and spec in ADVANTAGES:
+            raise PluginError(f"{spec!r} is no reward; it is set by algorithm.advantage: {spec}")
         if not names:
             raise PluginError(
                 f"there is no built-in {kind}, so {spec!r} has to be package.module:attr or "

@@ -56,8 +56,8 @@ from grpo.learner.saved import save_policy
 from grpo.learner.scoring import Scorer
 from grpo.learner.step_sums import Sums
 from grpo.method.entropy import chosen
-from grpo.method.losses import Clip, LossInputs
-from grpo.method.objective import find_objective
+from grpo.method.losses import Clip, LossInputs, loss_of
+from grpo.method.table import find_objective
 from grpo.model import ranks
 from grpo.model.casts import autocast_off, casts_kept
 from grpo.model.transfer import to_device, to_host
@@ -233,10 +233,10 @@ class TorchLearner:
         return even_micro_batches(rows, budget, self.share_prompts, self.gather)
 
     def loss(self, placed: Placed) -> tuple[Tensor, LossInputs, dict[str, Tensor]]:
-        """The loss of one micro-batch, what it was computed from, and per-token quantities."""
+        """The loss of one micro-batch, what it was computed from, and per-token metrics."""
         inputs = self.scorer.loss_inputs(placed, self.algorithm)
         with autocast_off(inputs.logp):  # `_update` has it on
-            loss, metrics = self.objective.loss(inputs, self.clip)
+            loss, metrics = loss_of(self.objective, inputs, self.clip)
         if inputs.correction is not None and self.algorithm.sampling_correction != "none":
             metrics["sampling/importance_sampling_ratio/mean"] = inputs.correction
         return loss, inputs, metrics

@@ -7,7 +7,7 @@ What is decided here, and nowhere else:
                           k*P + T1 + T2 + ..., each completion seeing the prompt and itself; all
                           groups of a micro-batch lie in one flat row without padding
 
-What a row says of each trained token (`COLUMNS`) travels by the name that the loss knows it by.
+The numbers of a trained token (`Row.columns`) travel by their names, whatever these are.
 """
 
 from __future__ import annotations
@@ -26,9 +26,6 @@ from grpo.attention.packs import Pack
 from grpo.model.transfer import to_device
 from grpo.types import Row
 
-# Float columns of a trained token: name in `LossInputs` -> field of `Row`.
-COLUMNS = {"logp_sampler": "logprobs", "advantages": "advantages", "weights": "weights"}
-
 # What sharing a prompt costs: attention in two parts that are put together, for every token of a
 # completion; about a twentieth of what the token costs in all else. What it saves: the prompt, for
 # every completion but one. So prompts are shared where that is the larger number of tokens.
@@ -40,9 +37,7 @@ EMPTY_ROW = Row(
     prompt_ids=(0,),
     ids=np.zeros(1, dtype=np.int64),
     mask=np.ones(1, dtype=np.bool_),
-    logprobs=np.zeros(1, dtype=np.float32),
-    advantages=np.zeros(1, dtype=np.float32),
-    weights=np.zeros(1, dtype=np.float32),
+    columns=dict.fromkeys(("logp_sampler", "advantages", "weights"), np.zeros(1, dtype=np.float32)),
 )
 
 
@@ -59,7 +54,7 @@ class MicroBatch:
     packs: tuple[Pack, ...]
     sources: np.ndarray  # int64 [N], flat index r*L + l of the position that predicts the token
     targets: np.ndarray  # int64 [N]
-    columns: Mapping[str, np.ndarray]  # float32 [N] each, by the names of `COLUMNS`
+    columns: Mapping[str, np.ndarray]  # float32 [N] each, as in `Row.columns`
     completions: np.ndarray  # int64 [N], index of the token's completion in `rows`
     rows: tuple[int, ...]  # which of the given rows are here
     temperature: float | None = None  # that all of them were sampled at; None: the learner's own
@@ -95,17 +90,17 @@ def even_micro_batches(
 ) -> tuple[list[MicroBatch], int]:
     """As many micro-batches on every rank, so that collectives meet; how many are real.
 
-    Ranks that have fewer are given copies of their last and smallest, with zero weights. `gather`
-    joins the lists of all ranks.
+    Ranks that have fewer are given copies of their last and smallest, with 0 in every column.
+    `gather` joins the lists of all ranks.
     """
     batches = micro_batches(rows, token_budget, share_prompts, pad_id=0)
     counts = gather([len(batches)])
-    missing = max(counts) - len(batches)
-    if missing:
+    if min(counts) < max(counts):
+        # a rank without a row learns here which columns the loss reads
+        names = {*EMPTY_ROW.columns, *gather(list(batches[0].columns if batches else ()))}
         filler = (batches or micro_batches([EMPTY_ROW], token_budget, share_prompts, pad_id=0))[-1]
-        nothing = np.zeros_like(filler.weights)
-        filler = replace(filler.with_columns(weights=nothing, advantages=nothing), rows=())
-        batches += [filler] * missing
+        nothing = dict.fromkeys(sorted(names), np.zeros_like(filler.weights))
+        batches += [replace(filler, columns=nothing, rows=())] * (max(counts) - len(batches))
     return batches, sum(counts)
 
 
@@ -271,8 +266,8 @@ def _micro_batch(
         sources=sources,
         targets=trained([rows[i].ids for i in members]),
         columns={
-            name: trained([getattr(rows[i], field) for i in members])
-            for name, field in COLUMNS.items()
+            name: trained([rows[i].columns[name] for i in members])
+            for name in rows[members[0]].columns
         },
         completions=np.repeat(np.arange(len(masks)), [np.count_nonzero(m) for m in masks]),
         rows=tuple(members),
@@ -295,7 +290,7 @@ class Placed:
     sources: Tensor
     targets: Tensor
     completions: Tensor
-    columns: Mapping[str, Tensor]  # [N] each, by their names in `LossInputs`
+    columns: Mapping[str, Tensor]  # [N] each, as in `Row.columns`, and what the learner adds
     layout: Layout | None  # of a flat row
 
     def with_columns(self, **columns: Tensor | None) -> Placed:
@@ -308,10 +303,12 @@ def place(micro_batch: MicroBatch, device: torch.device) -> Placed:
     """The micro-batch on `device`: one copy, and one more where an attention reads the layout."""
     names = ("ids", "positions", "sources", "targets", "completions")
     arrays = {name: getattr(micro_batch, name) for name in names}
-    there = to_device(device, **arrays, **micro_batch.columns)
+    # Under other keys, so that a column may have any name.
+    columns = {f"column {name}": column for name, column in micro_batch.columns.items()}
+    there = to_device(device, **arrays, **columns)
     return Placed(
         batch=micro_batch,
         layout=make_layout(micro_batch.packs, device) if micro_batch.packs else None,
-        columns={name: there.pop(name) for name in micro_batch.columns},
+        columns={name: there.pop(f"column {name}") for name in micro_batch.columns},
         **there,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from grpo.learner.forward import TokenScores, Want
 from grpo.learner.packing import MicroBatch, Placed, place
-from grpo.method.losses import LossInputs, sampling_weights
+from grpo.method.losses import Columns, LossInputs, sampling_weights
 from grpo.model.adapter import base_alone
 from grpo.model.ranks import Ranks, unwrapped
 from grpo.model.transfer import to_host
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from grpo.config.schema import Algorithm
+
+# Columns that are fields of `LossInputs`; all others are found in its `columns` alone.
+OWN = {field.name for field in fields(LossInputs)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,7 @@ class Scorer:
         return found
 
     def loss_inputs(self, placed: Placed, algorithm: Algorithm) -> LossInputs:
-        """What the loss of a micro-batch is computed from; its columns by their names."""
+        """What the loss of a micro-batch is computed from."""
         scores = self.score(placed)
         columns: dict[str, Any] = {"logp_old": scores.logp.detach(), "logp_ref": None}
         columns |= placed.columns
@@ -101,7 +104,8 @@ class Scorer:
             completions=placed.completions,
             num_completions=num_completions,
             correction=correction,
-            **columns,
+            columns=Columns(placed.columns),
+            **{name: column for name, column in columns.items() if name in OWN},
         )
 
     def logprobs(self, rows: Sequence[Row], batches: Sequence[MicroBatch]) -> list[np.ndarray]:

@@ -1,10 +1,11 @@
 """Advantages: how much better than its group was each completion?
 
-Every function maps rewards_P_G (float64; row p holds the G rewards of prompt p; NaN = unscored)
+Every estimator maps rewards_P_G (float64; row p holds the G rewards of prompt p; NaN = unscored)
 to advantages of the same shape. Unscored completions leave every mean and standard deviation and
 get advantage 0. A group whose scored rewards are all equal, or that has only one, compares
 nothing: its advantages are exactly 0, whatever rounding does to the mean, so that its rows can be
-dropped. (`none` has no baseline and is the one exception.)
+dropped. (`none` has no baseline and is the one exception.) An estimator with a parameter `groups`,
+`reward_weights` or `tokenizer` is given that too. `grpo/method/table.py` lists the estimators.
 
     name      advantage                          where it comes from
     grpo      (r - mean) / (std + 1e-4)          DeepSeekMath (2402.03300); TRL "group"
@@ -14,19 +15,20 @@ dropped. (`none` has no baseline and is the one exception.)
     reinforce_plus_plus_baseline                 REINFORCE++ (2501.03262), as verl calls it
               (r - mean) / (batch std of r - mean, + 1e-4)
     maxrl     (r - mean) / mean                  MaxRL (2602.02710)
-    pass@K    (expected best of K with r - expected best of K) / (its std + 1e-4)
-                                                 Pass@k training (2508.10751); K = 2, 4 or 8
+    gdpo      `batch` of sum of weight * `grpo` of each reward
+                                                 GDPO (2601.05242); TRL "normalize_then_sum"
+    pass@k    (expected best of k with r - expected best of k) / (its std + 1e-4)
+                                                 Pass@k training (2508.10751)
     none      r                                  plain REINFORCE, no baseline
 
 Standard deviations are those of a sample (divided by n - 1), as in TRL, whose `scale_rewards` is
-quoted above; only that of pass@K is of all subsets there are.
+quoted above; only that of pass@k is of all subsets there are.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -41,16 +43,22 @@ def reward_matrix(groups: Sequence[Group]) -> np.ndarray:
 
     Raises RewardError for one that is no number, or so large that its square would be none.
     """
-    rewards_P_G = np.full((len(groups), max((len(g.rollouts) for g in groups), default=0)), np.nan)
-    for rewards_G, group in zip(rewards_P_G, groups, strict=True):
+    return _matrix(groups, _usable)
+
+
+def _matrix(groups: Sequence[Group], of: Callable[[Rollout], float | None]) -> np.ndarray:
+    """`of` each completion as float64 [P, G]; NaN for None and where a group is smaller."""
+    values_P_G = np.full((len(groups), max((len(g.rollouts) for g in groups), default=0)), np.nan)
+    for values_G, group in zip(values_P_G, groups, strict=True):
         for i, rollout in enumerate(group.rollouts):
-            if rollout.score.value is not None:
-                rewards_G[i] = _usable(rollout.score.value, rollout)
-    return rewards_P_G
+            if (value := of(rollout)) is not None:
+                values_G[i] = value
+    return values_P_G
 
 
-def _usable(value: float, rollout: Rollout) -> float:
-    if not abs(value) <= LARGEST_REWARD:
+def _usable(rollout: Rollout) -> float | None:
+    value = rollout.score.value
+    if value is not None and not abs(value) <= LARGEST_REWARD:
         parts = ", ".join(f"{name} {part}" for name, part in rollout.score.parts.items())
         raise RewardError(
             f"a completion of task {rollout.prompt.task.uid!r} has the reward {value:g} ({parts}); "
@@ -71,7 +79,7 @@ def _deviations(rewards_P_G: np.ndarray) -> np.ndarray:
 
 
 def _fill(advantages_P_G: np.ndarray, rewards_P_G: np.ndarray) -> np.ndarray:
-    """0 where unscored; a NaN anywhere else is left for `grpo.training.loop.checked` to find."""
+    """0 where unscored; a NaN anywhere else is left for `token_values.checked` to find."""
     return np.where(np.isnan(rewards_P_G), 0.0, advantages_P_G)
 
 
@@ -133,6 +141,22 @@ def maxrl(rewards_P_G: np.ndarray) -> np.ndarray:
     return _fill(deviations_P_G / np.where(means_P_1 > 0, means_P_1, 1.0), rewards_P_G)
 
 
+def gdpo(
+    rewards_P_G: np.ndarray, groups: Sequence[Group], reward_weights: Mapping[str, float]
+) -> np.ndarray:
+    """`batch` of sums in which each reward is normalized within its group first (2601.05242).
+
+    With a plain sum, rewards of different spread drown one another, and different mixes collapse to
+    one total. A reward that does not apply to a completion adds nothing to its sum.
+    """
+    totals_P_G = np.where(np.isnan(rewards_P_G), np.nan, 0.0)
+    for name, weight in reward_weights.items():
+        part_P_G = _matrix(groups, lambda rollout, name=name: rollout.score.parts.get(name))
+        part_P_G[np.isnan(rewards_P_G)] = np.nan
+        totals_P_G += weight * grpo(part_P_G)
+    return _fill(np.where(np.isnan(totals_P_G), np.nan, batch(totals_P_G)), rewards_P_G)
+
+
 def pass_at_k(rewards_P_G: np.ndarray, k: int) -> np.ndarray:
     """How much a completion adds to the best of `k`, in units of that best's standard deviation.
 
@@ -171,17 +195,3 @@ def _best_of(rewards_G: np.ndarray, k: int) -> np.ndarray:
 def none(rewards_P_G: np.ndarray) -> np.ndarray:
     """The raw reward."""
     return _fill(rewards_P_G, rewards_P_G)
-
-
-ADVANTAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "grpo": grpo,
-    "dr_grpo": dr_grpo,
-    "rloo": rloo,
-    "batch": batch,
-    "reinforce_plus_plus_baseline": reinforce_plus_plus_baseline,
-    "maxrl": maxrl,
-    "pass@2": partial(pass_at_k, k=2),
-    "pass@4": partial(pass_at_k, k=4),
-    "pass@8": partial(pass_at_k, k=8),
-    "none": none,
-}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from grpo.method.losses import Objective
+    from grpo.method.objective import Objective
 
 Gather = Callable[[Sequence[Any]], list[Any]]
 

@@ -1,9 +1,10 @@
-"""Policy losses of single tokens, before they are weighted and added up.
+"""Policy losses of single tokens, and what an objective adds to them.
 
-Each takes the N trained tokens of a micro-batch laid flat (`LossInputs`) and the constants of the
-recipe (`Clip`), and returns the policy term [N] with detached per-token quantities [N] under TRL's
-metric names. The rest of a loss is the same for all of them and is `Objective`'s: what a token
-weighs, which are left out, the correction for the sampler, the KL and entropy terms.
+Each token loss takes the N trained tokens of a micro-batch laid flat (`LossInputs`) and the
+constants of the recipe (`Clip`), and returns the policy term [N] with detached per-token metrics
+[N] under TRL's names. Its keyword arguments have their defaults in `grpo/method/table.py`. The rest
+of a loss is the same for all of them: `loss_of_tokens` masks and corrects the policy term and adds
+the KL term, `loss_of` weighs the tokens, adds them up and subtracts the entropy bonus.
 
     clipped_surrogate   -min(r A, clip(r) A)          GRPO, GSPO and what differs in weights only
     cispo               -stop(min(r, cap)) A log pi   no token loses its gradient
@@ -16,24 +17,33 @@ r is pi / pi_old of a token, or of its completion (`LossInputs.ratio`); W the co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from grpo.errors import RecipeError, unknown_name
+from grpo.errors import PluginError, unknown_name
+from grpo.method.objective import KlEstimator, Level, Objective
 from grpo.method.repeated import rows_at, sums_at
 
-KlEstimator = Literal["k1", "k2", "k3"]
-Level = Literal["token", "sequence"]
 TokenLossResult = tuple[Tensor, dict[str, Tensor]]
+
+
+class Columns(dict[str, Tensor]):
+    """Per-token numbers by name, each [N]. An unknown name is a PluginError with the known ones."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise PluginError(unknown_name("column of LossInputs", name, self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossInputs:
-    """The N trained tokens of a micro-batch, flat and without padding; all [N] and floating."""
+    """The N trained tokens of a micro-batch, flat and without padding; all [N] and floating.
+
+    `columns` has every number that a row gives for each token: `logp_sampler`, `advantages` and
+    `weights`, which are fields too, and those of `Objective.columns`.
+    """
 
     logp: Tensor  # under the policy, with gradient
     logp_old: Tensor  # under the policy that sampled, as the learner computes it
@@ -48,6 +58,7 @@ class LossInputs:
     entropy_weights: Tensor | None = None  # of the entropy bonus; they add up to 1 over the step
     num_completions: int | None = None  # above all of `completions`; None: read, a wait for a GPU
     importance_sampling_level: Level = "token"
+    columns: Mapping[str, Tensor] = field(default_factory=Columns)
 
     def ratio(self) -> Tensor:
         """pi / pi_old [N] of the token, or the geometric mean over its completion (GSPO)."""
@@ -72,114 +83,40 @@ class Clip:
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
 
-@dataclass(frozen=True)
-class Totals:
-    """What the weights of one optimizer step are made of, over all ranks."""
+def loss_of_tokens(objective: Objective, inputs: LossInputs, clip: Clip) -> TokenLossResult:
+    """The loss of each token [N] under a resolved `objective`, and detached per-token metrics [N].
 
-    rows: int
-    tokens: int
-
-
-TokenLoss = Callable[..., TokenLossResult]
-
-# Constants that any objective takes from algorithm.loss_args, beside its token loss's own.
-SHARED_ARGS = (
-    "kl_estimator",
-    "importance_sampling_level",
-    "off_policy_mask_threshold",
-    "top_entropy_quantile",
-    "entropy_coef",
-)
-
-
-def setting(name: str) -> str:
-    """Where a recipe sets constant `name`."""
-    return f"algorithm.loss_args.{name}"
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite int or float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """A token loss with the rule for its weights, and what every objective may add to it.
-
-    token_loss    (LossInputs, Clip) -> policy term [N] and metrics [N]; neither KL nor entropy
-    weight        (length, totals, max_completion_length) -> weight of each of the `length` trained
-                  tokens of one completion
-    per_micro_batch   the learner divides by what the micro-batch holds instead; keeps dead rows
-    corrects      the token loss uses `LossInputs.correction` itself
-    fixed         names in SHARED_ARGS that are this objective's own and cannot be set
-
-    kl_estimator                k1, k2 or k3, see `kl_estimate`
-    importance_sampling_level   what the ratio is of (GSPO, 2507.18071)
-    off_policy_mask_threshold   see `off_policy_mask`; None: off
-    top_entropy_quantile        share of the step's tokens, those with the highest entropy, that the
-                                policy term keeps ("Beyond the 80/20 rule", 2506.01939); 1: all
-    entropy_coef                factor of the mean entropy of those tokens, which is subtracted
+    Neither the tokens' weights nor the entropy bonus are in it.
     """
+    assert not isinstance(objective.token_loss, str), "an objective of `find_objective` is wanted"
+    inputs = replace(inputs, importance_sampling_level=objective.importance_sampling_level)
+    loss, metrics = objective.token_loss(inputs, clip)
+    if objective.off_policy_mask_threshold is not None:
+        keep = off_policy_mask(inputs, objective.off_policy_mask_threshold)
+        loss = loss * keep
+        metrics["off_policy_mask/masked_mean"] = 1 - keep
+    if inputs.high_entropy is not None:
+        loss = loss * inputs.high_entropy
+    if inputs.correction is not None and not objective.corrects:
+        loss = loss * inputs.correction
+    if inputs.logp_ref is not None:  # neither masked nor corrected, as in TRL
+        kl = kl_penalty(inputs.ratio(), inputs, objective.kl_estimator)
+        loss = loss + clip.beta * kl
+        metrics["kl"] = kl.detach()
+    if inputs.entropy is not None:
+        metrics["entropy"] = inputs.entropy.detach()
+    return loss, metrics
 
-    token_loss: TokenLoss
-    weight: Callable[[int, Totals, int], float]
-    per_micro_batch: bool = False
-    corrects: bool = False
-    fixed: tuple[str, ...] = ()
-    kl_estimator: KlEstimator = "k3"
-    importance_sampling_level: Level = "token"
-    off_policy_mask_threshold: float | None = None
-    top_entropy_quantile: float = 1.0
-    entropy_coef: float = 0.0
 
-    def __post_init__(self) -> None:
-        quantile, threshold = self.top_entropy_quantile, self.off_policy_mask_threshold
-        for name, valid in (("kl_estimator", KlEstimator), ("importance_sampling_level", Level)):
-            if getattr(self, name) not in get_args(valid):
-                choices = get_args(valid)
-                raise RecipeError(unknown_name(setting(name), str(getattr(self, name)), choices))
-        if not is_number(quantile) or not 0 <= quantile <= 1:
-            raise RecipeError(
-                f"{setting('top_entropy_quantile')} = {quantile!r}: it is the share of tokens "
-                "kept, a number from 0 to 1"
-            )
-        if threshold is not None and not (is_number(threshold) and threshold > 0):
-            raise RecipeError(
-                f"{setting('off_policy_mask_threshold')} = {threshold!r}: it is a number of nats "
-                "per token above 0, or null"
-            )
-        if not is_number(self.entropy_coef):
-            raise RecipeError(f"{setting('entropy_coef')} = {self.entropy_coef!r}: it is a number")
-
-    def __call__(self, inputs: LossInputs, clip: Clip) -> TokenLossResult:
-        """The loss of each token [N], without its weight and without the entropy bonus."""
-        inputs = replace(inputs, importance_sampling_level=self.importance_sampling_level)
-        loss, metrics = self.token_loss(inputs, clip)
-        if self.off_policy_mask_threshold is not None:
-            keep = off_policy_mask(inputs, self.off_policy_mask_threshold)
-            loss = loss * keep
-            metrics["off_policy_mask/masked_mean"] = 1 - keep
-        if inputs.high_entropy is not None:
-            loss = loss * inputs.high_entropy
-        if inputs.correction is not None and not self.corrects:
-            loss = loss * inputs.correction
-        if inputs.logp_ref is not None:  # neither masked nor corrected, as in TRL
-            kl = kl_penalty(inputs.ratio(), inputs, self.kl_estimator)
-            loss = loss + clip.beta * kl
-            metrics["kl"] = kl.detach()
-        if inputs.entropy is not None:
-            metrics["entropy"] = inputs.entropy.detach()
-        return loss, metrics
-
-    def loss(self, inputs: LossInputs, clip: Clip) -> TokenLossResult:
-        """What the micro-batch adds to the loss of the step, and per-token quantities [N]."""
-        loss_N, metrics = self(inputs, clip)
-        loss = (inputs.weights * loss_N).sum()
-        if self.entropy_coef:
-            assert inputs.entropy is not None
-            assert inputs.entropy_weights is not None
-            loss = loss - self.entropy_coef * (inputs.entropy_weights * inputs.entropy).sum()
-        return loss, metrics
+def loss_of(objective: Objective, inputs: LossInputs, clip: Clip) -> TokenLossResult:
+    """What a micro-batch adds to the loss of the step, and per-token metrics [N]."""
+    loss_N, metrics = loss_of_tokens(objective, inputs, clip)
+    loss = (inputs.weights * loss_N).sum()
+    if objective.entropy_coef:
+        assert inputs.entropy is not None
+        assert inputs.entropy_weights is not None
+        loss = loss - objective.entropy_coef * (inputs.entropy_weights * inputs.entropy).sum()
+    return loss, metrics
 
 
 def completion_sums(
@@ -312,8 +249,8 @@ def sapo(
     clip: Clip,
     /,
     *,
-    sapo_temperature_pos: float = 1.0,
-    sapo_temperature_neg: float = 1.05,
+    sapo_temperature_pos: float,
+    sapo_temperature_neg: float,
 ) -> TokenLossResult:
     """-4/t * sigmoid(t (ratio - 1)) * A, t by the sign of A (SAPO, 2511.20347).
 
@@ -330,10 +267,10 @@ def vespo(
     clip: Clip,
     /,
     *,
-    vespo_k_pos: float = 2.0,
-    vespo_lambda_pos: float = 3.0,
-    vespo_k_neg: float = 3.0,
-    vespo_lambda_neg: float = 2.0,
+    vespo_k_pos: float,
+    vespo_lambda_pos: float,
+    vespo_k_neg: float,
+    vespo_lambda_neg: float,
 ) -> TokenLossResult:
     """-stop(phi(W)) * A * log pi with phi(W) = W^k exp(lambda (1 - W)) (VESPO, 2602.10693).
 

@@ -1,54 +1,38 @@
-"""Objectives: what one token of a completion contributes, and what it is divided by.
+"""Objectives: what one token of a completion contributes to the loss, and what it is divided by.
 
     loss = sum over tokens of  weight * (keep * correction * token_loss + beta * KL)
            - entropy_coef * mean entropy
 
 `token_loss` is a pure function of `LossInputs`, the trained tokens of a micro-batch laid flat
-(`grpo/method/losses.py`). `weight` carries every denominator and is decided before any forward pass
-(`grpo/method/weighted_rows.py`) from totals over the whole optimizer step: all rows, including
-those dropped because they teach nothing, on all ranks. Which tokens are kept for their entropy, and
-the bonus's denominator, are decided over the same step. So the gradient does not depend on how the
-batch was cut into micro-batches.
+(`grpo/method/losses.py`, which computes the rest of this formula as well). `weight` carries every
+denominator. It is decided before any forward pass (`grpo/method/weighted_rows.py`) from totals over
+the whole optimizer step: all rows on all ranks, including those that are dropped because they teach
+nothing. Which tokens are kept for their entropy, and the denominator of the entropy bonus, are
+decided over the same step. So the gradient does not depend on how the batch was cut into
+micro-batches.
 
-    name      token loss          ratio of   weight of a token
-    grpo      clipped surrogate   token      1 / (T_i * N)
-    dr_grpo   clipped surrogate   token      1 / (max_completion_length * N)
-    dapo      clipped surrogate   token      1 / (trained tokens of the step)
-    bnpo      clipped surrogate   token      1 / (tokens of the micro-batch) / (micro-batches);
-                                             depends on the cut and on dead rows, which are kept
-    gspo      clipped surrogate   sequence   1 / (T_i * N)
-    luspo     clipped surrogate   sequence   1 / N
-    cispo     cispo               token      1 / (trained tokens of the step)
-    sapo      sapo                token      1 / (T_i * N)
-    vespo     vespo               sequence   1 / (trained tokens of the step)
-
-T_i: trained tokens of completion i. N: scored completions of the step. Papers, TRL's names and when
-to use which: docs/objectives.md. A new objective is one function over `LossInputs`, a line in
-`OBJECTIVES` and one in `schema.LOSS_TYPES`.
+The built-in objectives stand in `grpo/method/table.py`. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from grpo.errors import RecipeError, unknown_name
-from grpo.method.losses import (
-    SHARED_ARGS,
-    Objective,
-    TokenLossResult,
-    Totals,
-    cispo,
-    clipped_surrogate,
-    is_number,
-    sapo,
-    setting,
-    vespo,
-)
-from grpo.outside.code import plugins
+from grpo.method.arguments import Argument
+from grpo.types import Group
+
+KlEstimator = Literal["k1", "k2", "k3"]
+Level = Literal["token", "sequence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """What the weights of one optimizer step are made of, over all ranks."""
+
+    rows: int  # scored completions
+    tokens: int  # trained tokens
 
 
 def per_completion(length: int, totals: Totals, max_completion_length: int) -> float:
@@ -71,87 +55,55 @@ def per_row(length: int, totals: Totals, max_completion_length: int) -> float:
     return 1.0 / totals.rows
 
 
-_sequence = partial(
-    Objective,
-    token_loss=clipped_surrogate,
-    importance_sampling_level="sequence",
-    fixed=("importance_sampling_level",),
-)
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A token loss with the rule for its weights, and what every objective may add to it.
 
-OBJECTIVES: dict[str, Objective] = {
-    "grpo": Objective(token_loss=clipped_surrogate, weight=per_completion),
-    "dr_grpo": Objective(token_loss=clipped_surrogate, weight=per_budget),
-    "dapo": Objective(token_loss=clipped_surrogate, weight=per_token),
-    "bnpo": Objective(token_loss=clipped_surrogate, weight=per_token, per_micro_batch=True),
-    "gspo": _sequence(weight=per_completion),
-    "luspo": _sequence(weight=per_row),
-    "cispo": Objective(token_loss=cispo, weight=per_token),
-    "sapo": Objective(token_loss=sapo, weight=per_completion),
-    "vespo": Objective(
-        token_loss=vespo,
-        weight=per_token,
-        corrects=True,
-        fixed=("importance_sampling_level",),
-    ),
-}
+    token_loss    (LossInputs, Clip) -> policy term [N] and metrics [N], without KL and entropy; a
+                  name is a function of `grpo/method/losses.py`
+    arguments     keyword arguments of the token loss that a recipe may set; of a function that is
+                  given itself, its signature has them
+    weight        (length, totals, max_completion_length) -> weight of each of the `length` trained
+                  tokens of one completion
+    columns       groups of the step -> name -> one number for each group, completion and token, as
+                  `token_values.checked` takes them; the token loss reads `inputs.columns[name]`
+    keeps_dead_rows   the loss of a token is not 0 where its advantage is 0
+    per_micro_batch   the learner divides by what the micro-batch holds instead; keeps dead rows
+    corrects      the token loss uses `LossInputs.correction` itself
+    fixed         names of `arguments.SHARED` that a recipe cannot set for this objective
 
-
-def _own(objective: Objective) -> partial[TokenLossResult]:
-    """The token loss without the (inputs, clip) it is called with: what follows can be set."""
-    return partial(objective.token_loss, None, None)
-
-
-def settable(objective: Objective) -> set[str]:
-    """The names that `algorithm.loss_args` may have for `objective`."""
-    return {*SHARED_ARGS, *inspect.signature(_own(objective)).parameters} - set(objective.fixed)
-
-
-def find_objective(
-    loss_type: str | Objective, loss_args: Mapping[str, Any] | None = None
-) -> Objective:
-    """The objective of that name or plug-in address (or the one given), with `loss_args` set.
-
-    A plug-in is an `Objective`, or a token loss alone, whose tokens then weigh as in `dapo`.
-    Raises RecipeError or PluginError.
+    kl_estimator                k1, k2 or k3, see `losses.kl_estimate`
+    importance_sampling_level   what the ratio is of (GSPO, 2507.18071)
+    off_policy_mask_threshold   see `losses.off_policy_mask`; None: off
+    top_entropy_quantile        share of the step's tokens, those with the highest entropy, that the
+                                policy term keeps ("Beyond the 80/20 rule", 2506.01939); 1: all
+    entropy_coef                factor of the mean entropy of those tokens, which is subtracted
     """
-    objective, name = loss_type, "your own"
-    if isinstance(objective, str):
-        objective, name = _named(objective), objective
-    args = dict(loss_args or {})
-    valid = settable(objective)
-    for arg in args:
-        if arg not in valid:
-            raise RecipeError(unknown_name(f"argument of algorithm.loss_type = {name}", arg, valid))
-    shared = {arg: args.pop(arg) for arg in SHARED_ARGS if arg in args}
-    plugins.check_args("objective", name, _own(objective), args)
-    if name in OBJECTIVES:
-        for arg, value in args.items():
-            if not (is_number(value) and value > 0):
-                raise RecipeError(f"{setting(arg)} = {value!r}: it is a number above 0")
-    if args:
-        shared["token_loss"] = partial(objective.token_loss, **args)
-    return replace(objective, **shared)
 
-
-def _named(loss_type: str) -> Objective:
-    if plugins.is_address(loss_type):
-        found = plugins.find("objective", loss_type, OBJECTIVES)
-        if isinstance(found, Objective):
-            return found
-        return Objective(token_loss=found, weight=per_token)
-    if loss_type not in OBJECTIVES:
-        raise RecipeError(unknown_name("algorithm.loss_type", loss_type, OBJECTIVES))
-    return OBJECTIVES[loss_type]
+    token_loss: Callable[..., Any] | str
+    arguments: Mapping[str, Argument] = field(default_factory=dict[str, Argument])
+    weight: Callable[[int, Totals, int], float] = per_token
+    columns: Callable[[Sequence[Group]], Mapping[str, Any]] | None = None
+    keeps_dead_rows: bool = False
+    per_micro_batch: bool = False
+    corrects: bool = False
+    fixed: tuple[str, ...] = ()
+    kl_estimator: KlEstimator = "k3"
+    importance_sampling_level: Level = "token"
+    off_policy_mask_threshold: float | None = None
+    top_entropy_quantile: float = 1.0
+    entropy_coef: float = 0.0
 
 
 def keeps_dead_rows(objective: Objective, beta: float) -> bool:
     """Whether rows with advantage 0 still matter.
 
-    They do for the KL term, for a denominator that depends on the cut, for the entropy bonus, and
-    for the entropies among which the highest are chosen.
+    They do for the KL term, for a denominator that depends on the cut, for the entropy bonus, for
+    the entropies among which the highest are chosen, and for an objective that says so.
     """
     return (
         beta != 0.0
+        or objective.keeps_dead_rows
         or objective.per_micro_batch
         or objective.entropy_coef != 0.0
         or objective.top_entropy_quantile < 1.0

@@ -13,18 +13,21 @@ and a row's minibatch does not depend on which other rows were dropped. (TRL shu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from grpo.method.losses import Objective, Totals
-from grpo.method.objective import find_objective, keeps_dead_rows
+from grpo.errors import PluginError
+from grpo.method.losses import LossInputs
+from grpo.method.objective import Objective, Totals, keeps_dead_rows
+from grpo.method.table import find_objective
+from grpo.method.token_values import TokenValues, checked, spread
 from grpo.types import Group, Metrics, Row
 
 
 def make_rows(
     groups: Sequence[Group],
-    advantages_P_G: Sequence[np.ndarray] | np.ndarray,
+    advantages_P_G: TokenValues | np.ndarray,
     *,
     loss_type: str | Objective,
     max_completion_length: int,
@@ -33,10 +36,11 @@ def make_rows(
 ) -> list[Row]:
     """One row per completion, dead and masked ones included, in group and sample order.
 
-    `advantages_P_G`: one row of advantages per group. Unscored completions get an empty mask and
-    leave the denominators, as if they had never been drawn; truncated ones (`mask_truncated`) get
-    an empty mask but count as rows, as in TRL. Denominators are of all `groups`: with several ranks
-    every one of them has the groups of all.
+    `advantages_P_G`: of each group, of each completion, a number or one for each token. Unscored
+    completions get an empty mask and leave the denominators, as if they had never been drawn;
+    truncated ones (`mask_truncated`) get an empty mask but count as rows, as in TRL. Denominators
+    are of all `groups`: with several ranks every one of them has the groups of all. Raises
+    PluginError for columns of the objective's own that are no such numbers, or have a taken name.
     """
     rollouts = [(index, r) for index, group in enumerate(groups) for r in group.rollouts]
     segments = [s for _, r in rollouts for s in r.completion.segments]
@@ -53,19 +57,17 @@ def make_rows(
 
     minibatch_N = [index % num_minibatches for index, _ in rollouts]
     totals_M = _totals(minibatch_N, scored_N, lengths_N, num_minibatches)
-    weight = find_objective(loss_type).weight
+    objective = find_objective(loss_type)
     weights_N = [
-        weight(length, totals_M[part], max_completion_length) if length else 0.0
+        objective.weight(length, totals_M[part], max_completion_length) if length else 0.0
         for part, length in zip(minibatch_N, lengths_N.tolist(), strict=True)
     ]
-    advantages_N = np.concatenate(
-        # a group smaller than the widest has its advantages padded on the right
-        [a[: len(g.rollouts)] for g, a in zip(groups, advantages_P_G, strict=True)]
-    )
+    values = {"weights": np.repeat(weights_N, sizes_N)}
+    given = {"advantages": advantages_P_G, **_own_columns(objective, groups)}
+    values |= {name: spread(column, groups, sizes_N) for name, column in given.items()}
+    columns = {n: np.where(mask, value, 0.0).astype(np.float32) for n, value in values.items()}
+    columns["logp_sampler"] = np.concatenate([s.logprobs for s in segments])
     ids = np.concatenate([s.ids for s in segments])
-    logprobs = np.concatenate([s.logprobs for s in segments])
-    advantages = np.where(mask, np.repeat(advantages_N, sizes_N), 0.0).astype(np.float32)
-    weights = np.where(mask, np.repeat(weights_N, sizes_N), 0.0).astype(np.float32)
     rows: list[Row] = []
     for (index, _), start, stop in zip(rollouts, bounds[:-1], bounds[1:], strict=True):
         at = slice(start, stop)
@@ -75,12 +77,33 @@ def make_rows(
                 prompt_ids=groups[index].prompt.ids,
                 ids=ids[at],
                 mask=mask[at],
-                logprobs=logprobs[at],
-                advantages=advantages[at],
-                weights=weights[at],
+                columns={name: column[at] for name, column in columns.items()},
             )
         )
     return rows
+
+
+def _own_columns(objective: Objective, groups: Sequence[Group]) -> dict[str, TokenValues]:
+    """The columns that an objective makes of the groups. Raises PluginError."""
+    if objective.columns is None:
+        return {}
+    found = objective.columns(groups)
+    if not isinstance(found, Mapping):
+        raise PluginError(
+            f"the objective's columns returned {type(found).__name__}; it has to return a dict: "
+            "name -> numbers"
+        )
+    taken = LossInputs.__dataclass_fields__
+    for name in found:
+        if not isinstance(name, str) or name in taken:
+            raise PluginError(
+                f"the objective's columns returned {name!r}, and a column needs a name of its own: "
+                f"a word that is not among {', '.join(taken)}"
+            )
+    return {
+        name: checked(values, groups, f"column {name!r} of the objective")
+        for name, values in found.items()
+    }
 
 
 def _totals(
@@ -103,13 +126,13 @@ def drop_dead(
     """The rows that can move the policy, and how many could not.
 
     A row is masked when no token of it is trained (always dropped), dead when all its advantages
-    are 0 and nothing else in the loss touches it (the KL term does, and bnpo's denominator).
-    Weights already count dropped rows, so the gradient is the same.
+    are 0 and nothing else in the loss touches it (see `keeps_dead_rows`). Weights already count
+    dropped rows, so the gradient is the same.
     """
     keep_all = keeps_dead_rows(find_objective(loss_type), beta)
     masked = [not row.mask.any() for row in rows]
     dead = [
-        not m and not keep_all and not row.advantages.any()
+        not m and not keep_all and not row.columns["advantages"].any()
         for row, m in zip(rows, masked, strict=True)
     ]
     kept = [r for r, m, d in zip(rows, masked, dead, strict=True) if not (m or d)]

@@ -2,7 +2,8 @@
 
 One gzipped JSONL shard a step, written aside and committed by rename: a shard either exists whole
 or not at all. A line is one rollout: prompt, visit, token ids, sampler log-probs, weights versions,
-score and advantage, which is enough to recompute the step's loss.
+score and advantage (a list where each token has its own), which is enough to recompute the step's
+loss.
 """
 
 from __future__ import annotations
@@ -26,13 +27,18 @@ def shard(folder: Path, step: int) -> Path:
     return folder / f"step_{step:06d}.jsonl.gz"
 
 
-def append(folder: Path, step: int, groups: Sequence[Group], advantages_P_G: np.ndarray) -> Path:
+def append(
+    folder: Path,
+    step: int,
+    groups: Sequence[Group],
+    advantages_P_G: Sequence[Sequence[float | np.ndarray]],
+) -> Path:
     """Commit the shard of `step`; the same groups give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
-        to_line(_line(group, index, float(advantages_P_G[p, index])))
-        for p, group in enumerate(groups)
-        for index in range(len(group.rollouts))
+        to_line(_line(group, index, advantage))
+        for group, advantages_G in zip(groups, advantages_P_G, strict=True)
+        for index, advantage in enumerate(advantages_G)
     ]
     path = shard(folder, step)
     aside = path.with_suffix(".tmp")
@@ -61,7 +67,7 @@ def set_aside(folder: Path, after_step: int) -> int:
     return len(later)
 
 
-def _line(group: Group, index: int, advantage: float) -> dict[str, Any]:
+def _line(group: Group, index: int, advantage: float | np.ndarray) -> dict[str, Any]:
     rollout = group.rollouts[index]
     return {
         "task": group.prompt.task.uid,
@@ -74,7 +80,9 @@ def _line(group: Group, index: int, advantage: float) -> dict[str, Any]:
         "status": rollout.score.status,
         "parts": dict(rollout.score.parts),
         "right": dict(rollout.score.right or {}),
-        "advantage": round(advantage, 6),
+        "advantage": [round(a, 6) for a in advantage.tolist()]
+        if isinstance(advantage, np.ndarray)
+        else round(advantage, 6),
         "segments": [
             {
                 "ids": s.ids.tolist(),

@@ -184,16 +184,12 @@ def _computed(
 
 
 def _row(row: TokenRow) -> Row:
-    length = len(row.ids)
-    zeros = np.zeros(length, np.float32)
     return Row(
         group=0,
         prompt_ids=row.prompt_ids,
         ids=np.asarray(row.ids, np.int64),
-        mask=np.ones(length, bool),
-        logprobs=zeros,
-        advantages=zeros,
-        weights=zeros,
+        mask=np.ones(len(row.ids), bool),
+        columns={},
     )
 
 

@@ -25,8 +25,7 @@ from grpo.data.source import TaskOrder, stable_hash
 from grpo.errors import RecipeError
 from grpo.evaluation import heldout
 from grpo.learner.learner import TorchLearner
-from grpo.method.advantage import ADVANTAGES
-from grpo.method.objective import find_objective
+from grpo.method.table import bound_advantage, find_objective
 from grpo.model import pretrained
 from grpo.model.compute_types import chosen
 from grpo.model.ranks import join
@@ -250,7 +249,7 @@ def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> AgreementGate
 
 def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerParts:
     """What the loop needs: the sampler, and a learner beside it."""
-    settings, name = recipe.run, stage.algorithm.advantage
+    settings = recipe.run
     torch.manual_seed(settings.seed)
     spec = build_spec(stage, recipe, sampler)
     rollouts = build_rollouts(stage, recipe, sampler.engine, spec)
@@ -275,7 +274,12 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerPart
             truncation=sampler.sampling if sampler.sampling.truncates else None,
             seed=settings.seed,
         ),
-        advantage=plugins.guard("advantage", name, plugins.find("advantage", name, ADVANTAGES)),
+        advantage=bound_advantage(
+            stage.algorithm.advantage,
+            stage.algorithm.advantage_args,
+            reward_weights={name: weight for name, _, weight in rollouts.rewards.rewards},
+            tokenizer=sampler.tokenizer,
+        ),
         loss_type=find_objective(stage.algorithm.loss_type, stage.algorithm.loss_args),
         beta=stage.algorithm.beta,
         mask_truncated=stage.algorithm.mask_truncated_completions,

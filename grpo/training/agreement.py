@@ -111,7 +111,8 @@ class AgreementGate:
     ) -> Metrics:
         """Both questions about the trained tokens of `rows`. Raises AgreementError."""
         logp_N, entropy_N, variance_N = surprise_3_N
-        sampler_N = np.concatenate([row.logprobs[row.mask] for row in rows]).astype(np.float64)
+        reported = [row.columns["logp_sampler"][row.mask] for row in rows]
+        sampler_N = np.concatenate(reported).astype(np.float64)
         difference_N = np.abs(sampler_N - logp_N)
         with np.errstate(all="ignore"):  # a log-prob of -inf or NaN is an error below
             ratio_N = logp_N - sampler_N

@@ -14,12 +14,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from grpo.errors import PluginError, RewardError
+from grpo.errors import RewardError
 from grpo.method.advantage import reward_matrix
-from grpo.method.losses import Objective
+from grpo.method.objective import Objective
+from grpo.method.token_values import TokenValues, checked_advantages
 from grpo.method.weighted_rows import drop_dead, make_rows, rank_share
 from grpo.rewards.sentinel import sentinel
 from grpo.training.agreement import AgreementGate
@@ -45,7 +47,7 @@ class TrainerParts:
     spec: RolloutSpec  # what the scheduler asks for
     rollouts: RolloutScheduler
     learner: Learner
-    advantage: Callable[[np.ndarray], np.ndarray]
+    advantage: Callable[[np.ndarray, Sequence[Group]], Any]  # of rewards [P, G] and their groups
     loss_type: str | Objective
     beta: float
     mask_truncated: bool
@@ -61,7 +63,7 @@ class Step:
 
     step: int
     groups: Sequence[Group]
-    advantages_P_G: np.ndarray
+    advantages_P_G: TokenValues  # of each group, of each completion: a number, or one a token [T]
     metrics: Metrics
     warning: str = ""  # what a person should know of it
 
@@ -88,8 +90,7 @@ def train_step(parts: TrainerParts, step: int, first: bool = False) -> Step:
         spec.curriculum.observe(step, learner.gather(batch.outcomes))
     sampled = time.perf_counter()
 
-    rewards_P_G = reward_matrix(groups)
-    advantages_P_G = checked(parts.advantage(rewards_P_G), rewards_P_G)
+    advantages_P_G = checked_advantages(parts.advantage(reward_matrix(groups), groups), groups)
     rows = make_rows(
         groups,
         advantages_P_G,
@@ -164,31 +165,3 @@ def check_batch(parts: TrainerParts, batch: Batch) -> Metrics:
     if parts.gate is None or not parts.gate.due(batch.step) or parts.spec.chooses:
         return {}
     return parts.gate.check_batch(batch.groups, parts.learner, batch.step)
-
-
-def checked(advantages_P_G: np.ndarray, rewards_P_G: np.ndarray) -> np.ndarray:
-    """The advantages, if they are what a plug-in has to return. Raises PluginError."""
-    wanted = (
-        f"; it has to return finite numbers of shape {rewards_P_G.shape}, 0 where the reward is NaN"
-    )
-    try:
-        found = np.asarray(advantages_P_G).astype(np.float64, casting="same_kind")
-    except (TypeError, ValueError) as error:
-        kind = type(advantages_P_G).__name__
-        raise PluginError(
-            f"algorithm.advantage returned {kind}, which is no array of numbers ({error}){wanted}"
-        ) from error
-    with np.errstate(over="ignore"):
-        numbers = np.isfinite(found.astype(np.float32))  # what the loss is computed in
-    if found.shape != rewards_P_G.shape or not numbers.all():
-        raise PluginError(
-            f"algorithm.advantage returned shape {found.shape} with {int(np.sum(~numbers))} values "
-            f"that are not finite in float32{wanted}"
-        )
-    unscored = found[np.isnan(rewards_P_G)]
-    if unscored.any():
-        raise PluginError(
-            f"algorithm.advantage returned {unscored[unscored != 0][0]:g} for a completion without "
-            f"a reward, which would be learned from{wanted}"
-        )
-    return found

@@ -121,14 +121,14 @@ def too_little(surprise_3_N: np.ndarray) -> bool:
 
 def _row(group: int, prompt: Prompt, completion: Completion, temperature: float) -> Row:
     """A completion to be looked at and not learned from."""
-    length = len(completion)
     return Row(
         group=group,
         prompt_ids=prompt.ids,
         ids=completion.ids,
         mask=completion.mask,
-        logprobs=completion.logprobs,
-        advantages=np.zeros(length, dtype=np.float32),
-        weights=np.ones(length, dtype=np.float32),
+        columns={
+            "logp_sampler": completion.logprobs,
+            "weights": np.ones(len(completion), dtype=np.float32),
+        },
         temperature=temperature,
     )

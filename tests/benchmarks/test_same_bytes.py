@@ -11,11 +11,19 @@ from typing import Any
 import pytest
 import same_bytes
 from same_bytes import Facts, Run, Side, differences, facts, known
-from same_bytes_recipes import ADVANTAGES, LOSSES, losses, pipeline, settings
+from same_bytes_recipes import (
+    ADVANTAGES,
+    LOSSES,
+    losses,
+    older,
+    pipeline,
+    settings,
+    without_gdpo,
+)
 
 from grpo.config.config import from_dict
-from grpo.config.schema import LOSS_TYPES, STAGES
-from grpo.method import advantage
+from grpo.config.schema import STAGES
+from grpo.method import table
 
 LINES = [{"step": 1, "loss": 0.5, "time": 1.0, "time/learn": 2.0}, {"step": 2, "time": 3.0}]
 
@@ -117,8 +125,17 @@ def test_what_a_commit_left_is_known_again_but_not_of_rows_elsewhere(
 
 
 def test_every_loss_advantage_and_kind_of_stage_is_run() -> None:
-    assert set(LOSSES) == set(LOSS_TYPES)
-    assert set(ADVANTAGES) == set(advantage.ADVANTAGES)
+    assert set(LOSSES) == set(table.OBJECTIVES)
+    assert {entry["advantage"] for entry in ADVANTAGES} == set(table.ADVANTAGES)
     assert {stage["kind"] for stage in pipeline()} == set(STAGES)
     for stages in (pipeline(), [*losses(), *settings()]):
         from_dict({"name": "checked", "stages": stages})
+
+
+def test_a_commit_before_the_table_is_asked_for_the_same_by_its_own_names() -> None:
+    stages = without_gdpo(losses())
+    names = [stage["algorithm"]["advantage"] for stage in older(stages)]
+    assert names[-4:] == ["pass@2", "pass@4", "pass@8", "none"]
+    assert not any("advantage_args" in stage["algorithm"] for stage in older(stages))
+    assert older(settings()) == settings()
+    assert len(stages) == len(losses()) - 1

@@ -32,8 +32,7 @@ from grpo.types import Row
 
 def make():
     of = {"prompt_ids": (1,), "ids": np.zeros(1), "mask": np.ones(1, bool)}
-    of |= dict.fromkeys(("logprobs", "advantages", "weights"), np.zeros(1))
-    return [Row(group=0, **of)]
+    return [Row(group=0, columns={"weights": np.zeros(1)}, **of)]
 """,
     "learner.py": """
 import torch

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import make_rows
 from grpo.types import Row, Sampling
 
@@ -53,7 +54,7 @@ def some_rows(loss_type: str = "dapo") -> list[Row]:
         group(1, 6, [9, 5, 5], [1.0, 1.0, 0.0]),
         group(2, 60, [33, 8, 36, 20, 20], [0.0, 0.5, 1.0, 0.0, 0.0]),
     ]
-    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["grpo"].function(reward_matrix(groups))
     return make_rows(groups, advantages, loss_type=loss_type, max_completion_length=64)
 
 

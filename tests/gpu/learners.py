@@ -16,7 +16,8 @@ from torch.nn import functional
 from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.learner.learner import TorchLearner
-from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import make_rows
 from grpo.model import ranks
 from grpo.types import Group, Row
@@ -67,7 +68,7 @@ def learner(model: Any, where: torch.device, **settings: Any) -> TorchLearner:
 
 def rows_of(groups: Sequence[Group], loss_type: str = "dapo", **settings: Any) -> list[Row]:
     """Rows of the groups with their advantages."""
-    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["grpo"].function(reward_matrix(groups))
     return make_rows(
         groups, advantages, loss_type=loss_type, max_completion_length=LIMIT, **settings
     )
@@ -104,7 +105,9 @@ def plain_gradients(model: Any, rows: Sequence[Row], dtype: torch.dtype) -> Tens
     where = model.device
     for row in rows:
         ids = torch.tensor([[*row.prompt_ids, *row.ids.tolist()]], device=where)
-        factor = torch.from_numpy(row.weights.astype(np.float64) * row.advantages).to(where)
+        factor = torch.from_numpy(
+            row.columns["weights"].astype(np.float64) * row.columns["advantages"]
+        ).to(where)
         narrow = dtype in (torch.bfloat16, torch.float16)
         with torch.autocast(where.type, dtype=dtype if narrow else None, enabled=narrow):
             logits = model(input_ids=ids, use_cache=False).logits[0, len(row.prompt_ids) - 1 : -1]

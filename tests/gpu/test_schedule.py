@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.method.advantage import ADVANTAGES
+from grpo.method.table import bound_advantage
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.training.loop import TrainerParts, train
 from grpo.training.schedule import RolloutScheduler
@@ -59,7 +59,7 @@ def built(device: torch.device, pause: float = 0.0, **mode: Any) -> tuple[Traine
         spec=order,
         rollouts=rollouts,
         learner=made,
-        advantage=ADVANTAGES["grpo"],
+        advantage=bound_advantage("grpo"),
         loss_type="dapo",
         beta=0.0,
         mask_truncated=False,

@@ -1,5 +1,7 @@
 """Small models and groups shared by the learner's tests."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -87,9 +89,14 @@ def group(number, prompt_length, lengths, rewards, seed=0, finishes=None, tools=
             request=str(number), index=index, segments=segments, text="", finish=finish
         )
         status = "grader_error" if reward is None else ("correct" if reward > 0 else "wrong")
-        score = Score(value=reward, status=status)
+        score = Score(value=reward, status=status, parts={"mine": reward})
         rollouts.append(Rollout(prompt=prompt, completion=completion, score=score))
     return Group(prompt=prompt, visit=0, rollouts=tuple(rollouts))
+
+
+def with_columns(row, **columns):
+    """The row with other values in some columns, or with more of them."""
+    return replace(row, columns={**row.columns, **columns})
 
 
 def three_groups():

@@ -149,14 +149,14 @@ def test_every_change_is_listed_and_the_point_of_a_recipe_stays(models: Path) ->
 def test_rewards_inside_rewards_are_shrunk(models: Path) -> None:
     nested = (
         "rewards=[{name: gate, args: {reward: soft_overlong, reward_args: "
-        "{max_length: 512, cache: 64}}}, {name: gdpo, args: {rewards: "
-        "[{name: reward_model, args: {path: org/rm}}]}}]"
+        "{max_length: 512, cache: 64}}}, {name: routed, args: {routes: "
+        "{sums: {name: reward_model, args: {path: org/rm}}}}}]"
     )
     tiny = TinyModels(models, None)
     stage = shrink(config.load("gsm8k-qwen2.5-0.5b", [nested]), tiny.policy, tiny.scorer).stages[0]
     assert stage.kind == "rl"
     assert stage.rewards[0].args["reward_args"] == {"max_length": 24, "cache": 6}
-    assert stage.rewards[1].args["rewards"][0]["args"]["path"] == tiny.scorer()
+    assert stage.rewards[1].args["routes"]["sums"]["args"]["path"] == tiny.scorer()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.learner.learner import TorchLearner
-from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import drop_dead, make_rows
 from grpo.types import Completion, Group, Prompt, Rollout, Score, Segment, Task, Version
 
@@ -85,7 +86,7 @@ def test_loss_and_gradient_equal_the_librarys(loop):
             score = Score(value=float(rewards[p, g]), status="scored")
             rollouts.append(Rollout(prompt=prompt, completion=completion, score=score))
         groups.append(Group(prompt=prompt, visit=0, rollouts=tuple(rollouts)))
-    matrix = ADVANTAGES["grpo"](reward_matrix(groups))
+    matrix = ADVANTAGES["grpo"].function(reward_matrix(groups))
     np.testing.assert_allclose(matrix, advantages.numpy(), rtol=1e-5, atol=1e-6)
     rows = make_rows(groups, matrix, loss_type="dapo", max_completion_length=32)
     rows, counts = drop_dead(rows, beta=0.0)

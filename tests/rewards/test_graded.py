@@ -9,7 +9,7 @@ import pytest
 
 from grpo.errors import PluginError
 from grpo.rewards import REWARDS
-from grpo.rewards.combine import Gate, GroupNormalized, normalized
+from grpo.rewards.combine import Gate
 from grpo.rewards.language import LanguageConsistency, words_by_script
 from grpo.rewards.length import CosineLength, SoftOverlong
 from grpo.rewards.repetition import Repetition, repeated_share
@@ -145,25 +145,3 @@ def test_a_gate_pays_the_bonus_only_where_the_answer_is_right():
     good, bad = "<think>a</think><answer>4</answer>", "<think>a</think><answer>5</answer>"
     assert call(gate, good, bad, r"\boxed{4}", answer="4") == [1.0, 0.0, 0.0]
     assert call(gate, good, answer="") == [None]
-
-
-def test_gdpo_normalizes_each_reward_within_its_group():
-    reward = GroupNormalized(
-        [{"name": "accuracy", "weight": 2.0}, {"name": "format", "weight": 1.0}]
-    )
-    prompts = ["a"] * 4 + ["b"] * 2
-    completions = [
-        "<think>t</think><answer>4</answer>",
-        "<think>t</think><answer>5</answer>",
-        r"\boxed{4}",
-        "no",
-        "<think>t</think><answer>4</answer>",
-        "<think>t</think><answer>4</answer>",
-    ]
-    got = reward(prompts=prompts, completions=completions, answer=["4"] * 6)
-    unit = 0.5 / (math.sqrt(1 / 3) + 1e-4)  # of the values 1, 1, 0, 0
-    expected = [3 * unit, -unit, unit, -3 * unit, 0.0, 0.0]
-    assert got == pytest.approx(expected)
-    assert normalized({3: 7.0}) == {3: 0.0}
-    with pytest.raises(PluginError):
-        GroupNormalized([])

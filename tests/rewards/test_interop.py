@@ -14,7 +14,6 @@ from .scorers import SIZES, letters_tokenizer, save_scorer
 # What rewards that need arguments are given, and a row with every column that one needs.
 ARGS = {
     "gate": {"reward": "format"},
-    "gdpo": {"rewards": [{"name": "accuracy"}, {"name": "format"}]},
     "length_cosine": {"max_length": 8},
     "soft_overlong": {"max_length": 8, "cache": 4},
     "routed": {"routes": {"sums": {"name": "accuracy"}}, "default": "sums"},

@@ -26,7 +26,6 @@ SAMPLES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "format": ({}, {}),
     "gate": ({"reward": "format"}, {"answer": "4"}),
-    "gdpo": ({"rewards": [{"name": "accuracy"}, {"name": "format"}]}, {"answer": "4"}),
     "language_consistency": ({}, {}),
     "length_cosine": ({"max_length": 8}, {"answer": "4"}),
     "random": ({}, {}),
@@ -66,8 +65,7 @@ def test_the_declared_columns_are_those_it_cannot_do_without(name: str) -> None:
         assert values(reward, columns) != [None]
         for column in set(columns) - routed:
             less = {key: value for key, value in columns.items() if key != column}
-            # gdpo adds up the rewards that apply
-            assert values(reward, less) == [None] or name == "gdpo"
+            assert values(reward, less) == [None]
     finally:
         getattr(reward, "close", lambda: None)()
 

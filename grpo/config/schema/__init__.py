@@ -24,8 +24,6 @@ from grpo.config.schema.pretrain import PretrainData, PretrainStage
 from grpo.config.schema.recipe import REFERENCE, STAGES, AnyStage, Recipe, artefact, references
 from grpo.config.schema.reject import Filter, RejectStage
 from grpo.config.schema.rl import (
-    LEAST_GROUP,
-    LOSS_TYPES,
     Agreement,
     Algorithm,
     Eval,
@@ -36,8 +34,6 @@ from grpo.config.schema.rl import (
 from grpo.config.schema.sft import SLM, SFTData, SFTLearner, SFTStage
 
 __all__ = [
-    "LEAST_GROUP",
-    "LOSS_TYPES",
     "REFERENCE",
     "SLM",
     "STAGES",

@@ -21,36 +21,13 @@ from grpo.config.schema.common import (
     Rollout,
     Section,
 )
-from grpo.errors import unknown_name
-
-# grpo/method/objective.py holds the functions; their names and those of the arguments that
-# loss_args may give them are repeated here because it imports torch.
-_SHARED = ("kl_estimator", "off_policy_mask_threshold", "top_entropy_quantile", "entropy_coef")
-_LEVEL = (*_SHARED, "importance_sampling_level")
-LOSS_TYPES: dict[str, tuple[str, ...]] = {
-    "grpo": _LEVEL,
-    "dr_grpo": _LEVEL,
-    "dapo": _LEVEL,
-    "bnpo": _LEVEL,
-    "gspo": _SHARED,
-    "luspo": _SHARED,
-    "cispo": _LEVEL,
-    "sapo": (*_LEVEL, "sapo_temperature_pos", "sapo_temperature_neg"),
-    "vespo": (*_SHARED, "vespo_k_pos", "vespo_lambda_pos", "vespo_k_neg", "vespo_lambda_neg"),
-}
-
-# Completions per prompt without which an advantage is 0 for every completion.
-LEAST_GROUP = {
-    "grpo": 2,
-    "dr_grpo": 2,
-    "rloo": 2,
-    "batch": 2,
-    "reinforce_plus_plus_baseline": 2,
-    "maxrl": 2,
-    "pass@2": 3,
-    "pass@4": 5,
-    "pass@8": 9,
-}
+from grpo.method.table import (
+    ADVANTAGES,
+    OBJECTIVES,
+    check_advantage_args,
+    check_loss_args,
+    least_group,
+)
 
 
 class Schedule(Section):
@@ -78,12 +55,9 @@ class Agreement(Section):
 class Algorithm(Section):
     """The policy-gradient estimator."""
 
-    advantage: str = F(
-        "grpo", "group baseline: built-in name, package.module:attr, or file.py:attr"
-    )
-    loss_type: str = F(
-        "dapo", "grpo, dr_grpo, dapo, bnpo, gspo, luspo, cispo, sapo, vespo, or a plug-in"
-    )
+    advantage: str = F("grpo", f"{', '.join(ADVANTAGES)}, or a plug-in")
+    advantage_args: dict[str, Any] = F({}, "keyword arguments of the advantage estimator")
+    loss_type: str = F("dapo", f"{', '.join(OBJECTIVES)}, or a plug-in")
     loss_args: dict[str, Any] = F({}, "keyword arguments of the objective: docs/objectives.md")
     beta: Amount = F(0.0, "KL coefficient; 0 loads no reference model")
     ref_model_sync_steps: Index = F(
@@ -103,13 +77,12 @@ class Algorithm(Section):
     sampling_correction_cap: Positive = F(2.0, "largest such weight")
 
     @model_validator(mode="after")
-    def _objective_takes_it(self) -> Algorithm:
+    def _estimators_take_it(self) -> Algorithm:
         loss = f"algorithm.loss_type = {self.loss_type!r}"
-        for name in self.loss_args if self.loss_type in LOSS_TYPES else ():
-            if name not in LOSS_TYPES[self.loss_type]:
-                valid = LOSS_TYPES[self.loss_type]
-                said = unknown_name(f"argument of {loss}:", name, valid)
-                raise ValueError(f"algorithm.loss_args: {said}".removesuffix("."))
+        if self.advantage in ADVANTAGES:
+            check_advantage_args(self.advantage, self.advantage_args)
+        if self.loss_type in OBJECTIVES:
+            check_loss_args(self.loss_type, OBJECTIVES[self.loss_type], self.loss_args)
         unused = {"cispo": ("delta",), "sapo": ("epsilon_high", "delta")}
         unused["vespo"] = unused["sapo"]
         for name in unused.get(self.loss_type, ()):
@@ -184,7 +157,7 @@ class RLStage(Section):
     @model_validator(mode="after")
     def _can_run(self) -> RLStage:
         rollout, algorithm, learner = self.rollout, self.algorithm, self.learner
-        needed = LEAST_GROUP.get(algorithm.advantage, 1)
+        needed = least_group(algorithm.advantage, algorithm.advantage_args)
         if rollout.num_generations < needed:
             raise ValueError(
                 f"rollout.num_generations = {rollout.num_generations} leaves no group to compare "

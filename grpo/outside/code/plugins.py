@@ -25,18 +25,18 @@ from grpo.outside.code import fresh
 from grpo.outside.code.foreign import guarded, said
 
 # Where the built-ins of each kind are listed. Addresses, not imports: what lists them imports this
-# file. All but objectives can be imported without torch.
+# file. All can be imported without torch.
 BUILTINS = {
     "reward": "grpo.rewards:REWARDS",
     "engine": "grpo.rollout:ENGINES",
     "source": "grpo.data:SOURCES",
-    "advantage": "grpo.method.advantage:ADVANTAGES",
-    "objective": "grpo.method.objective:OBJECTIVES",
+    "advantage": "grpo.method.table:ADVANTAGES",
+    "objective": "grpo.method.table:OBJECTIVES",
     "curriculum": "grpo.training.curriculum:CURRICULA",
 }
 
 
-def builtins(kind: str) -> Mapping[str, Callable[..., Any]]:
+def builtins(kind: str) -> Mapping[str, Any]:
     """The explicit dict that lists the built-ins of `kind` (a key of BUILTINS)."""
     module, _, attr = BUILTINS[kind].partition(":")
     return getattr(importlib.import_module(module), attr)
@@ -56,8 +56,8 @@ def split_file(spec: str) -> tuple[Path, str] | None:
     return (Path(path), attr) if colon and path.endswith(".py") else None
 
 
-def find(kind: str, spec: str, builtins: Mapping[str, Callable[..., Any]]) -> Callable[..., Any]:
-    """The callable behind `spec`, not yet called.
+def find(kind: str, spec: str, builtins: Mapping[str, Any], record: type | None = None) -> Any:
+    """The callable behind `spec`, not yet called, or an instance of `record`.
 
     Raises PluginError for an unknown name (close matches first), a file, module or attribute that
     does not exist, code that fails while it is imported, or something that cannot be called.
@@ -82,7 +82,7 @@ def find(kind: str, spec: str, builtins: Mapping[str, Callable[..., Any]]) -> Ca
                 )
             raise PluginError(f"{kind} {spec!r}: " + unknown_name("attribute", attr, names))
         found = getattr(found, part)
-    if not callable(found):
+    if not callable(found) and not (record and isinstance(found, record)):
         what = f"{type(found).__name__} {found!r:.60}"
         raise PluginError(f"{kind} {spec!r} leads to {what}, not to something to call.")
     return found

@@ -130,7 +130,7 @@ def _sources(source: str, args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _inner_rewards(args: Any) -> Iterator[str]:
-    """The rewards that arguments name, as those of `gate`, `gdpo` and `routed` do."""
+    """The rewards that arguments name, as those of `gate` and `routed` do."""
     for key, value in args.items() if isinstance(args, Mapping) else ():
         if key in ("name", "reward", "verifier") and isinstance(value, str):
             yield value

@@ -59,7 +59,7 @@ def reward_models(stage: AnyStage) -> Iterator[tuple[str, str]]:
 
 
 def _reward_models(name: str, args: Any, place: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted argument, path) of a reward model, also of one inside `gate`, `gdpo` or `routed`."""
+    """(dotted argument, path) of a reward model, also of one inside `gate` or `routed`."""
     if name == "reward_model":
         if isinstance(args, Mapping) and isinstance(args.get("path"), str):
             yield f"{place}path", args["path"]

@@ -22,6 +22,7 @@ from grpo.config.schema import (
 )
 from grpo.data import SOURCES
 from grpo.errors import PluginError, RecipeError, at
+from grpo.method.table import find_advantage, find_objective, given_to
 from grpo.outside.code import plugins
 from grpo.outside.web.address import Address
 from grpo.rollout import ENGINES
@@ -63,17 +64,19 @@ def check_plugins(stage: AnyStage, where: str) -> None:
 
 def _check_method(stage: RLStage, where: str) -> None:
     """Advantage, objective, curriculum and callbacks of an rl stage."""
-    from grpo.method.advantage import ADVANTAGES
     from grpo.training.curriculum import CURRICULA
 
     algorithm = stage.algorithm
-    setting = f"{where}algorithm.advantage"
-    with at(setting):
-        advantage = plugins.find("advantage", algorithm.advantage, ADVANTAGES)
-        _takes("advantage", algorithm.advantage, advantage, ("rewards_P_G",))
+    with at(f"{where}algorithm.advantage"):
+        advantage = find_advantage(algorithm.advantage, algorithm.advantage_args)
+        given = partial(advantage, **dict.fromkeys(given_to(advantage)))
+        _takes("advantage", algorithm.advantage, given, ("rewards_P_G",))
     if plugins.is_address(algorithm.loss_type):
         with at(f"{where}algorithm.loss_type"):
-            _check_objective(algorithm.loss_type, algorithm.loss_args)
+            found = find_objective(algorithm.loss_type, algorithm.loss_args)
+            _takes("objective", algorithm.loss_type, found.token_loss, ("inputs", "clip"))
+            if found.columns is not None:
+                _takes("columns of objective", algorithm.loss_type, found.columns, ("groups",))
     for index, rule in enumerate(stage.curriculum):
         with at(f"{where}curriculum.{index}"):
             made = plugins.load("curriculum", rule.name, CURRICULA, rule.args)
@@ -88,13 +91,6 @@ def _check_method(stage: RLStage, where: str) -> None:
             else:
                 bound = partial(found, **callback.args) if callback.args else found
                 _takes("callback", callback.name, bound, ("step",))
-
-
-def _check_objective(loss_type: str, loss_args: Mapping[str, Any]) -> None:
-    from grpo.method.objective import find_objective  # a plug-in of this kind brings torch itself
-
-    found = find_objective(loss_type, loss_args)
-    _takes("objective", loss_type, found.token_loss, ("inputs", "clip"))
 
 
 def _check(
@@ -133,7 +129,7 @@ def _has(kind: str, spec: str, found: Any, methods: Sequence[str]) -> None:
         raise PluginError(f"{kind} {spec!r} has no {' and no '.join(lacking)}.")
 
 
-def _takes(kind: str, spec: str, function: Callable[..., Any], places: Sequence[str]) -> None:
+def _takes(kind: str, spec: str, function: Any, places: Sequence[str]) -> None:
     """Refuse a function that cannot be called with as many arguments by their places."""
     try:
         signature = inspect.signature(function)

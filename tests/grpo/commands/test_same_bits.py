@@ -17,9 +17,10 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from grpo.commands.train import prepare_process, train_recipe
 from grpo.config.config import from_dict
-from grpo.config.schema import LOSS_TYPES, Algorithm
+from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.learner.learner import TorchLearner
+from grpo.method.table import OBJECTIVES
 from grpo.types import Row
 from tests.grpo.rows import V, tiny_model
 
@@ -55,9 +56,11 @@ def many_rows(groups: int = 6, size: int = 8) -> list[Row]:
                     prompt_ids=prompt,
                     ids=rng.integers(3, V, length),
                     mask=np.ones(length, dtype=np.bool_),
-                    logprobs=rng.uniform(-4, -1, length).astype(np.float32),
-                    advantages=np.full(length, advantage, dtype=np.float32),
-                    weights=np.full(length, 1 / 1000, dtype=np.float32),
+                    columns={
+                        "logp_sampler": rng.uniform(-4, -1, length).astype(np.float32),
+                        "advantages": np.full(length, advantage, dtype=np.float32),
+                        "weights": np.full(length, 1 / 1000, dtype=np.float32),
+                    },
                 )
             )
     return rows
@@ -115,7 +118,7 @@ def test_a_gradient_has_the_same_bits_every_time(
     assert len({gradients(made, rows) for _ in range(TIMES)}) == 1
 
 
-@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+@pytest.mark.parametrize("loss_type", OBJECTIVES)
 def test_no_operation_of_the_learner_adds_up_in_the_order_of_threads(loss_type: str) -> None:
     extra = {"epsilon_high": 5.0} if loss_type == "cispo" else {}
     correction = "token_truncate" if loss_type == "vespo" else "sequence_truncate"

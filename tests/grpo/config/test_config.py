@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import subprocess
@@ -9,14 +10,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
 from pydantic import BaseModel
 
 from grpo.config import config
-from grpo.config.schema import LEAST_GROUP, LOSS_TYPES, STAGES, AnyStage, PretrainStage, RLStage
+from grpo.config.schema import STAGES, AnyStage, PretrainStage, RLStage
 from grpo.errors import RecipeError
-from grpo.outside.code import plugins
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import (
+    ADVANTAGES,
+    OBJECTIVES,
+    bound_advantage,
+    find_objective,
+    least_group,
+    settable,
+)
+from tests.grpo.rows import group
 
 ONE_STAGE = """
 model: {path: MODEL}
@@ -128,7 +137,32 @@ def test_overrides_are_yaml_and_reach_lists_and_args(one: Path) -> None:
         ("run.seed", ["'run.seed'", "section.key=value"]),
         ("run.seed.x=1", ["run.seed", "'x'"]),
         ("rollout.num_generations=1", ["rollout.num_generations = 1", "algorithm.advantage"]),
-        ("algorithm.advantage=pass@8", ["rollout.num_generations = 8", "'pass@8'", "at least 9"]),
+        (
+            "algorithm={advantage: pass@k, advantage_args: {k: 8}}",
+            ["rollout.num_generations = 8", "'pass@k'", "at least 9"],
+        ),
+        ("algorithm.advantage=pass@8", ["algorithm.advantage", "'pass@8'", "'pass@k'", "rloo"]),
+        (
+            "algorithm={advantage: pass@k, advantage_args: {n: 8}}",
+            ["argument of algorithm.advantage = 'pass@k'", "'n'", "k"],
+        ),
+        *(
+            (
+                f"algorithm={{advantage: pass@k, advantage_args: {{k: {k}}}}}",
+                [f"algorithm.advantage_args.k = {k}", "a whole number above 0"],
+            )
+            for k in ("0", "2.5", "True")
+        ),
+        (
+            "algorithm.advantage_args={groups: 1}",
+            ["algorithm.advantage = 'grpo' takes no arguments", "'groups'"],
+        ),
+        ("rewards.0.name=gdpo", ["rewards.0", "'gdpo' is no reward", "algorithm.advantage: gdpo"]),
+        ("algorithm.loss_args={kl_estimator: k4}", ["loss_args.kl_estimator", "'k4'", "k3"]),
+        (
+            "algorithm={loss_type: sapo, loss_args: {sapo_temperature_pos: -1}}",
+            ["algorithm.loss_args.sapo_temperature_pos = -1", "a number above 0"],
+        ),
         ("algorithm.loss_args={entropy_coeff: 1}", ["'dapo'", "'entropy_coeff'", "'entropy_coef'"]),
         ("algorithm.loss_args={vespo_k_pos: 1}", ["'dapo'", "'vespo_k_pos'", "kl_estimator"]),
         ("algorithm={loss_type: sapo, delta: 2.0}", ["'sapo'", "algorithm.delta = 2.0"]),
@@ -265,22 +299,23 @@ def test_schema_stays_small_and_every_setting_is_explained() -> None:
             assert info.description or name in ("kind", "name"), name
 
 
-def test_loss_types_are_the_objectives_with_their_arguments() -> None:
-    from grpo.method.objective import OBJECTIVES, settable
-
-    assert {n: set(args) for n, args in LOSS_TYPES.items()} == {
-        name: settable(objective) for name, objective in OBJECTIVES.items()
-    }
+def test_the_table_has_the_arguments_that_the_token_losses_take() -> None:
+    for name, objective in OBJECTIVES.items():
+        taken = inspect.signature(find_objective(name).token_loss).parameters.values()
+        own = {p.name: p.default for p in taken if p.kind is p.KEYWORD_ONLY}
+        assert own == {name: argument.default for name, argument in objective.arguments.items()}
+        assert settable(objective) == settable(find_objective(name))
 
 
 def test_the_least_group_of_an_advantage_is_the_smallest_that_compares() -> None:
-    for name, advantage in plugins.builtins("advantage").items():
-        if name in LEAST_GROUP:
-            for size, compares in ((LEAST_GROUP[name] - 1, False), (LEAST_GROUP[name], True)):
-                rewards = np.zeros((2, size))
-                rewards[:, -1] = (0.5, 1.0)
-                assert advantage(rewards).any() == compares
-    assert set(plugins.builtins("advantage")) == {*LEAST_GROUP, "none"}
+    for name, args in (*((name, {}) for name in ADVANTAGES), ("pass@k", {"k": 8})):
+        least = least_group(name, args)
+        assert least == {"none": 1, "pass@k": args.get("k", 4) + 1}.get(name, 2)
+        for size, compares in ((least - 1, False), (least, True)):
+            rewards = [(*[0.0] * (size - 1), last)[:size] for last in (0.5, 1.0)]
+            groups = [group(i, 1, [1] * size, row) for i, row in enumerate(rewards)]
+            advantage = bound_advantage(name, args, reward_weights={"mine": 1.0})
+            assert advantage(reward_matrix(groups), groups).any() == compares
 
 
 def test_loading_a_recipe_imports_neither_torch_nor_sympy(one: Path) -> None:

@@ -164,8 +164,6 @@ def groups_of(rewards: RewardSet) -> list[Group]:
         ("soft_overlong", {"max_length": 10, "cache": 2}, False),
         ("random", {}, False),
         ("gate", {"reward": "format"}, False),
-        ("gdpo", {"rewards": [{"name": "format"}, {"name": "accuracy"}]}, True),
-        ("gdpo", {"rewards": [{"name": "format"}]}, False),
         ("routed", {"routes": {"a": {"name": "format"}, "b": {"name": "accuracy"}}}, True),
         ("routed", {"routes": {"a": {"name": "format"}}}, False),
         ("exact", {}, False),

@@ -125,7 +125,7 @@ def overflowing():
     before = learner.version()
     rows = share(learner, "one_row")
     if learner.rank == 0:
-        rows[0].advantages[:] = 1e30
+        rows[0].columns["advantages"][:] = 1e30
     assert learner.step(rows)["optimizer_steps/overflow"] == 1
     assert learner.version() == before
 

@@ -60,7 +60,7 @@ def test_engine_and_learner_agree_on_ragged_lengths(sampling):
         truncation=drawn if drawn.truncates else None,
     )
     for row, logp in zip(rows, learner.logprobs(rows), strict=True):
-        np.testing.assert_allclose(logp, row.logprobs, atol=1e-4)
+        np.testing.assert_allclose(logp, row.columns["logp_sampler"], atol=1e-4)
     metrics = learner.step(rows)
     assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
     assert metrics["grad_norm"] > 0

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from grpo.attention import shared
 from grpo.attention.layout import Attentions
-from grpo.config.schema import LOSS_TYPES, Algorithm
+from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.learner import head, packing
 from grpo.learner.learner import TorchLearner
-from grpo.method.advantage import ADVANTAGES, reward_matrix
-from grpo.method.losses import Clip, LossInputs, sampling_weights
-from grpo.method.objective import OBJECTIVES, find_objective
+from grpo.method.advantage import reward_matrix
+from grpo.method.losses import Clip, LossInputs, loss_of, sampling_weights
+from grpo.method.table import ADVANTAGES, OBJECTIVES, find_objective
 from grpo.method.weighted_rows import drop_dead, make_rows, rank_share
 from tests.grpo.rows import V, group, tiny_model
 
@@ -44,7 +44,7 @@ LAYOUTS = {"padded": (False, 0.0), "packed": (True, 1e9), "shared": (True, -1.0)
 
 
 def made(groups, loss_type):
-    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["grpo"].function(reward_matrix(groups))
     return make_rows(groups, advantages, loss_type=loss_type, max_completion_length=LIMIT)
 
 
@@ -68,7 +68,7 @@ def trained(groups):
 
 def plain_gradient(groups, algorithm, model, logp_old=None):
     """Of the whole batch at once; `logp_old` [N] of the policy that sampled, by default `model`."""
-    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["grpo"].function(reward_matrix(groups))
     scored = [r.score.value is not None for each in groups for r in each.rollouts]
     lengths = [int(r.completion.mask.sum()) for r in trained(groups)]
     weigh = WEIGHTS[algorithm.loss_type]
@@ -108,7 +108,7 @@ def plain_gradient(groups, algorithm, model, logp_old=None):
         ),
     )
     clip = Clip(epsilon=algorithm.epsilon, epsilon_high=algorithm.epsilon_high, beta=algorithm.beta)
-    find_objective(algorithm.loss_type, {}).loss(inputs, clip)[0].backward()
+    loss_of(find_objective(algorithm.loss_type), inputs, clip)[0].backward()
     return flat_gradient(model)
 
 
@@ -190,7 +190,7 @@ SHAPES = st.lists(
 
 
 def test_every_objective_is_here_but_the_one_that_depends_on_the_cut():
-    assert set(WEIGHTS) == set(LOSS_TYPES) - {"bnpo"}
+    assert set(WEIGHTS) == set(OBJECTIVES) - {"bnpo"}
     assert OBJECTIVES["bnpo"].per_micro_batch
 
 

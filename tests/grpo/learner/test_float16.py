@@ -70,7 +70,7 @@ def test_engine_and_learner_agree_and_the_step_is_that_of_float32(given, share, 
         learner.share_prompts = share
     half, exact = (np.concatenate(n.logprobs(rows)) for n in learners)
     assert np.abs(half - exact).mean() < 3e-3
-    drawn = np.concatenate([row.logprobs for row in rows])
+    drawn = np.concatenate([row.columns["logp_sampler"] for row in rows])
     assert np.abs(half - drawn).mean() < 3e-3
     assert np.abs(half - drawn).max() < 0.2
     half, exact = (learner.step(rows) for learner in learners)

@@ -22,7 +22,8 @@ from grpo.learner.forward import can_share_prompts, token_scores
 from grpo.learner.head import LEFT_OUT, Transform, check_head, token_logprobs
 from grpo.learner.learner import TorchLearner
 from grpo.learner.packing import micro_batches, place
-from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import make_rows
 from grpo.model.filters import filtered_probs, make_plan
 from grpo.types import Sampling
@@ -42,7 +43,7 @@ SMALL = {
 
 
 def rows_of(groups):
-    advantages = ADVANTAGES["dr_grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["dr_grpo"].function(reward_matrix(groups))
     return make_rows(groups, advantages, loss_type="dapo", max_completion_length=10)
 
 

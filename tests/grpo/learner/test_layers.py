@@ -11,7 +11,8 @@ from grpo.learner.forward import token_scores
 from grpo.learner.layers import fuse_layers
 from grpo.learner.packing import micro_batches, place
 from grpo.learner.policy import checkpoint_activations
-from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import make_rows
 from grpo.model.adapter import add_adapter
 from grpo.model.casts import casts_kept, joined
@@ -39,7 +40,7 @@ def qwen(dtype):
 
 def batch():
     groups = three_groups()
-    advantages = ADVANTAGES["dr_grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["dr_grpo"].function(reward_matrix(groups))
     rows = make_rows(groups, advantages, loss_type="dapo", max_completion_length=10)
     (found,) = micro_batches(rows, 1000, True, pad_id=0)
     assert found.packs

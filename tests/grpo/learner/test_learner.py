@@ -14,8 +14,8 @@ from grpo.errors import LearnerError, PluginError, RunError
 from grpo.learner.forward import token_scores
 from grpo.learner.learner import TorchLearner, learning_rate
 from grpo.learner.packing import micro_batches, place
-from grpo.method.advantage import ADVANTAGES, reward_matrix
-from grpo.method.objective import find_objective
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES, find_objective
 from grpo.method.weighted_rows import drop_dead, make_rows
 from grpo.types import Learner, Sampling
 from tests.grpo.rows import group, three_groups, tiny_model
@@ -38,7 +38,7 @@ LOSSES = [
 
 
 def rows_of(groups, loss_type="dapo", **kwargs):
-    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["grpo"].function(reward_matrix(groups))
     return make_rows(groups, advantages, loss_type=loss_type, max_completion_length=10, **kwargs)
 
 
@@ -94,7 +94,7 @@ def test_dropping_dead_rows_changes_nothing(loss):
     objective = find_objective(loss["loss_type"], loss.get("loss_args"))
     rows = rows_of(three_groups(), objective)
     kept, _ = drop_dead(rows, beta=0.0, loss_type=objective)
-    live = [row for row in rows if row.advantages.any()]
+    live = [row for row in rows if row.columns["advantages"].any()]
     _, expected = gradient(rows, loss, share_prompts=False)
     _, found = gradient(kept, loss, share_prompts=False)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
@@ -167,7 +167,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run():
     learner = make()
     before = learner.version().hash
     bad = rows_of(three_groups())
-    bad[0].advantages[0] = np.nan
+    bad[0].columns["advantages"][0] = np.nan
     learner.step(rows_of(three_groups()))
     with pytest.raises(LearnerError, match="step 2"):
         learner.step(bad)
@@ -200,7 +200,7 @@ def test_one_step_improves_the_surrogate():
     before = learner.logprobs(rows)
     learner.step(rows)
     gains = [
-        float(((after - old) * row.advantages).sum())
+        float(((after - old) * row.columns["advantages"]).sum())
         for after, old, row in zip(learner.logprobs(rows), before, rows, strict=True)
     ]
     assert sum(gains) > 0
@@ -210,8 +210,8 @@ def test_the_gap_to_the_sampler_is_reported():
     learner = make()
     rows = rows_of(three_groups())
     for row, logp in zip(rows, learner.logprobs(rows), strict=True):
-        row.logprobs[:] = logp
-    rows[0].logprobs[1] += 0.41
+        row.columns["logp_sampler"][:] = logp
+    rows[0].columns["logp_sampler"][1] += 0.41
     metrics = learner.step(rows)
     assert metrics["sampling/sampling_logp_difference/max"] == pytest.approx(0.41, rel=1e-4)
     assert metrics["sampling/sampling_logp_difference/mean"] == pytest.approx(0.41 / 41, rel=1e-3)
@@ -229,7 +229,7 @@ def test_several_updates_measure_the_ratio_from_the_first_policy():
 
 
 PLUGIN = """
-from grpo.method.losses import Objective
+from grpo.method.objective import Objective
 
 def reinforce(inputs, clip):
     return -inputs.advantages * inputs.logp, {"mine": inputs.logp.detach()}

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from grpo.attention.packs import Pack
 from grpo.learner.packing import micro_batches, split_minibatches
-from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import drop_dead, make_rows
 from grpo.training.rollout_metrics import group_metrics
 from grpo.types import Completion, Segment, Version
@@ -17,13 +18,13 @@ from tests.grpo.rows import EOS, group, three_groups
 
 
 def rows_of(groups, **kwargs):
-    advantages = ADVANTAGES["dr_grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["dr_grpo"].function(reward_matrix(groups))
     kwargs = {"loss_type": "dapo", "max_completion_length": 10, **kwargs}
     return make_rows(groups, advantages, **kwargs)
 
 
 def total_weights(rows):
-    return [float(row.weights.sum()) for row in rows]
+    return [float(row.columns["weights"].sum()) for row in rows]
 
 
 def test_weights_count_dropped_rows():
@@ -191,7 +192,7 @@ def test_every_token_is_there_once_within_the_budget(lengths, budget, share):
             row = rows[index]
             np.testing.assert_array_equal(batch.targets[mine], row.ids[row.mask])
             np.testing.assert_array_equal(
-                batch.columns["logp_sampler"][mine], row.logprobs[row.mask]
+                batch.columns["logp_sampler"][mine], row.columns["logp_sampler"][row.mask]
             )
             # each token's source is the token before it, at the position before it
             flat = batch.positions.reshape(-1)[batch.sources[mine]]

@@ -15,9 +15,10 @@ from transformers import PreTrainedTokenizerFast
 from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.learner.learner import TorchLearner
-from grpo.method.advantage import ADVANTAGES, reward_matrix
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES, bound_advantage
 from grpo.method.weighted_rows import make_rows
-from tests.grpo.rows import EOS, V, group, tiny_model
+from tests.grpo.rows import EOS, V, group, tiny_model, with_columns
 
 trl = pytest.importorskip("trl")
 pytestmark = [
@@ -90,6 +91,32 @@ def trainer(tmp_path_factory, groups):
     return trainer
 
 
+def test_gdpo_is_trls_normalize_then_sum(trainer, groups, monkeypatch):
+    second = [0.2, 0.9, 0.1, 0.4, 1.0, 0.0, 0.5, 0.5]
+    parts = np.stack([np.concatenate(REWARDS), second])
+    monkeypatch.setattr(trainer, "multi_objective_aggregation", "normalize_then_sum")
+    monkeypatch.setattr(trainer, "reward_weights", torch.tensor([1.0, 0.3]))
+    monkeypatch.setattr(trainer, "reward_func_names", ["first", "second"])
+    monkeypatch.setattr(trainer, "reward_funcs", trainer.reward_funcs * 2)
+    per_function = torch.from_numpy(parts.astype(np.float32).T.copy())
+    monkeypatch.setattr(trainer, "_calculate_rewards", lambda *_, **__: per_function)
+    theirs = trainer._generate_and_score_completions([{"prompt": p} for p in "aaaabbbb"])
+
+    named = iter([dict(zip(("first", "second"), part, strict=True)) for part in parts.T.tolist()])
+    scored = [
+        replace(
+            g,
+            rollouts=tuple(
+                replace(r, score=replace(r.score, parts=next(named))) for r in g.rollouts
+            ),
+        )
+        for g in groups
+    ]
+    weights = {"first": 1.0, "second": 0.3}
+    ours = bound_advantage("gdpo", reward_weights=weights)(reward_matrix(scored), scored)
+    np.testing.assert_allclose(ours.reshape(-1), theirs["advantages"], rtol=1e-4, atol=1e-6)
+
+
 CASES = [
     *itertools.product(["grpo", "dr_grpo", "dapo", "bnpo"], ["group", "batch", "none"], [0.0, 0.1]),
 ]
@@ -121,7 +148,7 @@ def test_loss_and_gradient_equal_trls(trainer, groups, loss_type, scale_rewards,
         temperature=0.7,
         reference=tiny_model(seed=1, dtype=torch.float32, pad_token_id=0),
     )
-    advantages = ADVANTAGES[ADVANTAGE_OF[scale_rewards]](reward_matrix(groups))
+    advantages = ADVANTAGES[ADVANTAGE_OF[scale_rewards]].function(reward_matrix(groups))
     np.testing.assert_allclose(advantages.reshape(-1), inputs["advantages"], rtol=1e-5)
     rows = make_rows(groups, advantages, loss_type=loss_type, max_completion_length=MAX_LENGTH)
     old = learner.logprobs(rows)
@@ -177,13 +204,13 @@ def test_the_sampling_correction_equals_trls(trainer, groups, monkeypatch, mode,
         temperature=0.7,
         reference=tiny_model(seed=1, dtype=torch.float32, pad_token_id=0),
     )
-    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["grpo"].function(reward_matrix(groups))
     rows = make_rows(groups, advantages, loss_type=loss_type, max_completion_length=MAX_LENGTH)
     # What the sampler says it drew with: another policy than the learner's, here and there.
     rng = np.random.default_rng(7)
     old = learner.logprobs(rows)
     said = [(x - rng.normal(0.1, 0.5, len(x))).astype(np.float32) for x in old]
-    rows = [replace(row, logprobs=x) for row, x in zip(rows, said, strict=True)]
+    rows = [with_columns(row, logp_sampler=x) for row, x in zip(rows, said, strict=True)]
 
     generate = trainer._generate
     monkeypatch.setattr(

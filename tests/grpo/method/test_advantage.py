@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,14 +12,18 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from grpo.errors import RecipeError, RewardError
-from grpo.method.advantage import ADVANTAGES, pass_at_k, reward_matrix
+from grpo.method.advantage import pass_at_k, reward_matrix
+from grpo.method.table import ADVANTAGES, bound_advantage
 from grpo.types import Completion, Group, Prompt, Rollout, Score, Task
 
 NAN = np.nan
 
 
-def advantages(name, rewards):
-    return ADVANTAGES[name](np.array(rewards, dtype=np.float64))
+def advantages(name, rewards, **args):
+    """Of a matrix of rewards; `gdpo` has it as the only reward, of weight 1."""
+    matrix = np.array(rewards, dtype=np.float64)
+    groups = [group(*(None if np.isnan(r) else r for r in row)) for row in rewards]
+    return bound_advantage(name, args, reward_weights={"mine": 1.0})(matrix, groups)
 
 
 def test_hand_computed():
@@ -50,17 +55,18 @@ def test_groups_that_compare_nothing_are_exactly_zero(name):
     assert found[3].any()
 
 
-@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "pass@2"])
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "pass@k"])
 @given(data=st.data())
 def test_an_unscored_completion_is_as_good_as_never_drawn(name, data):
     rewards = data.draw(arrays(np.float64, (2, 5), elements=st.floats(-10, 10, width=16)))
     drop = data.draw(st.integers(0, 4))
     masked = rewards.copy()
     masked[:, drop] = NAN
-    found = advantages(name, masked)
+    args = {"k": 2} if name == "pass@k" else {}
+    found = advantages(name, masked, **args)
     assert not found[:, drop].any()
-    others = np.delete(rewards, drop, axis=1)
-    np.testing.assert_allclose(np.delete(found, drop, axis=1), advantages(name, others), atol=1e-9)
+    others = advantages(name, np.delete(rewards, drop, axis=1), **args)
+    np.testing.assert_allclose(np.delete(found, drop, axis=1), others, atol=1e-9)
     np.testing.assert_allclose(found.sum(axis=1), 0.0, atol=1e-9)
 
 
@@ -97,6 +103,44 @@ def test_the_expected_gradient_of_maxrl_is_that_of_log_p_cut_short(n, p):
     assert expected == pytest.approx(exact, rel=1e-12)
 
 
+def scored(parts):
+    """A group whose completions have a score of these parts; unscored where one of them is NaN."""
+    whole = group(*(None if NAN in part.values() else 0.0 for part in parts))
+    rollouts = [
+        replace(rollout, score=replace(rollout.score, parts=part))
+        for rollout, part in zip(whole.rollouts, parts, strict=True)
+    ]
+    return replace(whole, rollouts=tuple(rollouts))
+
+
+def test_gdpo_normalizes_each_reward_within_its_group():
+    right, form = [1, 0, 1, 0, 1, 1], [1, 1, 0, 0, 1, 1]
+    parts = [{"accuracy": a, "format": f} for a, f in zip(right, form, strict=True)]
+    groups = [scored(parts[:4]), scored(parts[4:])]
+    gdpo = bound_advantage("gdpo", reward_weights={"accuracy": 2.0, "format": 1.0})
+    found = gdpo(reward_matrix(groups), groups)
+    unit = 0.5 / (math.sqrt(1 / 3) + 1e-4)  # of the values 1, 1, 0, 0
+    totals = np.array([[3 * unit, -unit, unit, -3 * unit], [0.0, 0.0, 0.0, 0.0]])
+    batch_std = 2 * unit  # of six totals around 0, whose squares add up to 20 units
+    np.testing.assert_allclose(found, totals / (batch_std + 1e-4), rtol=1e-13)
+    assert not found[1].any()
+
+
+def test_gdpo_leaves_out_what_does_not_apply():
+    """A reward that is None adds nothing to its completion; an unscored one is in no mean."""
+    groups = [
+        scored([{"a": 1.0, "b": 3.0}, {"a": 0.0, "b": None}, {"a": 0.0, "b": 1.0}, {"a": NAN}])
+    ]
+    found = bound_advantage("gdpo", reward_weights={"a": 1.0, "b": 1.0})(
+        reward_matrix(groups), groups
+    )
+    a = np.array([2 / 3, -1 / 3, -1 / 3]) / (math.sqrt(1 / 3) + 1e-4)
+    b = np.array([1.0, 0.0, -1.0]) / (math.sqrt(2) + 1e-4)
+    totals = a + b
+    expected = (totals - totals.mean()) / (totals.std(ddof=1) + 1e-4)
+    np.testing.assert_allclose(found, [[*expected, 0.0]], rtol=1e-12)
+
+
 def best_of_every_subset(rewards, k):
     """The definition, subset by subset."""
     subsets = list(itertools.combinations(range(len(rewards)), k))
@@ -125,7 +169,7 @@ def test_pass_at_k_is_the_papers_closed_form(right):
     std = (mean * (1 - mean)) ** 0.5
     good = (1 - mean) / (std + 1e-4)
     bad = (1 - mean - math.comb(wrong - 1, k - 1) / math.comb(n - 1, k - 1)) / (std + 1e-4)
-    (found,) = advantages("pass@4", [[0.0] * wrong + [1.0] * right])
+    (found,) = advantages("pass@k", [[0.0] * wrong + [1.0] * right], k=4)
     np.testing.assert_allclose(found, [bad] * wrong + [good] * right, rtol=1e-12, atol=1e-12)
     assert found.any() == (wrong >= k)  # with fewer wrong every four have a right one
 
@@ -147,7 +191,7 @@ def test_rewards_that_nothing_can_be_computed_with_are_refused(value):
     np.testing.assert_array_equal(reward_matrix([group(1e18, None)]), [[1e18, NAN]])
 
 
-@pytest.mark.parametrize("name", sorted(set(ADVANTAGES) - {"pass@2", "pass@4", "pass@8"}))
+@pytest.mark.parametrize("name", sorted(set(ADVANTAGES) - {"pass@k"}))
 def test_what_is_no_number_is_not_taken_for_unscored(name):
     """Only where there is no reward is the advantage 0; anything else is left for the loop."""
     with np.errstate(all="ignore"):

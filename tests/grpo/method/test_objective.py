@@ -12,13 +12,15 @@ from grpo.errors import PluginError, RecipeError
 from grpo.method.losses import (
     Clip,
     LossInputs,
-    Totals,
     clipped_surrogate,
     completion_means,
     kl_estimate,
+    loss_of,
+    loss_of_tokens,
     sampling_weights,
 )
-from grpo.method.objective import OBJECTIVES, find_objective, keeps_dead_rows
+from grpo.method.objective import Totals, keeps_dead_rows
+from grpo.method.table import OBJECTIVES, find_objective
 
 
 def inputs(ratios, advantages, ref=None, logp=None, old=None):
@@ -66,7 +68,7 @@ def test_kl_by_hand(estimator, expected):
     assert kl_estimate(logp, ref, estimator).item() == pytest.approx(expected)
     objective = find_objective("dapo", {"kl_estimator": estimator})
     given = inputs([1.0], [0.0], ref=[math.log(0.25)], logp=logp, old=logp)
-    loss, metrics = objective(given, Clip(beta=0.1))
+    loss, metrics = loss_of_tokens(objective, given, Clip(beta=0.1))
     assert loss.item() == pytest.approx(0.1 * expected)
     assert metrics["kl"].item() == pytest.approx(expected)
 
@@ -93,7 +95,7 @@ def test_the_penalty_has_the_gradient_of_the_kl_off_policy(estimator):
     def expected_loss(logp):
         given = inputs([1.0] * 3, [0.0] * 3, ref=ref, logp=logp, old=old.log())
         objective = find_objective("dapo", {"kl_estimator": estimator})
-        loss, _ = objective(given, Clip(beta=1.0, delta=1.01))
+        loss, _ = loss_of_tokens(objective, given, Clip(beta=1.0, delta=1.01))
         return (old * loss).sum()
 
     exact = gradient(lambda logp: (logp.exp() * (logp - torch.tensor(ref))).sum())
@@ -110,7 +112,9 @@ def test_gradient_against_finite_differences(estimator):
 
     def loss(values):
         ref = [-2.0, -2.5, -2.0, -1.0, -1.0]
-        return objective(inputs([1.0] * 5, advantages, ref=ref, logp=values), clip)[0]
+        return loss_of_tokens(objective, inputs([1.0] * 5, advantages, ref=ref, logp=values), clip)[
+            0
+        ]
 
     assert torch.autograd.gradcheck(loss, (logp,))
 
@@ -174,7 +178,7 @@ BY_HAND = [
 
 @pytest.mark.parametrize(("name", "loss_args", "clip", "expected"), BY_HAND)
 def test_token_losses_by_hand(name, loss_args, clip, expected):
-    loss, _ = find_objective(name, loss_args)(two_completions(), clip)
+    loss, _ = loss_of_tokens(find_objective(name, loss_args), two_completions(), clip)
     torch.testing.assert_close(loss, torch.tensor(expected, dtype=torch.float64))
 
 
@@ -182,7 +186,9 @@ def test_token_losses_by_hand(name, loss_args, clip, expected):
 def test_on_policy_every_objective_has_the_gradient_of_reinforce(name):
     given = inputs([1.0, 1.0], [2.0, -3.0])
     logp = given.logp.clone().requires_grad_()
-    loss, _ = find_objective(name)(replace(given, logp=logp), Clip(epsilon_high=5.0))
+    loss, _ = loss_of_tokens(
+        find_objective(name), replace(given, logp=logp), Clip(epsilon_high=5.0)
+    )
     loss.sum().backward()
     torch.testing.assert_close(logp.grad, -given.advantages)
 
@@ -192,7 +198,9 @@ def test_cispo_keeps_the_gradient_that_clipping_loses():
     logp = given.logp.clone().requires_grad_()
     found = {}
     for name in ("dapo", "cispo"):
-        loss, _ = find_objective(name)(replace(given, logp=logp), Clip(epsilon_high=5.0))
+        loss, _ = loss_of_tokens(
+            find_objective(name), replace(given, logp=logp), Clip(epsilon_high=5.0)
+        )
         (found[name],) = torch.autograd.grad(loss.sum(), logp)
     assert found["dapo"].item() == 0
     assert found["cispo"].item() == pytest.approx(-5.0)
@@ -204,7 +212,7 @@ def test_off_policy_completions_are_masked_when_they_are_bad():
     given = inputs([1.0] * 4, [-1.0, -1.0, 1.0, -1.0], ref=[-2.0] * 4)
     given = replace(given, completions=torch.tensor([0, 0, 1, 2]), logp_sampler=given.logp + drift)
     objective = find_objective("dapo", {"off_policy_mask_threshold": 0.4})
-    loss, metrics = objective(given, Clip())
+    loss, metrics = loss_of_tokens(objective, given, Clip())
     assert loss.tolist() == [0.0, 0.0, -1.0, 1.0]
     assert metrics["off_policy_mask/masked_mean"].tolist() == [1, 1, 0, 0]
 
@@ -215,14 +223,14 @@ def test_masks_and_corrections_leave_the_kl_term_alone():
         high_entropy=torch.tensor([1.0, 0.0]),
         correction=torch.tensor([0.5, 0.5]),
     )
-    loss, _ = find_objective("dapo", {"kl_estimator": "k1"})(given, Clip(beta=0.1))
+    loss, _ = loss_of_tokens(find_objective("dapo", {"kl_estimator": "k1"}), given, Clip(beta=0.1))
     kl = 0.1 * math.log(2)
     assert loss.tolist() == pytest.approx([-0.5 + kl, kl])
 
 
 def test_vespo_takes_the_correction_into_its_ratio():
     given = replace(two_completions(), correction=torch.tensor([0.5, 0.5, 1.0, 1.0]))
-    loss, metrics = find_objective("vespo")(given, Clip())
+    loss, metrics = loss_of_tokens(find_objective("vespo"), given, Clip())
     # products 1 * 1/4 and 4; k = 2, lambda = 3 and k = 3, lambda = 2
     expected = [phi(0.25, 2, 3)] * 2 + [phi(4, 3, 2)] * 2
     assert metrics["vespo/phi_seq_mean"].tolist() == pytest.approx(expected)
@@ -238,7 +246,7 @@ def test_the_entropy_bonus_is_a_mean_over_the_step():
         entropy=torch.tensor([0.4, 1.0], dtype=torch.float64),
         entropy_weights=torch.tensor([0.1, 0.1], dtype=torch.float64),
     )
-    loss, _ = find_objective("grpo", {"entropy_coef": 0.5}).loss(given, Clip())
+    loss, _ = loss_of(find_objective("grpo", {"entropy_coef": 0.5}), given, Clip())
     assert loss.item() == pytest.approx(-0.25 - 0.5 * 0.14)
 
 
@@ -270,15 +278,15 @@ def test_completions_may_be_dealt_out_in_any_way(data):
         mine = torch.tensor(part)[completions] == side
         tensors = {n: v[mine] for n, v in vars(whole).items() if isinstance(v, torch.Tensor)}
         _, tensors["completions"] = torch.unique(completions[mine], return_inverse=True)
-        total += float(objective.loss(replace(whole, **tensors), clip)[0])
-    assert total == pytest.approx(float(objective.loss(whole, clip)[0]), rel=1e-12, abs=1e-12)
+        total += float(loss_of(objective, replace(whole, **tensors), clip)[0])
+    assert total == pytest.approx(float(loss_of(objective, whole, clip)[0]), rel=1e-12, abs=1e-12)
 
 
 @pytest.mark.parametrize(
     ("loss_args", "words"),
     [
         ({"entropy_coeff": 1.0}, "'entropy_coeff'.*'entropy_coef'"),
-        ({"sapo_temperature_pos": 1.0}, "loss_type = gspo.*'sapo_temperature_pos'"),
+        ({"sapo_temperature_pos": 1.0}, "loss_type = 'gspo'.*'sapo_temperature_pos'"),
         ({"importance_sampling_level": "token"}, "'importance_sampling_level'"),
         ({"inputs": 1}, "'inputs'"),
         ({"kl_estimator": "k4"}, "algorithm.loss_args.kl_estimator.*'k4'.*k3"),
@@ -297,7 +305,7 @@ def test_a_plug_in_has_arguments_of_its_own_and_the_shared_ones(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text("def loss(inputs, clip, scale):\n    return -scale * inputs.logp, {}\n")
     objective = find_objective(f"{file}:loss", {"scale": 3.0, "kl_estimator": "k1"})
-    found, metrics = objective(inputs([1.0], [1.0], ref=[-2.5]), Clip(beta=0.1))
+    found, metrics = loss_of_tokens(objective, inputs([1.0], [1.0], ref=[-2.5]), Clip(beta=0.1))
     assert found.tolist() == pytest.approx([6.0 + 0.1 * 0.5])
     assert metrics["kl"].item() == pytest.approx(0.5)
     with pytest.raises(PluginError, match="needs 'scale'"):

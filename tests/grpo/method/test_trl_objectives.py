@@ -14,12 +14,12 @@ import torch
 from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.learner.learner import TorchLearner
-from grpo.method.advantage import ADVANTAGES, reward_matrix
-from grpo.method.objective import find_objective
+from grpo.method.advantage import reward_matrix
+from grpo.method.table import ADVANTAGES, find_objective
 from grpo.method.weighted_rows import make_rows
 from grpo.types import Segment
 from tests.grpo.learner import test_trl_equality as equality
-from tests.grpo.rows import group, tiny_model
+from tests.grpo.rows import group, tiny_model, with_columns
 
 pytestmark = equality.pytestmark
 trainer = equality.trainer
@@ -136,13 +136,13 @@ def test_loss_and_gradient_equal_trls(
     assert (inputs["tool_mask"] == 0).any()
 
     # Old and sampler's log-probs by token, from a fixed stream; the means drift by completion.
-    advantages = ADVANTAGES["grpo"](reward_matrix(groups))
+    advantages = ADVANTAGES["grpo"].function(reward_matrix(groups))
     rows = make_rows(groups, advantages, loss_type=name, max_completion_length=equality.MAX_LENGTH)
     now = [np.nan_to_num(x) for x in learner.logprobs(rows)]
     rng = np.random.default_rng(5)
     old = [x + rng.normal(rng.normal(0, 0.3), 0.4, len(x)).astype(np.float32) for x in now]
     sampler = [x + rng.normal(0, 0.4, len(x)).astype(np.float32) for x in old]
-    rows = [replace(row, logprobs=x) for row, x in zip(rows, sampler, strict=True)]
+    rows = [with_columns(row, logp_sampler=x) for row, x in zip(rows, sampler, strict=True)]
     (prepared,) = learner._prepare(rows, recompute=True)
     batch = prepared.batch
     for place, index in enumerate(batch.rows):

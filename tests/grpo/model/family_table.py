@@ -70,9 +70,11 @@ def sampled(engine: TorchEngine) -> list[Row]:
                     prompt_ids=PROMPTS[group],
                     ids=segment.ids[:size],
                     mask=np.ones(size, dtype=np.bool_),
-                    logprobs=segment.logprobs[:size],
-                    advantages=np.full(size, 1.0 - completion.index, dtype=np.float32),
-                    weights=np.full(size, 0.1, dtype=np.float32),
+                    columns={
+                        "logp_sampler": segment.logprobs[:size],
+                        "advantages": np.full(size, 1.0 - completion.index, dtype=np.float32),
+                        "weights": np.full(size, 0.1, dtype=np.float32),
+                    },
                 )
             )
     assert len(rows) == SAMPLES * len(PROMPTS)

@@ -50,7 +50,7 @@ def test_a_family_gets_what_the_page_says_and_its_numbers_are_right(family):
         rows = sampled(engine)
         found, before = learner.logprobs(rows), learner.version()
         tolerance = LOOSE.get(family, 1e-4)
-        assert gap(found, [row.logprobs for row in rows]) < tolerance
+        assert gap(found, [row.columns["logp_sampler"] for row in rows]) < tolerance
         assert gap(found, [plain_logprobs(learner.model, row) for row in rows]) < 2e-5
         if learner.share_prompts:
             alone = learner_of(tiny(family), share=False, budget=1)
@@ -62,7 +62,9 @@ def test_a_family_gets_what_the_page_says_and_its_numbers_are_right(family):
         assert version.hash != before.hash
         assert engine.load_weights(learner.weights(), version).version == version
         again = sampled(engine)
-        assert gap(learner.logprobs(again), [row.logprobs for row in again]) < tolerance
+        assert (
+            gap(learner.logprobs(again), [row.columns["logp_sampler"] for row in again]) < tolerance
+        )
 
 
 def test_the_page_has_every_family_and_no_other():
@@ -150,7 +152,7 @@ def test_hybrids_learn_in_bfloat16_and_with_an_adapter(family, dtype, rank, most
             version = learner.version()
             assert engine.load_weights(learner.weights(), version).version == version
             rows = sampled(engine)
-            assert gap(learner.logprobs(rows), [row.logprobs for row in rows]) < most
+            assert gap(learner.logprobs(rows), [row.columns["logp_sampler"] for row in rows]) < most
             learner.step(rows)
 
 

@@ -139,6 +139,26 @@ FAULTS: dict[str, tuple[dict[str, Any], list[Any] | None, list[str]]] = {
         None,
         ["cannot be called with (rewards_P_G)"],
     ),
+    "an advantage's argument": (
+        {"b.algorithm": {"advantage": f"{MINE}:shifted", "advantage_args": {"shfit": 1.0}}},
+        None,
+        ["b.algorithm.advantage", "'shfit'", "'shift'"],
+    ),
+    "an advantage's missing argument": (
+        {"b.algorithm.advantage": f"{MINE}:shifted"},
+        None,
+        ["needs 'shift' in algorithm.advantage_args"],
+    ),
+    "what an advantage is given": (
+        {"b.algorithm": {"advantage": f"{MINE}:shifted", "advantage_args": {"groups": []}}},
+        None,
+        ["b.algorithm.advantage", "'groups'", "Valid: shift"],
+    ),
+    "an objective's columns": (
+        {"b.algorithm.loss_type": f"{MINE}:columned"},
+        None,
+        ["cannot be called with (groups)"],
+    ),
     "an objective": (
         {"b.algorithm.loss_type": f"{MINE}:no"},
         None,

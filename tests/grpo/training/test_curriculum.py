@@ -406,9 +406,12 @@ def test_rows_of_several_temperatures_have_the_gradient_worked_out_by_hand():
             scores.append(logps.gather(1, torch.tensor(row.ids)[:, None])[:, 0])
         logp, behind = scores[0], scores[1].detach()
         ratio = (logp - logp.detach()).exp()
-        surrogate = -torch.from_numpy(row.advantages).double() * ratio
+        surrogate = -torch.from_numpy(row.columns["advantages"]).double() * ratio
         kl = ratio * ((behind - logp).exp() - (behind - logp) - 1)
-        total = total + (torch.from_numpy(row.weights).double() * (surrogate + beta * kl)).sum()
+        total = (
+            total
+            + (torch.from_numpy(row.columns["weights"]).double() * (surrogate + beta * kl)).sum()
+        )
     total.backward()
     for budget, share in ((1000, False), (1000, True), (14, True)):
         learner = make(

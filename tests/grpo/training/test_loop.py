@@ -9,13 +9,15 @@ import pytest
 
 from grpo.data.source import TaskOrder
 from grpo.errors import PluginError, RewardError, WeightsError
-from grpo.method.advantage import ADVANTAGES
+from grpo.method.table import bound_advantage
+from grpo.method.token_values import checked_advantages
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.fake import FakeEngine
 from grpo.training.drawing import RolloutSpec
-from grpo.training.loop import TrainerParts, checked, train
+from grpo.training.loop import TrainerParts, train
 from grpo.training.schedule import RolloutScheduler
 from grpo.types import Prompt, Sampling, Score, Task, Version
+from tests.grpo.rows import group
 
 
 class Source:
@@ -94,7 +96,7 @@ def parts(engine=None, rewards=None, tasks=None, **overrides):
         "spec": spec,
         "rollouts": RolloutScheduler(spec, engine or scripted, rewards, last=10),
         "learner": Learner(),
-        "advantage": ADVANTAGES["dr_grpo"],
+        "advantage": bound_advantage("dr_grpo"),
         "loss_type": "dapo",
         "beta": 0.0,
         "mask_truncated": False,
@@ -109,7 +111,7 @@ def test_a_step_learns_from_what_was_scored():
     built = parts()
     (step,) = train(built, start=0, max_steps=1)
     (rows,) = built.learner.seen
-    assert [float(row.advantages[0]) for row in rows] == [0.5, -0.5] * 5
+    assert [float(row.columns["advantages"][0]) for row in rows] == [0.5, -0.5] * 5
     assert step.metrics["reward"] == 0.5
     np.testing.assert_array_equal(step.advantages_P_G, [[0.5, -0.5]] * 5)
     assert built.rollouts.engine.versions[-1] == Version(step=1, hash="h")
@@ -155,7 +157,7 @@ def test_the_reward_std_is_the_batchs_as_in_trl():
     assert step.metrics["reward_std"] == pytest.approx(np.std(values, ddof=1))
 
 
-@pytest.mark.parametrize("broken", [lambda r: r[0], lambda r: np.full_like(r, np.nan)])
+@pytest.mark.parametrize("broken", [lambda r, _: r[0], lambda r, _: np.full_like(r, np.nan)])
 def test_an_advantage_plug_in_that_returns_nonsense_is_named(broken):
     with pytest.raises(PluginError, match=r"algorithm\.advantage returned shape"):
         list(train(parts(advantage=broken), start=0, max_steps=1))
@@ -164,10 +166,10 @@ def test_an_advantage_plug_in_that_returns_nonsense_is_named(broken):
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        (lambda r: [[0.5], [1.0, 2.0]], "returned list, which is no array of numbers"),
-        (lambda r: None, "returned NoneType, which is no array of numbers"),
-        (lambda r: r.astype(complex), "returned ndarray, which is no array of numbers"),
-        (lambda r: np.full_like(r, 1e300), "10 values that are not finite in float32"),
+        (lambda r, _: [[0.5], [1.0, 2.0]], "returned list, which is no array of numbers"),
+        (lambda r, _: None, "returned NoneType, which is no array of numbers"),
+        (lambda r, _: r.astype(complex), "returned ndarray, which is no array of numbers"),
+        (lambda r, _: np.full_like(r, 1e300), "10 values that are not finite in float32"),
     ],
 )
 def test_an_advantage_that_is_no_number_or_none_of_float32_is_named(broken, says):
@@ -176,10 +178,10 @@ def test_an_advantage_that_is_no_number_or_none_of_float32_is_named(broken, says
 
 
 def test_an_advantage_for_a_completion_without_a_reward_would_be_learned_from():
-    rewards = np.array([[1.0, np.nan, 0.0]])
-    np.testing.assert_array_equal(checked(np.array([[1, 0, -1]]), rewards), [[1, 0, -1]])
+    groups = [group(0, 3, [1, 1, 1], [1.0, None, 0.0])]
+    np.testing.assert_array_equal(checked_advantages(np.array([[1, 0, -1]]), groups), [[1, 0, -1]])
     with pytest.raises(PluginError, match=r"returned -0\.5 for a completion without a reward"):
-        checked(np.array([[1.0, -0.5, 0.0]]), rewards)
+        checked_advantages(np.array([[1.0, -0.5, 0.0]]), groups)
 
 
 class Graded:

@@ -17,7 +17,7 @@ from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.errors import WeightsError
 from grpo.learner.learner import TorchLearner
-from grpo.method.advantage import ADVANTAGES
+from grpo.method.table import bound_advantage
 from grpo.model.canary import canary_logprob
 from grpo.model.content_hash import content_hash
 from grpo.rollout.embedded.torch_engine import TorchEngine
@@ -110,7 +110,7 @@ def trained(**mode):
         spec=order,
         rollouts=built,
         learner=learner,
-        advantage=ADVANTAGES["grpo"],
+        advantage=bound_advantage("grpo"),
         loss_type="dapo",
         beta=0.0,
         mask_truncated=False,

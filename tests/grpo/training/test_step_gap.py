@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from grpo.training.probes import TOKENS
 from grpo.training.step_limits import StepLimits
 from grpo.types import Group, Rollout, Score
 from tests.grpo.learner.test_exact import made
-from tests.grpo.rows import three_groups, tiny_model
+from tests.grpo.rows import three_groups, tiny_model, with_columns
 
 from .test_agreement import Cold, Hot, gate, pair, prompts
 
@@ -198,9 +197,11 @@ def test_the_effective_sample_size_is_of_the_ratios_before_any_correction() -> N
         claimed = own - np.tile([0.0, 3.0, -0.4, 0.1], len(own))[: len(own)]
         ends = np.cumsum([len(row.ids) for row in rows])[:-1]
         given = np.split(claimed.astype(np.float32), ends)
-        asked = [replace(row, logprobs=part) for row, part in zip(rows, given, strict=True)]
+        asked = [
+            with_columns(row, logp_sampler=part) for row, part in zip(rows, given, strict=True)
+        ]
         metrics = learner.step(asked)
-        live = np.concatenate([row.weights != 0 for row in rows])
+        live = np.concatenate([row.columns["weights"] != 0 for row in rows])
         ratio = np.minimum(np.exp(own - claimed), 10)[live]
         expected = ratio.sum() ** 2 / (live.sum() * np.square(ratio).sum())
         assert metrics["sampling/ess"] == pytest.approx(expected, rel=1e-5)

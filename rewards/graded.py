@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from grpo.rewards.verifier import VerifierReward, columns_at, make_task, text_of
-from grpo.types import Message, Score, Task
+from grpo.rewards.verifier import VerifierReward
+from grpo.types import Score, Task
 
 
 class GradedReward(VerifierReward):
@@ -27,28 +26,10 @@ class GradedReward(VerifierReward):
         """`grade` without token ids."""
         return self.grade(completion, None, task)
 
-    def scores(
-        self,
-        *,
-        completions: Sequence[str | list[Message]],
-        prompts: Sequence[str | list[Message]] | None = None,
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        **columns: Any,
+    def _all_graded(
+        self, texts: Sequence[str], tasks: Sequence[Task], ids: Sequence[Sequence[int] | None]
     ) -> list[Score]:
-        """One `Score` per completion, by TRL's calling convention."""
-        rows = len(completions)
-        asked = prompts if prompts is not None else [""] * rows
-        tasks = [make_task(asked[row], columns_at(columns, row, rows)) for row in range(rows)]
-        return [
-            self.grade(
-                text_of(completions[row]),
-                completion_ids[row] if completion_ids is not None else None,
-                tasks[row],
-            )
-            if self.applies(tasks[row])
-            else Score(value=None, status="not_applicable")
-            for row in range(rows)
-        ]
+        return list(map(self.grade, texts, ids, tasks))
 
 
 def length_of(text: str, ids: Sequence[int] | None) -> tuple[int, str]:

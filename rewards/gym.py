@@ -107,14 +107,6 @@ class ReasoningGym(VerifierReward):
             recycle=1,  # an answer may have been executed: what it left must not meet the next
         )
 
-    def close(self) -> None:
-        """End the workers; a later call starts them again."""
-        self.pool.close()
-
-    def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
-        """Outcomes in order, `workers` at a time."""
-        return list(self.pool.map(self.verify, completions, tasks))
-
     def verify(self, completion: str, task: Task) -> Score:
         """A number when the answer was judged; None for metadata that cannot be used."""
         try:

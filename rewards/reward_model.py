@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from grpo.errors import PluginError, RecipeError, unknown_name
@@ -20,19 +19,11 @@ from grpo.model import pretrained
 from grpo.outside.templates.dates import dated
 from grpo.outside.templates.template_limits import rendered
 from grpo.rewards.extract import last_answer_block, split_thought
-from grpo.rewards.verifier import text_of
+from grpo.rewards.verifier import Scored, text_of
 from grpo.types import Message, Score
 
 PARTS = ("all", "answer")
 _SETTING = "reward_model: path"
-
-
-@contextmanager
-def _as_plugin_error() -> Generator[None]:
-    try:
-        yield
-    except RecipeError as error:
-        raise PluginError(str(error)) from error
 
 
 def answer_part(completion: str) -> str:
@@ -42,7 +33,7 @@ def answer_part(completion: str) -> str:
     return (block if block is not None else text or "").strip()
 
 
-class RewardModel:
+class RewardModel(Scored):
     """scale * logit + offset of a sequence-classification model; `sigmoid` bounds it to (0, 1).
 
     path: folder or hub id. device: "cpu", "cuda", …. batch_size: texts per forward. max_length:
@@ -83,11 +74,12 @@ class RewardModel:
     def _load(self) -> tuple[Any, Any]:
         with self._lock:
             if self._loaded is None:
-                with _as_plugin_error():
+                try:
                     tokenizer = pretrained.tokenizer(self.path, _SETTING)
-                    model = pretrained.load_model(
-                        self.path, setting=_SETTING, kind=pretrained.CLASSIFIER
-                    )
+                    kind = pretrained.CLASSIFIER
+                    model = pretrained.load_model(self.path, setting=_SETTING, kind=kind)
+                except RecipeError as error:
+                    raise PluginError(str(error)) from error
                 tokenizer.truncation_side = "left"
                 size = model.get_input_embeddings().num_embeddings
                 if tokenizer.pad_token is None or tokenizer.pad_token_id >= size:
@@ -96,19 +88,6 @@ class RewardModel:
                 model.config.pad_token_id = tokenizer.pad_token_id
                 self._loaded = tokenizer, model.to(self.device).eval()
             return self._loaded
-
-    def __call__(
-        self,
-        *,
-        completions: Sequence[str | list[Message]],
-        prompts: Sequence[str | list[Message]] | None = None,
-        **columns: Any,
-    ) -> list[float | None]:
-        """One float per completion, None where the model's logit is not finite."""
-        return [
-            score.value
-            for score in self.scores(completions=completions, prompts=prompts, **columns)
-        ]
 
     def scores(
         self,

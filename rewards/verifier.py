@@ -68,7 +68,19 @@ def make_task(prompt: str | Sequence[Message], columns: Mapping[str, Any]) -> Ta
     )
 
 
-class VerifierReward:
+class Scored:
+    """Base of rewards that write `scores`; TRL calls them and gets the values alone."""
+
+    def scores(self, **keywords: Any) -> list[Score]:
+        """One `Score` per completion, by TRL's calling convention."""
+        raise NotImplementedError
+
+    def __call__(self, **keywords: Any) -> list[float | None]:
+        """One float or None per completion, by TRL's calling convention."""
+        return [score.value for score in self.scores(**keywords)]
+
+
+class VerifierReward(Scored):
     """Base of the built-in verifiers: subclasses write `verify`.
 
     `needs` names the columns without which the reward has nothing to check; each entry is a name
@@ -81,6 +93,7 @@ class VerifierReward:
     name: ClassVar[str] = "verifier"
     judges: bool = True  # whether it says right or wrong; else its figure is a mean
     needs: ClassVar[tuple[str, ...]] = ("answer|solution",)
+    pool: Any = None  # a `sandbox.workers.Pool`, if it has worker processes
 
     @property
     def __name__(self) -> str:  # TRL names its metrics after this
@@ -95,8 +108,16 @@ class VerifierReward:
         return not missing_columns(self.needs, task)
 
     def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
-        """`verify` on every pair, in order; rewards with worker processes override this."""
+        """`verify` on every pair, in order; with a `pool`, as many at a time as it has workers."""
+        if self.pool is not None:
+            return list(self.pool.map(self.verify, completions, tasks))
         return [self.verify(c, t) for c, t in zip(completions, tasks, strict=True)]
+
+    def _all_graded(
+        self, texts: Sequence[str], tasks: Sequence[Task], _ids: Sequence[Sequence[int] | None]
+    ) -> list[Score]:
+        """The scores of rows that apply; a reward that counts tokens looks at their ids."""
+        return self.verify_all(texts, tasks)
 
     def scores(
         self,
@@ -113,30 +134,20 @@ class VerifierReward:
             make_task(prompt, columns_at(columns, row, rows)) for row, prompt in enumerate(asked)
         ]
         applicable = [row for row in range(rows) if self.applies(tasks[row])]
-        found = self.verify_all(
-            [text_of(completions[row]) for row in applicable], [tasks[row] for row in applicable]
+        found = self._all_graded(
+            [text_of(completions[row]) for row in applicable],
+            [tasks[row] for row in applicable],
+            [completion_ids[row] if completion_ids is not None else None for row in applicable],
         )
         result = [Score(value=None, status="not_applicable")] * rows
         for row, score in zip(applicable, found, strict=True):
             result[row] = score
         return result
 
-    def __call__(
-        self,
-        *,
-        completions: Sequence[str | list[Message]],
-        prompts: Sequence[str | list[Message]] | None = None,
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        **columns: Any,
-    ) -> list[float | None]:
-        """One float or None per completion, by TRL's calling convention."""
-        scored = self.scores(
-            completions=completions, prompts=prompts, completion_ids=completion_ids, **columns
-        )
-        return [score.value for score in scored]
-
     def close(self) -> None:
-        """Release workers, if the reward has any."""
+        """Release workers, if the reward has any; a later call starts them again."""
+        if self.pool is not None:
+            self.pool.close()
 
 
 def missing_columns(needs: Sequence[str], task: Task) -> list[str]:

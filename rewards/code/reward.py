@@ -16,10 +16,8 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from grpo.rewards.code import readings
@@ -28,6 +26,7 @@ from grpo.rewards.code.stdio import LOST, START, ProgramRun, run_program, same_o
 from grpo.rewards.sandbox import wire
 from grpo.rewards.sandbox.probe import choose
 from grpo.rewards.sandbox.sandbox import PRELOAD, Ended, Guest, Limits, Sandbox
+from grpo.rewards.sandbox.workers import Pool
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Status, Task
 
@@ -117,34 +116,17 @@ class Code(VerifierReward):
         self.timeout = timeout
         self.tolerance = tolerance
         self.limits = Limits(cpu=max(1, int(timeout) + 1), memory=memory_mb << 20)
-        self.workers = workers or os.cpu_count() or 1
-        self._tier = sandbox
-        self._sandbox: Sandbox | None = None
-        self._threads: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
-
-    def _start(self) -> tuple[Sandbox, ThreadPoolExecutor]:
-        with self._lock:
-            if self._sandbox is None or self._threads is None:
-                preload = (*PRELOAD, "grpo.rewards.code.guest")
-                self._sandbox = Sandbox(choose(self._tier), preload)
-                self._threads = ThreadPoolExecutor(self.workers, "grpo-code")
-            return self._sandbox, self._threads
-
-    def close(self) -> None:
-        """End the sandbox and the threads; a later call starts them again."""
-        with self._lock:
-            sandbox, self._sandbox = self._sandbox, None
-            threads, self._threads = self._threads, None
-        if sandbox is not None:
-            sandbox.close()
-        if threads is not None:
-            threads.shutdown()
+        self.pool = Pool(
+            lambda: Sandbox(choose(sandbox), (*PRELOAD, "grpo.rewards.code.guest")),
+            "code",
+            limits=self.limits,
+            workers=workers or os.cpu_count() or 1,
+        )
 
     def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
         """Outcomes in order, `workers` programs at a time."""
-        _, threads = self._start()
-        return list(threads.map(self.verify, completions, tasks))
+        self.pool.sandbox()  # where none holds, it is looked for once and not for every program
+        return super().verify_all(completions, tasks)
 
     def verify(self, completion: str, task: Task) -> Score:
         """A number when the program was judged, None for bad tests or a failing grader.
@@ -161,7 +143,7 @@ class Code(VerifierReward):
         )
         if code is None:
             return Score(value=0.0, status="unparseable_answer", detail="no code block")
-        sandbox, _ = self._start()
+        sandbox = self.pool.sandbox()
         tests["reference"] = _reference(task.columns)
         try:
             return self._judge(sandbox, code, tests)

@@ -134,10 +134,6 @@ class Math(VerifierReward):
         )
         self._algebra = lru_cache(maxsize=1 << 16)(self._ask)
 
-    def close(self) -> None:
-        """End the workers; a later call starts them again."""
-        self.pool.close()
-
     def answer_of(self, completion: str) -> str | None:
         """The final answer by the extraction and box policies, None if there is none."""
         _, text = split_thought(completion)

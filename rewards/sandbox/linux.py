@@ -21,15 +21,8 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS = 24, 8
 CAP_DAC_READ_SEARCH = 1 << 2
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = (
-    0x1,
-    0x2,
-    0x4,
-    0x20,
-    0x1000,
-    0x4000,
-    0x40000,
-)
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 0x1, 0x2, 0x4, 0x20
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _MNT_DETACH = 2
 _OLD_ROOT = "/.old-root"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -228,11 +221,7 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
     """mount(2)."""
     _checked(
         _libc.mount(
-            source.encode(),
-            target.encode(),
-            kind.encode(),
-            ctypes.c_ulong(flags),
-            options.encode(),
+            source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()
         ),
         f"mount {target}",
     )

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from grpo.errors import RewardError
@@ -32,12 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "unsafe": ("unsafe",),
 }
 PRELOAD = (
-    "numpy",
-    "collections",
-    "heapq",
-    "random",
-    "typing",
-    "decimal",
+    *("numpy", "collections", "heapq", "random", "typing", "decimal"),
     "grpo.rewards.sandbox.wire",
 )
 # numpy and BLAS would start one thread a core in every guest; hashes are fixed so that sets print
@@ -232,11 +227,6 @@ class Sandbox:
             if "bubblewrap" in self.layers:
                 shown = [*config["readable"], *self._find(config)]
                 command = bubblewrap.command(shown) + command
-        except RewardError:
-            ours.close()
-            theirs.close()
-            raise
-        try:
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -246,6 +236,9 @@ class Sandbox:
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )
+        except RewardError:
+            ours.close()
+            raise
         except OSError as error:
             ours.close()
             raise RewardError(f"cannot start the sandbox: {error}") from error
@@ -324,16 +317,7 @@ class Sandbox:
 
 
 def _fork_request(guest: str, limits: Limits) -> dict[str, Any]:
-    return {
-        "do": "fork",
-        "guest": guest,
-        "limits": {
-            "cpu": limits.cpu,
-            "memory": limits.memory,
-            "files": limits.files,
-            "tasks": limits.tasks,
-        },
-    }
+    return {"do": "fork", "guest": guest, "limits": asdict(limits)}
 
 
 _OPEN: weakref.WeakSet[Sandbox] = weakref.WeakSet()

@@ -75,13 +75,9 @@ connect=203 setsockopt=208 splice=76 vmsplice=75 truncate=45 ftruncate=46
 
 
 def _table(text: str) -> dict[str, int]:
-    pairs = (entry.split("=") for entry in text.split())
-    return {name: int(number) for name, number in pairs}
+    return {name: int(number) for name, number in (entry.split("=") for entry in text.split())}
 
 
 # machine -> (audit architecture, numbers)
-TABLES = {
-    "x86_64": (0xC000003E, _table(_X86_64)),
-    "aarch64": (0xC00000B7, _table(_AARCH64)),
-}
+TABLES = {"x86_64": (0xC000003E, _table(_X86_64)), "aarch64": (0xC00000B7, _table(_AARCH64))}
 REFUSED = {"x86_64": _table(_X86_64_REFUSED), "aarch64": _table(_AARCH64_REFUSED)}

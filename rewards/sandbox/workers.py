@@ -7,14 +7,12 @@ event loop, the main thread and the other slots never wait for it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from grpo.errors import RewardError
@@ -34,10 +32,9 @@ class WorkerTimeout(Exception):
 class WorkerDied(Exception):
     """The worker ended instead of answering: out of memory or processor time, or a crash."""
 
-    def __init__(self, stage: str, limit: bool, reason: str) -> None:
+    def __init__(self, stage: str, reason: str) -> None:
         super().__init__(reason)
         self.stage = stage
-        self.limit = limit
 
 
 class WorkerFault(Exception):
@@ -53,7 +50,10 @@ class _Slot:
 
 
 class Pool:
-    """`workers` guests of one kind in one sandbox. `make` makes the sandbox on first use."""
+    """`workers` guests of one kind in one sandbox, and as many threads of the host.
+
+    `make` makes the sandbox on first use. `recycle`: requests that one guest serves.
+    """
 
     def __init__(
         self,
@@ -103,7 +103,7 @@ class Pool:
         stage = ""
         if slot.guest is not None and slot.guest.owner != os.getpid():
             slot.guest = None
-        guest = slot.guest = slot.guest or self._start().guest(self.kind, self.limits)
+        guest = slot.guest = slot.guest or self.sandbox().guest(self.kind, self.limits)
         deadline = time.monotonic() + timeout
         try:
             channel = guest.channels[0]
@@ -118,12 +118,11 @@ class Pool:
             self._retire(slot)
             raise WorkerTimeout(stage) from error
         except (EOFError, OSError, wire.WireError) as error:
-            ended = self._retire(slot)
-            signals = (signal.SIGXCPU, signal.SIGKILL, signal.SIGSEGV)
-            raise WorkerDied(stage, ended in signals, f"{type(error).__name__}") from error
+            self._retire(slot)
+            raise WorkerDied(stage, type(error).__name__) from error
         if "unconfined" in answer:
             self._retire(slot)
-            raise WorkerDied(stage, False, answer["unconfined"])
+            raise WorkerDied(stage, answer["unconfined"])
         if "fault" in answer:
             self._retire(slot)
             raise WorkerFault(answer["fault"])
@@ -132,21 +131,19 @@ class Pool:
             self._retire(slot)
         return answer
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Run a host-side function (which may use `call`) on one of the pool's threads."""
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self.workers, f"grpo-{self.kind}")
-            return self._threads.submit(function, *arguments)
-
     def map(self, function: Callable[..., Any], *columns: Iterable[Any]) -> Iterator[Any]:
-        """`function` of each row of arguments, results in order."""
-        futures = [self.submit(function, *row) for row in zip(*columns, strict=True)]
-        return (future.result() for future in futures)
+        """`function` of each row of arguments, `workers` at a time on the host; results in order.
 
-    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`submit` for asyncio: the loop stays free meanwhile."""
-        return await asyncio.wrap_future(self.submit(function, *arguments))
+        It may use `call` and `sandbox`.
+        """
+        with self._lock:
+            threads = self._threads or ThreadPoolExecutor(self.workers, f"grpo-{self.kind}")
+            self._threads = threads
+
+        def of_row(row: tuple[Any, ...]) -> Any:
+            return function(*row)
+
+        return threads.map(of_row, zip(*columns, strict=True))
 
     def shed(self) -> bool:
         """End one worker that has nothing to do; whether there was one."""
@@ -175,17 +172,15 @@ class Pool:
         if sandbox is not None:
             sandbox.close()
 
-    def _start(self) -> Sandbox:
+    def sandbox(self) -> Sandbox:
+        """The sandbox, made when it is first asked for."""
         with self._lock:
             if self._sandbox is None:
                 self._sandbox = self.make()
             return self._sandbox
 
-    def _retire(self, slot: _Slot) -> int:
-        """End a slot's worker; the signal that had ended it before, 0 if none."""
+    def _retire(self, slot: _Slot) -> None:
+        """End a slot's worker, if it has one."""
         guest, slot.guest, slot.served = slot.guest, None, 0
-        if guest is None:
-            return 0
-        before = guest.poll()
-        guest.end()
-        return before.status & 0x7F if before else 0
+        if guest is not None:
+            guest.end()

@@ -11,14 +11,7 @@ from math_verify import verify  # pyright: ignore[reportMissingTypeStubs]
 from grpo.rewards.math.formula import is_name
 
 _sp: Any = sympy  # untyped
-_SLOW = (
-    _sp.Derivative,
-    _sp.Integral,
-    _sp.Limit,
-    _sp.Product,
-    _sp.Sum,
-    _sp.UnevaluatedExpr,
-)
+_SLOW = (_sp.Derivative, _sp.Integral, _sp.Limit, _sp.Product, _sp.Sum, _sp.UnevaluatedExpr)
 
 
 def below_one(found: Any) -> bool:

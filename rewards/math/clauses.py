@@ -8,6 +8,7 @@ else is a word. Each function is one linear scan: answers are hostile.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -201,6 +202,16 @@ def _wordy(found: list[re.Match[str]], kinds: list[str]) -> list[bool]:
     for opening, before in stack:
         wordy[opening] = words > before
     return wordy
+
+
+def words_of(found: Iterable[Token]) -> list[str]:
+    """The words among tokens, in lower case."""
+    return [token.text for token in found if token.kind == "word"]
+
+
+def places_of_values(found: Iterable[Token]) -> list[int]:
+    """The indices of the values among tokens."""
+    return [index for index, token in enumerate(found) if token.kind == "value"]
 
 
 def relation(value: str) -> str:

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Literal
 
 from grpo.rewards.math import hedges, vocabulary, words
-from grpo.rewards.math.clauses import Token, tokens
+from grpo.rewards.math.clauses import Token, places_of_values, tokens, words_of
 from grpo.rewards.math.dress import plain
 from grpo.rewards.math.given import asserted
 from grpo.rewards.math.sums import worked
@@ -73,8 +73,8 @@ def claim(text: str) -> Claim:
     if _claims_before(head):
         return Claim(kind="mixed", text=text, why="several claims")
     values = [token for token in tail if token.kind == "value"]
-    outside = [t.text for t in (*head, *pre) if t.kind == "word"]
-    said = [t.text for t in head if t.kind == "word"]
+    outside = words_of((*head, *pre))
+    said = words_of(head)
     if (
         hedges.doubts(outside, bool(values and head))
         or hedges.denied_subject(said)
@@ -82,14 +82,14 @@ def claim(text: str) -> Claim:
     ):
         return Claim(kind="nothing", text=text, why="not vouched for")
     if not values:
-        said = [t.text for t in (tail or pre or found) if t.kind == "word"]
+        said = words_of(tail or pre or found)
         return Claim(kind="words", text=text, said=tuple(said), headed=bool(head))
     return _valued(text, head, pre, tail)
 
 
 def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequence[Token]) -> Claim:
     """The claim of a sentence with values after its copula, `pre` between the two."""
-    before = [token.text for token in pre if token.kind == "word"]
+    before = words_of(pre)
     if vocabulary.MODALS.intersection(before):
         return Claim(kind="nothing", text=text, why="not vouched for")
     several = sum(token.kind == "value" for token in tail) > 1
@@ -130,8 +130,8 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
             groups[-1][1].append(token.text)
         elif token.kind == "word" and groups[-1][1] and len(groups) == count:
             groups[-1][1].append(token.text)  # "5 apples and pears"
-    after = [token.text for token in tail if token.kind == "word"]
-    rest = [token.text for token in tail[1:] if token.kind == "word"]
+    after = words_of(tail)
+    rest = words_of(tail[1:])
     about += [word for word in rest[:1] if word in vocabulary.ABOUT]
     if hedges.doubts(after, False) or hedges.trailing(rest) or hedges.predicated(rest):
         return Claim(kind="nothing", text=text, why="taken back")
@@ -148,7 +148,7 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
     is read, if it and what comes before hold values.
     """
     found = _last_contrast(found)
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     first = held[0] if held else len(found)
     last = held[-1] if held else -1
     for index in range(len(found) - 1, -1, -1):
@@ -171,7 +171,7 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
 
 def _corrected(found: Sequence[Token]) -> Sequence[Token]:
     """A sentence without the value it denies: "7, not 8", "it is not 6, it is 5"."""
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     if len(held) != 2 or "or" in {token.text for token in found}:
         return found
     first, last = held
@@ -185,14 +185,14 @@ def _corrected(found: Sequence[Token]) -> Sequence[Token]:
 
 def _of_myself(found: Sequence[Token]) -> bool:
     """Whether "I" did something in, after or with the only number: "I solved it in 5 minutes"."""
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     placed = len(held) == 1 and held[0] and found[held[0] - 1].text in vocabulary.PLACING
     return bool(placed) and found[0].text == "i" and not any(map(_copula, found))
 
 
 def _last_contrast(found: Sequence[Token]) -> Sequence[Token]:
     """What follows the last contrast ("not 3 but 5"), if both sides hold a value; else all."""
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     if len(held) < 2:
         return found
     denied = next(
@@ -211,7 +211,7 @@ def _claims_before(head: Sequence[Token]) -> bool:
 
     "Since the width is 5, the area is 20" and "it is 2 + 3, so it is 5" claim once.
     """
-    said = [token.text for token in head if token.kind == "word"]
+    said = words_of(head)
     if said.count("answer") > 1:
         return True
     if vocabulary.CONCLUDING.intersection(said):

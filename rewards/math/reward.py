@@ -16,11 +16,12 @@ from typing import Literal
 from grpo.errors import PluginError, unknown_name
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
 from grpo.rewards.math import hedges
-from grpo.rewards.math.clauses import tokens
+from grpo.rewards.math.clauses import tokens, words_of
 from grpo.rewards.math.dress import plain, undress
 from grpo.rewards.math.exact import number
-from grpo.rewards.math.latex import compare, respell
+from grpo.rewards.math.latex import compare
 from grpo.rewards.math.ruling import rule
+from grpo.rewards.math.spelling import respell
 from grpo.rewards.math.statement import conclusion, final_statement
 from grpo.rewards.sandbox.probe import choose
 from grpo.rewards.sandbox.sandbox import Limits, Sandbox
@@ -227,7 +228,7 @@ def _taken_back(text: str, start: int, end: int) -> bool:
     if before.endswith(("\\neq", "\\ne", "\u2260")):
         return True
     said = [token for token in tokens(plain(before)) if token.kind != "comma"]
-    words = [token.text for token in said[-2:] if token.kind == "word"]
+    words = words_of(said[-2:])
     if said and said[-1].kind == "word" and hedges.disowned(words):
         return True
     return text[end : end + 8].lstrip(" $})\\*").startswith(("?", "\uff1f"))

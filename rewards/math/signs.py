@@ -13,7 +13,8 @@ from grpo.rewards.math import intervals
 from grpo.rewards.math.clauses import relation
 from grpo.rewards.math.dress import plain
 from grpo.rewards.math.exact import clean, number
-from grpo.rewards.math.latex import normalize, structure
+from grpo.rewards.math.latex import structure
+from grpo.rewards.math.spelling import normalize
 
 Compare = Callable[[str, str], bool | None]
 

@@ -21,58 +21,29 @@ _TEXT = re.compile(
     r"|mathtt|mbox|hbox|rm|operatorname\*?) ?\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _DEGREE = re.compile(r"\^ ?\{? ?\\(?:circ|degree)s? ?\}?|\\degree|\\circ(?![A-Za-z])|\^ ?\{?°\}?")
-# What a sign is called in LaTeX. The later names are spellings within LaTeX itself.
-_SIGNS = {
-    "∞": "\\infty ",
-    "∪": "\\cup ",
-    "∩": "\\cap ",
-    "∖": "\\setminus ",
-    "∅": "\\emptyset ",
-    "≤": "\\le ",
-    "⩽": "\\le ",
-    "≦": "\\le ",
-    "≥": "\\ge ",
-    "⩾": "\\ge ",
-    "≧": "\\ge ",
-    "≠": "\\ne ",
-    "≈": "\\approx ",
-    "∈": "\\in ",
-    "∉": "\\notin ",
-    "∣": "\\mid ",
-    "∧": "\\land ",
-    "∨": "\\lor ",
-    "→": "\\to ",
-    "×": "\\times ",
-    "·": "\\cdot ",
-    "⋅": "\\cdot ",
-    "∙": "\\cdot ",
-    "•": "\\cdot ",
-    "÷": "\\div ",
-    "∠": "\\angle ",
-    "º": "°",
-    "µ": "\\mu ",
-    "Ω": "\\Omega ",
-    "±": "\\pm ",
-    "∓": "\\mp ",
-    "−": "-",
-    "﹣": "-",
-    "⁄": "/",
-    "∕": "/",
-    "ℝ": "\\mathbb{R}",
-    "ℤ": "\\mathbb{Z}",
-    "ℕ": "\\mathbb{N}",
-    "ℚ": "\\mathbb{Q}",
-    "ℂ": "\\mathbb{C}",
-    "…": "\\ldots ",
-    "⋯": "\\ldots ",
-    "′": "'",
-    "、": ",",
-    "。": ".",
-    "℃": "°C",
-    "℉": "°F",
-    "｛": "\\{",
-    "｝": "\\}",
+# LaTeX's commands, each followed by the signs it stands for.
+_COMMANDS = """
+infty ∞  cup ∪  cap ∩  setminus ∖  emptyset ∅  le ≤⩽≦  ge ≥⩾≧  ne ≠  approx ≈  in ∈  notin ∉
+mid ∣  land ∧  lor ∨  to →  times ×  cdot ·⋅∙•  div ÷  angle ∠  mu µμ  Omega Ω  pm ±  mp ∓  ldots …⋯
+alpha α  beta β  gamma γ  delta δ  epsilon ε  theta θ  lambda λ  pi π  rho ρ  sigma σ  tau τ  phi φ
+omega ω
+"""
+# Other signs, each before what it is written as; braces are those of a set.
+_OTHERS = """
+º °  − -  ﹣ -  ⁄ /  ∕ /  ′ '  、 ,  。 .  ℃ °C  ℉ °F  ｛ \\{  ｝ \\}
+ℝ \\mathbb{R}  ℤ \\mathbb{Z}  ℕ \\mathbb{N}  ℚ \\mathbb{Q}  ℂ \\mathbb{C}
+"""
+
+
+def _pairs(table: str) -> list[tuple[str, str]]:
+    words = table.split()
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+_SIGNS = dict(_pairs(_OTHERS)) | {
+    sign: f"\\{command} " for command, signs in _pairs(_COMMANDS) for sign in signs
 }
+# Spellings within LaTeX, HTML and programs, in the order in which they are replaced.
 _NAMES = {
     "\\varnothing": "\\emptyset",
     "**": "^",
@@ -102,22 +73,6 @@ _NAMES = {
     "&nbsp;": " ",
 }
 _ORDINAL = re.compile(r"(?<=[0-9]) ?\^ ?\{? ?(st|nd|rd|th)(?![A-Za-z]) ?\}?")  # 2^{nd}
-_GREEK = {
-    "α": "\\alpha ",
-    "β": "\\beta ",
-    "γ": "\\gamma ",
-    "δ": "\\delta ",
-    "ε": "\\epsilon ",
-    "θ": "\\theta ",
-    "λ": "\\lambda ",
-    "μ": "\\mu ",
-    "π": "\\pi ",
-    "ρ": "\\rho ",
-    "σ": "\\sigma ",
-    "τ": "\\tau ",
-    "φ": "\\phi ",
-    "ω": "\\omega ",
-}
 _RELATION = re.compile(r"\\(le|ge|ne)(?:q(?:slant)?)?(?![A-Za-z])|\\(lt|gt)(?![A-Za-z])")
 _DOUBLED = re.compile(r"\\(?=\\[A-Za-z])")  # a backslash that was escaped once too often
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
@@ -172,17 +127,33 @@ def is_integer(text: str) -> bool:
     return text.isascii() and text.removeprefix("-").isdigit()
 
 
-def closing(text: str) -> int:
+def closing(text: str, opens: str = OPENING, closes: str = CLOSING) -> int:
     """The index that closes the bracket at index 0, or -1."""
     depth = 0
     for index, char in enumerate(text):
-        if char in OPENING:
+        if char in opens:
             depth += 1
-        elif char in CLOSING:
+        elif char in closes:
             depth -= 1
             if depth == 0:
                 return index
     return -1
+
+
+def split(text: str, mark: re.Pattern[str]) -> list[str]:
+    """The parts of a text between marks that stand outside all brackets, one part at least."""
+    marks = {match.start(): match.end() for match in mark.finditer(text)}
+    parts: list[str] = []
+    depth, start = 0, 0
+    for index, char in enumerate(text) if marks else ():
+        if char in OPENING:
+            depth += 1
+        elif char in CLOSING:
+            depth -= 1
+        elif depth == 0 and index in marks:
+            parts.append(text[start:index].strip())
+            start = marks[index]
+    return [*parts, text[start:].strip()]
 
 
 def respell(text: str) -> str:
@@ -241,7 +212,7 @@ def _from_unicode(text: str) -> str:
 def _sign(char: str) -> str:
     if char < "\x80":
         return char
-    if name := _SIGNS.get(char) or _GREEK.get(char):
+    if name := _SIGNS.get(char):
         return name
     if unicodedata.category(char) == "Nd":  # ٥, ５, and the digits of every other script
         return str(unicodedata.digit(char))

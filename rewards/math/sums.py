@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from grpo.rewards.math import hedges, vocabulary, words
-from grpo.rewards.math.clauses import Token
+from grpo.rewards.math.clauses import Token, places_of_values, words_of
 from grpo.rewards.math.four_operations import evaluate
 
 MAX_VALUES = 64  # of one sentence
@@ -57,7 +57,7 @@ def _as_ratio(match: re.Match[str]) -> str:
 
 def equations(found: Sequence[Token]) -> list[Equation]:
     """The equations of numbers in a sentence, in order: each run of values that signs join."""
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     if not any("=" in found[index].text for index in held) or len(held) > MAX_VALUES:
         return []
     runs: list[list[int]] = []
@@ -136,8 +136,8 @@ def worked(found: Sequence[Token]) -> tuple[str, Token | None, list[str]]:
         return "several equations", None, []
     if _elsewhere(before, after, value_of(last.right)):
         return "several values", None, []
-    head = [t.text for t in before if t.kind == "word"]
-    rest = [t.text for t in after if t.kind == "word"]
+    head = words_of(before)
+    rest = words_of(after)
     if _taken_back(head, rest):
         return "not vouched for", None, []
     return "", Token(kind="value", text=last.right), rest

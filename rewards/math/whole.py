@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from grpo.rewards.math import hedges, words
-from grpo.rewards.math.clauses import tokens
+from grpo.rewards.math.clauses import tokens, words_of
 from grpo.rewards.math.dress import plain
 from grpo.rewards.math.prose import claim
 from grpo.rewards.math.signs import Compare
@@ -41,7 +41,7 @@ def predicates(answer: str) -> list[str]:
         first = mark.end() if first is None else first
         if _SEVERAL.search(text, first, mark.start()):
             break  # "it is Monday or it is Tuesday"
-        before = [t.text for t in tokens(text[: mark.start()]) if t.kind == "word"]
+        before = words_of(tokens(text[: mark.start()]))
         if len(found) > 3 or hedges.doubts(before, True) or hedges.denied_subject(before):
             break
         found.append(text[mark.end() :])
@@ -65,7 +65,7 @@ def _bounds(text: str) -> str:
 def same_whole(answer: str, gold: str, compare: Compare) -> bool:
     """Whether two answers with words are the same words and numbers."""
     mine, theirs = tokens(_bounds(answer)), tokens(_bounds(plain(gold)))
-    said, wanted = ([t.text for t in both if t.kind == "word"] for both in (mine, theirs))
+    said, wanted = (words_of(both) for both in (mine, theirs))
     if len(said) == len(mine) and len(wanted) == len(theirs) and words.same_words(said, wanted):
         return True
     return words.same_items(mine, theirs, compare)

@@ -38,11 +38,8 @@ def clean(text: str) -> str:
         return text
     text = _SPACES.sub(" ", _SPACING.sub(" ", NO_SPACE.sub("", text))).strip()
     for opening, closing in _WRAPS:
-        if (
-            len(text) > len(opening) + len(closing)
-            and text.startswith(opening)
-            and text.endswith(closing)
-        ):
+        long = len(text) > len(opening) + len(closing)
+        if long and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()

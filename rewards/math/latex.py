@@ -284,12 +284,8 @@ def _matched(parts: list[str], gold_parts: list[str], tolerance: float, depth: i
             left.pop(verdicts.index(True))
         elif None in verdicts:
             unknown = True
-        elif len(verdicts) == len(parts):
+        elif len(verdicts) == len(parts) or not unknown:
             return False
-        else:
-            unknown = unknown or None in verdicts
-            if not unknown:
-                return False
     return None if unknown else True
 
 

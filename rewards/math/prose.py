@@ -54,9 +54,8 @@ def claim(text: str) -> Claim:
     """What an answer claims. Linear in its length; raises nothing."""
     found = tokens(plain(text))
     said = {token.text for token in found if token.kind == "word"}
-    why, value, unit = (
-        ("", None, []) if _NAME.match(found[0].text if found else "") else worked(found)
-    )
+    named = found and _NAME.match(found[0].text)
+    why, value, unit = ("", None, []) if named else worked(found)
     if why:
         return Claim(kind="nothing", text=text, why=why)
     if value:
@@ -75,11 +74,8 @@ def claim(text: str) -> Claim:
     values = [token for token in tail if token.kind == "value"]
     outside = words_of((*head, *pre))
     said = words_of(head)
-    if (
-        hedges.doubts(outside, bool(values and head))
-        or hedges.denied_subject(said)
-        or (said[-2:] == ["to", "be"] and vocabulary.FAILING.intersection(said[-3:]))
-    ):
+    failing = said[-2:] == ["to", "be"] and vocabulary.FAILING.intersection(said[-3:])
+    if failing or hedges.doubts(outside, bool(values and head)) or hedges.denied_subject(said):
         return Claim(kind="nothing", text=text, why="not vouched for")
     if not values:
         said = words_of(tail or pre or found)
@@ -92,8 +88,8 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     before = words_of(pre)
     if vocabulary.MODALS.intersection(before):
         return Claim(kind="nothing", text=text, why="not vouched for")
-    several = sum(token.kind == "value" for token in tail) > 1
-    if not several and {"or", "either"}.intersection(before):
+    count = len(places_of_values(tail))
+    if count < 2 and {"or", "either"}.intersection(before):
         return Claim(kind="nothing", text=text, why="one of several")
     about = [word for word in before if word in vocabulary.ABOUT]
     if hedges.bounded([word for word in before if word not in vocabulary.ABOUT]):
@@ -101,19 +97,14 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     named = words.number_of(before) is not None  # "eighteen (18)"
     if named and tail[0].text.strip("()") != str(words.number_of(before)):
         return Claim(kind="nothing", text=text, why="several values")
-    if (
-        not any(_copula(token) for token in head)
-        and before
-        and not named
-        and _NUMBERED.fullmatch(tail[0].text)
-    ):
+    numbered = before and not named and _NUMBERED.fullmatch(tail[0].text)
+    if numbered and not any(map(_copula, head)):
         return Claim(kind="nothing", text=text, why="a reference")
     stated = "=" in tail[0].text or any(token.kind == "line" for token in pre)
     if not head and before and not stated and not named and hedges.fragment(before):
         return Claim(kind="nothing", text=text, why="no claim of it")
     sign = "-" if before and before[-1] in ("minus", "negative") else ""
     groups: list[tuple[str, list[str]]] = []
-    count = sum(token.kind == "value" for token in tail)
     if count > MAX_VALUES:
         return Claim(kind="nothing", text=text, why="many values")
     listed = True  # only separators between values
@@ -124,12 +115,10 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
             groups.append((token.text if groups else sign + token.text, []))
         elif token.kind == "dots":
             return Claim(kind="nothing", text=text, why="a range")
-        elif token.kind == "word" and (
-            token.text not in vocabulary.SEPARATORS or token is tail[-1]
-        ):
-            groups[-1][1].append(token.text)
-        elif token.kind == "word" and groups[-1][1] and len(groups) == count:
-            groups[-1][1].append(token.text)  # "5 apples and pears"
+        elif token.kind == "word":
+            noun = token.text not in vocabulary.SEPARATORS or token is tail[-1]
+            if noun or (groups[-1][1] and len(groups) == count):  # "5 apples and pears"
+                groups[-1][1].append(token.text)
     after = words_of(tail)
     rest = words_of(tail[1:])
     about += [word for word in rest[:1] if word in vocabulary.ABOUT]
@@ -157,11 +146,8 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
             start = next((i for i, t in enumerate(rest) if t.kind == "value"), len(rest))
             # a negation or a modal right before the copula is about what follows it
             near = [t for t in found[max(0, index - 2) : index] if t.kind == "word"]
-            kept = [
-                t
-                for t in near
-                if t.text in vocabulary.MODALS or (t is found[index - 1] and hedges.denies(t.text))
-            ]
+            kept = [t for t in near if t.text in vocabulary.MODALS]
+            kept += [t for t in near if t is found[index - 1] and hedges.denies(t.text)]
             if found[index].text in ("equal", "equals"):  # "greater than or equal to 5"
                 kept += [t for t in found[max(0, index - 3) : index] if t.text == "than"]
             own = [found[index]] if not found[index].text.isascii() else []

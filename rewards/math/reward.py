@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from grpo.errors import PluginError, unknown_name
@@ -82,14 +82,8 @@ def over_limit(text: str) -> str | None:
     """Why an answer is too large to be parsed, or None."""
     if len(text) > MAX_LENGTH:
         return f"longer than {MAX_LENGTH} characters"
-    depth = deepest = 0
-    for char in text:
-        if char in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in ")]}":
-            depth -= 1
-    if deepest > MAX_NESTING:
+    depths = accumulate((char in "([{") - (char in ")]}") for char in text)
+    if max(depths, default=0) > MAX_NESTING:
         return f"nested deeper than {MAX_NESTING}"
     return f"a number of more than {MAX_DIGITS} digits" if _LONG_NUMBER.search(text) else None
 

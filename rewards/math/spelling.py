@@ -43,35 +43,16 @@ def _pairs(table: str) -> list[tuple[str, str]]:
 _SIGNS = dict(_pairs(_OTHERS)) | {
     sign: f"\\{command} " for command, signs in _pairs(_COMMANDS) for sign in signs
 }
-# Spellings within LaTeX, HTML and programs, in the order in which they are replaced.
-_NAMES = {
-    "\\varnothing": "\\emptyset",
-    "**": "^",
-    "\\mathrm{e}": "e",
-    "\\mathrm{i}": "i",
-    "\\mathbb R": "\\mathbb{R}",
-    "\\lbrace": "\\{",
-    "\\rbrace": "\\}",
-    "\\langle": "(",  # the peer's grammar has no angles: it would compare the last number alone
-    "\\rangle": ")",
-    "\\lvert": "|",
-    "\\rvert": "|",
-    "\\cdots": "\\ldots",
-    "\\dots": "\\ldots",
-    "...": "\\ldots ",
-    "\\backslash": "\\setminus",
-    "\\smallsetminus": "\\setminus",
-    "\\mathcal{O}": "O",
-    "\\cfrac": "\\frac",
-    "\\dbinom": "\\binom",
-    "\\tbinom": "\\binom",
-    "<=": "\\le ",
-    ">=": "\\ge ",
-    "!=": "\\ne ",
-    "&lt;": "<",
-    "&gt;": ">",
-    "&nbsp;": " ",
-}
+# Spellings within LaTeX, HTML and programs, each before its name, in the order in which they are
+# replaced; ~ is a space. The peer's grammar has no angles: it would compare the last number alone.
+_NAMES = r"""
+\varnothing \emptyset  ** ^  \mathrm{e} e  \mathrm{i} i  \mathbb~R \mathbb{R}
+\lbrace \{  \rbrace \}  \langle (  \rangle )  \lvert |  \rvert |
+\cdots \ldots  \dots \ldots  ... \ldots~  \backslash \setminus  \smallsetminus \setminus
+\mathcal{O} O  \cfrac \frac  \dbinom \binom  \tbinom \binom
+<= \le~  >= \ge~  != \ne~  &lt; <  &gt; >  &nbsp; ~
+"""
+_RENAMED = [(old.replace("~", " "), new.replace("~", " ")) for old, new in _pairs(_NAMES)]
 _ORDINAL = re.compile(r"(?<=[0-9]) ?\^ ?\{? ?(st|nd|rd|th)(?![A-Za-z]) ?\}?")  # 2^{nd}
 _RELATION = re.compile(r"\\(le|ge|ne)(?:q(?:slant)?)?(?![A-Za-z])|\\(lt|gt)(?![A-Za-z])")
 _DOUBLED = re.compile(r"\\(?=\\[A-Za-z])")  # a backslash that was escaped once too often
@@ -168,9 +149,8 @@ def respell(text: str) -> str:
         return "(-\\infty,\\infty)"
     if not text.isascii():
         text = _from_unicode(text)
-    for spelling, name in _NAMES.items():
-        if spelling in text:
-            text = text.replace(spelling, name)
+    for old, new in _RENAMED:
+        text = text.replace(old, new)
     if "\\" in text:
         if "\\begin" not in text:
             text = _DOUBLED.sub("", text)

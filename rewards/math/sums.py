@@ -81,9 +81,8 @@ def _joined(found: Sequence[Token], before: int, index: int) -> bool:
         return False
     if len(between) == 1 and between[0].text == "of":
         return bool(re.search(r"[/%]", found[before].text))
-    return bool(
-        _SIGNS.match(_bare(found[index].text).lstrip()) or _OPEN.search(_bare(found[before].text))
-    )
+    opened = _OPEN.search(_bare(found[before].text))
+    return bool(opened or _SIGNS.match(_bare(found[index].text).lstrip()))
 
 
 def _equation(found: Sequence[Token], run: Sequence[int]) -> Equation | None:
@@ -176,20 +175,13 @@ def _elsewhere(before: Sequence[Token], after: Sequence[Token], result: Fraction
     return False
 
 
-def _taken_back(head: Sequence[str], rest: Sequence[str]) -> bool:
+def _taken_back(head: Sequence[str], rest: list[str]) -> bool:
     """Whether words before or after an equation disown it."""
     said = [word for word in head if word != "if"]  # a condition of the task
-    if (
-        hedges.doubts(said, True)
-        or hedges.doubts(rest, False)
-        or _ENDS.intersection((*said, *rest))
-    ):
+    if hedges.doubts(said, True) or hedges.doubts(rest, False) or _ENDS.intersection(said + rest):
         return True
     drawn = max((i for i, word in enumerate(said) if word in vocabulary.DRAWN), default=-1)
     near = said[-3:]
-    return (
-        hedges.denied_subject(said[drawn + 1 :])
-        or any(word in vocabulary.BOUND or hedges.denies(word) for word in near)
-        or hedges.trailing(rest[:4])
-        or bool(vocabulary.FALSE.intersection(rest))
-    )
+    bounded = vocabulary.BOUND.intersection(near) or any(map(hedges.denies, near))
+    taken_back = hedges.trailing(rest[:4]) or vocabulary.FALSE.intersection(rest)
+    return bool(bounded or taken_back) or hedges.denied_subject(said[drawn + 1 :])

@@ -9,6 +9,7 @@ they are written, without spacing.
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 from grpo.rewards.math.spelling import CLOSING, OPENING
 
@@ -55,12 +56,8 @@ def rows(text: str) -> list[tuple[str, ...]]:
 
 def is_said(text: str) -> bool:
     """Whether a normalized text is an answer that is compared as it is written."""
-    depth = 0
-    for char in text:
-        depth += (char in OPENING) - (char in CLOSING)
-        if depth < 0:
-            return False
-    return depth == 0 and _SAID.fullmatch(text) is not None
+    depths = [0, *accumulate((char in OPENING) - (char in CLOSING) for char in text)]
+    return min(depths) == depths[-1] == 0 and _SAID.fullmatch(text) is not None
 
 
 def squeezed(text: str) -> str:

@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,7 @@ class RewardSet:
     parallel = 1  # groups that may usefully be scored at once
 
     def __init__(
-        self,
-        rewards: Sequence[tuple[str, Any, float]],
-        timeouts: Mapping[str, float] | None = None,
+        self, rewards: Sequence[tuple[str, Any, float]], timeouts: Mapping[str, float] | None = None
     ) -> None:
         if not rewards:
             raise RewardError("a recipe needs at least one reward")
@@ -76,7 +75,7 @@ class RewardSet:
         arguments = call_arguments(prompt, completions)
         extras = {
             "trainer_state": trainer_state,
-            "log_extra": _ignore,
+            "log_extra": lambda *_: None,  # completions are logged with every value already
             "log_metric": self._log_metric,
         }
         pending: dict[int, Coroutine[Any, Any, Any]] = {}
@@ -129,33 +128,21 @@ class RewardSet:
         first = scores[names.index(self.first_verifier)] if self.first_verifier else None
         judged = (scores[names.index(name)] for name in self.judges)
         first = next((score for score in judged if score.status != "not_applicable"), first)
+        said = Score(value=None, status="not_applicable", parts=parts, right=right)
         for name, score in zip(names, scores, strict=True):
             if score.status in UNUSABLE:
-                detail = f"{name}: {score.detail}"
-                return Score(
-                    value=None, status=score.status, detail=detail, parts=parts, right=right
-                )
+                return replace(said, status=score.status, detail=f"{name}: {score.detail}")
         weighed = [
             _weighed(name, score.value, weight)
             for (name, _, weight), score in zip(self.rewards, scores, strict=True)
             if score.value is not None
         ]
         if not weighed:
-            detail = first.detail if first else "every reward returned None"
-            return Score(
-                value=None, status="not_applicable", detail=detail, parts=parts, right=right
-            )
+            return replace(said, detail=first.detail if first else "every reward returned None")
         if first is None or first.status == "not_applicable":
-            first = next(
-                (s for s in scores if s.value is not None), Score(value=None, status="scored")
-            )
-        return Score(
-            value=math.fsum(weighed),
-            status=first.status,
-            detail=first.detail,
-            parts=parts,
-            right=right,
-        )
+            first = next(score for score in scores if score.value is not None)
+        value = math.fsum(weighed)
+        return replace(said, value=value, status=first.status, detail=first.detail)
 
     def _log_metric(self, name: str, value: float) -> None:
         with self._lock:
@@ -269,7 +256,3 @@ def call_arguments(prompt: Prompt, completions: Sequence[Completion]) -> dict[st
         "completion_ids": [completion.ids.tolist() for completion in completions],
         **columns,
     }
-
-
-def _ignore(_column: str, _values: Any) -> None:
-    """`log_extra` outside TRL: completions are logged with every reward's value already."""

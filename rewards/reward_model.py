@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from grpo.errors import PluginError, RecipeError, unknown_name
@@ -33,6 +34,7 @@ def answer_part(completion: str) -> str:
     return (block if block is not None else text or "").strip()
 
 
+@dataclass(eq=False)
 class RewardModel(Scored):
     """scale * logit + offset of a sequence-classification model; `sigmoid` bounds it to (0, 1).
 
@@ -45,29 +47,20 @@ class RewardModel(Scored):
 
     __name__ = "reward_model"
 
-    def __init__(
-        self,
-        path: str,
-        device: str = "cpu",
-        batch_size: int = 8,
-        max_length: int = 2048,
-        sigmoid: bool = False,
-        scale: float = 1.0,
-        offset: float = 0.0,
-        part: str = "all",
-    ) -> None:
-        if batch_size < 1 or max_length < 1:
+    path: str
+    device: str = "cpu"
+    batch_size: int = 8
+    max_length: int = 2048
+    sigmoid: bool = False
+    scale: float = 1.0
+    offset: float = 0.0
+    part: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.max_length < 1:
             raise PluginError("reward_model: batch_size and max_length are at least 1")
-        if part not in PARTS:
-            raise PluginError(f"reward_model: {unknown_name('part', part, PARTS)}")
-        self.path = path
-        self.device = device
-        self.batch_size = batch_size
-        self.max_length = max_length
-        self.sigmoid = sigmoid
-        self.scale = scale
-        self.offset = offset
-        self.part = part
+        if self.part not in PARTS:
+            raise PluginError(f"reward_model: {unknown_name('part', self.part, PARTS)}")
         self._loaded: tuple[Any, Any] | None = None
         self._lock = threading.Lock()
 

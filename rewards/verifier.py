@@ -150,6 +150,30 @@ class VerifierReward(Scored):
             self.pool.close()
 
 
+class GradedReward(VerifierReward):
+    """Base of rewards for how a completion is written: subclasses write `grade`.
+
+    Token ids are there in training; `grpo score` rows may bring `completion_ids`. Without them a
+    length is a number of words, which is stated in the score's detail.
+    """
+
+    needs = ()
+    judges = False
+
+    def grade(self, text: str, ids: Sequence[int] | None, task: Task) -> Score:
+        """The score of one completion from its text and token ids (None: unknown)."""
+        raise NotImplementedError
+
+    def verify(self, completion: str, task: Task) -> Score:
+        """`grade` without token ids."""
+        return self.grade(completion, None, task)
+
+    def _all_graded(
+        self, texts: Sequence[str], tasks: Sequence[Task], ids: Sequence[Sequence[int] | None]
+    ) -> list[Score]:
+        return list(map(self.grade, texts, ids, tasks))
+
+
 def missing_columns(needs: Sequence[str], task: Task) -> list[str]:
     """The entries of `needs` for which a task has no value."""
 

@@ -139,27 +139,23 @@ def _as_score(name: str, row: int, value: Any) -> Score:
     found = value.value if isinstance(value, Score) else value
     if found is None:
         return value if isinstance(value, Score) else Score(value=None, status="not_applicable")
+
+    def refused(what: Any, why: str) -> RewardError:
+        return RewardError(f"reward {name!r} returned {what} for completion {row}{why}")
+
     if isinstance(found, str | bytes):
-        raise RewardError(f"reward {name!r} returned {found!r} for completion {row}, not a number")
+        raise refused(repr(found), ", not a number")
     try:
         number = float(found)
     except (TypeError, ValueError) as error:
-        raise RewardError(
-            f"reward {name!r} returned {type(found).__name__} for completion {row}, "
-            "not a number or None"
-        ) from error
+        raise refused(type(found).__name__, ", not a number or None") from error
     except OverflowError:  # a whole number of hundreds of digits
         number = math.inf
     if not math.isfinite(number):
-        raise RewardError(
-            f"reward {name!r} returned {number} for completion {row}; return None where it does "
-            "not apply"
-        )
+        raise refused(number, "; return None where it does not apply")
     if abs(number) > LARGEST_REWARD:
-        raise RewardError(
-            f"reward {name!r} returned {number:g} for completion {row}; a reward is at most "
-            f"{LARGEST_REWARD:g} in size, or its group's variance is no number any more"
-        )
+        most = f"a reward is at most {LARGEST_REWARD:g} in size"
+        raise refused(f"{number:g}", f"; {most}, or its group's variance is no number any more")
     if isinstance(value, Score):
         return value if type(found) is float else replace(value, value=number)
     return Score(value=number, status="scored")

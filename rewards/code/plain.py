@@ -153,9 +153,7 @@ def pack_changes(
         new = _contents(value)
         if _same(old, new):
             continue
-        if isinstance(value, bytearray):
-            new = [bytes(value)]
-        elif type(value).__module__ == "numpy":
+        if type(value).__module__ == "numpy":
             new = [value.tolist()]
         changed.append([number, [packer.pack(part, 1) for part in new]])
     return changed

@@ -13,7 +13,6 @@ defines: ["f", "class Node"]), by the column with that solution, or by the tests
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import time
@@ -24,7 +23,6 @@ from grpo.rewards.code import readings
 from grpo.rewards.code.fences import asked_names, program_of
 from grpo.rewards.code.stdio import LOST, START, ProgramRun, run_program, same_output
 from grpo.rewards.sandbox import wire
-from grpo.rewards.sandbox.probe import choose
 from grpo.rewards.sandbox.sandbox import PRELOAD, Ended, Guest, Limits, Sandbox
 from grpo.rewards.sandbox.workers import Pool
 from grpo.rewards.verifier import VerifierReward
@@ -116,12 +114,8 @@ class Code(VerifierReward):
         self.timeout = timeout
         self.tolerance = tolerance
         self.limits = Limits(cpu=max(1, int(timeout) + 1), memory=memory_mb << 20)
-        self.pool = Pool(
-            lambda: Sandbox(choose(sandbox), (*PRELOAD, "grpo.rewards.code.guest")),
-            "code",
-            limits=self.limits,
-            workers=workers or os.cpu_count() or 1,
-        )
+        preload = (*PRELOAD, "grpo.rewards.code.guest")
+        self.pool = Pool("code", preload, tier=sandbox, limits=self.limits, workers=workers)
 
     def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
         """Outcomes in order, `workers` programs at a time."""
@@ -225,11 +219,8 @@ class Code(VerifierReward):
         """The outcome when the tests' process gave none in time, or none at all."""
         late = isinstance(error, TimeoutError)
         if "started" not in heard:
-            detail = (
-                f"no program was started within {START} s"
-                if late
-                else (f"the sandbox ended before the program was started ({type(error).__name__})")
-            )
+            detail = f"the sandbox ended before the program was started ({type(error).__name__})"
+            detail = f"no program was started within {START} s" if late else detail
             return Score(value=None, status="grader_error", detail=detail)
         if not late and any(_out_of_time(guest.end()) for guest in guests):
             late, detail = True, "out of processor time"

@@ -6,7 +6,6 @@ parser, and only for what is still open math-verify, in a confined worker that c
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -23,8 +22,7 @@ from grpo.rewards.math.latex import compare
 from grpo.rewards.math.ruling import rule
 from grpo.rewards.math.spelling import respell
 from grpo.rewards.math.statement import conclusion, final_statement
-from grpo.rewards.sandbox.probe import choose
-from grpo.rewards.sandbox.sandbox import Limits, Sandbox
+from grpo.rewards.sandbox.sandbox import Limits
 from grpo.rewards.sandbox.workers import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
@@ -122,10 +120,11 @@ class Math(VerifierReward):
         self.tolerance = tolerance
         self.timeout = timeout
         self.pool = Pool(
-            lambda: Sandbox(choose(sandbox), ("numpy", "grpo.rewards.math.guest")),
             "math",
+            ("numpy", "grpo.rewards.math.guest"),
+            tier=sandbox,
             limits=Limits(cpu=3600, memory=memory_mb << 20),
-            workers=workers or os.cpu_count() or 1,
+            workers=workers,
         )
         self._algebra = lru_cache(maxsize=1 << 16)(self._ask)
 

@@ -11,13 +11,14 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from grpo.errors import RewardError
 from grpo.rewards.sandbox import wire
 from grpo.rewards.sandbox.guest_memory import ROOM
+from grpo.rewards.sandbox.probe import choose
 from grpo.rewards.sandbox.sandbox import Guest, Limits, Sandbox
 
 
@@ -50,27 +51,27 @@ class _Slot:
 
 
 class Pool:
-    """`workers` guests of one kind in one sandbox, and as many threads of the host.
+    """`workers` guests of one kind in one sandbox, and as many threads of the host (0: one a core).
 
-    `make` makes the sandbox on first use. `recycle`: requests that one guest serves.
+    The sandbox, of the tier that `tier` chooses, starts on first use and loads `preload`.
+    `recycle`: requests that one guest serves.
     """
 
     def __init__(
         self,
-        make: Callable[[], Sandbox],
         guest: str,
+        preload: Sequence[str],
         *,
+        tier: str,
         limits: Limits,
         workers: int,
         recycle: int = 500,
     ) -> None:
+        self.kind, self.preload, self.tier = guest, preload, tier
+        self.limits, self.recycle = limits, recycle
+        self.workers = workers = workers or os.cpu_count() or 1
         if workers < 1:
             raise RewardError(f"workers must be at least 1, not {workers}")
-        self.make = make
-        self.kind = guest
-        self.limits = limits
-        self.workers = workers
-        self.recycle = recycle
         self._slots: queue.LifoQueue[_Slot] = queue.LifoQueue()
         self._all = [_Slot() for _ in range(workers)]
         for slot in self._all:
@@ -176,7 +177,7 @@ class Pool:
         """The sandbox, made when it is first asked for."""
         with self._lock:
             if self._sandbox is None:
-                self._sandbox = self.make()
+                self._sandbox = Sandbox(choose(self.tier), self.preload)
             return self._sandbox
 
     def _retire(self, slot: _Slot) -> None:

@@ -75,7 +75,7 @@ def copies(keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def copied(value: Any) -> Any:
-    """A deep copy; of what cannot be copied (a lock, say) the thing itself."""
+    """A deep copy, or the value itself where it cannot be copied (a lock, say)."""
     kind = cast("type[Any]", type(value))
     if kind in _FIXED:
         return value
@@ -97,9 +97,9 @@ def named(name: str, error: BaseException) -> RewardError:
 
 
 def as_scores(name: str, output: Any, count: int) -> list[Score]:
-    """What a reward returned, as scores; RewardError unless one finite number or None each.
+    """What a reward returned, as scores. RewardError unless it is one finite number or None each.
 
-    Values belong to completions by their place, so only what has an order is taken.
+    The order says which completion a value belongs to, so a set or a dict is refused.
     """
     values = _in_order(name, output)
     if len(values) != count:

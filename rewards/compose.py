@@ -73,7 +73,7 @@ class RewardSet:
         a running event loop.
         """
         arguments = call_arguments(prompt, completions)
-        extras = {
+        extras: dict[str, Any] = {
             "trainer_state": trainer_state,
             "log_extra": lambda *_: None,  # completions are logged with every value already
             "log_metric": self._log_metric,

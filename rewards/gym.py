@@ -30,7 +30,7 @@ def _reaches(answer: str, numbers: Sequence[int], target: Any) -> bool:
 
 
 def _of_row(read: Callable[[], Any]) -> Any:
-    """What is read from the row itself: where it is of the wrong kind, no answer could be right."""
+    """A value read from the row. Raises UnusableGold if that fails: no answer could be right."""
     try:
         return read()
     except (ValueError, ArithmeticError) as error:

@@ -2,9 +2,9 @@
 
 It is never used unless a recipe lists it. Requests are limited in rate and number in flight,
 answers are cached on disk by what was asked, tokens and cost are counted, and a budget ends the
-spending: beyond it completions are unscored, not 0. So they are where the judge does not answer,
-or not with a grade: N completions of one call take N / concurrency * timeout seconds of a judge
-that is late with all of them, and never more than `deadline`.
+spending. A completion is unscored, not 0, when the budget is spent, when the judge does not answer,
+and when its answer holds no grade. If the judge is late with all N completions of a call, the call
+takes N / concurrency * timeout seconds, and never more than `deadline`.
 """
 
 from __future__ import annotations

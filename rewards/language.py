@@ -72,9 +72,9 @@ def script_of(char: str) -> str:
 
 
 def language_of(text: str) -> tuple[str, str]:
-    """(text without code, formulas, addresses and tags; what code and the like hold beside code).
+    """(text outside code, formulas, addresses and tags; text of other scripts inside code).
 
-    Chinese between two dollars stays in the first, but for names as in `\\text{面积}`.
+    Chinese between two dollars counts as outside, except in names such as `\\text{面积}`.
     """
     inside: list[str] = []
 

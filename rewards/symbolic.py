@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import ast
 import cmath
-import operator
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from grpo.rewards.math.four_operations import FOUR
 
@@ -24,7 +24,7 @@ _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
     "csc": lambda z: 1 / cmath.sin(z),
     "cot": lambda z: 1 / cmath.tan(z),
 }
-_OPERATIONS = {**FOUR, ast.Pow: operator.pow}
+_OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {**FOUR, ast.Pow: pow}
 _CONSTANTS: dict[str, complex] = {"pi": cmath.pi, "E": cmath.e, "e": cmath.e}
 
 

@@ -22,7 +22,7 @@ NOT_COLUMNS = frozenset({"trainer_state", "log_extra", "log_metric", "environmen
 def text_of(value: str | Sequence[Message]) -> str:
     """The text of a prompt or completion: itself, or the contents of its messages, joined.
 
-    A message's content is text, or a list of parts of which those with a `text` count.
+    A message's content is text, or a list of parts; parts without a `text` are left out.
     """
     if isinstance(value, str):
         return value
@@ -55,7 +55,7 @@ def columns_at(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any
 def make_task(prompt: str | Sequence[Message], columns: Mapping[str, Any]) -> Task:
     """A `Task` from one row of columns; `answer`, else TRL's `solution`, is the gold answer.
 
-    What a table has in an empty cell (None, NaN) is no answer.
+    An empty cell of a table (None, NaN) is no answer.
     """
     gold = gold_text(columns.get("answer"))
     if gold is None:
@@ -86,8 +86,8 @@ class VerifierReward(Scored):
     `needs` names the columns without which the reward has nothing to check; each entry is a name
     or alternatives joined by "|". Rows that lack one are "not_applicable" in training (a mixture
     may hold other tasks) and an error in `grpo score`; data in which every row does is refused
-    before a run starts (`grpo.stages.preflight.needed`). A reward made of others says by
-    `inner(task)` which.
+    before a run starts (`grpo.stages.preflight.needed`). A reward made of others lists them in
+    `inner(task)`.
     """
 
     name: ClassVar[str] = "verifier"
@@ -153,8 +153,8 @@ class VerifierReward(Scored):
 class GradedReward(VerifierReward):
     """Base of rewards for how a completion is written: subclasses write `grade`.
 
-    Token ids are there in training; `grpo score` rows may bring `completion_ids`. Without them a
-    length is a number of words, which is stated in the score's detail.
+    Token ids are known in training; rows of `grpo score` may bring `completion_ids`. Without them
+    a length is counted in words, and the score's detail says so.
     """
 
     needs = ()

@@ -160,9 +160,9 @@ class Program:
 
 
 def _stays(value: Any) -> bool:
-    """Whether what a class made stays here although it is plain data: a container with members.
+    """Whether an object that a class of the program's made stays here although it is plain data.
 
-    LeetCode's nodes and what is made from a number or text cross as what they are.
+    A container with methods of its own does. LeetCode's nodes, numbers and text cross.
     """
     kind = cast("type[Any]", type(value))
     if kind.__module__ != "candidate" or kind.__name__ in ("ListNode", "TreeNode"):

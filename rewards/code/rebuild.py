@@ -29,8 +29,7 @@ from grpo.rewards.sandbox.wire import WireError
 _LIST, _SET = list[Any], set[Any]
 # dtypes of numbers; any other array is rebuilt from its elements
 _DTYPE = re.compile(r"[<>|=][biufc]\d{1,2}")
-# Of Decimal and Fraction, of something nested without end, of an array where there is no numpy, of
-# a pattern.
+# Raised by Decimal and Fraction, by endless nesting, by an array without numpy, by a pattern.
 _RARE = (ArithmeticError, RecursionError, ImportError, re.error)
 _MALFORMED = (TypeError, ValueError, AttributeError, LookupError, *_RARE)
 

@@ -19,7 +19,7 @@ FOUR: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
+    ast.Div: lambda a, b: a / b,
 }
 _ALLOWED = re.compile(r"[0-9+\-*/() \t\n]+")
 # Unicode's signs (times, dot and asterisk operator, division, minus and en dash), LaTeX's names.

@@ -58,7 +58,7 @@ class Read:
 
 
 def _read(text: str, depth: int = 0) -> Read | None:
-    """An answer as far as it can be read from end to end; None if it cannot."""
+    """An answer read from end to end, None if a part of it cannot be read."""
     text = in_radians(normalize(text)).strip()
     if "\\begin" in text and (rows := systems.rows(text)):
         return _of_rows(text, rows, depth)
@@ -115,7 +115,7 @@ def _expression(text: str, imaginary: bool) -> Any:
 
 
 def _claims(text: str) -> list[Read]:
-    """What an answer may be taken for: itself, or of a \\approx b, which have to agree, a and b."""
+    """The readings of an answer: the whole, or both sides of a \\approx b if they are near."""
     sides = normalize(text).split("\\approx")
     if len(sides) == 1:
         read = _read(text)
@@ -142,7 +142,7 @@ def _number(read: Read) -> float:
 
 @lru_cache(maxsize=4096)
 def _gold(text: str) -> list[Read]:
-    """What a gold says, which is trusted: of a chain that is not read whole, its last side."""
+    """The readings of a gold. It is trusted: of a chain that cannot be read whole the last side."""
     found = _claims(text)
     if not found and text.count("=") > 1 and "," not in text:
         found = _claims(text.rpartition("=")[2].replace("$", ""))
@@ -205,7 +205,7 @@ def _same_part(gold: Read, answer: Read) -> bool:
 
 
 def _matched(golds: list[Read], answers: list[Read]) -> bool:
-    """Whether each gold has an answer of its own; equality is transitive, so the first one does."""
+    """Whether the parts pair up. Equality is transitive, so the first equal part may be taken."""
     for gold in golds:
         found = next((a for a in answers if _same_part(gold, a)), None)
         if found is None:

@@ -71,7 +71,7 @@ _INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])")
 _UNION = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
 _TIMES = re.compile(r"(?<=[0-9A-Za-z)]) ?\* ?(?=[0-9A-Za-z(\\])")
 _VECTOR = re.compile(r"\\(?:bm|boldsymbol|pmb|mathbf|hat|vec) ?\{ ?(\\[ij]math|[ijk]) ?\}")
-# Commands that change how an answer looks: with an argument that goes, with one that stays, alone.
+# Commands that only change how an answer looks. They go, and some take their argument with them.
 _GONE = re.compile(
     r"\\(?:(?:text)?color|tag\*?|label|[hv]?phantom|hspace\*?|vspace\*?) ?\{[^{}]{0,200}\}"
     r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large"
@@ -90,7 +90,7 @@ _RATE = re.compile(
 )
 _FRACTION = re.compile(r"\\frac(?![A-Za-z]) ?")
 _ARGUMENT = re.compile(r"\\[A-Za-z]+|[0-9A-Za-z]")
-# A set's elements and what they meet have one sign between them; a cell of cases has no `if`.
+# One sign between a set's elements and their condition, and no `if` in a cell of cases.
 _SUCH_THAT = re.compile(r"(\\\{[^:|]{1,80}?) ?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\?\|) ?")
 _CELL = re.compile(
     r"[,;]? ?& ?(?:\\(?:text|mathrm|mbox) ?\{ ?(?:if|when|for|where|,)? ?(?:if|when|for)? ?\})? ?"

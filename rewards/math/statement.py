@@ -1,8 +1,9 @@
 r"""Which sentence of an answer block states the answer: "We add. So it is 5." is read at its end.
 
-The last "final answer is" counts, with what follows it. Else the last sentence with a value, if
-what comes before is work (it has no value, or the sentence draws a conclusion). Several bare values
-on lines of their own are a list, and a doubt anywhere stays in sight of the reader.
+What follows the last "final answer is" counts. Without one it is the last sentence with a value, if
+what comes before is work: it holds no value, or the last sentence concludes from it. Several bare
+values on lines of their own are a list. Where something is doubted the whole block is kept, so that
+the doubt is read too.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-r"""Answers that are laid out in rows, and those that no algebra reads but are answers all the same.
+r"""Answers that are laid out in rows, and answers that no algebra can read.
 
-Systems and cases come apart into rows and cells. A set by a rule (\{2k : k \in \mathbb{Z}\}), a
-remainder (7 \bmod 10), sets, statements, segments and vectors by their letters (A \cup B, p \land
-q, \overline{AB}), an angle in minutes: the parser knows none of them, and they are compared as
-they are written, without spacing.
+Systems and cases are taken apart into rows and cells. The parser does not know sets by a rule
+(\{2k : k \in \mathbb{Z}\}), remainders (7 \bmod 10), sets, statements, segments and vectors by
+their letters (A \cup B, p \land q, \overline{AB}), or angles in minutes. These are compared as they
+are written, without spacing.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ def verbal(word: str) -> bool:
     return len(word) > 3 and word.endswith(("s", "ed")) and word not in _NO_VERBS
 
 
-# Wherever they stand, nobody vouches for the value.
+# With one of these anywhere, nobody vouches for the value.
 DOUBT = _words(
     "maybe perhaps possibly probably presumably supposedly guess guesses guessing guessed unsure "
     "uncertain unclear doubt doubtful dunno idk whether unless otherwise depends depending except "
@@ -28,7 +28,7 @@ DOUBT = _words(
     "quizás quizá acaso podría probablemente peut-etre quizas podria forse talvez peutêtre "
     "возможно может наверное"
 )
-# Of work only these count: it may suppose, except and ask "if" without doubting its end.
+# Doubts in work before the answer, which may suppose, except and ask "if" and still be sure.
 UNSURE = _words(
     "maybe perhaps possibly probably guess guessing unsure uncertain dunno idk sorry vielleicht "
     "quizás talvez forse peut-être"
@@ -37,7 +37,7 @@ NEGATION = _words(
     "not no never neither nor cannot none nothing without ain't non pas ne nicht kein keine "
     "keinen nie não nunca tampoco niemals jamais не нет"
 )
-# Before the value, or between the copula and the value.
+# Before the value, or between the copula and the value, these make it a bound.
 BOUND = _words(
     "least most than over under above below exceeding exceeds exceed beyond between within around "
     "about approximately roughly nearly almost circa ca approx approximate near close estimate "

@@ -1,7 +1,7 @@
 """Actions that a confined process must not be able to do, and a few that it must.
 
-Each probe really tries, one of every kind of way out that there is an attack for: a layer that is
-configured but does not hold shows up as a success here.
+There is one for each kind of attack that is known. Each really tries, so a layer that is configured
+but does not hold shows up here as a success.
 """
 
 from __future__ import annotations

@@ -73,9 +73,9 @@ class RewardSet:
         a running event loop.
         """
         arguments = call_arguments(prompt, completions)
-        extras: dict[str, Any] = {
+        extras = {
             "trainer_state": trainer_state,
-            "log_extra": lambda *_: None,  # completions are logged with every value already
+            "log_extra": _ignore,
             "log_metric": self._log_metric,
         }
         pending: dict[int, Coroutine[Any, Any, Any]] = {}
@@ -256,3 +256,7 @@ def call_arguments(prompt: Prompt, completions: Sequence[Completion]) -> dict[st
         "completion_ids": [completion.ids.tolist() for completion in completions],
         **columns,
     }
+
+
+def _ignore(_column: str, _values: Any) -> None:
+    """`log_extra` outside TRL: completions are logged with every reward's value already."""

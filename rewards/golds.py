@@ -95,10 +95,8 @@ def _check_chunk(
         counts[name].skipped += len(tasks) - len(golds)
         for kind in ("gold", "planted"):
             answers = [a if kind == "gold" else planted(a, p) for _, a, p in golds]
-            completions = [
-                completion_of(answer, program)
-                for answer, (_, _, program) in zip(answers, golds, strict=True)
-            ]
+            programs = [program for _, _, program in golds]
+            completions = list(map(completion_of, answers, programs))
             scores = reward.verify_all(completions, [task for task, _, _ in golds])
             for (task, _, _), answer, score in zip(golds, answers, scores, strict=True):
                 accepted = score.value is not None and score.value >= 1.0

@@ -82,9 +82,8 @@ class Program:
                 {"o": opaque(result)} if kept else pack(result, opaque, shared, self.known)
             )
         except BaseException as error:
-            if request["do"] in ("next", "anext") and (
-                isinstance(error, StopIteration | StopAsyncIteration)
-            ):
+            ends = isinstance(error, StopIteration | StopAsyncIteration)
+            if ends and request["do"] in ("next", "anext"):
                 return {"stopped": True}
             answer.pop("returned", None)
             answer["raised"] = raised(error, self.known)

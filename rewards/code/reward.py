@@ -21,9 +21,9 @@ from typing import Any, cast
 
 from grpo.rewards.code import readings
 from grpo.rewards.code.fences import asked_names, program_of
-from grpo.rewards.code.stdio import LOST, START, ProgramRun, run_program, same_output
+from grpo.rewards.code.stdio import START, ProgramRun, run_program, same_output
 from grpo.rewards.sandbox import wire
-from grpo.rewards.sandbox.sandbox import PRELOAD, Ended, Guest, Limits, Sandbox
+from grpo.rewards.sandbox.sandbox import LOST, PRELOAD, Guest, Limits, Sandbox
 from grpo.rewards.sandbox.workers import Pool
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Status, Task
@@ -204,7 +204,7 @@ class Code(VerifierReward):
                 heard |= found
         except (EOFError, OSError, wire.WireError) as error:
             score = self._without_verdict(error, heard, guests)
-            if any(guest.end().status == LOST for guest in guests):
+            if any(guest.end() == LOST for guest in guests):
                 raise _SandboxLost(score) from error
             return score
         finally:
@@ -247,8 +247,8 @@ class Code(VerifierReward):
             return Score(value=passed / total, status="scored", detail=detail)
         if str(found["detail"]).startswith("MemoryError"):
             return Score(value=0.0, status="limit", detail=detail)
-        ended = candidate.poll()
-        status: Status = "timeout" if ended and _out_of_time(ended) else "wrong"
+        late = _out_of_time(candidate.poll() or 0)
+        status: Status = "timeout" if late else "wrong"
         return Score(value=0.0, status=status, detail=detail)
 
     def _judge_stdio(
@@ -288,5 +288,5 @@ def _reference(columns: Mapping[str, Any]) -> str | None:
     return next((text for text in texts if isinstance(text, str) and text.strip()), None)
 
 
-def _out_of_time(ended: Ended) -> bool:
-    return ended.status & 0x7F == signal.SIGXCPU
+def _out_of_time(status: int) -> bool:
+    return status & 0x7F == signal.SIGXCPU

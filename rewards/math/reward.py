@@ -178,14 +178,11 @@ class Math(VerifierReward):
         answer, gold = respell(undress(answer)), respell(undress(gold))
         if fault := over_limit(answer):  # a sign's name is longer than the sign
             return Score(value=0.0, status="limit", detail=f"answer: {fault}")
-        ruling = rule(answer, gold, self._compare)
+        ruling = rule(answer, gold, lambda a, b: compare(a, b, self.tolerance))
         if ruling.why:
             detail = f"answer {answer[:80]!r}: {ruling.why}"
             return Score(value=0.0, status="unparseable_answer", detail=detail)
         return ruling.pair or _verdict(ruling.same, answer, gold)
-
-    def _compare(self, answer: str, gold: str) -> bool | None:
-        return compare(answer, gold, self.tolerance)
 
     def _by_algebra(self, pair: tuple[str, str]) -> Score:
         try:

@@ -154,7 +154,7 @@ def respell(text: str) -> str:
     if "\\" in text:
         if "\\begin" not in text:
             text = _DOUBLED.sub("", text)
-        text = _RELATION.sub(_relation, text)
+        text = _RELATION.sub(lambda m: f"\\{m[1]} " if m[1] else "<" if m[2] == "lt" else ">", text)
         text = _VECTOR.sub(lambda m: f"\\vec{{{m[1].removeprefix(_SLASH)[0]}}}", text)
         text = _STAYS.sub("", _GONE.sub(" ", text))
         text = _one_dress(text)
@@ -172,10 +172,6 @@ def respell(text: str) -> str:
             inner = text[start + 1 : end]
             text = f"{text[: match.start()]}\\sqrt{{{inner}}}{text[end + 1 :]}"
     return _TIMES.sub(r" \\cdot ", text) if "*" in text else text
-
-
-def _relation(match: re.Match[str]) -> str:
-    return f"\\{match[1]} " if match[1] else "<" if match[2] == "lt" else ">"
 
 
 def _from_unicode(text: str) -> str:

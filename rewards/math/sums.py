@@ -165,9 +165,8 @@ def _elsewhere(before: Sequence[Token], after: Sequence[Token], result: Fraction
             if token.kind != "value" or value_of(token.text) == result:
                 continue
             previous = tokens[index - 1] if index else None
-            if tokens is after and (
-                previous is None or previous.kind != "word" or previous.text in vocabulary.CLAIMING
-            ):
+            word = previous.text if previous and previous.kind == "word" else ""
+            if tokens is after and (not word or word in vocabulary.CLAIMING):
                 return True
             bare = index + 1 == len(tokens) or tokens[index + 1].kind != "word"
             if tokens is before and previous is None and bare:

@@ -92,11 +92,6 @@ class Lender(Protocol):
         ...
 
 
-def share_of_memory() -> int:
-    """Bytes that guests of this process may reserve together."""
-    return int(SHARE * memory())
-
-
 def memory(root: Path = Path("/")) -> int:
     """Bytes of memory this process can have: the machine's, or less by its control groups.
 
@@ -129,5 +124,5 @@ def memory(root: Path = Path("/")) -> int:
     return found
 
 
-ROOM = Room(share_of_memory)
+ROOM = Room(lambda: int(SHARE * memory()))
 os.register_at_fork(after_in_child=ROOM.empty)

@@ -60,6 +60,7 @@ _FIND = (  # what the zygote will have loaded, as JSON
 # pairs that had one guest each would wait for one another: the first takes both places.
 _PLACES = {"candidate": 2, "tests": 0}
 _PIDS = 1 << 32  # more than a pid can be: a guest's number is its zygote's, then its pid
+LOST = -1  # wait status of a guest whose sandbox is gone
 _TRIAL_SECONDS = 120  # a machine may be busy; what takes longer would only end in timeouts
 
 
@@ -73,15 +74,6 @@ class Limits:
     tasks: int = 64  # threads
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
-    """How a guest ended: wait status (-1 unknown), processor seconds, peak resident bytes."""
-
-    status: int
-    cpu: float
-    rss: int
-
-
 class Guest:
     """One confined process and the host's ends of its channels."""
 
@@ -90,21 +82,21 @@ class Guest:
         self.pid = pid
         self.channels = channels
         self.owner = os.getpid()  # a forked child shares the channels and must not use them
-        self.ended: Ended | None = None
+        self.status: int | None = None
 
-    def poll(self) -> Ended | None:
-        """How the guest ended by itself, None while it runs."""
-        if self.ended is None:
-            self.ended = self.sandbox.end(self.pid, kill=False)
-        return self.ended
+    def poll(self) -> int | None:
+        """The wait status of a guest that ended by itself (LOST with its zygote), None before."""
+        if self.status is None:
+            self.status = self.sandbox.end(self.pid, kill=False)
+        return self.status
 
-    def end(self) -> Ended:
-        """SIGKILL the guest, reap it and close the channels; how it ended."""
+    def end(self) -> int:
+        """SIGKILL the guest, reap it and close the channels; its wait status."""
         for channel in self.channels:
             channel.close()
-        ended = self.ended or self.sandbox.end(self.pid, kill=True)
-        self.ended = ended or Ended(status=-1, cpu=0.0, rss=0)
-        return self.ended
+        if self.status is None:
+            self.status = self.sandbox.end(self.pid, kill=True)
+        return LOST if self.status is None else self.status
 
 
 class Sandbox:
@@ -156,13 +148,12 @@ class Sandbox:
             raise
         return Guest(self, pid, [ours])
 
-    def end(self, pid: int, kill: bool) -> Ended | None:
-        """How a guest ended, after a SIGKILL if asked; None while it runs."""
+    def end(self, pid: int, kill: bool) -> int | None:
+        """The wait status of a guest, after a SIGKILL if asked; None while it runs."""
         try:
-            answer = self._ask({"do": "kill" if kill else "poll", "pid": pid}, [])
+            return self._ask({"do": "kill" if kill else "poll", "pid": pid}, []).get("status")
         except RewardError:
-            return Ended(status=-1, cpu=0.0, rss=0)  # the zygote is gone, and its guests with it
-        return Ended(**answer) if answer else None
+            return LOST  # the zygote is gone, and its guests with it
 
     def close(self) -> None:
         """End the zygote and every guest."""

@@ -19,10 +19,8 @@ from grpo.rewards.sandbox.faults import describe
 def serve(channel: socket.socket) -> None:
     """Answer {"faults": […]} to {"readable": paths, "modules": loaded by the zygote}."""
     given = wire.receive(channel)
-    faults = [
-        f"cannot read {path}"
-        for path in readable.unreadable([*given["readable"], *readable.loaded()])
-    ]
+    unreadable = readable.unreadable([*given["readable"], *readable.loaded()])
+    faults = [f"cannot read {path}" for path in unreadable]
     for module in given["modules"]:
         trial: Callable[[], str] | None = getattr(sys.modules[module], "trial", None)
         try:

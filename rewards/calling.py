@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from grpo.errors import GrpoError, RewardError
 from grpo.outside.code.foreign import guarded, said
-from grpo.rewards.verifier import NOT_COLUMNS, columns_at, make_task, text_of
+from grpo.rewards.verifier import NOT_COLUMNS, tasks_of, text_of
 from grpo.types import LARGEST_REWARD, Score, Verifier
 
 _POSITIONAL = ("prompts", "completions", "completion_ids")
@@ -40,13 +40,8 @@ def invoke(
         elif isinstance(reward, Verifier):
             own = copies(keywords)
             columns = {key: value for key, value in own.items() if key not in _POSITIONAL}
-            output = [
-                reward.verify(
-                    text_of(own["completions"][row]),
-                    make_task(own["prompts"][row], columns_at(columns, row, count)),
-                )
-                for row in range(count)
-            ]
+            tasks = tasks_of(own["prompts"], columns, count)
+            output = list(map(reward.verify, map(text_of, own["completions"]), tasks))
         else:
             output = reward(**copies(accepted(reward, keywords)))
     if inspect.iscoroutine(output):

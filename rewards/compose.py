@@ -22,7 +22,7 @@ from grpo.errors import RewardError
 from grpo.outside.code.foreign import guarded, place_of, said
 from grpo.rewards import deadline
 from grpo.rewards.calling import as_scores, invoke, named
-from grpo.rewards.combine import UNUSABLE
+from grpo.rewards.combine import UNUSABLE, close_all
 from grpo.rewards.verdicts import judges, verdict
 from grpo.types import LARGEST_REWARD, Completion, Message, Metrics, Prompt, Score, Verifier
 
@@ -107,10 +107,8 @@ class RewardSet:
 
     def close(self) -> None:
         """Release the rewards' workers and the event loop of asynchronous rewards."""
-        for _, reward, _ in self.rewards if not self._late else ():  # it might never come back
-            close = getattr(reward, "close", None)
-            if callable(close):
-                close()
+        if not self._late:  # or it might never come back
+            close_all(*(reward for _, reward, _ in self.rewards))
         with self._lock:
             loop, self._loop = self._loop, None
         if loop is not None:

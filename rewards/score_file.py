@@ -21,6 +21,7 @@ from grpo.outside.files.json_rows import parse_row, row_lines
 from grpo.outside.rows.columns import is_missing
 from grpo.rewards import deadline
 from grpo.rewards.calling import as_scores, finished, invoke, named
+from grpo.rewards.combine import close_all
 from grpo.rewards.verifier import GradedReward, VerifierReward, make_task, missing_columns, text_of
 from grpo.types import Score, Task
 
@@ -78,9 +79,8 @@ def score_file(
         scorer = None  # its `close` might wait for what hangs
         raise
     finally:
-        close = getattr(scorer, "close", None)
-        if isinstance(reward, str) and callable(close):
-            close()
+        if isinstance(reward, str):
+            close_all(scorer)
 
 
 def _rows(

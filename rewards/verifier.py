@@ -52,6 +52,12 @@ def columns_at(columns: Mapping[str, Any], row: int, rows: int) -> dict[str, Any
     return picked
 
 
+def tasks_of(prompts: Sequence[Any] | None, columns: Mapping[str, Any], rows: int) -> list[Task]:
+    """One task a row, of TRL's columns; the prompt is empty where there are no prompts."""
+    asked = prompts if prompts is not None else [""] * rows
+    return [make_task(prompt, columns_at(columns, row, rows)) for row, prompt in enumerate(asked)]
+
+
 def make_task(prompt: str | Sequence[Message], columns: Mapping[str, Any]) -> Task:
     """A `Task` from one row of columns; `answer`, else TRL's `solution`, is the gold answer.
 
@@ -129,10 +135,7 @@ class VerifierReward(Scored):
     ) -> list[Score]:
         """One `Score` per completion, by TRL's calling convention."""
         rows = len(completions)
-        asked = prompts if prompts is not None else [""] * rows
-        tasks = [
-            make_task(prompt, columns_at(columns, row, rows)) for row, prompt in enumerate(asked)
-        ]
+        tasks = tasks_of(prompts, columns, rows)
         applicable = [row for row in range(rows) if self.applies(tasks[row])]
         found = self._all_graded(
             [text_of(completions[row]) for row in applicable],

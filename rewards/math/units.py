@@ -75,12 +75,12 @@ _RAISED = re.compile(r"(sq\.?|square|cu\.?|cubic) ([A-Za-z]+)")
 _WORD = re.compile(r"[A-Za-z]{3}|[A-Z](?![A-Za-z0-9^])|(?:[A-Za-z]+[ ./])+[A-Za-z]{2}")
 _ORDINARY = re.compile(r"[A-Za-z][A-Za-z'’ ./-]{0,59}")  # noqa: RUF001
 # Words that say more about a number than what it counts: "12 or more" is not 12.
-_OTHER = (
-    "a and are at between but by cap choose cup does else equals except exactly factorial from if"
-    " is in increase decrease gain least less loss maybe minus mod modulo more most no none not nor"
-    " of off only or otherwise over plus possibly than the then through times to under until up"
-    " when where while with without"
-)
+_OTHER = """
+a and are at between but by cap choose cup does else equals except exactly factorial from if is in
+increase decrease gain least less loss maybe minus mod modulo more most no none not nor of off only
+or otherwise over plus possibly than the then through times to under until up when where while with
+without
+"""
 _NO_UNIT = frozenset(_OTHER.split())
 # Words after a unit that change nothing: 5 feet tall.
 _AFTER = "old long tall high wide deep away apart each total altogether"

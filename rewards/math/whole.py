@@ -18,12 +18,8 @@ _SUBJECT = re.compile(r"(?:the|this|that|its|their) [a-z]{3,20} ", re.IGNORECASE
 _REASON = re.compile(r",? (?:because|since|as) ")
 _SEVERAL = re.compile(r"[,;]|\b(?:and|or)\b")
 _FIRST = re.compile(r"(?<![A-Za-z_^{\\])[0-9]")
-_LEAST = re.compile(
-    r"\b(?:at least|no (?:less|fewer) than|not less than) +([0-9][0-9.,]*)", re.IGNORECASE
-)
-_MOST = re.compile(
-    r"\b(?:at most|no more than|not more than|up to) +([0-9][0-9.,]*)", re.IGNORECASE
-)
+_LEAST = re.compile(r"(?i)\b(?:at least|not? less than|no fewer than) +([0-9][0-9.,]*)")
+_MOST = re.compile(r"(?i)\b(?:at most|not? more than|up to) +([0-9][0-9.,]*)")
 _DEGREES = re.compile(r"\^ ?\{? ?\\circ ?\}?|\u00b0")
 _OR_MORE = re.compile(r"\bor (?:greater|above|higher|larger|over|up)\b", re.IGNORECASE)
 _OR_LESS = re.compile(r"\bor (?:fewer|below|lower|smaller|under)\b", re.IGNORECASE)

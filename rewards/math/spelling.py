@@ -23,7 +23,7 @@ _TEXT = re.compile(
 _DEGREE = re.compile(r"\^ ?\{? ?\\(?:circ|degree)s? ?\}?|\\degree|\\circ(?![A-Za-z])|\^ ?\{?°\}?")
 # LaTeX's commands, each followed by the signs it stands for.
 _COMMANDS = """
-infty ∞  cup ∪  cap ∩  setminus ∖  emptyset ∅  le ≤⩽≦  ge ≥⩾≧  ne ≠  approx ≈  in ∈  notin ∉
+infty ∞  cup ∪  cap ∩  setminus ∖  emptyset ∅  le ≤⩽≦  ge ≥⩾≧  ne ≠  approx ≈  in ∈
 mid ∣  land ∧  lor ∨  to →  times ×  cdot ·⋅∙•  div ÷  angle ∠  mu µμ  Omega Ω  pm ±  mp ∓  ldots …⋯
 alpha α  beta β  gamma γ  delta δ  epsilon ε  theta θ  lambda λ  pi π  rho ρ  sigma σ  tau τ  phi φ
 omega ω
@@ -40,9 +40,11 @@ def _pairs(table: str) -> list[tuple[str, str]]:
     return list(zip(words[::2], words[1::2], strict=True))
 
 
-_SIGNS = dict(_pairs(_OTHERS)) | {
-    sign: f"\\{command} " for command, signs in _pairs(_COMMANDS) for sign in signs
-}
+_SIGNS = (
+    dict(_pairs(_OTHERS))
+    | {"∉": "\\notin "}
+    | {sign: f"\\{command} " for command, signs in _pairs(_COMMANDS) for sign in signs}
+)
 # Spellings within LaTeX, HTML and programs, each before its name, in the order in which they are
 # replaced; ~ is a space. The peer's grammar has no angles: it would compare the last number alone.
 _NAMES = r"""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from grpo.rewards.math.exact import clean, number
@@ -76,13 +77,9 @@ def check(
     """
     judged = [(n, r) for n, r in rewards if isinstance(r, VerifierReward) and r.needs]
     counts.update({name: Checked() for name, _ in judged})
-    chunk: list[Task] = []
-    for task in tasks:
-        chunk.append(task)
-        if len(chunk) == CHUNK:
-            yield from _check_chunk(chunk, judged, counts)
-            chunk = []
-    yield from _check_chunk(chunk, judged, counts)
+    rest = iter(tasks)
+    while chunk := list(islice(rest, CHUNK)):
+        yield from _check_chunk(chunk, judged, counts)
 
 
 def _check_chunk(

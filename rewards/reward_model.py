@@ -94,10 +94,8 @@ class RewardModel(Scored):
 
         tokenizer, model = self._load()
         asked = prompts if prompts is not None else [""] * len(completions)
-        texts = [
-            self._text(tokenizer, prompt, completion)
-            for prompt, completion in zip(asked, completions, strict=True)
-        ]
+        pairs = zip(asked, completions, strict=True)
+        texts = [self._text(tokenizer, *pair) for pair in pairs]
         logits: list[float] = []
         with torch.inference_mode():
             for start in range(0, len(texts), self.batch_size):

@@ -182,8 +182,7 @@ class Code(VerifierReward):
         guests: list[Guest] = []
         heard: dict[str, Any] = {}  # what the tests said on their way to a verdict
         try:
-            pid = sandbox.fork("candidate", self.limits, [to_candidate])
-            guests.append(Guest(sandbox, pid, []))
+            guests.append(sandbox.fork("candidate", self.limits, [to_candidate]))
             to_tests.settimeout(START)
             given = {"code": code, "setup": tests["setup"], "entry": tests["entry"]}
             try:
@@ -191,8 +190,7 @@ class Code(VerifierReward):
             except wire.WireError as error:
                 return Score(value=0.0, status="limit", detail=f"the program: {error}")
             to_tests.setblocking(True)
-            pid = sandbox.fork("tests", self.limits, [verdict_end, to_tests])
-            guests.append(Guest(sandbox, pid, [verdict]))
+            guests.append(sandbox.fork("tests", self.limits, [verdict_end, to_tests], verdict))
             wire.send(verdict, tests | {"partial": self.partial})
             deadline = time.monotonic() + START
             while True:

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 
 from grpo.rewards.sandbox import wire
-from grpo.rewards.sandbox.sandbox import LOST, Guest, Limits, Sandbox
+from grpo.rewards.sandbox.sandbox import LOST, Limits, Sandbox
 from grpo.types import Status
 
 START = 30.0  # seconds that a guest may take to confine itself, before any program runs
@@ -80,7 +80,7 @@ def run_program(
     fault: tuple[Status, str] | None = None
     output, ended, started = b"", None, False
     try:
-        guest = Guest(sandbox, sandbox.fork("script", limits, [pair[1] for pair in pairs]), ours)
+        guest = sandbox.fork("script", limits, [pair[1] for pair in pairs], *ours)
         try:
             first = wire.receive(control, time.monotonic() + START)
             if "confined" not in first:

@@ -259,9 +259,8 @@ def _compare_structures(answer: str, gold: str, tolerance: float, depth: int) ->
     if len(parts) > 32:
         return None
     if not unordered or _counted(parts, gold_parts):
-        verdicts = [
-            _compare(a, g, tolerance, depth + 1) for a, g in zip(parts, gold_parts, strict=True)
-        ]
+        pairs = zip(parts, gold_parts, strict=True)
+        verdicts = [_compare(*pair, tolerance, depth + 1) for pair in pairs]
         return False if False in verdicts else None if None in verdicts else True
     return _matched(parts, gold_parts, tolerance, depth)
 

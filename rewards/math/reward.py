@@ -43,17 +43,16 @@ _JOINER = re.compile(
 BOXES = ("join", "last", "zero")
 
 
-def joined_boxes(text: str, policy: str) -> str | None:
+def joined_boxes(
+    text: str, policy: str, found: Sequence[tuple[int, int, str]] | None = None
+) -> str | None:
     r"""The answer that the boxes of a text give, "" if it has none, None if the policy forbids.
 
     join: boxes of one sentence with nothing but commas, `and`, `or` or spacing between them are
     one answer (the same value twice counts once), else the last box counts. last: the last. zero:
-    several different boxes are none.
+    several different boxes are none. `found`: the text's boxes, where they are known already.
     """
-    return _joined(text, boxes(text), policy)
-
-
-def _joined(text: str, found: list[tuple[int, int, str]], policy: str) -> str | None:
+    found = boxes(text) if found is None else found
     if not found:
         return ""
     contents = [content.strip() for _, _, content in found]
@@ -134,7 +133,7 @@ class Math(VerifierReward):
         if text is None:
             return last_number(completion) if self.lenient else None
         held = boxes(text)
-        boxed = _joined(text, held, self.boxes)
+        boxed = joined_boxes(text, self.boxes, held)
         if boxed is None or (boxed and _taken_back(text, *held[-1][:2])):
             return None
         found = boxed or conclusion(last_answer_block(text) or "")
@@ -232,8 +231,8 @@ def gold_of(answer: str | None) -> str:
         return ""
     if "####" in answer:
         return answer.rpartition("####")[2].strip()
-    if "\\boxed" in answer and (found := joined_boxes(answer, "join")):
-        everything = boxes(answer)
+    everything = boxes(answer) if "\\boxed" in answer else []
+    if found := joined_boxes(answer, "join", everything):
         outside = [answer[a[1] : b[0]] for a, b in pairwise(everything)]
         if not any(c.isalnum() for text in outside for c in text):  # nothing but boxes: all of them
             return ", ".join(content.strip() for _, _, content in everything)

@@ -169,10 +169,9 @@ def _product(name: str) -> Unit | None:
         power = sign * int(match[2] or {"²": 2, "³": 3}.get(match[3] or "", 1))
         powers[found.kind] = powers.get(found.kind, 0) + power
         size *= found.factor**power
-    kinds = [
-        f"{kind}{'' if power == 1 else power}" for kind, power in sorted(powers.items()) if power
-    ]
-    return Unit(kind=" ".join(kinds), factor=size) if kinds else None
+    raised = sorted((kind, power) for kind, power in powers.items() if power)
+    kinds = " ".join(f"{kind}{'' if power == 1 else power}" for kind, power in raised)
+    return Unit(kind=kinds, factor=size) if kinds else None
 
 
 def split(text: str, near: bool = False) -> tuple[str, Unit | None, int]:

@@ -119,8 +119,10 @@ class Sandbox:
         self._taken: dict[int, int] = {}  # bytes that each guest has reserved
         _OPEN.add(self)
 
-    def fork(self, guest: str, limits: Limits, channels: Sequence[socket.socket]) -> int:
-        """A guest's number, for `end`. `channels` are the guest's ends; they are closed.
+    def fork(
+        self, guest: str, limits: Limits, channels: Sequence[socket.socket], *ours: socket.socket
+    ) -> Guest:
+        """A guest. `channels` are its ends, which are closed here; `ours` are the host's.
 
         Waits until there is room for its memory. Raises RewardError when the zygote cannot be
         started.
@@ -130,7 +132,8 @@ class Sandbox:
             handles = [channel.fileno() for channel in channels]
             ROOM.take(amount)
             try:
-                return self._ask(_fork_request(guest, limits), handles, amount)["pid"]
+                number = self._ask(_fork_request(guest, limits), handles, amount)["pid"]
+                return Guest(self, number, ours)
             except BaseException:
                 ROOM.give(amount)
                 raise
@@ -142,11 +145,10 @@ class Sandbox:
         """A guest with one channel."""
         ours, theirs = socket.socketpair()
         try:
-            pid = self.fork(name, limits, [theirs])
+            return self.fork(name, limits, [theirs], ours)
         except BaseException:
             ours.close()
             raise
-        return Guest(self, pid, [ours])
 
     def end(self, pid: int, kill: bool) -> int | None:
         """The wait status of a guest, after a SIGKILL if asked; None while it runs."""

@@ -110,10 +110,7 @@ class Pool:
             channel = guest.channels[0]
             channel.settimeout(timeout)
             wire.send(channel, request)
-            while True:
-                answer = wire.receive(channel, deadline)
-                if "stage" not in answer:
-                    break
+            while "stage" in (answer := wire.receive(channel, deadline)):
                 stage = str(answer["stage"])
         except TimeoutError as error:
             self._retire(slot)
@@ -121,15 +118,13 @@ class Pool:
         except (EOFError, OSError, wire.WireError) as error:
             self._retire(slot)
             raise WorkerDied(stage, type(error).__name__) from error
-        if "unconfined" in answer:
+        slot.served += 1
+        if slot.served >= self.recycle or "unconfined" in answer or "fault" in answer:
             self._retire(slot)
+        if "unconfined" in answer:
             raise WorkerDied(stage, answer["unconfined"])
         if "fault" in answer:
-            self._retire(slot)
             raise WorkerFault(answer["fault"])
-        slot.served += 1
-        if slot.served >= self.recycle:
-            self._retire(slot)
         return answer
 
     def map(self, function: Callable[..., Any], *columns: Iterable[Any]) -> Iterator[Any]:

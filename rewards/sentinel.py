@@ -62,10 +62,9 @@ def sentinel(groups: Sequence[Group], second: Verifier | None = None, sample: in
         well_formed = _mean([fault is None for fault, _ in judged])
         right = _mean([verdict(score) is True for _, score in judged])
         metrics["sentinel/format_minus_accuracy"] = well_formed - right
-    if second is not None:
-        agreement = second_opinion(groups, second, sample)
-        if agreement is not None:
-            metrics["sentinel/second_opinion"] = agreement
+    agreement = second_opinion(groups, second, sample) if second is not None else None
+    if agreement is not None:
+        metrics["sentinel/second_opinion"] = agreement
     return metrics
 
 

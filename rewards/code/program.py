@@ -78,9 +78,8 @@ class Program:
             if changed := pack_changes(before, opaque, shared, self.known):
                 answer["changed"] = changed
             kept = request.get("keep") and _stays(result)
-            answer["returned"] = (
-                {"o": opaque(result)} if kept else pack(result, opaque, shared, self.known)
-            )
+            packed = {"o": opaque(result)} if kept else pack(result, opaque, shared, self.known)
+            answer["returned"] = packed
         except BaseException as error:
             ends = isinstance(error, StopIteration | StopAsyncIteration)
             if ends and request["do"] in ("next", "anext"):

@@ -53,11 +53,8 @@ def read_tests(raw: Any) -> dict[str, Any]:
         isinstance(defines, list) and all(isinstance(n, str) for n in cast("list[Any]", defines))
     ):
         raise BadTests("defines must be a list of names")
-    common: dict[str, Any] = {
-        "setup": str(tests.get("setup", "")),
-        "entry": entry,
-        "defines": defines,
-    }
+    setup = str(tests.get("setup", ""))
+    common: dict[str, Any] = {"setup": setup, "entry": entry, "defines": defines}
     match tests:
         case {"stdio": [_, *_] as cases}:
             for case in cast("list[Any]", cases):

@@ -144,12 +144,9 @@ class Math(VerifierReward):
     def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
         """Outcomes in order: what text decides at once, the rest `workers` at a time."""
         scores = [self._by_text(c, t) for c, t in zip(completions, tasks, strict=True)]
-        open_rows = [row for row, score in enumerate(scores) if isinstance(score, tuple)]
-        pairs = [scores[row] for row in open_rows]
-        found = self.pool.map(self._by_algebra, pairs) if pairs else iter(())
-        for row, score in zip(open_rows, found, strict=True):
-            scores[row] = score
-        return [score for score in scores if isinstance(score, Score)]
+        pairs = [score for score in scores if not isinstance(score, Score)]
+        found = iter(self.pool.map(self._by_algebra, pairs) if pairs else ())
+        return [score if isinstance(score, Score) else next(found) for score in scores]
 
     def verify(self, completion: str, task: Task) -> Score:
         """correct, wrong, unparseable_answer, timeout, limit: a number; unparseable_gold,

@@ -4,7 +4,7 @@
 TRL's calling convention. Importing this package loads no torch and no sympy.
 
 A reward is a file; `math/` and `code/` are folders, and `sandbox/` is where model output runs. What
-they share: `verifier` and `graded` (base classes), `extract` (where the answer is), `calling`,
+they share: `verifier` (base classes), `extract` (where the answer is), `calling`,
 `compose`, `deadline` and `verdicts` (how a set of them is asked). `golds` is `grpo check`, `known`
 is `grpo doctor`, `score_file` is `grpo score`, `sentinel` watches for rewards that are being gamed.
 """

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from grpo.errors import GrpoError, RewardError
 from grpo.outside.code.foreign import guarded, said
-from grpo.rewards.verifier import NOT_COLUMNS, columns_at, make_task, text_of
+from grpo.rewards.verifier import NOT_COLUMNS, tasks_of, text_of
 from grpo.types import LARGEST_REWARD, Score, Verifier
 
 _POSITIONAL = ("prompts", "completions", "completion_ids")
@@ -40,13 +40,8 @@ def invoke(
         elif isinstance(reward, Verifier):
             own = copies(keywords)
             columns = {key: value for key, value in own.items() if key not in _POSITIONAL}
-            output = [
-                reward.verify(
-                    text_of(own["completions"][row]),
-                    make_task(own["prompts"][row], columns_at(columns, row, count)),
-                )
-                for row in range(count)
-            ]
+            tasks = tasks_of(own["prompts"], columns, count)
+            output = list(map(reward.verify, map(text_of, own["completions"]), tasks))
         else:
             output = reward(**copies(accepted(reward, keywords)))
     if inspect.iscoroutine(output):
@@ -75,7 +70,7 @@ def copies(keywords: dict[str, Any]) -> dict[str, Any]:
 
 
 def copied(value: Any) -> Any:
-    """A deep copy; of what cannot be copied (a lock, say) the thing itself."""
+    """A deep copy, or the value itself where it cannot be copied (a lock, say)."""
     kind = cast("type[Any]", type(value))
     if kind in _FIXED:
         return value
@@ -97,9 +92,9 @@ def named(name: str, error: BaseException) -> RewardError:
 
 
 def as_scores(name: str, output: Any, count: int) -> list[Score]:
-    """What a reward returned, as scores; RewardError unless one finite number or None each.
+    """What a reward returned, as scores. RewardError unless it is one finite number or None each.
 
-    Values belong to completions by their place, so only what has an order is taken.
+    The order says which completion a value belongs to, so a set or a dict is refused.
     """
     values = _in_order(name, output)
     if len(values) != count:
@@ -139,27 +134,23 @@ def _as_score(name: str, row: int, value: Any) -> Score:
     found = value.value if isinstance(value, Score) else value
     if found is None:
         return value if isinstance(value, Score) else Score(value=None, status="not_applicable")
+
+    def refused(what: Any, why: str) -> RewardError:
+        return RewardError(f"reward {name!r} returned {what} for completion {row}{why}")
+
     if isinstance(found, str | bytes):
-        raise RewardError(f"reward {name!r} returned {found!r} for completion {row}, not a number")
+        raise refused(repr(found), ", not a number")
     try:
         number = float(found)
     except (TypeError, ValueError) as error:
-        raise RewardError(
-            f"reward {name!r} returned {type(found).__name__} for completion {row}, "
-            "not a number or None"
-        ) from error
+        raise refused(type(found).__name__, ", not a number or None") from error
     except OverflowError:  # a whole number of hundreds of digits
         number = math.inf
     if not math.isfinite(number):
-        raise RewardError(
-            f"reward {name!r} returned {number} for completion {row}; return None where it does "
-            "not apply"
-        )
+        raise refused(number, "; return None where it does not apply")
     if abs(number) > LARGEST_REWARD:
-        raise RewardError(
-            f"reward {name!r} returned {number:g} for completion {row}; a reward is at most "
-            f"{LARGEST_REWARD:g} in size, or its group's variance is no number any more"
-        )
+        most = f"a reward is at most {LARGEST_REWARD:g} in size"
+        raise refused(f"{number:g}", f"; {most}, or its group's variance is no number any more")
     if isinstance(value, Score):
         return value if type(found) is float else replace(value, value=number)
     return Score(value=number, status="scored")

@@ -13,6 +13,7 @@ import math
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from grpo.errors import RewardError
 from grpo.outside.code.foreign import guarded, place_of, said
 from grpo.rewards import deadline, memory
 from grpo.rewards.calling import as_scores, invoke, named
-from grpo.rewards.combine import UNUSABLE
+from grpo.rewards.combine import UNUSABLE, close_all
 from grpo.rewards.verdicts import judges, verdict
 from grpo.types import LARGEST_REWARD, Completion, Message, Metrics, Prompt, Score, Verifier
 
@@ -39,9 +40,7 @@ class RewardSet:
     parallel = 1  # groups that may usefully be scored at once
 
     def __init__(
-        self,
-        rewards: Sequence[tuple[str, Any, float]],
-        timeouts: Mapping[str, float] | None = None,
+        self, rewards: Sequence[tuple[str, Any, float]], timeouts: Mapping[str, float] | None = None
     ) -> None:
         if not rewards:
             raise RewardError("a recipe needs at least one reward")
@@ -116,10 +115,8 @@ class RewardSet:
 
     def close(self) -> None:
         """Release the rewards' workers and the event loop of asynchronous rewards."""
-        for _, reward, _ in self.rewards if not self._late else ():  # it might never come back
-            close = getattr(reward, "close", None)
-            if callable(close):
-                close()
+        if not self._late:  # or it might never come back
+            close_all(*(reward for _, reward, _ in self.rewards))
         with self._lock:
             loop, self._loop = self._loop, None
         if loop is not None:
@@ -137,33 +134,21 @@ class RewardSet:
         first = scores[names.index(self.first_verifier)] if self.first_verifier else None
         judged = (scores[names.index(name)] for name in self.judges)
         first = next((score for score in judged if score.status != "not_applicable"), first)
+        said = Score(value=None, status="not_applicable", parts=parts, right=right)
         for name, score in zip(names, scores, strict=True):
             if score.status in UNUSABLE:
-                detail = f"{name}: {score.detail}"
-                return Score(
-                    value=None, status=score.status, detail=detail, parts=parts, right=right
-                )
+                return replace(said, status=score.status, detail=f"{name}: {score.detail}")
         weighed = [
             _weighed(name, score.value, weight)
             for (name, _, weight), score in zip(self.rewards, scores, strict=True)
             if score.value is not None
         ]
         if not weighed:
-            detail = first.detail if first else "every reward returned None"
-            return Score(
-                value=None, status="not_applicable", detail=detail, parts=parts, right=right
-            )
+            return replace(said, detail=first.detail if first else "every reward returned None")
         if first is None or first.status == "not_applicable":
-            first = next(
-                (s for s in scores if s.value is not None), Score(value=None, status="scored")
-            )
-        return Score(
-            value=math.fsum(weighed),
-            status=first.status,
-            detail=first.detail,
-            parts=parts,
-            right=right,
-        )
+            first = next(score for score in scores if score.value is not None)
+        value = math.fsum(weighed)
+        return replace(said, value=value, status=first.status, detail=first.detail)
 
     def _log_metric(self, name: str, value: float) -> None:
         with self._lock:

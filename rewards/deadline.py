@@ -167,10 +167,6 @@ def _elsewhere(name: str, seconds: float, call: Callable[[], T]) -> T:
     except IndexError:
         helper = _Helper()
     future = helper.submit(call)
-    return _result(name, seconds, future, helper)
-
-
-def _result(name: str, seconds: float, future: Future[T], helper: _Helper) -> T:
     try:
         return future.result(seconds)
     except TimeoutError:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from grpo.rewards.graded import GradedReward
-from grpo.rewards.verifier import VerifierReward
+from grpo.rewards.verifier import GradedReward, VerifierReward
 from grpo.types import Score, Task
 
 _TAG = re.compile(r"</?(?:think|answer)>")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from grpo.rewards.math.exact import clean, number
@@ -76,13 +77,9 @@ def check(
     """
     judged = [(n, r) for n, r in rewards if isinstance(r, VerifierReward) and r.needs]
     counts.update({name: Checked() for name, _ in judged})
-    chunk: list[Task] = []
-    for task in tasks:
-        chunk.append(task)
-        if len(chunk) == CHUNK:
-            yield from _check_chunk(chunk, judged, counts)
-            chunk = []
-    yield from _check_chunk(chunk, judged, counts)
+    rest = iter(tasks)
+    while chunk := list(islice(rest, CHUNK)):
+        yield from _check_chunk(chunk, judged, counts)
 
 
 def _check_chunk(
@@ -95,10 +92,8 @@ def _check_chunk(
         counts[name].skipped += len(tasks) - len(golds)
         for kind in ("gold", "planted"):
             answers = [a if kind == "gold" else planted(a, p) for _, a, p in golds]
-            completions = [
-                completion_of(answer, program)
-                for answer, (_, _, program) in zip(answers, golds, strict=True)
-            ]
+            programs = [program for _, _, program in golds]
+            completions = list(map(completion_of, answers, programs))
             scores = reward.verify_all(completions, [task for task, _, _ in golds])
             for (task, _, _), answer, score in zip(golds, answers, scores, strict=True):
                 accepted = score.value is not None and score.value >= 1.0

@@ -8,15 +8,13 @@ from anywhere with the columns `answer` and `metadata` (an object or its JSON te
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from grpo.rewards.extract import last_answer_block, last_box, split_thought
 from grpo.rewards.math.four_operations import evaluate
-from grpo.rewards.sandbox.probe import choose
-from grpo.rewards.sandbox.sandbox import Limits, Sandbox
+from grpo.rewards.sandbox.sandbox import Limits
 from grpo.rewards.sandbox.workers import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.symbolic import UnusableGold, is_antiderivative, same_formula
 from grpo.rewards.verifier import VerifierReward
@@ -32,7 +30,7 @@ def _reaches(answer: str, numbers: Sequence[int], target: Any) -> bool:
 
 
 def _of_row(read: Callable[[], Any]) -> Any:
-    """What is read from the row itself: where it is of the wrong kind, no answer could be right."""
+    """A value read from the row. Raises UnusableGold if that fails: no answer could be right."""
     try:
         return read()
     except (ValueError, ArithmeticError) as error:
@@ -100,20 +98,13 @@ class ReasoningGym(VerifierReward):
         self.judges = strict  # part of the marks is neither right nor wrong
         self.timeout = timeout
         self.pool = Pool(
-            lambda: Sandbox(choose(sandbox), ("grpo.rewards.gym_guest",)),
             "gym",
+            ("grpo.rewards.gym_guest",),
+            tier=sandbox,
             limits=Limits(cpu=int(timeout) + 1),
-            workers=workers or os.cpu_count() or 1,
+            workers=workers,
             recycle=1,  # an answer may have been executed: what it left must not meet the next
         )
-
-    def close(self) -> None:
-        """End the workers; a later call starts them again."""
-        self.pool.close()
-
-    def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
-        """Outcomes in order, `workers` at a time."""
-        return list(self.pool.map(self.verify, completions, tasks))
 
     def verify(self, completion: str, task: Task) -> Score:
         """A number when the answer was judged; None for metadata that cannot be used."""

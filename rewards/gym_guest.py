@@ -7,8 +7,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from grpo.rewards.sandbox import wire
-from grpo.rewards.sandbox.faults import MACHINERY, GraderFault, describe, watch
+from grpo.rewards.sandbox.faults import MACHINERY, describe, serve_judge, watch
 
 PACKAGES = ("reasoning_gym", "sympy", "mpmath")
 _gym: Any = importlib.import_module("reasoning_gym")
@@ -48,18 +47,4 @@ def trial() -> str:
 
 def serve(channel: socket.socket) -> None:
     """Answer `judge`'s dict, or {"fault": why}, to each {"dataset", "answer", "entry"}."""
-    watch(PACKAGES)
-    while True:
-        request = wire.receive(channel)
-        try:
-            found = judge(
-                request["dataset"],
-                request["answer"],
-                request["entry"],
-                lambda: wire.send(channel, {"stage": "answer"}),
-            )
-        except MemoryError:
-            raise
-        except (GraderFault, Exception) as error:
-            found = {"fault": describe(error)[:200]}
-        wire.send(channel, found)
+    serve_judge(channel, PACKAGES, judge)

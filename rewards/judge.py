@@ -2,9 +2,9 @@
 
 It is never used unless a recipe lists it. Requests are limited in rate and number in flight,
 answers are cached on disk by what was asked, tokens and cost are counted, and a budget ends the
-spending: beyond it completions are unscored, not 0. So they are where the judge does not answer,
-or not with a grade: N completions of one call take N / concurrency * timeout seconds of a judge
-that is late with all of them, and never more than `deadline`.
+spending. A completion is unscored, not 0, when the budget is spent, when the judge does not answer,
+and when its answer holds no grade. If the judge is late with all N completions of a call, the call
+takes N / concurrency * timeout seconds, and never more than `deadline`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ _RETRIED = (408, 409, 425, 429, 500, 502, 503, 504)
 _LARGEST = 1 << 20  # bytes of a reply
 
 
+@dataclass(eq=False)
 class Judge:
     """grade / 10 by a model at `url`, say https://host/v1 (/chat/completions is added), in [0, 1].
 
@@ -56,42 +58,31 @@ class Judge:
 
     __name__ = "judge"
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        prompt: str = PROMPT,
-        api_key_env: str = USUAL_KEY,
-        requests_per_minute: float = 60.0,
-        concurrency: int = 8,
-        timeout: float = 60.0,
-        deadline: float = 540.0,
-        retries: int = 3,
-        max_tokens: int = 512,
-        cache: str | None = None,
-        price_in: float = 0.0,
-        price_out: float = 0.0,
-        budget: float = 0.0,
-    ) -> None:
-        if requests_per_minute <= 0 or concurrency < 1:
+    url: str
+    model: str
+    prompt: str = PROMPT
+    api_key_env: str = USUAL_KEY
+    requests_per_minute: float = 60.0
+    concurrency: int = 8
+    timeout: float = 60.0
+    deadline: float = 540.0
+    retries: int = 3
+    max_tokens: int = 512
+    cache: str | None = None
+    price_in: float = 0.0
+    price_out: float = 0.0
+    budget: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.requests_per_minute <= 0 or self.concurrency < 1:
             raise PluginError("judge: requests_per_minute and concurrency must be positive")
-        if timeout <= 0 or deadline <= 0:
+        if self.timeout <= 0 or self.deadline <= 0:
             raise PluginError("judge: timeout and deadline are seconds, above 0")
         from grpo.outside.web.client import Client  # lazy: rewards are imported without httpcore
 
-        key = key_from(api_key_env, "judge: api_key_env")
-        self.client = Client(Address(url=url, key=key, setting="judge: url"))
-        self.url = url.rstrip("/") + "/chat/completions"
-        self.model = model
-        self.prompt = prompt
-        self.interval = 60.0 / requests_per_minute
-        self.concurrency = concurrency
-        self.timeout, self.deadline = timeout, deadline
-        self.retries = retries
-        self.max_tokens = max_tokens
-        self.cache = Path(cache) if cache else None
-        self.prices = (price_in / 1e6, price_out / 1e6)
-        self.budget = budget
+        key = key_from(self.api_key_env, "judge: api_key_env")
+        self.client = Client(Address(url=self.url, key=key, setting="judge: url"))
+        self.interval = 60.0 / self.requests_per_minute
         self.cost = 0.0
         self.requests = self.cached = 0
         self._next = 0.0
@@ -197,20 +188,21 @@ class Judge:
 
     def _count(self, body: dict[str, Any], answer: Any) -> None:
         """Add up what an answer cost; where it does not say, the most that it may have."""
+        asked = len(body["messages"][0]["content"].encode(errors="replace"))
         for name, most, price in (
-            ("prompt_tokens", len(body["messages"][0]["content"].encode(errors="replace")), 0),
-            ("completion_tokens", self.max_tokens, 1),
+            ("prompt_tokens", asked, self.price_in),
+            ("completion_tokens", self.max_tokens, self.price_out),
         ):
             tokens = float(most)  # a token has a byte at least
             with suppress(Unreachable):
                 tokens = max(0.0, part(answer, "usage", name, kind=float))
-            self.cost += self.prices[price] * tokens
+            self.cost += price / 1e6 * tokens
 
     def _file(self, body: dict[str, Any]) -> Path | None:
-        if self.cache is None:
-            return None
-        key = json.dumps([self.url, body], sort_keys=True)
-        return self.cache / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        """Where the reply to a request is kept; None without a cache."""
+        key = json.dumps([self.url.rstrip("/") + "/chat/completions", body], sort_keys=True)
+        name = f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+        return Path(self.cache) / name if self.cache else None
 
     def _read(self, body: dict[str, Any]) -> str | None:
         """A reply that was kept; None also where its file is damaged, and then it is asked for."""

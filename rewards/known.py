@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from grpo.errors import RewardError
@@ -20,24 +20,24 @@ class Known:
     """One task with an answer that is right and one that is wrong."""
 
     what: str
-    columns: Mapping[str, Any]
     right: str
     wrong: str
     answer: str | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
 _PROGRAM = "```python\nimport numpy as np\n{}\n```"
 _ADD = "x = np.random.default_rng(0).integers(1, 2)\ndef f(n):\n    return n + int(x) + {}"
 _PRINT = "print(int(input()) + int(np.random.default_rng(0).integers(1, 2)) + {})"
-KNOWN: dict[str, tuple[Callable[[str], VerifierReward], str, tuple[Known, ...]]] = {
-    # verifier -> how to make it in a tier, the package it needs, what it is asked
+_LADDER = {"source_dataset": "word_ladder", "start_word": "COLD", "end_word": "WARM"}
+# verifier -> its class, the package that it needs, what it is asked
+KNOWN: dict[str, tuple[Callable[..., VerifierReward], str, tuple[Known, ...]]] = {
     "math": (
-        lambda tier: Math(workers=1, sandbox=tier, timeout=60.0),
+        Math,
         "math_verify",
         (
             Known(
                 what="an interval against an inequality",
-                columns={},
                 answer="[2,\\infty)",
                 right="\\boxed{x \\ge 2}",
                 wrong="\\boxed{x > 2}",
@@ -45,7 +45,7 @@ KNOWN: dict[str, tuple[Callable[[str], VerifierReward], str, tuple[Known, ...]]]
         ),
     ),
     "code": (
-        lambda tier: Code(workers=1, sandbox=tier, timeout=60.0),
+        Code,
         "numpy",
         (
             Known(
@@ -63,18 +63,12 @@ KNOWN: dict[str, tuple[Callable[[str], VerifierReward], str, tuple[Known, ...]]]
         ),
     ),
     "reasoning_gym": (
-        lambda tier: ReasoningGym(workers=1, sandbox=tier, timeout=60.0),
+        ReasoningGym,
         "reasoning_gym",
         (
             Known(
                 what="a scorer that reads a file",
-                columns={
-                    "metadata": {
-                        "source_dataset": "word_ladder",
-                        "start_word": "COLD",
-                        "end_word": "WARM",
-                    }
-                },
+                columns={"metadata": _LADDER},
                 answer="",
                 right="<answer>COLD,CORD,CARD,WARD,WARM</answer>",
                 wrong="<answer>COLD,WARM</answer>",
@@ -91,7 +85,7 @@ def misjudged(tier: str) -> list[str]:
         if importlib.util.find_spec(package) is None:
             continue
         try:
-            reward = make(tier)
+            reward = make(workers=1, sandbox=tier, timeout=60.0)
             try:
                 faults += [f"{name}, {fault}" for case in known for fault in _faults(reward, case)]
             finally:

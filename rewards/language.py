@@ -18,24 +18,23 @@ from typing import Any
 
 from grpo.errors import PluginError, RewardError, unknown_name
 from grpo.rewards.extract import split_thought
-from grpo.rewards.graded import GradedReward
+from grpo.rewards.verifier import GradedReward
 from grpo.types import Score, Task
 
-_LATIN = "en fr de es it pt nl pl cs sv da fi no ro hu tr vi id"
-_CYRILLIC = "ru uk bg sr"
-_SCRIPTS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(_LATIN.split(), ("LATIN",)),
-    **dict.fromkeys(_CYRILLIC.split(), ("CYRILLIC",)),
+# The Unicode scripts of languages (ISO 639-1).
+_LANGUAGES = {
+    "en fr de es it pt nl pl cs sv da fi no ro hu tr vi id": ("LATIN",),
+    "ru uk bg sr": ("CYRILLIC",),
     "zh": ("CJK",),
     "ja": ("CJK", "HIRAGANA", "KATAKANA"),
     "ko": ("HANGUL",),
-    "ar": ("ARABIC",),
-    "fa": ("ARABIC",),
+    "ar fa": ("ARABIC",),
     "he": ("HEBREW",),
     "el": ("GREEK",),
     "hi": ("DEVANAGARI",),
     "th": ("THAI",),
 }
+_SCRIPTS = {name: scripts for names, scripts in _LANGUAGES.items() for name in names.split()}
 _BY_CHARACTER = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL")
 # An opening mark that is never closed must not cost a scan of the whole text: spans are bounded, or
 # end where the next one opens.
@@ -73,9 +72,9 @@ def script_of(char: str) -> str:
 
 
 def language_of(text: str) -> tuple[str, str]:
-    """(text without code, formulas, addresses and tags; what code and the like hold beside code).
+    """(text outside code, formulas, addresses and tags; text of other scripts inside code).
 
-    Chinese between two dollars stays in the first, but for names as in `\\text{面积}`.
+    Chinese between two dollars counts as outside, except in names such as `\\text{面积}`.
     """
     inside: list[str] = []
 

@@ -8,9 +8,13 @@ from typing import Any
 
 from grpo.errors import PluginError
 from grpo.outside.code.plugins import builtins, load
-from grpo.rewards.graded import GradedReward, length_of
-from grpo.rewards.verifier import VerifierReward
+from grpo.rewards.verifier import GradedReward, VerifierReward
 from grpo.types import Score, Task
+
+
+def length_of(text: str, ids: Sequence[int] | None) -> tuple[int, str]:
+    """(length, unit): tokens where ids are known, else words."""
+    return (len(ids), "tokens") if ids is not None and len(ids) else (len(text.split()), "words")
 
 
 class CosineLength(GradedReward):

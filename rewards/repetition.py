@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from grpo.errors import PluginError
-from grpo.rewards.graded import GradedReward
+from grpo.rewards.verifier import GradedReward
 from grpo.types import Score, Task
 
 # A word, or one character of a script that writes no spaces.

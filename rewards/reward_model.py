@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from grpo.errors import PluginError, RecipeError, unknown_name
@@ -20,19 +20,11 @@ from grpo.model import pretrained
 from grpo.outside.templates.dates import dated
 from grpo.outside.templates.template_limits import rendered
 from grpo.rewards.extract import last_answer_block, split_thought
-from grpo.rewards.verifier import text_of
+from grpo.rewards.verifier import Scored, text_of
 from grpo.types import Message, Score
 
 PARTS = ("all", "answer")
 _SETTING = "reward_model: path"
-
-
-@contextmanager
-def _as_plugin_error() -> Generator[None]:
-    try:
-        yield
-    except RecipeError as error:
-        raise PluginError(str(error)) from error
 
 
 def answer_part(completion: str) -> str:
@@ -42,7 +34,8 @@ def answer_part(completion: str) -> str:
     return (block if block is not None else text or "").strip()
 
 
-class RewardModel:
+@dataclass(eq=False)
+class RewardModel(Scored):
     """scale * logit + offset of a sequence-classification model; `sigmoid` bounds it to (0, 1).
 
     path: folder or hub id. device: "cpu", "cuda", …. batch_size: texts per forward. max_length:
@@ -54,40 +47,32 @@ class RewardModel:
 
     __name__ = "reward_model"
 
-    def __init__(
-        self,
-        path: str,
-        device: str = "cpu",
-        batch_size: int = 8,
-        max_length: int = 2048,
-        sigmoid: bool = False,
-        scale: float = 1.0,
-        offset: float = 0.0,
-        part: str = "all",
-    ) -> None:
-        if batch_size < 1 or max_length < 1:
+    path: str
+    device: str = "cpu"
+    batch_size: int = 8
+    max_length: int = 2048
+    sigmoid: bool = False
+    scale: float = 1.0
+    offset: float = 0.0
+    part: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.max_length < 1:
             raise PluginError("reward_model: batch_size and max_length are at least 1")
-        if part not in PARTS:
-            raise PluginError(f"reward_model: {unknown_name('part', part, PARTS)}")
-        self.path = path
-        self.device = device
-        self.batch_size = batch_size
-        self.max_length = max_length
-        self.sigmoid = sigmoid
-        self.scale = scale
-        self.offset = offset
-        self.part = part
+        if self.part not in PARTS:
+            raise PluginError(f"reward_model: {unknown_name('part', self.part, PARTS)}")
         self._loaded: tuple[Any, Any] | None = None
         self._lock = threading.Lock()
 
     def _load(self) -> tuple[Any, Any]:
         with self._lock:
             if self._loaded is None:
-                with _as_plugin_error():
+                try:
                     tokenizer = pretrained.tokenizer(self.path, _SETTING)
-                    model = pretrained.load_model(
-                        self.path, setting=_SETTING, kind=pretrained.CLASSIFIER
-                    )
+                    kind = pretrained.CLASSIFIER
+                    model = pretrained.load_model(self.path, setting=_SETTING, kind=kind)
+                except RecipeError as error:
+                    raise PluginError(str(error)) from error
                 tokenizer.truncation_side = "left"
                 size = model.get_input_embeddings().num_embeddings
                 if tokenizer.pad_token is None or tokenizer.pad_token_id >= size:
@@ -96,19 +81,6 @@ class RewardModel:
                 model.config.pad_token_id = tokenizer.pad_token_id
                 self._loaded = tokenizer, model.to(self.device).eval()
             return self._loaded
-
-    def __call__(
-        self,
-        *,
-        completions: Sequence[str | list[Message]],
-        prompts: Sequence[str | list[Message]] | None = None,
-        **columns: Any,
-    ) -> list[float | None]:
-        """One float per completion, None where the model's logit is not finite."""
-        return [
-            score.value
-            for score in self.scores(completions=completions, prompts=prompts, **columns)
-        ]
 
     def scores(
         self,
@@ -122,10 +94,8 @@ class RewardModel:
 
         tokenizer, model = self._load()
         asked = prompts if prompts is not None else [""] * len(completions)
-        texts = [
-            self._text(tokenizer, prompt, completion)
-            for prompt, completion in zip(asked, completions, strict=True)
-        ]
+        pairs = zip(asked, completions, strict=True)
+        texts = [self._text(tokenizer, *pair) for pair in pairs]
         logits: list[float] = []
         with torch.inference_mode():
             for start in range(0, len(texts), self.batch_size):

@@ -25,7 +25,7 @@ from grpo.errors import PluginError, RewardError, unknown_name
 from grpo.outside.code.plugins import builtins, load
 from grpo.rewards.combine import called, close_all
 from grpo.rewards.compose import RewardSet
-from grpo.rewards.verifier import NOT_COLUMNS, text_of
+from grpo.rewards.verifier import NOT_COLUMNS, Scored, text_of
 from grpo.types import Score, Task
 
 KEYS = ("name", "args", "weight", "label", "from_step")
@@ -37,7 +37,7 @@ class _Route:
     from_step: Mapping[str, int]
 
 
-class Routed:
+class Routed(Scored):
     """`routes`: the column's value -> a reward {name, args, weight, label, from_step}, or several.
 
     Several are added up as a recipe's `rewards` are. `default` names the route of values that have
@@ -102,10 +102,6 @@ class Routed:
             for place, row in enumerate(rows):
                 found[row] = route.rewards.total([column[place] for column in columns.values()])
         return [found[row] for row in range(count)]
-
-    def __call__(self, **keywords: Any) -> list[float | None]:
-        """One float or None per completion, by TRL's calling convention."""
-        return [score.value for score in self.scores(**keywords)]
 
     def close(self) -> None:
         """Release what the rewards hold."""

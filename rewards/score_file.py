@@ -21,8 +21,8 @@ from grpo.outside.files.json_rows import parse_row, row_lines
 from grpo.outside.rows.columns import is_missing
 from grpo.rewards import deadline
 from grpo.rewards.calling import as_scores, finished, invoke, named
-from grpo.rewards.graded import GradedReward
-from grpo.rewards.verifier import VerifierReward, make_task, missing_columns, text_of
+from grpo.rewards.combine import close_all
+from grpo.rewards.verifier import GradedReward, VerifierReward, make_task, missing_columns, text_of
 from grpo.types import Score, Task
 
 Row = dict[str, Any] | Score  # columns, or what a row comes to that cannot be scored
@@ -58,10 +58,7 @@ def score_file(
     else:
         name, scorer = getattr(reward, "__name__", type(reward).__name__), reward
     try:
-        with (
-            closing(row_lines(path)) as lines,
-            ThreadPoolExecutor(workers) as threads,
-        ):
+        with closing(row_lines(path)) as lines, ThreadPoolExecutor(workers) as threads:
             rows = _rows(lines, path, name, scorer)
             waiting: deque[Future[list[Score]]] = deque()
             try:
@@ -82,9 +79,8 @@ def score_file(
         scorer = None  # its `close` might wait for what hangs
         raise
     finally:
-        close = getattr(scorer, "close", None)
-        if isinstance(reward, str) and callable(close):
-            close()
+        if isinstance(reward, str):
+            close_all(scorer)
 
 
 def _rows(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import compress, islice
 
 from grpo.rewards.extract import boxes, final_answer, split_thought
@@ -18,44 +17,16 @@ from grpo.rewards.repetition import repeated_share
 from grpo.rewards.verdicts import verdict
 from grpo.types import Group, Metrics, Score, Verifier
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Threshold:
-    """A limit of one metric and what crossing it may mean."""
-
-    metric: str
-    above: float = math.inf
-    below: float = -math.inf
-    means: str
-
-
-THRESHOLDS = (
-    Threshold(
-        metric="sentinel/identical_answers",
-        above=0.5,
-        means="one answer is given to more than half of different prompts",
-    ),
-    Threshold(
-        metric="sentinel/boxes", above=2.0, means="completions hedge with several boxed answers"
-    ),
-    Threshold(metric="sentinel/repetition", above=0.5, means="completions repeat the same phrases"),
-    Threshold(
-        metric="sentinel/tag_anomalies", above=0.5, means="tags are repeated or out of order"
-    ),
-    Threshold(
-        metric="sentinel/format_minus_accuracy",
-        above=0.8,
-        means="the format is learned and the task is not",
-    ),
-    Threshold(
-        metric="sentinel/empty_thoughts", above=0.5, means="answers come without any thought"
-    ),
-    Threshold(
-        metric="sentinel/second_opinion",
-        below=0.9,
-        means="a second verifier disagrees with the reward",
-    ),
-)
+# metric: the least and the most that is usual, and what a figure beyond them may mean
+THRESHOLDS = {
+    "identical_answers": (0.0, 0.5, "one answer is given to more than half of different prompts"),
+    "boxes": (0.0, 2.0, "completions hedge with several boxed answers"),
+    "repetition": (0.0, 0.5, "completions repeat the same phrases"),
+    "tag_anomalies": (0.0, 0.5, "tags are repeated or out of order"),
+    "format_minus_accuracy": (-1.0, 0.8, "the format is learned and the task is not"),
+    "empty_thoughts": (0.0, 0.5, "answers come without any thought"),
+    "second_opinion": (0.9, 1.0, "a second verifier disagrees with the reward"),
+}
 
 
 def sentinel(groups: Sequence[Group], second: Verifier | None = None, sample: int = 16) -> Metrics:
@@ -91,19 +62,18 @@ def sentinel(groups: Sequence[Group], second: Verifier | None = None, sample: in
         well_formed = _mean([fault is None for fault, _ in judged])
         right = _mean([verdict(score) is True for _, score in judged])
         metrics["sentinel/format_minus_accuracy"] = well_formed - right
-    if second is not None:
-        agreement = second_opinion(groups, second, sample)
-        if agreement is not None:
-            metrics["sentinel/second_opinion"] = agreement
+    agreement = second_opinion(groups, second, sample) if second is not None else None
+    if agreement is not None:
+        metrics["sentinel/second_opinion"] = agreement
     return metrics
 
 
 def warnings(metrics: Mapping[str, float]) -> list[str]:
     """One sentence per threshold that a batch's metrics cross."""
     return [
-        f"{t.metric} = {metrics[t.metric]:.2f}: {t.means}"
-        for t in THRESHOLDS
-        if t.metric in metrics and not t.below <= metrics[t.metric] <= t.above
+        f"sentinel/{name} = {found:.2f}: {means}"
+        for name, (least, most, means) in THRESHOLDS.items()
+        if (found := metrics.get(f"sentinel/{name}")) is not None and not least <= found <= most
     ]
 
 
@@ -145,21 +115,13 @@ def is_judged(score: Score) -> bool:
 
 def second_opinion(groups: Sequence[Group], second: Verifier, sample: int) -> float | None:
     """Share of evenly spaced judged completions on which both verifiers agree, None if none."""
-    judged = [
-        (group.prompt, rollout)
-        for group in groups
-        for rollout in group.rollouts
-        if is_judged(rollout.score)
-    ]
+    judged = [(g.prompt, r) for g in groups for r in g.rollouts if is_judged(r.score)]
     picked = judged[:: max(1, len(judged) // max(1, sample))][:sample]
-    verdicts = [
-        (
-            verdict(rollout.score) is True,
-            second.verify(p.prefill + rollout.completion.text, p.task),
-        )
-        for p, rollout in picked
-    ]
-    agreed = [(v.status == "correct") == right for right, v in verdicts if v.value is not None]
+    agreed: list[bool] = []
+    for prompt, rollout in picked:
+        score = second.verify(prompt.prefill + rollout.completion.text, prompt.task)
+        if score.value is not None:
+            agreed.append((score.status == "correct") == (verdict(rollout.score) is True))
     return _mean(agreed) if agreed else None
 
 

@@ -8,33 +8,23 @@ from __future__ import annotations
 
 import ast
 import cmath
-import operator
 import random
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from grpo.rewards.math.four_operations import FOUR
 
 MAX_LENGTH = 2048  # characters
 POINTS, ENOUGH = 24, 8  # random points looked at, and how many of them have to agree
+_SAME_NAME = "sin cos tan asin acos atan sinh cosh tanh exp log sqrt"
 _FUNCTIONS: dict[str, Callable[[complex], complex]] = {
-    "sin": cmath.sin,
-    "cos": cmath.cos,
-    "tan": cmath.tan,
-    "asin": cmath.asin,
-    "acos": cmath.acos,
-    "atan": cmath.atan,
-    "sinh": cmath.sinh,
-    "cosh": cmath.cosh,
-    "tanh": cmath.tanh,
-    "exp": cmath.exp,
-    "log": cmath.log,
+    **{name: getattr(cmath, name) for name in _SAME_NAME.split()},
     "ln": cmath.log,
-    "sqrt": cmath.sqrt,
     "sec": lambda z: 1 / cmath.cos(z),
     "csc": lambda z: 1 / cmath.sin(z),
     "cot": lambda z: 1 / cmath.tan(z),
 }
-_OPERATIONS = {**FOUR, ast.Pow: operator.pow}
+_OPERATIONS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {**FOUR, ast.Pow: pow}
 _CONSTANTS: dict[str, complex] = {"pi": cmath.pi, "E": cmath.e, "e": cmath.e}
 
 

@@ -195,10 +195,8 @@ class Asker:
         An object that was made to be compared stands for plain data, which a program can.
         """
         kind = cast("type[Any]", type(value))
-        if (
-            kind.__module__.partition(".")[0] in _COMPARING
-            and kind.__name__ not in self.known.names
-        ):
+        matcher = kind.__module__.partition(".")[0] in _COMPARING
+        if matcher and kind.__name__ not in self.known.names:
             return
         try:
             pack(value, None, None, self.known)

@@ -25,6 +25,7 @@ from collections import (
     deque,
 )
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 from grpo.rewards.code import raising, values
@@ -152,21 +153,17 @@ def pack_changes(
         new = _contents(value)
         if _same(old, new):
             continue
-        if isinstance(value, bytearray):
-            new = [bytes(value)]
-        elif type(value).__module__ == "numpy":
+        if type(value).__module__ == "numpy":
             new = [value.tolist()]
         changed.append([number, [packer.pack(part, 1) for part in new]])
     return changed
 
 
+@dataclass(frozen=True, slots=True)
 class _Packer:
-    def __init__(
-        self, opaque: Callable[[Any], Any] | None, shared: Shared, classes: Classes
-    ) -> None:
-        self.opaque = opaque
-        self.shared = shared
-        self.classes = classes
+    opaque: Callable[[Any], Any] | None
+    shared: Shared
+    classes: Classes
 
     def pack(self, value: Any, depth: int) -> Any:
         if depth > MAX_DEPTH:
@@ -178,7 +175,8 @@ class _Packer:
         if known is not None and isinstance(value, enum.Enum):
             return {"E": [known, value.name]}
         if issubclass(kind, int):
-            return _integer(int.__add__(value, 0))
+            number = int.__add__(value, 0)
+            return number if -_LARGEST < number < _LARGEST else {"i": hex(number)}
         if issubclass(kind, float):
             return float.__pos__(value)
         if issubclass(kind, str):
@@ -208,8 +206,7 @@ class _Packer:
 
     def all_of(self, items: Iterable[Any], depth: int) -> list[Any]:
         items = list(items)
-        kinds = set(map(type, items))
-        if kinds <= _AS_IT_IS:
+        if set(map(type, items)) <= _AS_IT_IS:
             return items
         return [self.pack(item, depth + 1) for item in items]
 
@@ -292,10 +289,6 @@ class _Packer:
     def record(self, record: Any, depth: int) -> list[Any]:
         fields = [[name, self.pack(part, depth + 1)] for name, part in fields_of(record)]
         return [type(record).__name__, fields]
-
-
-def _integer(number: int) -> Any:
-    return number if -_LARGEST < number < _LARGEST else {"i": hex(number)}
 
 
 def _iterate(base: Any, value: Any) -> Iterable[Any]:

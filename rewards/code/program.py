@@ -78,13 +78,11 @@ class Program:
             if changed := pack_changes(before, opaque, shared, self.known):
                 answer["changed"] = changed
             kept = request.get("keep") and _stays(result)
-            answer["returned"] = (
-                {"o": opaque(result)} if kept else pack(result, opaque, shared, self.known)
-            )
+            packed = {"o": opaque(result)} if kept else pack(result, opaque, shared, self.known)
+            answer["returned"] = packed
         except BaseException as error:
-            if request["do"] in ("next", "anext") and (
-                isinstance(error, StopIteration | StopAsyncIteration)
-            ):
+            ends = isinstance(error, StopIteration | StopAsyncIteration)
+            if ends and request["do"] in ("next", "anext"):
                 return {"stopped": True}
             answer.pop("returned", None)
             answer["raised"] = raised(error, self.known)
@@ -160,9 +158,9 @@ class Program:
 
 
 def _stays(value: Any) -> bool:
-    """Whether what a class made stays here although it is plain data: a container with members.
+    """Whether an object that a class of the program's made stays here although it is plain data.
 
-    LeetCode's nodes and what is made from a number or text cross as what they are.
+    A container with methods of its own does. LeetCode's nodes, numbers and text cross.
     """
     kind = cast("type[Any]", type(value))
     if kind.__module__ != "candidate" or kind.__name__ in ("ListNode", "TreeNode"):

@@ -29,11 +29,8 @@ ON_REQUEST = (*EXITS, "StopIteration", "StopAsyncIteration")
 
 
 def _passed_on(kind: Any) -> bool:
-    return (
-        isinstance(kind, type)
-        and issubclass(kind, Exception)
-        and not issubclass(kind, (*_KEPT_BACK, Warning))
-    )
+    exception = isinstance(kind, type) and issubclass(kind, Exception)
+    return exception and not issubclass(kind, (*_KEPT_BACK, Warning))
 
 
 PASSED_ON = frozenset(name for name, kind in vars(builtins).items() if _passed_on(kind))

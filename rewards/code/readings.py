@@ -53,7 +53,9 @@ def as_calls(cases: Sequence[Any]) -> list[dict[str, Any]]:
         return []
     try:
         wanted = [_value(str(case["output"])) for case in cases]
-        lines = [[_value(line) for line in _nonempty(case["input"])] for case in cases]
+        lines = [
+            [_value(line) for line in case["input"].split("\n") if line.strip()] for case in cases
+        ]
     except ValueError:
         lines, wanted = [], []
     found: list[dict[str, Any]] = []
@@ -63,10 +65,6 @@ def as_calls(cases: Sequence[Any]) -> list[dict[str, Any]]:
             found.append(_tests([args[0] for args in lines], wanted, wrapped=True))
         found.append(_tests(lines, wanted, wrapped=False))
     return found
-
-
-def _nonempty(text: str) -> list[str]:
-    return [line for line in text.split("\n") if line.strip()]
 
 
 def _value(text: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
 
@@ -28,8 +29,7 @@ from grpo.rewards.sandbox.wire import WireError
 _LIST, _SET = list[Any], set[Any]
 # dtypes of numbers; any other array is rebuilt from its elements
 _DTYPE = re.compile(r"[<>|=][biufc]\d{1,2}")
-# Of Decimal and Fraction, of something nested without end, of an array where there is no numpy, of
-# a pattern.
+# Raised by Decimal and Fraction, by endless nesting, by an array without numpy, by a pattern.
 _RARE = (ArithmeticError, RecursionError, ImportError, re.error)
 _MALFORMED = (TypeError, ValueError, AttributeError, LookupError, *_RARE)
 
@@ -46,24 +46,20 @@ def unpack(
     Raises WireError for anything malformed (unhashable keys included).
     """
     try:
-        return _Unpacker(opaque, classes, shared or Shared(), exceptions).unpack(packed)
+        return _Unpacker(opaque, classes, shared or Shared(), exceptions or {}).unpack(packed)
     except _MALFORMED as error:
         raise WireError("malformed value") from error
 
 
 def unpack_changes(
-    changed: Any,
-    count: int,
-    opaque: Callable[[Any], Any],
-    classes: Classes,
-    shared: Shared,
+    changed: Any, count: int, opaque: Callable[[Any], Any], classes: Classes, shared: Shared
 ) -> Callable[[], None]:
     """What `pack_changes` made, checked: a function that carries it out on this side's objects.
 
     Only objects below `count` may change. Raises WireError for anything malformed, and nothing
     has been changed then.
     """
-    unpacker = _Unpacker(opaque, classes, shared, None)
+    unpacker = _Unpacker(opaque, classes, shared, {})
     new: list[Callable[[], None]] = []
     try:
         for number, parts in cast("list[Any]", _exact(changed, list)):
@@ -136,18 +132,12 @@ def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
     return namedtuple(name if name.isidentifier() else "Row", fields)  # type: ignore[reportUntypedNamedTuple]
 
 
+@dataclass(frozen=True, slots=True)
 class _Unpacker:
-    def __init__(
-        self,
-        opaque: Callable[[Any], Any],
-        classes: Classes,
-        shared: Shared,
-        exceptions: Mapping[str, type[Any]] | None,
-    ) -> None:
-        self.opaque = opaque
-        self.classes = classes
-        self.shared = shared
-        self.exceptions = exceptions or {}
+    opaque: Callable[[Any], Any]
+    classes: Classes
+    shared: Shared
+    exceptions: Mapping[str, type[Any]]
 
     def unpack(self, packed: Any) -> Any:
         if packed is None or isinstance(packed, bool | int | float | str):

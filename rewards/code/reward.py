@@ -13,21 +13,18 @@ defines: ["f", "class Node"]), by the column with that solution, or by the tests
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from grpo.rewards.code import readings
 from grpo.rewards.code.fences import asked_names, program_of
-from grpo.rewards.code.stdio import LOST, START, ProgramRun, run_program, same_output
+from grpo.rewards.code.stdio import START, ProgramRun, run_program, same_output
 from grpo.rewards.sandbox import wire
-from grpo.rewards.sandbox.probe import choose
-from grpo.rewards.sandbox.sandbox import PRELOAD, Ended, Guest, Limits, Sandbox
+from grpo.rewards.sandbox.sandbox import LOST, PRELOAD, Guest, Limits, Sandbox
+from grpo.rewards.sandbox.workers import Pool
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Status, Task
 
@@ -56,11 +53,8 @@ def read_tests(raw: Any) -> dict[str, Any]:
         isinstance(defines, list) and all(isinstance(n, str) for n in cast("list[Any]", defines))
     ):
         raise BadTests("defines must be a list of names")
-    common: dict[str, Any] = {
-        "setup": str(tests.get("setup", "")),
-        "entry": entry,
-        "defines": defines,
-    }
+    setup = str(tests.get("setup", ""))
+    common: dict[str, Any] = {"setup": setup, "entry": entry, "defines": defines}
     match tests:
         case {"stdio": [_, *_] as cases}:
             for case in cast("list[Any]", cases):
@@ -117,34 +111,13 @@ class Code(VerifierReward):
         self.timeout = timeout
         self.tolerance = tolerance
         self.limits = Limits(cpu=max(1, int(timeout) + 1), memory=memory_mb << 20)
-        self.workers = workers or os.cpu_count() or 1
-        self._tier = sandbox
-        self._sandbox: Sandbox | None = None
-        self._threads: ThreadPoolExecutor | None = None
-        self._lock = threading.Lock()
-
-    def _start(self) -> tuple[Sandbox, ThreadPoolExecutor]:
-        with self._lock:
-            if self._sandbox is None or self._threads is None:
-                preload = (*PRELOAD, "grpo.rewards.code.guest")
-                self._sandbox = Sandbox(choose(self._tier), preload)
-                self._threads = ThreadPoolExecutor(self.workers, "grpo-code")
-            return self._sandbox, self._threads
-
-    def close(self) -> None:
-        """End the sandbox and the threads; a later call starts them again."""
-        with self._lock:
-            sandbox, self._sandbox = self._sandbox, None
-            threads, self._threads = self._threads, None
-        if sandbox is not None:
-            sandbox.close()
-        if threads is not None:
-            threads.shutdown()
+        preload = (*PRELOAD, "grpo.rewards.code.guest")
+        self.pool = Pool("code", preload, tier=sandbox, limits=self.limits, workers=workers)
 
     def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
         """Outcomes in order, `workers` programs at a time."""
-        _, threads = self._start()
-        return list(threads.map(self.verify, completions, tasks))
+        self.pool.sandbox()  # where none holds, it is looked for once and not for every program
+        return super().verify_all(completions, tasks)
 
     def verify(self, completion: str, task: Task) -> Score:
         """A number when the program was judged, None for bad tests or a failing grader.
@@ -161,7 +134,7 @@ class Code(VerifierReward):
         )
         if code is None:
             return Score(value=0.0, status="unparseable_answer", detail="no code block")
-        sandbox, _ = self._start()
+        sandbox = self.pool.sandbox()
         tests["reference"] = _reference(task.columns)
         try:
             return self._judge(sandbox, code, tests)
@@ -206,8 +179,7 @@ class Code(VerifierReward):
         guests: list[Guest] = []
         heard: dict[str, Any] = {}  # what the tests said on their way to a verdict
         try:
-            pid = sandbox.fork("candidate", self.limits, [to_candidate])
-            guests.append(Guest(sandbox, pid, []))
+            guests.append(sandbox.fork("candidate", self.limits, [to_candidate]))
             to_tests.settimeout(START)
             given = {"code": code, "setup": tests["setup"], "entry": tests["entry"]}
             try:
@@ -215,8 +187,7 @@ class Code(VerifierReward):
             except wire.WireError as error:
                 return Score(value=0.0, status="limit", detail=f"the program: {error}")
             to_tests.setblocking(True)
-            pid = sandbox.fork("tests", self.limits, [verdict_end, to_tests])
-            guests.append(Guest(sandbox, pid, [verdict]))
+            guests.append(sandbox.fork("tests", self.limits, [verdict_end, to_tests], verdict))
             wire.send(verdict, tests | {"partial": self.partial})
             deadline = time.monotonic() + START
             while True:
@@ -228,7 +199,7 @@ class Code(VerifierReward):
                 heard |= found
         except (EOFError, OSError, wire.WireError) as error:
             score = self._without_verdict(error, heard, guests)
-            if any(guest.end().status == LOST for guest in guests):
+            if any(guest.end() == LOST for guest in guests):
                 raise _SandboxLost(score) from error
             return score
         finally:
@@ -243,11 +214,8 @@ class Code(VerifierReward):
         """The outcome when the tests' process gave none in time, or none at all."""
         late = isinstance(error, TimeoutError)
         if "started" not in heard:
-            detail = (
-                f"no program was started within {START} s"
-                if late
-                else (f"the sandbox ended before the program was started ({type(error).__name__})")
-            )
+            detail = f"the sandbox ended before the program was started ({type(error).__name__})"
+            detail = f"no program was started within {START} s" if late else detail
             return Score(value=None, status="grader_error", detail=detail)
         if not late and any(_out_of_time(guest.end()) for guest in guests):
             late, detail = True, "out of processor time"
@@ -274,8 +242,8 @@ class Code(VerifierReward):
             return Score(value=passed / total, status="scored", detail=detail)
         if str(found["detail"]).startswith("MemoryError"):
             return Score(value=0.0, status="limit", detail=detail)
-        ended = candidate.poll()
-        status: Status = "timeout" if ended and _out_of_time(ended) else "wrong"
+        late = _out_of_time(candidate.poll() or 0)
+        status: Status = "timeout" if late else "wrong"
         return Score(value=0.0, status=status, detail=detail)
 
     def _judge_stdio(
@@ -315,5 +283,5 @@ def _reference(columns: Mapping[str, Any]) -> str | None:
     return next((text for text in texts if isinstance(text, str) and text.strip()), None)
 
 
-def _out_of_time(ended: Ended) -> bool:
-    return ended.status & 0x7F == signal.SIGXCPU
+def _out_of_time(status: int) -> bool:
+    return status & 0x7F == signal.SIGXCPU

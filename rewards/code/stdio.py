@@ -16,11 +16,10 @@ import time
 from dataclasses import dataclass
 
 from grpo.rewards.sandbox import wire
-from grpo.rewards.sandbox.sandbox import Guest, Limits, Sandbox
+from grpo.rewards.sandbox.sandbox import LOST, Limits, Sandbox
 from grpo.types import Status
 
 START = 30.0  # seconds that a guest may take to confine itself, before any program runs
-LOST = -1  # wait status of a guest whose sandbox is gone
 OUT_OF_MEMORY = 77  # exit code by which run_script reports a MemoryError
 
 
@@ -81,7 +80,7 @@ def run_program(
     fault: tuple[Status, str] | None = None
     output, ended, started = b"", None, False
     try:
-        guest = Guest(sandbox, sandbox.fork("script", limits, [pair[1] for pair in pairs]), ours)
+        guest = sandbox.fork("script", limits, [pair[1] for pair in pairs], *ours)
         try:
             first = wire.receive(control, time.monotonic() + START)
             if "confined" not in first:
@@ -101,13 +100,13 @@ def run_program(
         except (EOFError, OSError, wire.WireError) as error:
             fault = ("wrong" if started else "grader_error", f"the program cannot be fed: {error}")
         finally:
-            lost = guest.end().status == LOST
+            lost = guest.end() == LOST
     finally:
         for channel in ours:
             channel.close()
     text = output.decode(errors="surrogateescape")  # bytes that are no text equal no text
     if ended is not None and fault is None:
-        fault = _exit_fault(ended.status)
+        fault = _exit_fault(ended)
     if fault is None:
         return ProgramRun(output=text)
     return ProgramRun(output=text, status=fault[0], fault=fault[1], lost=lost)

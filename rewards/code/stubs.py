@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, NoReturn, Protocol, cast
+from functools import partialmethod
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from grpo.rewards.code.plain import Shared
 from grpo.rewards.code.values import plain_members
+
+if TYPE_CHECKING:
+    from grpo.rewards.code.asking import Asker
 
 # What may be done with an object of a class that the tests make: name -> function. The program's
 # process looks them up here, too.
@@ -26,18 +30,9 @@ _FUNCTIONS = (
     bool, complex, delattr, divmod, float, format, hash, int, isinstance, issubclass, iter, len,
     repr, reversed, round, setattr, str,
 )  # fmt: skip
+_ITEMS = ("contains", "getitem", "setitem", "delitem", "index")
 OPERATIONS: dict[str, Callable[..., Any]] = {
-    name: getattr(operator, name)
-    for name in (
-        *ARITHMETIC,
-        *_IN_PLACE,
-        *COMPARISONS,
-        "contains",
-        "getitem",
-        "setitem",
-        "delitem",
-        "index",
-    )
+    name: getattr(operator, name) for name in (*ARITHMETIC, *_IN_PLACE, *COMPARISONS, *_ITEMS)
 } | {function.__name__: function for function in _FUNCTIONS}
 
 
@@ -56,34 +51,6 @@ def label_of(remote: Remote) -> str:
     return cast("Any", remote)._Remote__label
 
 
-class Channel(Protocol):
-    """What a stub needs of the channel to the program (`asking.Asker`)."""
-
-    made_by: frozenset[str]
-
-    def ask(
-        self, request: dict[str, Any], shared: Shared, count: int = 0, made: bool = False
-    ) -> Any:
-        """What the program answers."""
-        ...
-
-    def go_on(self, do: str, target: list[Any]) -> Any:
-        """Go on with what a call began."""
-        ...
-
-    def packed(self, values: Any, shared: Shared) -> Any:
-        """What a test gives, as plain data."""
-        ...
-
-    def beyond(self, value: Any) -> None:
-        """Raises where the tests cannot look into a value."""
-        ...
-
-    def comparable(self, value: Any) -> None:
-        """Raises where no program can return what a test expects."""
-        ...
-
-
 class Remote:
     """Something in the program's process. Anything can be called, and iterated if it can be there.
 
@@ -96,13 +63,13 @@ class Remote:
     """
 
     __slots__ = ("__asker", "__label", "__made", "__target")
-    __asker: Channel
+    __asker: Asker
     __target: list[Any]
     __made: bool
     __label: str
 
     def __init__(
-        self, asker: Channel, target: list[Any], made: bool = False, label: str = ""
+        self, asker: Asker, target: list[Any], made: bool = False, label: str = ""
     ) -> None:
         put = object.__setattr__
         put(self, "_Remote__asker", asker)
@@ -117,12 +84,6 @@ class Remote:
             self.__refuse()
         request = {"do": "get", "target": self.__target, "name": name}
         return self.__asker.ask(request, Shared())
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.__apply("setattr", self, name, value)
-
-    def __delattr__(self, name: str) -> None:
-        self.__apply("delattr", self, name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         root, *path = self.__target
@@ -174,24 +135,23 @@ class Remote:
 
     def __contains__(self, item: Any) -> bool:
         if self.__made:
-            return self.__exactly(bool, "contains", self, item)
+            return self.__apply("contains", self, item, kind=bool)
         return any(part == item for part in self)
 
     def __refuse(self) -> NoReturn:
         self.__asker.beyond(self)
         raise CandidateError("the candidate returned something that is not plain data")
 
-    def __apply(self, name: str, *operands: Any) -> Any:
-        if not self.__made:
-            self.__refuse()
+    def __apply(self, name: str, *operands: Any, kind: type[Any] | None = None) -> Any:
+        """What an operation comes to. `kind`: it has to be exactly of this class."""
+        value = self.__asked(name, *operands) if self.__made else self.__refuse()
+        return value if kind is None or type(value) is kind else self.__refuse()
+
+    def __asked(self, name: str, *operands: Any) -> Any:
         shared = Shared()
         packed = self.__asker.packed(operands, shared)
         request = {"do": "apply", "name": name, "arguments": packed}
         return self.__asker.ask(request, shared, len(shared.objects), name in _MADE)
-
-    def __exactly(self, kind: type[Any], name: str, *operands: Any) -> Any:
-        value = self.__apply(name, *operands)
-        return value if type(value) is kind else self.__refuse()
 
     def __compare(self, name: str, other: Any) -> Any:
         if other is None and self.__made and name in ("eq", "ne"):
@@ -205,87 +165,51 @@ class Remote:
             # the same object or another: no more than any constant of a program's could say
             return (self.__target == other.__target) is (name == "eq")
         by: Remote = self if self.__made else other
-        return by.__exactly(bool, name, self, other)
+        return by.__apply(name, self, other, kind=bool)
 
     def __instancecheck__(self, value: Any) -> bool:
-        return isinstance(value, Remote) and self.__kinship("isinstance", value)
+        return isinstance(value, Remote) and self.__asked("isinstance", value, self) is True
 
     def __subclasscheck__(self, value: Any) -> bool:
-        return isinstance(value, Remote) and self.__kinship("issubclass", value)
-
-    def __kinship(self, name: str, value: Remote) -> bool:
-        shared = Shared()
-        packed = self.__asker.packed((value, self), shared)
-        request = {"do": "apply", "name": name, "arguments": packed}
-        return self.__asker.ask(request, shared, len(shared.objects)) is True
-
-    def __eq__(self, other: object) -> Any:
-        return self.__compare("eq", other)
-
-    def __ne__(self, other: object) -> Any:
-        return self.__compare("ne", other)
-
-    def __lt__(self, other: Any) -> Any:
-        return self.__compare("lt", other)
-
-    def __le__(self, other: Any) -> Any:
-        return self.__compare("le", other)
-
-    def __gt__(self, other: Any) -> Any:
-        return self.__compare("gt", other)
-
-    def __ge__(self, other: Any) -> Any:
-        return self.__compare("ge", other)
-
-    def __bool__(self) -> bool:
-        return self.__exactly(bool, "bool", self)
-
-    def __hash__(self) -> int:
-        return self.__exactly(int, "hash", self)
+        return isinstance(value, Remote) and self.__asked("issubclass", value, self) is True
 
     def __len__(self) -> int:
         if not self.__made:  # list() asks everything that it iterates for its length
             raise TypeError("the candidate returned something that is not plain data")
-        return self.__exactly(int, "len", self)
+        return self.__apply("len", self, kind=int)
 
-    def __str__(self) -> str:
-        return self.__exactly(str, "str", self) if self.__made else object.__repr__(self)
+    def __shown(self, name: str, *how: str) -> str:
+        return self.__apply(name, self, *how, kind=str) if self.__made else object.__repr__(self)
 
-    def __repr__(self) -> str:
-        return self.__exactly(str, "repr", self) if self.__made else object.__repr__(self)
+    def __own(self, kind: type[Any] | None, name: str, *others: Any) -> Any:
+        return self.__apply(name, self, *others, kind=kind)
 
-    def __format__(self, how: str) -> str:
-        return self.__exactly(str, "format", self, how) if self.__made else object.__repr__(self)
+    def __reflected(self, name: str, other: Any) -> Any:
+        return self.__apply(name, other, self)
 
-    def __int__(self) -> int:
-        return self.__exactly(int, "int", self)
-
-    def __float__(self) -> float:
-        return self.__exactly(float, "float", self)
-
-    def __complex__(self) -> complex:
-        return self.__exactly(complex, "complex", self)
-
-    def __index__(self) -> int:
-        return self.__exactly(int, "index", self)
-
-    def __round__(self, *digits: Any) -> Any:
-        return self.__apply("round", self, *digits)
-
-    def __divmod__(self, other: Any) -> Any:
-        return self.__apply("divmod", self, other)
-
-    def __rdivmod__(self, other: Any) -> Any:
-        return self.__apply("divmod", other, self)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.__apply("getitem", self, key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.__apply("setitem", self, key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        self.__apply("delitem", self, key)
+    __eq__ = partialmethod(__compare, "eq")  # pyright: ignore[reportAssignmentType]
+    __ne__ = partialmethod(__compare, "ne")  # pyright: ignore[reportAssignmentType]
+    __lt__ = partialmethod(__compare, "lt")
+    __le__ = partialmethod(__compare, "le")
+    __gt__ = partialmethod(__compare, "gt")
+    __ge__ = partialmethod(__compare, "ge")
+    __bool__ = partialmethod(__own, bool, "bool")
+    __int__ = partialmethod(__own, int, "int")
+    __float__ = partialmethod(__own, float, "float")
+    __complex__ = partialmethod(__own, complex, "complex")
+    __index__ = partialmethod(__own, int, "index")
+    __hash__ = partialmethod(__own, int, "hash")  # pyright: ignore[reportAssignmentType]
+    __str__ = partialmethod(__shown, "str")  # pyright: ignore[reportAssignmentType]
+    __repr__ = partialmethod(__shown, "repr")  # pyright: ignore[reportAssignmentType]
+    __format__ = partialmethod(__shown, "format")  # pyright: ignore[reportAssignmentType]
+    __round__ = partialmethod(__own, None, "round")
+    __divmod__ = partialmethod(__own, None, "divmod")
+    __rdivmod__ = partialmethod(__reflected, "divmod")
+    __setattr__ = partialmethod(__own, None, "setattr")  # pyright: ignore[reportAssignmentType]
+    __delattr__ = partialmethod(__own, None, "delattr")  # pyright: ignore[reportAssignmentType]
+    __getitem__ = partialmethod(__own, None, "getitem")
+    __setitem__ = partialmethod(__own, None, "setitem")
+    __delitem__ = partialmethod(__own, None, "delitem")
 
 
 def _raised_by_the_test(error: BaseException | None, trace: Any) -> bool:
@@ -305,17 +229,10 @@ def _is_raise(code: Any, at: int) -> bool:
     return found is not None and found.opname == "RAISE_VARARGS"
 
 
-def _operator(name: str, reflected: bool) -> Callable[..., Any]:
-    def method(self: Remote, *others: Any) -> Any:
-        operands = (*others, self) if reflected else (self, *others)
-        return cast("Any", self)._Remote__apply(name, *operands)
-
-    return method
-
-
+_own, _reflected = (vars(Remote)[f"_Remote__{_name}"] for _name in ("own", "reflected"))
 for _name in ARITHMETIC:
     _plain = _name.rstrip("_")
-    setattr(Remote, f"__{_plain}__", _operator(_name, reflected=False))
+    setattr(Remote, f"__{_plain}__", partialmethod(_own, None, _name))
     if _name not in _UNARY:
-        setattr(Remote, f"__r{_plain}__", _operator(_name, reflected=True))
-        setattr(Remote, f"__i{_plain}__", _operator(f"i{_plain}", reflected=False))
+        setattr(Remote, f"__r{_plain}__", partialmethod(_reflected, _name))
+        setattr(Remote, f"__i{_plain}__", partialmethod(_own, None, f"i{_plain}"))

@@ -128,12 +128,7 @@ FORMS: dict[str, Form] = {
     "p": Form(kind=re.Pattern, take=lambda v: [v.pattern, v.flags], make=_pattern),
     "h": Form(kind=re.Match, take=_match, make=_matched),
     "y": Form(kind=types.MappingProxyType, take=lambda v: [dict(v)], make=types.MappingProxyType),
-    "g": Form(
-        kind=types.SimpleNamespace,
-        take=lambda v: [vars(v)],
-        make=_namespace,
-        exact=True,
-    ),
+    "g": Form(kind=types.SimpleNamespace, take=lambda v: [vars(v)], make=_namespace, exact=True),
 }
 # Values of which there is only one, by name.
 ONLY: dict[str, Any] = {"...": ..., "NotImplemented": NotImplemented}

@@ -11,14 +11,7 @@ from math_verify import verify  # pyright: ignore[reportMissingTypeStubs]
 from grpo.rewards.math.formula import is_name
 
 _sp: Any = sympy  # untyped
-_SLOW = (
-    _sp.Derivative,
-    _sp.Integral,
-    _sp.Limit,
-    _sp.Product,
-    _sp.Sum,
-    _sp.UnevaluatedExpr,
-)
+_SLOW = (_sp.Derivative, _sp.Integral, _sp.Limit, _sp.Product, _sp.Sum, _sp.UnevaluatedExpr)
 
 
 def below_one(found: Any) -> bool:
@@ -30,10 +23,10 @@ def below_one(found: Any) -> bool:
 
 
 def value(found: Any, other: Any, trusted: bool = False) -> Any:
-    """An equation beside what is none: the side that its name has (7 = x, x = 1 + 1 = 2).
+    """The value that an equation gives its name (7 = x, x = 1 + 1 = 2) if `other` is no equation.
 
-    None where it names nothing and is no true statement about numbers: 2x = 5 is not 5. The
-    numbers of a gold (`trusted`) are not looked at.
+    None if it names nothing and is not true of numbers: 2x = 5 does not give 5. A gold (`trusted`)
+    is taken to be true. What is no equation is returned as it is.
     """
     sides = _sides(found)
     if not sides or _sides(other):

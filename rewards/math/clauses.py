@@ -8,6 +8,7 @@ else is a word. Each function is one linear scan: answers are hostile.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -147,18 +148,16 @@ def _article(text: str, match: re.Match[str]) -> bool:
     spaced = len(after) > 2 and after[0] == " " and after[1:3].isalpha()
     if match[0] == "A" and after[1:].strip() in ("or", "and", "is"):
         return False
-    return (
-        match[0] in "aAI" and spaced and text[match.start() - 1 : match.start()] in ("", " ", "\n")
-    )
+    before = text[match.start() - 1 : match.start()]
+    return match[0] in "aAI" and spaced and before in ("", " ", "\n")
 
 
 def _is_unit(text: str, match: re.Match[str]) -> bool:
     """Whether a function's name is a unit after a number: "20 min"."""
     after = text[match.end() : match.end() + 2].lstrip()[:1]
     counted = text[: match.start()].rstrip()[-1:].isdigit()
-    return (
-        match[0] in ("min", "deg") and counted and not (after.isdigit() or after in tuple("({\\^_"))
-    )
+    goes_on = after.isdigit() or after in tuple("({\\^_")
+    return match[0] in ("min", "deg") and counted and not goes_on
 
 
 def _is_word(text: str, match: re.Match[str]) -> bool:
@@ -201,6 +200,16 @@ def _wordy(found: list[re.Match[str]], kinds: list[str]) -> list[bool]:
     for opening, before in stack:
         wordy[opening] = words > before
     return wordy
+
+
+def words_of(found: Iterable[Token]) -> list[str]:
+    """The words among tokens, in lower case."""
+    return [token.text for token in found if token.kind == "word"]
+
+
+def places_of_values(found: Iterable[Token]) -> list[int]:
+    """The indices of the values among tokens."""
+    return [index for index, token in enumerate(found) if token.kind == "value"]
 
 
 def relation(value: str) -> str:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import re
 
+from grpo.rewards.math.exact import NO_SPACE
+from grpo.rewards.math.spelling import closing
+
 # Commands whose argument is text, or only looks: what they hold is read as if it stood there.
 _DRESS = re.compile(
     r"\\(?:text(?:bf|it|rm|tt|sf|sc|normal|up)?|mbox|emph|underline|mathrm|mathbf|mathit|mathsf|"
@@ -23,7 +26,6 @@ _TWICE = re.compile(
 )
 _COMMA_LAST = re.compile(r"(?<![\\,;.\s])(?:[,;](\$*)|\.(\$+))$")
 _DOLLARS = re.compile(r"(?<!\\)\$\$?")
-_NO_SPACE = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})")
 _BRACKETS = re.compile(r"\\[()\[\]]")
 # GSM8K's notes for a calculator: "9 * 2 = $<<9*2=18>>18"
 _NOTE = re.compile(r"<<[^<>A-Za-z\n]{1,200}>>")
@@ -42,26 +44,16 @@ def undress(text: str) -> str:
     text = _COMMA_LAST.sub(r"\1\2", text)
     if text.startswith("$") and text.endswith("$") and len(_DOLLARS.findall(text)) == 2:
         text = text.strip("$").strip() if not text.endswith("\\$") else text
-    while text.startswith("{") and text.endswith("}") and _braced(text):
+    while text.startswith("{") and closing(text, "{", "}") == len(text) - 1:
         text = text[1:-1].strip()
     if any(c in text for c in "*_`"):
         for _ in range(2):
             text = _EMPHASIS.sub(lambda m: m[2] or m[4] or m[5] or "", text)
     text = text.lstrip("#").strip() if text.startswith("#") else text
-    for opening, closing in (("\u201c", "\u201d"), ('"', '"'), ("\u2018", "\u2019"), ("``", "''")):
-        if len(text) > 2 and text.startswith(opening) and text.endswith(closing):
-            text = text[len(opening) : -len(closing)].strip()
+    for first, last in (("\u201c", "\u201d"), ('"', '"'), ("\u2018", "\u2019"), ("``", "''")):
+        if len(text) > 2 and text.startswith(first) and text.endswith(last):
+            text = text[len(first) : -len(last)].strip()
     return text
-
-
-def _braced(text: str) -> bool:
-    """Whether the brace at index 0 closes at the end."""
-    depth = 0
-    for index, char in enumerate(text):
-        depth += (char == "{") - (char == "}")
-        if depth == 0:
-            return index == len(text) - 1
-    return False
 
 
 def plain(text: str) -> str:
@@ -69,7 +61,7 @@ def plain(text: str) -> str:
     if "$" in text:
         text = _undelimited(text)
     if "\\" in text:
-        text = _NO_SPACE.sub("", text)
+        text = NO_SPACE.sub("", text)
         text = _BRACKETS.sub(" ", text)
         for _ in range(4):
             text, count = _DRESS.subn(_inside, text)

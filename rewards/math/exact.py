@@ -13,7 +13,7 @@ from fractions import Fraction
 MAX_LENGTH = 4096  # characters; longer answers are compared as strings only
 MAX_DIGITS = 512  # characters of one number, enough for every float written out
 MAX_EXPONENT = 400  # of ten; beyond every float, and 10**9 would take minutes
-_NO_SPACE = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})")
+NO_SPACE = re.compile(r"\\!\s*|(?<=[0-9])\\,(?=[0-9]{3})")
 _SPACING = re.compile(r"(?<!\\)\\[,;: ]|~|\\(?:quad|qquad|left|right|displaystyle)(?![A-Za-z])")
 _SPACES = re.compile(r"[\s\u200b-\u200d\u2060\ufeff]+")
 _GROUPED = re.compile(r"[-+]?[1-9][0-9]{0,2}(?:(?:,|\{,\})[0-9]{3})+(?:\.[0-9]*)?")
@@ -36,13 +36,10 @@ def clean(text: str) -> str:
     text = text.strip()
     if len(text) > MAX_LENGTH or (text.isascii() and text.isalnum()):  # a word, a whole number
         return text
-    text = _SPACES.sub(" ", _SPACING.sub(" ", _NO_SPACE.sub("", text))).strip()
+    text = _SPACES.sub(" ", _SPACING.sub(" ", NO_SPACE.sub("", text))).strip()
     for opening, closing in _WRAPS:
-        if (
-            len(text) > len(opening) + len(closing)
-            and text.startswith(opening)
-            and text.endswith(closing)
-        ):
+        long = len(text) > len(opening) + len(closing)
+        if long and text.startswith(opening) and text.endswith(closing):
             text = text[len(opening) : -len(closing)].strip()
     if text.endswith(".") and not text.endswith(".."):
         text = text[:-1].rstrip()

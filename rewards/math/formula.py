@@ -24,7 +24,7 @@ _SPELLING = _peer.NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
 )
 _READING = _peer.ConversionConfig(lowercase_symbols=False)
-# Dropped, added up or guessed at by the parser or its normalization: nothing that can be read.
+# The parser or its normalization drops these, adds them up or guesses: such a text is refused.
 _REFUSED = re.compile(
     r"[\"$]|(?<![_0-9.])[0-9][0-9.]* +[0-9.]|[0-9)\]] ?_|\\phantom|\\approx|\\sim(?![a-z])"
     r"|[+\-] ?\\ldots|\\ldots ?[+\-]"
@@ -123,7 +123,7 @@ def _real_roots(found: Any) -> Any:
 
 
 def is_name(found: Any) -> bool:
-    """Whether a side of an equation is what the other side is the value of: x, f(x), AB, a/b."""
+    """Whether a side of an equation names what the other side is the value of: x, f(x), AB, a/b."""
     if isinstance(found, (_sp.Symbol, AppliedUndef)):
         return True
     if getattr(found, "is_Function", False) or not getattr(found, "args", ()):

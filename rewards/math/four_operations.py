@@ -19,17 +19,12 @@ FOUR: Mapping[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
+    ast.Div: lambda a, b: a / b,
 }
 _ALLOWED = re.compile(r"[0-9+\-*/() \t\n]+")
 # Unicode's signs (times, dot and asterisk operator, division, minus and en dash), LaTeX's names.
-_SPELLINGS = {"\u00d7": "*", "\u00b7": "*", "\u2217": "*", "\u00f7": "/"} | {
-    "\u2212": "-",
-    "\u2013": "-",
-    "\\times": "*",
-    "\\cdot": "*",
-    "\\div": "/",
-}
+_SIGNS = str.maketrans("\u00d7\u00b7\u2217\u00f7\u2212\u2013", "***/--")
+_NAMES = {"\\times": "*", "\\cdot": "*", "\\div": "/"}
 
 
 def evaluate(expression: str) -> tuple[Fraction, list[int]]:
@@ -39,8 +34,9 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
     """
     if len(expression) > MAX_LENGTH:
         raise ValueError("the expression is too long")
-    for spelling, sign in _SPELLINGS.items():
-        expression = expression.replace(spelling, sign)
+    expression = expression.translate(_SIGNS)
+    for name, sign in _NAMES.items():
+        expression = expression.replace(name, sign)
     if not _ALLOWED.fullmatch(expression):
         raise ValueError("only integers, + - * / and parentheses are allowed")
     try:

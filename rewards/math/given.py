@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from grpo.rewards.math import vocabulary
-from grpo.rewards.math.clauses import Token
+from grpo.rewards.math.clauses import Token, places_of_values, words_of
 
 _FUNCTION = (
     vocabulary.TAIL_ENDS | vocabulary.SEPARATORS | vocabulary.COPULAS | vocabulary.MAGNITUDES
@@ -22,7 +22,7 @@ def asserted(found: Sequence[Token]) -> Sequence[Token]:
 
     A list word or a preposition before what would remain leaves the sentence as it is.
     """
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     if len(held) < 2 or any(token.text in ("or", "either", "nor") for token in found):
         return found
     found = _drawn(found)
@@ -34,7 +34,7 @@ def asserted(found: Sequence[Token]) -> Sequence[Token]:
 
 def _drawn(found: Sequence[Token]) -> Sequence[Token]:
     """What follows the last "so" or "therefore" of a sentence, if it holds a value; else all."""
-    values = [index for index, token in enumerate(found) if token.kind == "value"]
+    values = places_of_values(found)
     for index in range(values[-1] - 1, values[0], -1):
         if found[index].kind == "word" and found[index].text in vocabulary.CONSEQUENT:
             bare = all(token.kind == "value" and "=" not in token.text for token in found[:index])
@@ -44,7 +44,7 @@ def _drawn(found: Sequence[Token]) -> Sequence[Token]:
 
 def _given(found: Sequence[Token], index: int) -> bool:
     """Whether the value at `index` counts something that the sentence speaks of."""
-    after = [token.text for token in found[index + 1 : index + 5] if token.kind == "word"]
+    after = words_of(found[index + 1 : index + 5])
     noun = found[index + 1 : index + 2]
     if not noun or noun[0].kind != "word" or noun[0].text in _FUNCTION:
         return False

@@ -12,7 +12,7 @@ import logging
 import re
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -31,8 +31,7 @@ from grpo.rewards.math.latex import (
 )
 from grpo.rewards.math.regions import NoRegion, as_set, same_set
 from grpo.rewards.math.spelling import normalize
-from grpo.rewards.sandbox import wire
-from grpo.rewards.sandbox.faults import MACHINERY, GraderFault, describe, watch
+from grpo.rewards.sandbox.faults import MACHINERY, serve_judge, watch
 
 PACKAGES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
 _COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
@@ -51,15 +50,15 @@ class Read:
 
     text: str
     body: str
-    unit: units.Unit | None
-    size: int
     kind: str
-    parts: tuple[Read, ...]
-    region: intervals.Region | None
+    unit: units.Unit | None = None
+    size: int = 1
+    parts: tuple[Read, ...] = ()
+    region: intervals.Region | None = None
 
 
 def _read(text: str, depth: int = 0) -> Read | None:
-    """An answer as far as it can be read from end to end; None if it cannot."""
+    """An answer read from end to end, None if a part of it cannot be read."""
     text = in_radians(normalize(text)).strip()
     if "\\begin" in text and (rows := systems.rows(text)):
         return _of_rows(text, rows, depth)
@@ -71,19 +70,22 @@ def _read(text: str, depth: int = 0) -> Read | None:
     by_rule = kind == _SET and systems.is_said(text)  # its parts are no elements
     listed = len(pieces) > 1 or (kind and pieces and pieces[0] != body)
     if listed and not by_rule and depth < 4:
-        found = [_read(piece, depth + 1) for piece in pieces[:33]]
-        parts = tuple(part for part in found if part)
-        if len(parts) < len(found):
-            parts = ()
+        parts = _all_read(pieces[:33], depth) or ()
     region = intervals.read(text)
     read = Read(text=text, body=body, unit=unit, size=size, kind=kind, parts=parts, region=region)
     if parts or (region and region.sure):
         return read
-    if not by_rule and _expression(read, may_be_complex(body)) is not None:
+    if not by_rule and _expression(body, may_be_complex(body)) is not None:
         return read
     if systems.is_said(text):
-        return Read(text=text, body=text, unit=None, size=1, kind=_SAID, parts=(), region=None)
+        return Read(text=text, body=text, kind=_SAID)
     return None
+
+
+def _all_read(texts: Sequence[str], depth: int) -> tuple[Read, ...] | None:
+    """Parts of an answer, None if one of them cannot be read."""
+    found = tuple(read for text in texts if (read := _read(text, depth + 1)))
+    return found if len(found) == len(texts) else None
 
 
 def _of_rows(text: str, rows: list[tuple[str, ...]], depth: int) -> Read | None:
@@ -94,22 +96,18 @@ def _of_rows(text: str, rows: list[tuple[str, ...]], depth: int) -> Read | None:
         return _read(", ".join(cells[0] for cells in rows), depth + 1)
     parts: list[Read] = []
     for cells in rows:
-        found = [_read(cell, depth + 1) for cell in cells]
-        read = tuple(cell for cell in found if cell)
-        if len(read) < len(found):
+        read = _all_read(cells, depth)
+        if read is None:
             return None
         row = f"({', '.join(cells)})"
-        parts.append(
-            Read(text=row, body=row, unit=None, size=1, kind="()", parts=read, region=None)
-        )
-    return Read(
-        text=text, body=text, unit=None, size=1, kind=_CASES, parts=tuple(parts), region=None
-    )
+        parts.append(Read(text=row, body=row, kind="()", parts=read))
+    return Read(text=text, body=text, kind=_CASES, parts=tuple(parts))
 
 
-def _expression(read: Read, imaginary: bool) -> Any:
+def _expression(text: str, imaginary: bool) -> Any:
+    """`formula.expression`, None also where the parser breaks on the text."""
     try:
-        return expression(read.body, imaginary)
+        return expression(text, imaginary)
     except (MemoryError, *MACHINERY):
         raise
     except Exception:
@@ -117,7 +115,7 @@ def _expression(read: Read, imaginary: bool) -> Any:
 
 
 def _claims(text: str) -> list[Read]:
-    """What an answer may be taken for: itself, or of a \\approx b, which have to agree, a and b."""
+    """The readings of an answer: the whole, or both sides of a \\approx b if they are near."""
     sides = normalize(text).split("\\approx")
     if len(sides) == 1:
         read = _read(text)
@@ -137,14 +135,14 @@ def _claims(text: str) -> list[Read]:
 def _number(read: Read) -> float:
     """The value of a formula, not a number where it has none."""
     try:
-        return float(_expression(read, False) * read.size)
+        return float(_expression(read.body, False) * read.size)
     except (TypeError, ValueError, AttributeError):
         return float("nan")
 
 
 @lru_cache(maxsize=4096)
 def _gold(text: str) -> list[Read]:
-    """What a gold says, which is trusted: of a chain that is not read whole, its last side."""
+    """The readings of a gold. It is trusted: of a chain that cannot be read whole the last side."""
     found = _claims(text)
     if not found and text.count("=") > 1 and "," not in text:
         found = _claims(text.rpartition("=")[2].replace("$", ""))
@@ -186,7 +184,7 @@ def _same(gold: Read, answer: Read) -> bool:
         return _matched(list(gold.parts), list(answer.parts))
     if listed and (answer.kind == gold.kind or {answer.kind, gold.kind} <= set(_ORDERED)):
         return all(map(_same_part, gold.parts, answer.parts))
-    if answer.parts and gold.parts and _set_beside_tuple(answer, gold):
+    if answer.parts and gold.parts and {answer.kind, gold.kind} == {_SET, "()"}:
         return False
     if not listed and (comma := _decimal_comma(gold, answer)) is not None:
         return comma
@@ -201,17 +199,13 @@ def _decimal_comma(gold: Read, answer: Read) -> bool | None:
     return None
 
 
-def _set_beside_tuple(answer: Read, gold: Read) -> bool:
-    return {answer.kind, gold.kind} == {_SET, "()"}
-
-
 def _same_part(gold: Read, answer: Read) -> bool:
     verdict = compare(answer.text, gold.text)
     return _same(gold, answer) if verdict is None else verdict
 
 
 def _matched(golds: list[Read], answers: list[Read]) -> bool:
-    """Whether each gold has an answer of its own; equality is transitive, so the first one does."""
+    """Whether the parts pair up. Equality is transitive, so the first equal part may be taken."""
     for gold in golds:
         found = next((a for a in answers if _same_part(gold, a)), None)
         if found is None:
@@ -229,12 +223,7 @@ def _same_region(gold: Read, answer: Read) -> bool | None:
         return None if gold.region.two_names and answer.region.two_names else False
 
     def read(text: str) -> Any:
-        try:
-            return expression(normalize(text), False)
-        except (MemoryError, *MACHINERY):
-            raise
-        except Exception:
-            return None
+        return _expression(normalize(text), False)
 
     try:
         mine, theirs = as_set(answer.region, read), as_set(gold.region, read)
@@ -246,7 +235,7 @@ def _same_region(gold: Read, answer: Read) -> bool | None:
 def _same_value(gold: Read, answer: Read) -> bool:
     imaginary = may_be_complex(gold.body) or may_be_complex(answer.body)
     imaginary = imaginary and "\\vec" not in gold.body + answer.body
-    theirs, mine = _expression(gold, imaginary), _expression(answer, imaginary)
+    theirs, mine = _expression(gold.body, imaginary), _expression(answer.body, imaginary)
     if theirs is None or mine is None:
         return False
     mine, theirs = value(mine, theirs), value(theirs, mine, trusted=True)
@@ -308,16 +297,7 @@ def trial() -> str:
 
 def serve(channel: socket.socket) -> None:
     """Answer `judge`'s dict, or {"fault": why}, to each {"gold", "answer"}."""
-    watch(PACKAGES)
-    while True:
-        request = wire.receive(channel)
-        try:
-            found = judge(
-                request["gold"], request["answer"], lambda: wire.send(channel, {"stage": "answer"})
-            )
-        except (GraderFault, *MACHINERY) as error:
-            found = {"fault": describe(error)[:300]}
-        wire.send(channel, found)
+    serve_judge(channel, PACKAGES, judge)
 
 
 warm_up()

@@ -38,8 +38,6 @@ _HAN = re.compile(
     "大约|约为|约|左右|以上|以下|之间|猜|到|至|なら|かも|たぶん|およそ|ではない|じゃない|または|"
     "いいえ|わから|未満|아니|아마|또는|이상|이하|대략|약|쯤|모르"
 )
-
-
 _HAN_ABOUT = ("近", "约", "超", "逾", "几乎", "接近", "差不多")
 
 
@@ -54,14 +52,9 @@ def doubts(words: Sequence[str], value_follows: bool) -> bool:
     `value_follows`: these words come before the copula, where "could be" speaks of things.
     """
     text = " ".join(words)
-    if any(word in vocabulary.DOUBT for word in words):
-        return True
-    found = (
-        _PHRASES.search(_FLOATING.sub("", text).replace("at least", ""))
-        if value_follows
-        else (_PHRASES.search(text))
-    )
-    if found:
+    if value_follows:
+        text = _FLOATING.sub("", text).replace("at least", "")
+    if vocabulary.DOUBT.intersection(words) or _PHRASES.search(text):
         return True
     return any(not word.isascii() and _HAN.search(_HAN_INNOCENT.sub("", word)) for word in words)
 
@@ -78,13 +71,9 @@ def denied_subject(words: Sequence[str]) -> bool:
 
 def bounded(before: list[str]) -> bool:
     """Whether the words right before a value make a bound, a negation or a name of it."""
-    if any(
-        word in vocabulary.BOUND or word in vocabulary.OPERATIONS or denies(word) for word in before
-    ):
+    if (vocabulary.BOUND | vocabulary.OPERATIONS).intersection(before) or any(map(denies, before)):
         return True
-    extreme = vocabulary.EXTREMES.intersection(
-        before[-1:] if before[-1:] != ["of"] else before[-2:]
-    )
+    extreme = vocabulary.EXTREMES.intersection(before[-2 if before[-1:] == ["of"] else -1 :])
     if extreme and not {"has", "attains", "reaches", "achieves"}.intersection(before):
         return True  # "a maximum of 5 people"; "has a maximum of 5" states it
     if before and before[-1].endswith(_HAN_ABOUT) and not before[-1].endswith(("最近", "附近")):
@@ -101,21 +90,18 @@ def fragment(before: Sequence[str]) -> bool:
         return not {"minus", "negative", "plus"}.isdisjoint(before[:-1])  # "the negative of 5"
     if not (vocabulary.FALSE | vocabulary.REJECTING).isdisjoint(before):
         return True
-    return not any(map(vocabulary.verbal, before[:-1] if before[-1] == "of" else before)) or (
-        before[-1] == "of" and not any(map(vocabulary.verbal, before[:-2]))
-    )
+    return not any(map(vocabulary.verbal, before[:-2] if before[-1] == "of" else before))
 
 
 def trailing(after: Sequence[str]) -> bool:
     """Whether the words right after a value take it back: "or so", "or more", "at least"."""
-    text = " ".join(after)
     if vocabulary.TAKEN_BACK.intersection(after) and "the" not in after:
         return True
     if after and after[0] in vocabulary.OPERATED | vocabulary.PREDICATES:
         return True
-    return bool(AFTER.search(text)) or any(
-        denies(word) or word in vocabulary.FALSE for word in after
-    )
+    if vocabulary.FALSE.intersection(after) or any(map(denies, after)):
+        return True
+    return AFTER.search(" ".join(after)) is not None
 
 
 def predicated(after: Sequence[str]) -> bool:
@@ -139,15 +125,14 @@ _HAN_MAGNITUDE = re.compile(
 
 def disowned(before: Sequence[str]) -> bool:
     """Whether the words right before a box take it back: "it is not", "maybe", "it could be"."""
-    last = before[-1] if before else ""
-    if not last:
+    if not before:
         return False
-    modal = (
-        len(before) > 1
-        and last in ("be", "equal")
-        and before[-2] in (*vocabulary.MODALS, "not", "cannot")
-    )
-    return modal or denies(last) or last == "else" or (last in vocabulary.DOUBT and last != "if")
+    last = before[-1]
+    if last in ("be", "equal") and {*vocabulary.MODALS, "not", "cannot"}.intersection(
+        before[-2:-1]
+    ):
+        return True
+    return denies(last) or last == "else" or (last in vocabulary.DOUBT and last != "if")
 
 
 def doubtful(text: str) -> bool:

@@ -17,7 +17,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from grpo.rewards.math.spelling import CLOSING, OPENING, closing
+from grpo.rewards.math.spelling import closing, split
 
 MAX_PARTS = 32
 Tree = tuple[Any, ...]
@@ -90,41 +90,22 @@ def _unturned(text: str) -> str:
     return _TURNED.sub(turn, text) if "[" in text or "]" in text else text
 
 
-def _split(text: str, mark: re.Pattern[str]) -> list[str]:
-    """The parts between marks outside all brackets."""
-    marks = {match.start(): match.end() for match in mark.finditer(text)}
-    if not marks:
-        return [text]
-    parts: list[str] = []
-    depth, start = 0, 0
-    for index, char in enumerate(text):
-        if char in OPENING:
-            depth += 1
-        elif char in CLOSING:
-            depth -= 1
-        elif depth == 0 and index in marks and index >= start:
-            parts.append(text[start:index].strip())
-            start = marks[index]
-    parts.append(text[start:].strip())
-    return parts
-
-
 def _read(text: str, names: set[str], depth: int) -> Tree | None:
     text = text.strip()
     if not text or depth > 8:
         return None
     for mark, kind in ((_OR, "or"), (_AND, "and"), (_LIST, "list")):
-        parts = [part for part in _split(text, mark) if part]
+        parts = [part for part in split(text, mark) if part]
         if 1 < len(parts) <= MAX_PARTS:
             return _all(kind, parts, names, depth)
     if (member := _MEMBER.fullmatch(text)) and member[1] not in ("\\mathbb", "\\infty"):
         names.add(member[1])
         return _read(member[2], names, depth + 1)
     for mark, kind in ((_UNION, "or"), (_INTERSECTION, "and")):
-        parts = _split(text, mark)
+        parts = split(text, mark)
         if 1 < len(parts) <= MAX_PARTS:
             return _all(kind, parts, names, depth)
-    parts = _split(text, _MINUS)
+    parts = split(text, _MINUS)
     if len(parts) == 2:
         whole, part = _read(parts[0], names, depth + 1), _read(parts[1], names, depth + 1)
         return ("minus", whole, part) if whole and part else None
@@ -148,7 +129,7 @@ def _set(text: str, names: set[str], depth: int) -> Tree | None:
     if text[0] not in "([" or closing(text) != len(text) - 1:
         return None
     inner = text[1:-1]
-    parts = _split(inner, _LIST)
+    parts = split(inner, _LIST)
     if len(parts) == 2 and all(parts) and not any(_OPERATOR.search(part) for part in parts):
         return ("interval", parts[0], parts[1], text[0] == "(", text[-1] == ")")
     return _read(inner, names, depth + 1) if text[0] == "(" and text[-1] == ")" else None
@@ -164,7 +145,7 @@ def _builder(inner: str, names: set[str], depth: int) -> Tree | None:
         domain = _read(bound, names, depth + 1) if "\\in" in bound else None
         rest = _read(condition, names, depth + 1)
         return ("and", [domain, rest]) if domain and rest else None
-    parts = [part for part in _split(inner, _LIST) if part]
+    parts = [part for part in split(inner, _LIST) if part]
     return ("points", parts) if parts and not _OPERATOR.search(inner) else None
 
 

@@ -13,19 +13,7 @@ from fractions import Fraction
 
 from grpo.rewards.math import units
 from grpo.rewards.math.exact import number
-from grpo.rewards.math.spelling import CLOSING, OPENING, closing, is_integer, normalize, respell
-
-__all__ = [
-    "PLUS_MINUS",
-    "assigned",
-    "both_signs",
-    "compare",
-    "is_variable",
-    "is_word",
-    "quantity",
-    "respell",
-    "structure",
-]
+from grpo.rewards.math.spelling import closing, is_integer, normalize, split
 
 _MIXED = re.compile(r"(-?)([0-9]+) ?\\frac\{([0-9]+)\}\{([0-9]+)\}|(-?)([0-9]+) ([0-9]+)/([0-9]+)")
 _SPACED = re.compile(r"-?[1-9][0-9]{0,2}(?: [0-9]{3})+")
@@ -105,32 +93,15 @@ def _value(text: str) -> Fraction | None:
 
 def split_top(text: str) -> list[str]:
     """The parts of a comma, `and` or `or` list, brackets respected."""
-    parts: list[str] = []
-    depth, start = 0, 0
-    marks = sorted([(m.start(), m.end()) for m in _SEPARATOR.finditer(text)])
-    position = 0
-    for index, char in enumerate(text):
-        while position < len(marks) and marks[position][0] < index:
-            position += 1
-        if char in OPENING:
-            depth += 1
-        elif char in CLOSING:
-            depth -= 1
-        if depth == 0 and position < len(marks) and marks[position][0] == index:
-            parts.append(text[start:index].strip())
-            start = marks[position][1]
-    parts.append(text[start:].strip())
-    return [part for part in parts if part]
+    return [part for part in split(text, _SEPARATOR) if part]
 
 
 def structure(text: str) -> tuple[str, list[str]]:
     r"""(brackets, elements): ("\{\}", …) a set, ("(]", …) an interval or tuple, ("", …) a list."""
-    inner = text
     if text.startswith("\\{") and text.endswith("\\}"):
         return "\\{\\}", split_top(text[2:-2])
     if text and text[0] in "([" and closing(text) == len(text) - 1:
-        inner = text[1:-1]
-        parts = split_top(inner)
+        parts = split_top(text[1:-1])
         if len(parts) > 1:
             return text[0] + text[-1], parts
     return "", split_top(text)
@@ -278,9 +249,8 @@ def _compare_structures(answer: str, gold: str, tolerance: float, depth: int) ->
     unordered = kind in sets and gold_kind in sets
     if kind != gold_kind and not unordered:
         both_paired = len(kind) == len(gold_kind) == 2 and len(parts) == len(gold_parts) == 2
-        set_and_tuple = {kind, gold_kind} == {"\\{\\}", "()"} and min(
-            len(parts), len(gold_parts)
-        ) > 1
+        several = min(len(parts), len(gold_parts)) > 1
+        set_and_tuple = several and {kind, gold_kind} == {"\\{\\}", "()"}
         set_and_tuple = set_and_tuple and not _CONDITION.search(answer + gold)
         return False if both_paired or set_and_tuple else None
     if len(parts) != len(gold_parts):
@@ -289,9 +259,8 @@ def _compare_structures(answer: str, gold: str, tolerance: float, depth: int) ->
     if len(parts) > 32:
         return None
     if not unordered or _counted(parts, gold_parts):
-        verdicts = [
-            _compare(a, g, tolerance, depth + 1) for a, g in zip(parts, gold_parts, strict=True)
-        ]
+        pairs = zip(parts, gold_parts, strict=True)
+        verdicts = [_compare(*pair, tolerance, depth + 1) for pair in pairs]
         return False if False in verdicts else None if None in verdicts else True
     return _matched(parts, gold_parts, tolerance, depth)
 
@@ -314,12 +283,8 @@ def _matched(parts: list[str], gold_parts: list[str], tolerance: float, depth: i
             left.pop(verdicts.index(True))
         elif None in verdicts:
             unknown = True
-        elif len(verdicts) == len(parts):
+        elif len(verdicts) == len(parts) or not unknown:
             return False
-        else:
-            unknown = unknown or None in verdicts
-            if not unknown:
-                return False
     return None if unknown else True
 
 

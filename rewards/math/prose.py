@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Literal
 
 from grpo.rewards.math import hedges, vocabulary, words
-from grpo.rewards.math.clauses import Token, tokens
+from grpo.rewards.math.clauses import Token, places_of_values, tokens, words_of
 from grpo.rewards.math.dress import plain
 from grpo.rewards.math.given import asserted
 from grpo.rewards.math.sums import worked
@@ -54,9 +54,8 @@ def claim(text: str) -> Claim:
     """What an answer claims. Linear in its length; raises nothing."""
     found = tokens(plain(text))
     said = {token.text for token in found if token.kind == "word"}
-    why, value, unit = (
-        ("", None, []) if _NAME.match(found[0].text if found else "") else worked(found)
-    )
+    named = found and _NAME.match(found[0].text)
+    why, value, unit = ("", None, []) if named else worked(found)
     if why:
         return Claim(kind="nothing", text=text, why=why)
     if value:
@@ -73,27 +72,24 @@ def claim(text: str) -> Claim:
     if _claims_before(head):
         return Claim(kind="mixed", text=text, why="several claims")
     values = [token for token in tail if token.kind == "value"]
-    outside = [t.text for t in (*head, *pre) if t.kind == "word"]
-    said = [t.text for t in head if t.kind == "word"]
-    if (
-        hedges.doubts(outside, bool(values and head))
-        or hedges.denied_subject(said)
-        or (said[-2:] == ["to", "be"] and vocabulary.FAILING.intersection(said[-3:]))
-    ):
+    outside = words_of((*head, *pre))
+    said = words_of(head)
+    failing = said[-2:] == ["to", "be"] and vocabulary.FAILING.intersection(said[-3:])
+    if failing or hedges.doubts(outside, bool(values and head)) or hedges.denied_subject(said):
         return Claim(kind="nothing", text=text, why="not vouched for")
     if not values:
-        said = [t.text for t in (tail or pre or found) if t.kind == "word"]
+        said = words_of(tail or pre or found)
         return Claim(kind="words", text=text, said=tuple(said), headed=bool(head))
     return _valued(text, head, pre, tail)
 
 
 def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequence[Token]) -> Claim:
     """The claim of a sentence with values after its copula, `pre` between the two."""
-    before = [token.text for token in pre if token.kind == "word"]
+    before = words_of(pre)
     if vocabulary.MODALS.intersection(before):
         return Claim(kind="nothing", text=text, why="not vouched for")
-    several = sum(token.kind == "value" for token in tail) > 1
-    if not several and {"or", "either"}.intersection(before):
+    count = len(places_of_values(tail))
+    if count < 2 and {"or", "either"}.intersection(before):
         return Claim(kind="nothing", text=text, why="one of several")
     about = [word for word in before if word in vocabulary.ABOUT]
     if hedges.bounded([word for word in before if word not in vocabulary.ABOUT]):
@@ -101,19 +97,14 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
     named = words.number_of(before) is not None  # "eighteen (18)"
     if named and tail[0].text.strip("()") != str(words.number_of(before)):
         return Claim(kind="nothing", text=text, why="several values")
-    if (
-        not any(_copula(token) for token in head)
-        and before
-        and not named
-        and _NUMBERED.fullmatch(tail[0].text)
-    ):
+    numbered = before and not named and _NUMBERED.fullmatch(tail[0].text)
+    if numbered and not any(map(_copula, head)):
         return Claim(kind="nothing", text=text, why="a reference")
     stated = "=" in tail[0].text or any(token.kind == "line" for token in pre)
     if not head and before and not stated and not named and hedges.fragment(before):
         return Claim(kind="nothing", text=text, why="no claim of it")
     sign = "-" if before and before[-1] in ("minus", "negative") else ""
     groups: list[tuple[str, list[str]]] = []
-    count = sum(token.kind == "value" for token in tail)
     if count > MAX_VALUES:
         return Claim(kind="nothing", text=text, why="many values")
     listed = True  # only separators between values
@@ -124,14 +115,12 @@ def _valued(text: str, head: Sequence[Token], pre: Sequence[Token], tail: Sequen
             groups.append((token.text if groups else sign + token.text, []))
         elif token.kind == "dots":
             return Claim(kind="nothing", text=text, why="a range")
-        elif token.kind == "word" and (
-            token.text not in vocabulary.SEPARATORS or token is tail[-1]
-        ):
-            groups[-1][1].append(token.text)
-        elif token.kind == "word" and groups[-1][1] and len(groups) == count:
-            groups[-1][1].append(token.text)  # "5 apples and pears"
-    after = [token.text for token in tail if token.kind == "word"]
-    rest = [token.text for token in tail[1:] if token.kind == "word"]
+        elif token.kind == "word":
+            noun = token.text not in vocabulary.SEPARATORS or token is tail[-1]
+            if noun or (groups[-1][1] and len(groups) == count):  # "5 apples and pears"
+                groups[-1][1].append(token.text)
+    after = words_of(tail)
+    rest = words_of(tail[1:])
     about += [word for word in rest[:1] if word in vocabulary.ABOUT]
     if hedges.doubts(after, False) or hedges.trailing(rest) or hedges.predicated(rest):
         return Claim(kind="nothing", text=text, why="taken back")
@@ -148,7 +137,7 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
     is read, if it and what comes before hold values.
     """
     found = _last_contrast(found)
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     first = held[0] if held else len(found)
     last = held[-1] if held else -1
     for index in range(len(found) - 1, -1, -1):
@@ -157,11 +146,8 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
             start = next((i for i, t in enumerate(rest) if t.kind == "value"), len(rest))
             # a negation or a modal right before the copula is about what follows it
             near = [t for t in found[max(0, index - 2) : index] if t.kind == "word"]
-            kept = [
-                t
-                for t in near
-                if t.text in vocabulary.MODALS or (t is found[index - 1] and hedges.denies(t.text))
-            ]
+            kept = [t for t in near if t.text in vocabulary.MODALS]
+            kept += [t for t in near if t is found[index - 1] and hedges.denies(t.text)]
             if found[index].text in ("equal", "equals"):  # "greater than or equal to 5"
                 kept += [t for t in found[max(0, index - 3) : index] if t.text == "than"]
             own = [found[index]] if not found[index].text.isascii() else []
@@ -171,7 +157,7 @@ def _clause(found: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token], S
 
 def _corrected(found: Sequence[Token]) -> Sequence[Token]:
     """A sentence without the value it denies: "7, not 8", "it is not 6, it is 5"."""
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     if len(held) != 2 or "or" in {token.text for token in found}:
         return found
     first, last = held
@@ -185,14 +171,14 @@ def _corrected(found: Sequence[Token]) -> Sequence[Token]:
 
 def _of_myself(found: Sequence[Token]) -> bool:
     """Whether "I" did something in, after or with the only number: "I solved it in 5 minutes"."""
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     placed = len(held) == 1 and held[0] and found[held[0] - 1].text in vocabulary.PLACING
     return bool(placed) and found[0].text == "i" and not any(map(_copula, found))
 
 
 def _last_contrast(found: Sequence[Token]) -> Sequence[Token]:
     """What follows the last contrast ("not 3 but 5"), if both sides hold a value; else all."""
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     if len(held) < 2:
         return found
     denied = next(
@@ -211,7 +197,7 @@ def _claims_before(head: Sequence[Token]) -> bool:
 
     "Since the width is 5, the area is 20" and "it is 2 + 3, so it is 5" claim once.
     """
-    said = [token.text for token in head if token.kind == "word"]
+    said = words_of(head)
     if said.count("answer") > 1:
         return True
     if vocabulary.CONCLUDING.intersection(said):

@@ -6,24 +6,23 @@ parser, and only for what is still open math-verify, in a confined worker that c
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Literal
 
 from grpo.errors import PluginError, unknown_name
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
 from grpo.rewards.math import hedges
-from grpo.rewards.math.clauses import tokens
+from grpo.rewards.math.clauses import tokens, words_of
 from grpo.rewards.math.dress import plain, undress
 from grpo.rewards.math.exact import number
-from grpo.rewards.math.latex import compare, respell
+from grpo.rewards.math.latex import compare
 from grpo.rewards.math.ruling import rule
+from grpo.rewards.math.spelling import respell
 from grpo.rewards.math.statement import conclusion, final_statement
-from grpo.rewards.sandbox.probe import choose
-from grpo.rewards.sandbox.sandbox import Limits, Sandbox
+from grpo.rewards.sandbox.sandbox import Limits
 from grpo.rewards.sandbox.workers import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
@@ -44,17 +43,16 @@ _JOINER = re.compile(
 BOXES = ("join", "last", "zero")
 
 
-def joined_boxes(text: str, policy: str) -> str | None:
+def joined_boxes(
+    text: str, policy: str, found: Sequence[tuple[int, int, str]] | None = None
+) -> str | None:
     r"""The answer that the boxes of a text give, "" if it has none, None if the policy forbids.
 
     join: boxes of one sentence with nothing but commas, `and`, `or` or spacing between them are
     one answer (the same value twice counts once), else the last box counts. last: the last. zero:
-    several different boxes are none.
+    several different boxes are none. `found`: the text's boxes, where they are known already.
     """
-    return _joined(text, boxes(text), policy)
-
-
-def _joined(text: str, found: list[tuple[int, int, str]], policy: str) -> str | None:
+    found = boxes(text) if found is None else found
     if not found:
         return ""
     contents = [content.strip() for _, _, content in found]
@@ -81,14 +79,8 @@ def over_limit(text: str) -> str | None:
     """Why an answer is too large to be parsed, or None."""
     if len(text) > MAX_LENGTH:
         return f"longer than {MAX_LENGTH} characters"
-    depth = deepest = 0
-    for char in text:
-        if char in "([{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif char in ")]}":
-            depth -= 1
-    if deepest > MAX_NESTING:
+    depths = accumulate((char in "([{") - (char in ")]}") for char in text)
+    if max(depths, default=0) > MAX_NESTING:
         return f"nested deeper than {MAX_NESTING}"
     return f"a number of more than {MAX_DIGITS} digits" if _LONG_NUMBER.search(text) else None
 
@@ -127,16 +119,13 @@ class Math(VerifierReward):
         self.tolerance = tolerance
         self.timeout = timeout
         self.pool = Pool(
-            lambda: Sandbox(choose(sandbox), ("numpy", "grpo.rewards.math.guest")),
             "math",
+            ("numpy", "grpo.rewards.math.guest"),
+            tier=sandbox,
             limits=Limits(cpu=3600, memory=memory_mb << 20),
-            workers=workers or os.cpu_count() or 1,
+            workers=workers,
         )
         self._algebra = lru_cache(maxsize=1 << 16)(self._ask)
-
-    def close(self) -> None:
-        """End the workers; a later call starts them again."""
-        self.pool.close()
 
     def answer_of(self, completion: str) -> str | None:
         """The final answer by the extraction and box policies, None if there is none."""
@@ -144,7 +133,7 @@ class Math(VerifierReward):
         if text is None:
             return last_number(completion) if self.lenient else None
         held = boxes(text)
-        boxed = _joined(text, held, self.boxes)
+        boxed = joined_boxes(text, self.boxes, held)
         if boxed is None or (boxed and _taken_back(text, *held[-1][:2])):
             return None
         found = boxed or conclusion(last_answer_block(text) or "")
@@ -155,12 +144,9 @@ class Math(VerifierReward):
     def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
         """Outcomes in order: what text decides at once, the rest `workers` at a time."""
         scores = [self._by_text(c, t) for c, t in zip(completions, tasks, strict=True)]
-        open_rows = [row for row, score in enumerate(scores) if isinstance(score, tuple)]
-        pairs = [scores[row] for row in open_rows]
-        found = self.pool.map(self._by_algebra, pairs) if pairs else iter(())
-        for row, score in zip(open_rows, found, strict=True):
-            scores[row] = score
-        return [score for score in scores if isinstance(score, Score)]
+        pairs = [score for score in scores if not isinstance(score, Score)]
+        found = iter(self.pool.map(self._by_algebra, pairs) if pairs else ())
+        return [score if isinstance(score, Score) else next(found) for score in scores]
 
     def verify(self, completion: str, task: Task) -> Score:
         """correct, wrong, unparseable_answer, timeout, limit: a number; unparseable_gold,
@@ -188,14 +174,11 @@ class Math(VerifierReward):
         answer, gold = respell(undress(answer)), respell(undress(gold))
         if fault := over_limit(answer):  # a sign's name is longer than the sign
             return Score(value=0.0, status="limit", detail=f"answer: {fault}")
-        ruling = rule(answer, gold, self._compare)
+        ruling = rule(answer, gold, lambda a, b: compare(a, b, self.tolerance))
         if ruling.why:
             detail = f"answer {answer[:80]!r}: {ruling.why}"
             return Score(value=0.0, status="unparseable_answer", detail=detail)
         return ruling.pair or _verdict(ruling.same, answer, gold)
-
-    def _compare(self, answer: str, gold: str) -> bool | None:
-        return compare(answer, gold, self.tolerance)
 
     def _by_algebra(self, pair: tuple[str, str]) -> Score:
         try:
@@ -231,7 +214,7 @@ def _taken_back(text: str, start: int, end: int) -> bool:
     if before.endswith(("\\neq", "\\ne", "\u2260")):
         return True
     said = [token for token in tokens(plain(before)) if token.kind != "comma"]
-    words = [token.text for token in said[-2:] if token.kind == "word"]
+    words = words_of(said[-2:])
     if said and said[-1].kind == "word" and hedges.disowned(words):
         return True
     return text[end : end + 8].lstrip(" $})\\*").startswith(("?", "\uff1f"))
@@ -245,8 +228,8 @@ def gold_of(answer: str | None) -> str:
         return ""
     if "####" in answer:
         return answer.rpartition("####")[2].strip()
-    if "\\boxed" in answer and (found := joined_boxes(answer, "join")):
-        everything = boxes(answer)
+    everything = boxes(answer) if "\\boxed" in answer else []
+    if found := joined_boxes(answer, "join", everything):
         outside = [answer[a[1] : b[0]] for a, b in pairwise(everything)]
         if not any(c.isalnum() for text in outside for c in text):  # nothing but boxes: all of them
             return ", ".join(content.strip() for _, _, content in everything)

@@ -11,11 +11,11 @@ import re
 from collections.abc import Sequence
 
 from grpo.rewards.math import hedges, units, vocabulary, words
-from grpo.rewards.math.clauses import tokens
+from grpo.rewards.math.clauses import tokens, words_of
 from grpo.rewards.math.dress import plain
-from grpo.rewards.math.latex import normalize
 from grpo.rewards.math.prose import Claim, claim
 from grpo.rewards.math.signs import Compare, Ruling, formula, inexact
+from grpo.rewards.math.spelling import normalize
 from grpo.rewards.math.whole import predicates, same_whole
 
 # A gold with one of these after its number is more than a number and a noun: "30 degrees north of
@@ -63,7 +63,7 @@ def _is_value(gold: Claim) -> bool:
     if gold.kind != "values" or gold.about:
         return False
     if gold.headed:
-        return "answer" in [t.text for t in tokens(plain(gold.text)) if t.kind == "word"]
+        return "answer" in words_of(tokens(plain(gold.text)))
     units = [unit for _, unit in gold.values]
     if len(units) > 1:
         return not any(units)  # "$3 and 20 cents" is one thing
@@ -133,7 +133,7 @@ def _chooses(mine: Claim, gold: Claim, compare: Compare) -> bool:
     """Whether the gold is a choice's letter and the answer names it: "option B", "(B) 12 cm"."""
     if not _letter(gold.text):
         return False
-    said = [token.text for token in tokens(plain(mine.text)) if token.kind == "word"]
+    said = words_of(tokens(plain(mine.text)))
     if hedges.doubts(said, False) or any(hedges.denies(word) or word == "or" for word in said):
         return False
     return compare(plain(mine.text).strip(), gold.text) is True

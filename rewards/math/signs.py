@@ -1,6 +1,6 @@
 r"""Formulas whose signs take them back: "\neq 5", "< 5", "3 \to 4", "1, 2, \ldots", "5?", "7 12".
 
-They hold the gold's number and are not equal to it. A gold of the same kind is another matter.
+They hold the gold's number and are not equal to it, unless the gold has the same signs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from grpo.rewards.math import intervals
 from grpo.rewards.math.clauses import relation
 from grpo.rewards.math.dress import plain
 from grpo.rewards.math.exact import clean, number
-from grpo.rewards.math.latex import normalize, structure
+from grpo.rewards.math.latex import structure
+from grpo.rewards.math.spelling import normalize
 
 Compare = Callable[[str, str], bool | None]
 
-# Of arrows and dots a gold is compared as text: algebra reads their last number.
+# A gold with arrows or dots is compared as text: algebra would read its last number.
 _ARROW = re.compile(
     r"\\(?:to|(?:[lL]ong)?(?:[lL]eft)?[rR]ightarrow|(?:long)?mapsto|implies|iff|leadsto)(?![A-Za-z])"
     r"|[\u2192\u21a6\u2194\u21d2\u21d4\u27f6\u27f9\u27fa]|[-=]>"
@@ -50,7 +51,7 @@ _BOUNDS = re.compile(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ruling:
-    """A verdict, or the pair of formulas that algebra has to compare. `why`: of no claim at all."""
+    """A verdict, the pair of formulas that algebra has to compare, or why nothing is claimed."""
 
     same: bool = False
     pair: tuple[str, str] | None = None

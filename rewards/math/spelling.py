@@ -21,103 +21,41 @@ _TEXT = re.compile(
     r"|mathtt|mbox|hbox|rm|operatorname\*?) ?\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _DEGREE = re.compile(r"\^ ?\{? ?\\(?:circ|degree)s? ?\}?|\\degree|\\circ(?![A-Za-z])|\^ ?\{?°\}?")
-# What a sign is called in LaTeX. The later names are spellings within LaTeX itself.
-_SIGNS = {
-    "∞": "\\infty ",
-    "∪": "\\cup ",
-    "∩": "\\cap ",
-    "∖": "\\setminus ",
-    "∅": "\\emptyset ",
-    "≤": "\\le ",
-    "⩽": "\\le ",
-    "≦": "\\le ",
-    "≥": "\\ge ",
-    "⩾": "\\ge ",
-    "≧": "\\ge ",
-    "≠": "\\ne ",
-    "≈": "\\approx ",
-    "∈": "\\in ",
-    "∉": "\\notin ",
-    "∣": "\\mid ",
-    "∧": "\\land ",
-    "∨": "\\lor ",
-    "→": "\\to ",
-    "×": "\\times ",
-    "·": "\\cdot ",
-    "⋅": "\\cdot ",
-    "∙": "\\cdot ",
-    "•": "\\cdot ",
-    "÷": "\\div ",
-    "∠": "\\angle ",
-    "º": "°",
-    "µ": "\\mu ",
-    "Ω": "\\Omega ",
-    "±": "\\pm ",
-    "∓": "\\mp ",
-    "−": "-",
-    "﹣": "-",
-    "⁄": "/",
-    "∕": "/",
-    "ℝ": "\\mathbb{R}",
-    "ℤ": "\\mathbb{Z}",
-    "ℕ": "\\mathbb{N}",
-    "ℚ": "\\mathbb{Q}",
-    "ℂ": "\\mathbb{C}",
-    "…": "\\ldots ",
-    "⋯": "\\ldots ",
-    "′": "'",
-    "、": ",",
-    "。": ".",
-    "℃": "°C",
-    "℉": "°F",
-    "｛": "\\{",
-    "｝": "\\}",
-}
-_NAMES = {
-    "\\varnothing": "\\emptyset",
-    "**": "^",
-    "\\mathrm{e}": "e",
-    "\\mathrm{i}": "i",
-    "\\mathbb R": "\\mathbb{R}",
-    "\\lbrace": "\\{",
-    "\\rbrace": "\\}",
-    "\\langle": "(",  # the peer's grammar has no angles: it would compare the last number alone
-    "\\rangle": ")",
-    "\\lvert": "|",
-    "\\rvert": "|",
-    "\\cdots": "\\ldots",
-    "\\dots": "\\ldots",
-    "...": "\\ldots ",
-    "\\backslash": "\\setminus",
-    "\\smallsetminus": "\\setminus",
-    "\\mathcal{O}": "O",
-    "\\cfrac": "\\frac",
-    "\\dbinom": "\\binom",
-    "\\tbinom": "\\binom",
-    "<=": "\\le ",
-    ">=": "\\ge ",
-    "!=": "\\ne ",
-    "&lt;": "<",
-    "&gt;": ">",
-    "&nbsp;": " ",
-}
+# LaTeX's commands, each followed by the signs it stands for.
+_COMMANDS = """
+infty ∞  cup ∪  cap ∩  setminus ∖  emptyset ∅  le ≤⩽≦  ge ≥⩾≧  ne ≠  approx ≈  in ∈
+mid ∣  land ∧  lor ∨  to →  times ×  cdot ·⋅∙•  div ÷  angle ∠  mu µμ  Omega Ω  pm ±  mp ∓  ldots …⋯
+alpha α  beta β  gamma γ  delta δ  epsilon ε  theta θ  lambda λ  pi π  rho ρ  sigma σ  tau τ  phi φ
+omega ω
+"""
+# Other signs, each before what it is written as; braces are those of a set.
+_OTHERS = """
+º °  − -  ﹣ -  ⁄ /  ∕ /  ′ '  、 ,  。 .  ℃ °C  ℉ °F  ｛ \\{  ｝ \\}
+ℝ \\mathbb{R}  ℤ \\mathbb{Z}  ℕ \\mathbb{N}  ℚ \\mathbb{Q}  ℂ \\mathbb{C}
+"""
+
+
+def _pairs(table: str) -> list[tuple[str, str]]:
+    words = table.split()
+    return list(zip(words[::2], words[1::2], strict=True))
+
+
+_SIGNS = (
+    dict(_pairs(_OTHERS))
+    | {"∉": "\\notin "}
+    | {sign: f"\\{command} " for command, signs in _pairs(_COMMANDS) for sign in signs}
+)
+# Spellings within LaTeX, HTML and programs, each before its name, in the order in which they are
+# replaced; ~ is a space. The peer's grammar has no angles: it would compare the last number alone.
+_NAMES = r"""
+\varnothing \emptyset  ** ^  \mathrm{e} e  \mathrm{i} i  \mathbb~R \mathbb{R}
+\lbrace \{  \rbrace \}  \langle (  \rangle )  \lvert |  \rvert |
+\cdots \ldots  \dots \ldots  ... \ldots~  \backslash \setminus  \smallsetminus \setminus
+\mathcal{O} O  \cfrac \frac  \dbinom \binom  \tbinom \binom
+<= \le~  >= \ge~  != \ne~  &lt; <  &gt; >  &nbsp; ~
+"""
+_RENAMED = [(old.replace("~", " "), new.replace("~", " ")) for old, new in _pairs(_NAMES)]
 _ORDINAL = re.compile(r"(?<=[0-9]) ?\^ ?\{? ?(st|nd|rd|th)(?![A-Za-z]) ?\}?")  # 2^{nd}
-_GREEK = {
-    "α": "\\alpha ",
-    "β": "\\beta ",
-    "γ": "\\gamma ",
-    "δ": "\\delta ",
-    "ε": "\\epsilon ",
-    "θ": "\\theta ",
-    "λ": "\\lambda ",
-    "μ": "\\mu ",
-    "π": "\\pi ",
-    "ρ": "\\rho ",
-    "σ": "\\sigma ",
-    "τ": "\\tau ",
-    "φ": "\\phi ",
-    "ω": "\\omega ",
-}
 _RELATION = re.compile(r"\\(le|ge|ne)(?:q(?:slant)?)?(?![A-Za-z])|\\(lt|gt)(?![A-Za-z])")
 _DOUBLED = re.compile(r"\\(?=\\[A-Za-z])")  # a backslash that was escaped once too often
 _VULGAR = re.compile("[¼-¾⅐-⅞↉]")
@@ -135,7 +73,7 @@ _INFINITY = re.compile(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])")
 _UNION = re.compile(r"(?<=[)\]]) ?U ?(?=[(\[])")
 _TIMES = re.compile(r"(?<=[0-9A-Za-z)]) ?\* ?(?=[0-9A-Za-z(\\])")
 _VECTOR = re.compile(r"\\(?:bm|boldsymbol|pmb|mathbf|hat|vec) ?\{ ?(\\[ij]math|[ijk]) ?\}")
-# Commands that change how an answer looks: with an argument that goes, with one that stays, alone.
+# Commands that only change how an answer looks. They go, and some take their argument with them.
 _GONE = re.compile(
     r"\\(?:(?:text)?color|tag\*?|label|[hv]?phantom|hspace\*?|vspace\*?) ?\{[^{}]{0,200}\}"
     r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|tiny|small|normalsize|large|Large"
@@ -154,7 +92,7 @@ _RATE = re.compile(
 )
 _FRACTION = re.compile(r"\\frac(?![A-Za-z]) ?")
 _ARGUMENT = re.compile(r"\\[A-Za-z]+|[0-9A-Za-z]")
-# A set's elements and what they meet have one sign between them; a cell of cases has no `if`.
+# One sign between a set's elements and their condition, and no `if` in a cell of cases.
 _SUCH_THAT = re.compile(r"(\\\{[^:|]{1,80}?) ?(?:\\mid(?![A-Za-z])|\\vert(?![A-Za-z])|\\?\|) ?")
 _CELL = re.compile(
     r"[,;]? ?& ?(?:\\(?:text|mathrm|mbox) ?\{ ?(?:if|when|for|where|,)? ?(?:if|when|for)? ?\})? ?"
@@ -172,17 +110,33 @@ def is_integer(text: str) -> bool:
     return text.isascii() and text.removeprefix("-").isdigit()
 
 
-def closing(text: str) -> int:
+def closing(text: str, opens: str = OPENING, closes: str = CLOSING) -> int:
     """The index that closes the bracket at index 0, or -1."""
     depth = 0
     for index, char in enumerate(text):
-        if char in OPENING:
+        if char in opens:
             depth += 1
-        elif char in CLOSING:
+        elif char in closes:
             depth -= 1
             if depth == 0:
                 return index
     return -1
+
+
+def split(text: str, mark: re.Pattern[str]) -> list[str]:
+    """The parts of a text between marks that stand outside all brackets, one part at least."""
+    marks = {match.start(): match.end() for match in mark.finditer(text)}
+    parts: list[str] = []
+    depth, start = 0, 0
+    for index, char in enumerate(text) if marks else ():
+        if char in OPENING:
+            depth += 1
+        elif char in CLOSING:
+            depth -= 1
+        elif depth == 0 and index in marks:
+            parts.append(text[start:index].strip())
+            start = marks[index]
+    return [*parts, text[start:].strip()]
 
 
 def respell(text: str) -> str:
@@ -197,13 +151,12 @@ def respell(text: str) -> str:
         return "(-\\infty,\\infty)"
     if not text.isascii():
         text = _from_unicode(text)
-    for spelling, name in _NAMES.items():
-        if spelling in text:
-            text = text.replace(spelling, name)
+    for old, new in _RENAMED:
+        text = text.replace(old, new)
     if "\\" in text:
         if "\\begin" not in text:
             text = _DOUBLED.sub("", text)
-        text = _RELATION.sub(_relation, text)
+        text = _RELATION.sub(lambda m: f"\\{m[1]} " if m[1] else "<" if m[2] == "lt" else ">", text)
         text = _VECTOR.sub(lambda m: f"\\vec{{{m[1].removeprefix(_SLASH)[0]}}}", text)
         text = _STAYS.sub("", _GONE.sub(" ", text))
         text = _one_dress(text)
@@ -223,10 +176,6 @@ def respell(text: str) -> str:
     return _TIMES.sub(r" \\cdot ", text) if "*" in text else text
 
 
-def _relation(match: re.Match[str]) -> str:
-    return f"\\{match[1]} " if match[1] else "<" if match[2] == "lt" else ">"
-
-
 def _from_unicode(text: str) -> str:
     """Signs by their names; raised and lowered ones, fractions, digits and letters by rule."""
     text = "".join(map(_sign, text)) if len(text) <= 4096 else text
@@ -241,7 +190,7 @@ def _from_unicode(text: str) -> str:
 def _sign(char: str) -> str:
     if char < "\x80":
         return char
-    if name := _SIGNS.get(char) or _GREEK.get(char):
+    if name := _SIGNS.get(char):
         return name
     if unicodedata.category(char) == "Nd":  # ٥, ５, and the digits of every other script
         return str(unicodedata.digit(char))

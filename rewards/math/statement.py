@@ -1,8 +1,9 @@
 r"""Which sentence of an answer block states the answer: "We add. So it is 5." is read at its end.
 
-The last "final answer is" counts, with what follows it. Else the last sentence with a value, if
-what comes before is work (it has no value, or the sentence draws a conclusion). Several bare values
-on lines of their own are a list, and a doubt anywhere stays in sight of the reader.
+What follows the last "final answer is" counts. Without one it is the last sentence with a value, if
+what comes before is work: it holds no value, or the last sentence concludes from it. Several bare
+values on lines of their own are a list. Where something is doubted the whole block is kept, so that
+the doubt is read too.
 """
 
 from __future__ import annotations
@@ -58,15 +59,10 @@ def conclusion(block: str) -> str:
     if any(hedges.doubtful(sentence) for sentence in rest):
         return block
     concluding = _CONCLUDING.search(sentences[last]) is not None
-    contradicts = _TRIED.search(sentences[last]) and any(
-        _TRIED.search(s) and n for s, n in zip(sentences[:last], held[:last], strict=True)
-    )
-    work = (
-        not any(held[:last])
-        or _repeats(sentences[: last + 1])
-        or (concluding and not contradicts)
-        or (all(_is_work(s) for s, n in zip(sentences[:last], held[:last], strict=True) if n))
-    )
+    before = [sentence for sentence, count in zip(sentences[:last], held, strict=False) if count]
+    contradicts = _TRIED.search(sentences[last]) and any(map(_TRIED.search, before))
+    work = _repeats(sentences[: last + 1]) or (concluding and not contradicts)
+    work = work or all(map(_is_work, before))
     return sentences[last] if work else ", ".join(s.rstrip(".;") for s in sentences)
 
 
@@ -92,11 +88,8 @@ def _withdraws(sentence: str) -> bool:
     found = tokens(plain(sentence))
     said = sum(token.kind == "word" for token in found)
     bare = said <= 3 and said < len(found)
-    return (
-        bare
-        or bool(_TRIED.search(sentence) or _AGAIN.match(sentence))
-        or (hedges.doubtful(sentence))
-    )
+    again = _TRIED.search(sentence) or _AGAIN.match(sentence)
+    return bare or bool(again) or hedges.doubtful(sentence)
 
 
 def _sentences(text: str) -> list[str]:
@@ -124,11 +117,8 @@ def _values(sentence: str) -> int:
 
 def _repeats(sentences: list[str]) -> bool:
     """Whether every sentence with a value ends with the same one: it is stated again."""
-    ends = set[str]()
-    for sentence in sentences:
-        values = [token.text for token in tokens(plain(sentence)) if token.kind == "value"]
-        ends.update(values[-1:])
-    return len(ends) == 1
+    values = [[t.text for t in tokens(plain(s)) if t.kind == "value"] for s in sentences]
+    return len({each[-1] for each in values if each}) == 1
 
 
 def _is_work(sentence: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from grpo.rewards.math import hedges, vocabulary, words
-from grpo.rewards.math.clauses import Token
+from grpo.rewards.math.clauses import Token, places_of_values, words_of
 from grpo.rewards.math.four_operations import evaluate
 
 MAX_VALUES = 64  # of one sentence
@@ -57,7 +57,7 @@ def _as_ratio(match: re.Match[str]) -> str:
 
 def equations(found: Sequence[Token]) -> list[Equation]:
     """The equations of numbers in a sentence, in order: each run of values that signs join."""
-    held = [index for index, token in enumerate(found) if token.kind == "value"]
+    held = places_of_values(found)
     if not any("=" in found[index].text for index in held) or len(held) > MAX_VALUES:
         return []
     runs: list[list[int]] = []
@@ -81,9 +81,8 @@ def _joined(found: Sequence[Token], before: int, index: int) -> bool:
         return False
     if len(between) == 1 and between[0].text == "of":
         return bool(re.search(r"[/%]", found[before].text))
-    return bool(
-        _SIGNS.match(_bare(found[index].text).lstrip()) or _OPEN.search(_bare(found[before].text))
-    )
+    opened = _OPEN.search(_bare(found[before].text))
+    return bool(opened or _SIGNS.match(_bare(found[index].text).lstrip()))
 
 
 def _equation(found: Sequence[Token], run: Sequence[int]) -> Equation | None:
@@ -136,8 +135,8 @@ def worked(found: Sequence[Token]) -> tuple[str, Token | None, list[str]]:
         return "several equations", None, []
     if _elsewhere(before, after, value_of(last.right)):
         return "several values", None, []
-    head = [t.text for t in before if t.kind == "word"]
-    rest = [t.text for t in after if t.kind == "word"]
+    head = words_of(before)
+    rest = words_of(after)
     if _taken_back(head, rest):
         return "not vouched for", None, []
     return "", Token(kind="value", text=last.right), rest
@@ -166,9 +165,8 @@ def _elsewhere(before: Sequence[Token], after: Sequence[Token], result: Fraction
             if token.kind != "value" or value_of(token.text) == result:
                 continue
             previous = tokens[index - 1] if index else None
-            if tokens is after and (
-                previous is None or previous.kind != "word" or previous.text in vocabulary.CLAIMING
-            ):
+            word = previous.text if previous and previous.kind == "word" else ""
+            if tokens is after and (not word or word in vocabulary.CLAIMING):
                 return True
             bare = index + 1 == len(tokens) or tokens[index + 1].kind != "word"
             if tokens is before and previous is None and bare:
@@ -176,20 +174,13 @@ def _elsewhere(before: Sequence[Token], after: Sequence[Token], result: Fraction
     return False
 
 
-def _taken_back(head: Sequence[str], rest: Sequence[str]) -> bool:
+def _taken_back(head: Sequence[str], rest: list[str]) -> bool:
     """Whether words before or after an equation disown it."""
     said = [word for word in head if word != "if"]  # a condition of the task
-    if (
-        hedges.doubts(said, True)
-        or hedges.doubts(rest, False)
-        or _ENDS.intersection((*said, *rest))
-    ):
+    if hedges.doubts(said, True) or hedges.doubts(rest, False) or _ENDS.intersection(said + rest):
         return True
     drawn = max((i for i, word in enumerate(said) if word in vocabulary.DRAWN), default=-1)
     near = said[-3:]
-    return (
-        hedges.denied_subject(said[drawn + 1 :])
-        or any(word in vocabulary.BOUND or hedges.denies(word) for word in near)
-        or hedges.trailing(rest[:4])
-        or bool(vocabulary.FALSE.intersection(rest))
-    )
+    bounded = vocabulary.BOUND.intersection(near) or any(map(hedges.denies, near))
+    taken_back = hedges.trailing(rest[:4]) or vocabulary.FALSE.intersection(rest)
+    return bool(bounded or taken_back) or hedges.denied_subject(said[drawn + 1 :])

@@ -1,14 +1,15 @@
-r"""Answers that are laid out in rows, and those that no algebra reads but are answers all the same.
+r"""Answers that are laid out in rows, and answers that no algebra can read.
 
-Systems and cases come apart into rows and cells. A set by a rule (\{2k : k \in \mathbb{Z}\}), a
-remainder (7 \bmod 10), sets, statements, segments and vectors by their letters (A \cup B, p \land
-q, \overline{AB}), an angle in minutes: the parser knows none of them, and they are compared as
-they are written, without spacing.
+Systems and cases are taken apart into rows and cells. The parser does not know sets by a rule
+(\{2k : k \in \mathbb{Z}\}), remainders (7 \bmod 10), sets, statements, segments and vectors by
+their letters (A \cup B, p \land q, \overline{AB}), or angles in minutes. These are compared as they
+are written, without spacing.
 """
 
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 from grpo.rewards.math.spelling import CLOSING, OPENING
 
@@ -55,12 +56,8 @@ def rows(text: str) -> list[tuple[str, ...]]:
 
 def is_said(text: str) -> bool:
     """Whether a normalized text is an answer that is compared as it is written."""
-    depth = 0
-    for char in text:
-        depth += (char in OPENING) - (char in CLOSING)
-        if depth < 0:
-            return False
-    return depth == 0 and _SAID.fullmatch(text) is not None
+    depths = [0, *accumulate((char in OPENING) - (char in CLOSING) for char in text)]
+    return min(depths) == depths[-1] == 0 and _SAID.fullmatch(text) is not None
 
 
 def squeezed(text: str) -> str:

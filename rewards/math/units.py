@@ -15,83 +15,54 @@ from fractions import Fraction
 
 from grpo.rewards.math.exact import number
 
-MAGNITUDES = {
-    "dozen": 12,
-    "hundred": 10**2,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "trillion": 10**12,
-}
-_SECOND, _METER, _GRAM, _BYTE = "s", "m", "g", "B"
-# symbol: (kind, factor, names); the factor is exact, and to the first unit of the kind
-_KNOWN: dict[str, tuple[str, Fraction, str]] = {
-    "%": ("%", Fraction(1), "percent pct percentage"),
-    "°": ("°", Fraction(1), "degree degrees deg"),
-    "rad": ("rad", Fraction(1), "radian radians"),
-    "°C": ("°C", Fraction(1), "celsius degC"),
-    "°F": ("°F", Fraction(1), "fahrenheit degF"),
-    "in": (_METER, Fraction(254, 10000), "inch inches"),
-    "ft": (_METER, Fraction(3048, 10000), "foot feet"),
-    "yd": (_METER, Fraction(9144, 10000), "yard yards"),
-    "mi": (_METER, Fraction(1609344, 1000), "mile miles"),
-    "lb": (_GRAM, Fraction(45359237, 100000), "lbs"),
-    "oz": (_GRAM, Fraction(45359237, 1600000), "ounce ounces"),
-    "t": (_GRAM, Fraction(10**6), "tonne tonnes"),
-    "min": (_SECOND, Fraction(60), "mins minute minutes"),
-    "h": (_SECOND, Fraction(3600), "hr hrs hour hours"),
-    "d": (_SECOND, Fraction(86400), "day days"),
-    "week": (_SECOND, Fraction(604800), "weeks wk"),
-    "month": ("month", Fraction(1), "months"),
-    "year": ("month", Fraction(12), "years yr yrs"),
-    "$": ("$", Fraction(1), "dollar dollars USD"),
-    "¢": ("$", Fraction(1, 100), "cent cents"),
-    "€": ("€", Fraction(1), "euro euros EUR"),
-    "£": ("£", Fraction(1), "GBP \\pounds"),
-    "pound": ("pound", Fraction(1), "pounds"),
-    "¥": ("¥", Fraction(1), "yen JPY"),
-    "₹": ("₹", Fraction(1), "rupee rupees INR Rs"),
-    "unit": ("unit", Fraction(1), "units"),
-    "th": ("th", Fraction(1), "st nd rd"),
-}
-# What takes the prefixes of the SI: (symbol, long name, factor to the kind's first unit).
-_SI = (
-    ("m", "meter metre", _METER),
-    ("g", "gram gramme", _GRAM),
-    ("s", "second sec", _SECOND),
-    ("L", "liter litre l", "L"),
-    ("J", "joule", "J"),
-    ("W", "watt", "W"),
-    ("N", "newton", "N"),
-    ("Pa", "pascal", "Pa"),
-    ("V", "volt", "V"),
-    ("A", "ampere amp", "A"),
-    ("K", "kelvin", "K"),
-    ("C", "coulomb", "C"),
-    ("F", "farad", "F"),
-    ("T", "tesla", "T"),
-    ("Hz", "hertz", "Hz"),
-    ("mol", "mole", "mol"),
-    ("Ω", "ohm", "Ω"),
-    ("eV", "electronvolt", "eV"),
-    ("cal", "calorie", "cal"),
-    ("B", "byte", _BYTE),
-    ("bit", "bit", "bit"),
-)
-_PREFIXES = (
-    ("n", "nano", -9),
-    ("μ", "micro", -6),
-    ("m", "milli", -3),
-    ("c", "centi", -2),
-    ("d", "deci", -1),
-    ("k", "kilo", 3),
-    ("M", "mega", 6),
-    ("G", "giga", 9),
-    ("T", "tera", 12),
-)
+_POWERS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+MAGNITUDES = {"dozen": 12} | {name: 10**power for name, power in _POWERS.items()}
+# A unit a line: symbol, kind (m_s-1 is m/s), exact factor to the kind's first unit, other names.
+_KNOWN = r"""
+%     %     1                percent pct percentage
+°     °     1                degree degrees deg
+rad   rad   1                radian radians
+°C    °C    1                celsius degC
+°F    °F    1                fahrenheit degF
+in    m     254/10000        inch inches
+ft    m     3048/10000       foot feet
+yd    m     9144/10000       yard yards
+mi    m     1609344/1000     mile miles
+lb    g     45359237/100000  lbs
+oz    g     45359237/1600000 ounce ounces
+t     g     1000000          tonne tonnes
+min   s     60               mins minute minutes
+h     s     3600             hr hrs hour hours
+d     s     86400            day days
+week  s     604800           weeks wk
+month month 1                months
+year  month 12               years yr yrs
+$     $     1                dollar dollars USD
+¢     $     1/100            cent cents
+€     €     1                euro euros EUR
+£     £     1                GBP \pounds
+pound pound 1                pounds
+¥     ¥     1                yen JPY
+₹     ₹     1                rupee rupees INR Rs
+unit  unit  1                units
+th    th    1                st nd rd
+hertz Hz    1
+cc    m3    1/1000000
+mph   m_s-1 1397/3125
+kph   m_s-1 5/18             kmh
+"""
+# What takes the prefixes of the SI: the symbol of a kind's first unit, then its names.
+_SI = """
+m meter metre, g gram gramme, s second sec, L liter litre l, J joule, W watt, N newton, Pa pascal,
+V volt, A ampere amp, K kelvin, C coulomb, F farad, T tesla, Hz hertz, mol mole, Ω ohm,
+eV electronvolt, cal calorie, B byte, bit bit
+"""
+_PREFIXES = """
+n nano -9, μ micro -6, m milli -3, c centi -2, d deci -1, k kilo 3, M mega 6, G giga 9, T tera 12
+"""
 _SAME = (  # a word that is short for either
     frozenset(("pound", "£")),
-    frozenset(("pound", _GRAM)),
+    frozenset(("pound", "g")),
     frozenset(("°", "°C")),
     frozenset(("°", "°F")),
 )
@@ -104,12 +75,12 @@ _RAISED = re.compile(r"(sq\.?|square|cu\.?|cubic) ([A-Za-z]+)")
 _WORD = re.compile(r"[A-Za-z]{3}|[A-Z](?![A-Za-z0-9^])|(?:[A-Za-z]+[ ./])+[A-Za-z]{2}")
 _ORDINARY = re.compile(r"[A-Za-z][A-Za-z'’ ./-]{0,59}")  # noqa: RUF001
 # Words that say more about a number than what it counts: "12 or more" is not 12.
-_OTHER = (
-    "a and are at between but by cap choose cup does else equals except exactly factorial from if"
-    " is in increase decrease gain least less loss maybe minus mod modulo more most no none not nor"
-    " of off only or otherwise over plus possibly than the then through times to under until up"
-    " when where while with without"
-)
+_OTHER = """
+a and are at between but by cap choose cup does else equals except exactly factorial from if is in
+increase decrease gain least less loss maybe minus mod modulo more most no none not nor of off only
+or otherwise over plus possibly than the then through times to under until up when where while with
+without
+"""
 _NO_UNIT = frozenset(_OTHER.split())
 # Words after a unit that change nothing: 5 feet tall.
 _AFTER = "old long tall high wide deep away apart each total altogether"
@@ -130,29 +101,18 @@ class Unit:
 
 def _table() -> dict[str, Unit]:
     found: dict[str, Unit] = {}
-    for symbol, names, kind in _SI:
-        found[symbol] = Unit(kind=kind)
-        for short, long, power in _PREFIXES:
-            size = Unit(kind=kind, factor=Fraction(10) ** power)
-            for name in {symbol, "l"} if symbol == "L" else {symbol}:
-                found[short + name] = size
-            for name in names.split():
-                if len(name) > 1:
-                    found |= {long + name: size, long + name + "s": size}
-        for name in names.split():
-            found |= dict.fromkeys(
-                (name, name + "s") if len(name) > 1 else (name,), Unit(kind=kind)
-            )
-    for symbol, (kind, factor, names) in _KNOWN.items():
-        found |= dict.fromkeys((symbol, *names.split()), Unit(kind=kind, factor=factor))
-    speed = f"{_METER} {_SECOND}-1"
-    return found | {
-        "hertz": Unit(kind="Hz"),
-        "cc": Unit(kind=f"{_METER}3", factor=Fraction(1, 10**6)),
-        "mph": Unit(kind=speed, factor=Fraction(1397, 3125)),
-        "kph": Unit(kind=speed, factor=Fraction(5, 18)),
-        "kmh": Unit(kind=speed, factor=Fraction(5, 18)),
-    }
+    for symbol, *names in map(str.split, _SI.split(",")):
+        symbols = {symbol, *(name for name in names if len(name) == 1)}
+        words = [name for name in names if len(name) > 1]
+        for short, long, power in [("", "", "0"), *map(str.split, _PREFIXES.split(","))]:
+            size = Unit(kind=symbol, factor=Fraction(10) ** int(power))
+            found |= dict.fromkeys((short + name for name in symbols), size)
+            found |= dict.fromkeys((long + word + end for word in words for end in ("", "s")), size)
+    for line in _KNOWN.strip().splitlines():
+        symbol, kind, factor, *names = line.split()
+        size = Unit(kind=kind.replace("_", " "), factor=Fraction(factor))
+        found |= dict.fromkeys((symbol, *names), size)
+    return found
 
 
 UNITS = _table()
@@ -209,10 +169,9 @@ def _product(name: str) -> Unit | None:
         power = sign * int(match[2] or {"²": 2, "³": 3}.get(match[3] or "", 1))
         powers[found.kind] = powers.get(found.kind, 0) + power
         size *= found.factor**power
-    kinds = [
-        f"{kind}{'' if power == 1 else power}" for kind, power in sorted(powers.items()) if power
-    ]
-    return Unit(kind=" ".join(kinds), factor=size) if kinds else None
+    raised = sorted((kind, power) for kind, power in powers.items() if power)
+    kinds = " ".join(f"{kind}{'' if power == 1 else power}" for kind, power in raised)
+    return Unit(kind=kinds, factor=size) if kinds else None
 
 
 def split(text: str, near: bool = False) -> tuple[str, Unit | None, int]:

@@ -17,43 +17,41 @@ def verbal(word: str) -> bool:
     return len(word) > 3 and word.endswith(("s", "ed")) and word not in _NO_VERBS
 
 
-# Wherever they stand, nobody vouches for the value.
+# With one of these anywhere, nobody vouches for the value.
 DOUBT = _words(
-    "maybe perhaps possibly probably presumably supposedly guess guesses guessing guessed "
-    "unsure uncertain unclear doubt doubtful dunno idk whether unless otherwise depends "
-    "depending except excluding unable unsolvable unanswerable anyone's random randomly "
-    "excluded excludes ruled let "
-    "speculate hypothetically insufficient indeterminate undetermined possibility suppose "
+    "maybe perhaps possibly probably presumably supposedly guess guesses guessing guessed unsure "
+    "uncertain unclear doubt doubtful dunno idk whether unless otherwise depends depending except "
+    "excluding unable unsolvable unanswerable anyone's random randomly excluded excludes ruled "
+    "let speculate hypothetically insufficient indeterminate undetermined possibility suppose "
     "supposing assume assuming sorry arguably hopefully allegedly conceivably hmm tentative "
-    "tentatively if n/a na peut-être pourrait devine vielleicht könnte vermutlich "
-    "wahrscheinlich quizás quizá acaso podría probablemente peut-etre quizas podria forse "
-    "talvez peutêtre возможно может наверное"
+    "tentatively if n/a na peut-être pourrait devine vielleicht könnte vermutlich wahrscheinlich "
+    "quizás quizá acaso podría probablemente peut-etre quizas podria forse talvez peutêtre "
+    "возможно может наверное"
 )
-# Of work only these count: it may suppose, except and ask "if" without doubting its end.
+# Doubts in work before the answer, which may suppose, except and ask "if" and still be sure.
 UNSURE = _words(
-    "maybe perhaps possibly probably guess guessing unsure uncertain dunno idk sorry "
-    "vielleicht quizás talvez forse peut-être"
+    "maybe perhaps possibly probably guess guessing unsure uncertain dunno idk sorry vielleicht "
+    "quizás talvez forse peut-être"
 )
 NEGATION = _words(
     "not no never neither nor cannot none nothing without ain't non pas ne nicht kein keine "
     "keinen nie não nunca tampoco niemals jamais не нет"
 )
-# Before the value, or between the copula and the value.
+# Before the value, or between the copula and the value, these make it a bound.
 BOUND = _words(
-    "least most than over under above below exceeding exceeds exceed beyond between within "
-    "around about approximately roughly nearly almost circa ca approx approximate near close "
-    "estimate estimated estimates estimating from outside inside upwards barely slightly "
-    "bounded limited capped such instance ruled out including includes include "
-    "nearest multiple multiples factor divisible either-or environ moins plus entre presque "
-    "supérieur inférieur ungefähr etwa mindestens höchstens zwischen weniger mehr rund knapp "
-    "über unter aproximadamente alrededor menos más mas mayor menor unos casi cerca almeno "
-    "meno più oltre около примерно более менее больше меньше hasta jusqu'à bis maximal "
-    "minimal"
+    "least most than over under above below exceeding exceeds exceed beyond between within around "
+    "about approximately roughly nearly almost circa ca approx approximate near close estimate "
+    "estimated estimates estimating from outside inside upwards barely slightly bounded limited "
+    "capped such instance ruled out including includes include nearest multiple multiples factor "
+    "divisible either-or environ moins plus entre presque supérieur inférieur ungefähr etwa "
+    "mindestens höchstens zwischen weniger mehr rund knapp über unter aproximadamente alrededor "
+    "menos más mas mayor menor unos casi cerca almeno meno più oltre около примерно более менее "
+    "больше меньше hasta jusqu'à bis maximal minimal"
 )
 # The value is only what something is done to: "the square of 5", "5 squared".
 OPERATIONS = _words(
-    "square cube root twice half double triple thrice third quarter reciprocal inverse "
-    "factorial logarithm log power sum product difference quotient plus times"
+    "square cube root twice half double triple thrice third quarter reciprocal inverse factorial "
+    "logarithm log power sum product difference quotient plus times"
 )
 OPERATED = _words(
     "squared cubed factorial divided doubled tripled halved plus minus multiplied modulo mod "
@@ -69,14 +67,14 @@ OPENERS = _words(
     "a the an so therefore thus hence then and finally final answer result total sum solution "
     "value only exactly just precisely in all of altogether overall it's that's there's here's "
     "he's she's they're there're here on for day days year or minus negative plus both either "
-    "about approximately approx roughly around ca environ ungefähr circa "
-    "area volume length width height perimeter probability profit cost price number amount "
-    "average mean median speed distance time age ratio loss gain usd eur dollars dollar euros "
-    "ans grand my your our correct leaving giving making getting yielding with simplifying solving "
-    "conclusion end integer namely in en au de somme suma insgesamt "
-    "thousand million return réponse antwort respuesta risposta resposta donc also entonces "
-    "luego quindi portanto yes ok okay well now we i up down answer's "
-    "january february march april may june july august september october november december"
+    "about approximately approx roughly around ca environ ungefähr circa area volume length width "
+    "height perimeter probability profit cost price number amount average mean median speed "
+    "distance time age ratio loss gain usd eur dollars dollar euros ans grand my your our correct "
+    "leaving giving making getting yielding with simplifying solving conclusion end integer "
+    "namely in en au de somme suma insgesamt thousand million return réponse antwort respuesta "
+    "risposta resposta donc also entonces luego quindi portanto yes ok okay well now we i up down "
+    "answer's january february march april may june july august september october november "
+    "december"
 )
 # Verbs of the past that no ending shows.
 PAST = _words(
@@ -109,18 +107,18 @@ LABELS = _words(
     "choice choose pick case question problem exercise example figure fig table line row column "
     "section theorem lemma corollary proposition method approach formula hint note ref reference "
     "appendix task item point scenario statement condition rule attempt try candidate guess "
-    "version model type group team player bus track platform gate lane route level grade "
-    "class unit module volume paragraph article clause subsection definition remark see "
-    "factor error errors code suite apartment building house schritt teil étape partie paso "
-    "parte gleichung équation ecuación"
+    "version model type group team player bus track platform gate lane route level grade class "
+    "unit module volume paragraph article clause subsection definition remark see factor error "
+    "errors code suite apartment building house schritt teil étape partie paso parte gleichung "
+    "équation ecuación"
 )
 # Between one of these and the copula a negation speaks of things, not of the claim: "the number
 # of students who do not play is 12".
 RELATIVE = _words("who which that of where whose with for in when to")
 # Beside a negation before the copula: the claim is what is denied.
 DISOWNED = _words(
-    "true think thinks believe say says said sure know knows correct right case possible "
-    "certain claim claims convinced wrong false incorrect untrue mistaken unlikely impossible"
+    "true think thinks believe say says said sure know knows correct right case possible certain "
+    "claim claims convinced wrong false incorrect untrue mistaken unlikely impossible"
 )
 EXTREMES = _words("minimum maximum min max")
 # After the value: how sure one is, or that it is a bound ("5 at a minimum").
@@ -155,25 +153,24 @@ CONTRAST = _words("but rather instead which it's sondern sino mais 而是")
 ABOUT = _words("about approximately approx approx. roughly around circa ca environ ungefähr")
 # Words after a number that make it another number.
 MAGNITUDES = _words(
-    "hundred thousand million billion trillion dozen score gross pair half percent pct "
-    "quarter third tenth k bn mn"
+    "hundred thousand million billion trillion dozen score gross pair half percent pct quarter "
+    "third tenth k bn mn"
 )
 # What follows a value's noun: "12 marbles left".
 TAIL_ENDS = _words(
-    "left remaining in of for on to altogether total each every at after when because that "
-    "which who from with so since as has have is are was were more long old tall away ago "
-    "apart wide high deep together by be would will if over overall exactly only"
+    "left remaining in of for on to altogether total each every at after when because that which "
+    "who from with so since as has have is are was were more long old tall away ago apart wide "
+    "high deep together by be would will if over overall exactly only"
 )
 # Letters in a row that are a name in a formula.
 FUNCTIONS = _words(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min lim gcd "
-    "lcm mod det dim ker deg arg inf sup sqrt pi infty infinity"
+    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln exp max min lim gcd lcm "
+    "mod det dim ker deg arg inf sup sqrt pi infty infinity"
 )
 # Words of two and three letters that stand beside a sign without being a product: "2 and -2".
 SHORT = _words(
-    "and or is are to of in by at for no not the an on per than was so but we it if as out "
-    "has had get all any be et und ou est ist es son non el la le une un los das der die sum "
-    "he she"
+    "and or is are to of in by at for no not the an on per than was so but we it if as out has "
+    "had get all any be et und ou est ist es son non el la le une un los das der die sum he she"
 )
 ARTICLES = _words("a an the of by in on at it is are was were its")
 JOINERS = _words("and or & plus et und y ou oder o e 和 及 或 与")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 
 from grpo.rewards.math import hedges, words
-from grpo.rewards.math.clauses import tokens
+from grpo.rewards.math.clauses import tokens, words_of
 from grpo.rewards.math.dress import plain
 from grpo.rewards.math.prose import claim
 from grpo.rewards.math.signs import Compare
@@ -18,12 +18,8 @@ _SUBJECT = re.compile(r"(?:the|this|that|its|their) [a-z]{3,20} ", re.IGNORECASE
 _REASON = re.compile(r",? (?:because|since|as) ")
 _SEVERAL = re.compile(r"[,;]|\b(?:and|or)\b")
 _FIRST = re.compile(r"(?<![A-Za-z_^{\\])[0-9]")
-_LEAST = re.compile(
-    r"\b(?:at least|no (?:less|fewer) than|not less than) +([0-9][0-9.,]*)", re.IGNORECASE
-)
-_MOST = re.compile(
-    r"\b(?:at most|no more than|not more than|up to) +([0-9][0-9.,]*)", re.IGNORECASE
-)
+_LEAST = re.compile(r"(?i)\b(?:at least|not? less than|no fewer than) +([0-9][0-9.,]*)")
+_MOST = re.compile(r"(?i)\b(?:at most|not? more than|up to) +([0-9][0-9.,]*)")
 _DEGREES = re.compile(r"\^ ?\{? ?\\circ ?\}?|\u00b0")
 _OR_MORE = re.compile(r"\bor (?:greater|above|higher|larger|over|up)\b", re.IGNORECASE)
 _OR_LESS = re.compile(r"\bor (?:fewer|below|lower|smaller|under)\b", re.IGNORECASE)
@@ -41,7 +37,7 @@ def predicates(answer: str) -> list[str]:
         first = mark.end() if first is None else first
         if _SEVERAL.search(text, first, mark.start()):
             break  # "it is Monday or it is Tuesday"
-        before = [t.text for t in tokens(text[: mark.start()]) if t.kind == "word"]
+        before = words_of(tokens(text[: mark.start()]))
         if len(found) > 3 or hedges.doubts(before, True) or hedges.denied_subject(before):
             break
         found.append(text[mark.end() :])
@@ -65,7 +61,7 @@ def _bounds(text: str) -> str:
 def same_whole(answer: str, gold: str, compare: Compare) -> bool:
     """Whether two answers with words are the same words and numbers."""
     mine, theirs = tokens(_bounds(answer)), tokens(_bounds(plain(gold)))
-    said, wanted = ([t.text for t in both if t.kind == "word"] for both in (mine, theirs))
+    said, wanted = (words_of(both) for both in (mine, theirs))
     if len(said) == len(mine) and len(wanted) == len(theirs) and words.same_words(said, wanted):
         return True
     return words.same_items(mine, theirs, compare)

@@ -10,25 +10,20 @@ import re
 from collections.abc import Callable, Sequence
 
 from grpo.rewards.math import vocabulary
-from grpo.rewards.math.clauses import Token
+from grpo.rewards.math.clauses import Token, words_of
 
 _NUMBERS = {name: value for value, name in enumerate(vocabulary.ONES)} | {
     name: 10 * tens for tens, name in enumerate(vocabulary.TENS, start=3)
 }
+# Phrases, each after what it is compared as.
 _SAME = {
-    "doesn't exist": "does not exist",
-    "dne": "does not exist",
-    "no limit": "does not exist",
-    "yes it is": "yes",
-    "no solutions exist": "no solution",
-    "there is no solution": "no solution",
-    "there are no solution": "no solution",
-    "has no solution": "no solution",
-    "empty set": "\\emptyset",
-    "infinitely many": "infinitely many solution",
-    "infinite solution": "infinitely many solution",
-    "infinite number of solution": "infinitely many solution",
-    "infinity": "\\infty",
+    "does not exist": "doesn't exist, dne, no limit",
+    "yes": "yes it is",
+    "no solution": "no solutions exist, has no solution, there is no solution, "
+    "there are no solution",
+    "infinitely many solution": "infinitely many, infinite solution, infinite number of solution",
+    "\\emptyset": "empty set",
+    "\\infty": "infinity",
 }
 _MONTHS = {month[:3]: month for month in vocabulary.MONTHS} | {"sept": "september"}
 
@@ -82,7 +77,8 @@ def _stemmed(words: Sequence[str]) -> str:
 
 _SYNONYMS = {
     _stemmed(words.split()): name if "\\" in name else _stemmed(name.split())
-    for words, name in _SAME.items()
+    for name, phrases in _SAME.items()
+    for words in phrases.split(", ")
 }
 
 
@@ -144,13 +140,13 @@ def _same_item(
     if len(values) != len(wanted):
         return False
     if not wanted:
-        return same_words(_words(mine), _words(theirs))
+        return same_words(words_of(mine), words_of(theirs))
     if values != wanted and not all(map(same, values, wanted)):
         return False
     kept, expected = _content(mine), _content(theirs)
     if kept == expected:
         return True
-    unit, gold_unit = " ".join(_words(mine)), " ".join(_words(theirs))
+    unit, gold_unit = " ".join(words_of(mine)), " ".join(words_of(theirs))
     measured = mine[0].kind == theirs[0].kind == "value" and len(kept) == len(expected) == 1
     return measured and same(f"1 {unit}", f"1 {gold_unit}") is True and unit != "" != gold_unit
 
@@ -163,10 +159,6 @@ def _values(item: Sequence[Token]) -> list[str]:
     ]
 
 
-def _words(item: Sequence[Token]) -> list[str]:
-    return [token.text for token in item if token.kind == "word"]
-
-
 def _content(item: Sequence[Token]) -> list[str]:
-    found = [stem(word.rstrip(".")) for word in _words(item) if word not in vocabulary.ARTICLES]
+    found = [stem(word.rstrip(".")) for word in words_of(item) if word not in vocabulary.ARTICLES]
     return [_MONTHS.get(word, word) for word in found]

@@ -11,9 +11,12 @@ from __future__ import annotations
 import builtins
 import io
 import os
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from grpo.rewards.sandbox import wire
 
 # What says that the grader or the machine failed, whoever wrote the answer: no answer's text makes
 # a module unimportable or a file of a package unreadable.
@@ -22,6 +25,27 @@ MACHINERY = (ImportError, OSError)
 
 class GraderFault(BaseException):
     """A grader's own module or file cannot be had."""
+
+
+def serve_judge(
+    channel: socket.socket, packages: Sequence[str], judge: Callable[..., dict[str, Any]]
+) -> None:
+    """Answer requests with what `judge` makes of them, or {"fault": why} where it raises.
+
+    A request holds the keyword arguments of `judge`. Its `at_answer` tells the host that the answer
+    is read from here on: a guest that ends afterwards ended by the answer's doing, as one does by
+    MemoryError. `packages`: see `watch`.
+    """
+    watch(packages)
+    while True:
+        request = wire.receive(channel)
+        try:
+            found = judge(**request, at_answer=lambda: wire.send(channel, {"stage": "answer"}))
+        except MemoryError:
+            raise
+        except (GraderFault, Exception) as error:
+            found = {"fault": describe(error)[:300]}
+        wire.send(channel, found)
 
 
 def describe(error: BaseException) -> str:

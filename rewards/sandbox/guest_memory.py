@@ -2,9 +2,9 @@
 
 Every guest has a limit of its own, but many at once could still take a machine's memory from the
 learner beside them. So the limits of those that run add up to no more than a share of what the
-machine, or the control group this process is in, has; one that finds no room waits. A guest gets in
-when it is alone, however much it asks for. First come, first served: a program that needs two
-guests at once is not overtaken for ever by those that need one.
+machine, or the control group of this process, has. A guest that finds no room waits. A guest that
+is alone gets in, however much it asks for. First come, first served: a program that needs two
+guests at once is not overtaken forever by programs that need one.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Room:
     def take(self, amount: int) -> None:
         """Reserve bytes, once all who came before have theirs and there is room.
 
-        Meanwhile workers that have nothing to do are ended, one at a time. Who asks for nothing
-        belongs to somebody who is in already, and does not wait.
+        While it waits, idle workers are ended, one at a time. A request for 0 bytes never waits:
+        it comes from a pair whose first guest has reserved for both.
         """
         if not amount:
             return
@@ -92,11 +92,6 @@ class Lender(Protocol):
         ...
 
 
-def share_of_memory() -> int:
-    """Bytes that guests of this process may reserve together."""
-    return int(SHARE * memory())
-
-
 def memory(root: Path = Path("/")) -> int:
     """Bytes of memory this process can have: the machine's, or less by its control groups.
 
@@ -129,5 +124,5 @@ def memory(root: Path = Path("/")) -> int:
     return found
 
 
-ROOM = Room(share_of_memory)
+ROOM = Room(lambda: int(SHARE * memory()))
 os.register_at_fork(after_in_child=ROOM.empty)

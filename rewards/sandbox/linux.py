@@ -15,21 +15,15 @@ import platform
 import resource
 import struct
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 _PR_CAPBSET_DROP, _PR_SET_KEEPCAPS = 24, 8
 CAP_DAC_READ_SEARCH = 1 << 2
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND, _MS_REC, _MS_PRIVATE = (
-    0x1,
-    0x2,
-    0x4,
-    0x20,
-    0x1000,
-    0x4000,
-    0x40000,
-)
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT = 0x1, 0x2, 0x4, 0x20
+_MS_BIND, _MS_REC, _MS_PRIVATE = 0x1000, 0x4000, 0x40000
 _MNT_DETACH = 2
 _OLD_ROOT = "/.old-root"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -41,6 +35,10 @@ def _checked(result: int, what: str) -> int:
         code = ctypes.get_errno()
         raise OSError(code, f"{what}: {os.strerror(code)}")
     return result
+
+
+def _syscall(what: str, number: int, *arguments: Any) -> int:
+    return _checked(_libc.syscall(number, *arguments), what)
 
 
 def prctl(option: int, value: int) -> None:
@@ -138,8 +136,7 @@ _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 
 def landlock_abi() -> int:
     """Landlock's ABI version. Raises OSError where the kernel has none."""
-    result = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
-    return _checked(result, "landlock")
+    return _syscall("landlock", _CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
 
 
 def landlock(readable: Iterable[str]) -> None:
@@ -152,12 +149,9 @@ def landlock(readable: Iterable[str]) -> None:
     # struct landlock_ruleset_attr: handled_access_fs, handled_access_net (4), scoped (6)
     fields = [rights] + ([3] if abi >= 4 else []) + ([3] if abi >= 6 else [])
     attributes = struct.pack(f"={len(fields)}Q", *fields)
-    ruleset = _checked(
-        _libc.syscall(
-            _CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)
-        ),
-        "landlock_create_ruleset",
-    )
+    size, none = ctypes.c_size_t(len(attributes)), ctypes.c_uint32(0)
+    ruleset = _syscall("landlock_create_ruleset", _CREATE_RULESET, attributes, size, none)
+    own = ctypes.c_int(ruleset)
     try:
         for path in readable:
             try:
@@ -169,18 +163,10 @@ def landlock(readable: Iterable[str]) -> None:
                 if path == "/dev/null":  # programs silence themselves with it, and torch opens it
                     allowed |= _WRITE_FILE
                 rule = struct.pack("=Qi", allowed, handle)
-                _checked(
-                    _libc.syscall(
-                        _ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint32(0)
-                    ),
-                    "landlock_add_rule",
-                )
+                _syscall("landlock_add_rule", _ADD_RULE, own, ctypes.c_int(1), rule, none)
             finally:
                 os.close(handle)
-        _checked(
-            _libc.syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint32(0)),
-            "landlock_restrict_self",
-        )
+        _syscall("landlock_restrict_self", _RESTRICT_SELF, own, none)
     finally:
         os.close(ruleset)
 
@@ -228,11 +214,7 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
     """mount(2)."""
     _checked(
         _libc.mount(
-            source.encode(),
-            target.encode(),
-            kind.encode(),
-            ctypes.c_ulong(flags),
-            options.encode(),
+            source.encode(), target.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode()
         ),
         f"mount {target}",
     )
@@ -253,7 +235,7 @@ def read_only_root(readable: Sequence[str]) -> None:
     os.chdir("/tmp")
     number = 155 if platform.machine() == "x86_64" else 41  # pivot_root
     old = _OLD_ROOT.lstrip("/").encode()
-    _checked(_libc.syscall(number, b".", old), "pivot_root")
+    _syscall("pivot_root", number, b".", old)
     os.chdir("/")
     for path, real in places:
         _show(path, real)

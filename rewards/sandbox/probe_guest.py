@@ -1,7 +1,7 @@
 """Actions that a confined process must not be able to do, and a few that it must.
 
-Each probe really tries, one of every kind of way out that there is an attack for: a layer that is
-configured but does not hold shows up as a success here.
+There is one for each kind of attack that is known. Each really tries, so a layer that is configured
+but does not hold shows up here as a success.
 """
 
 from __future__ import annotations
@@ -39,49 +39,32 @@ def _write(path: str) -> None:
         stream.write(b"x")
 
 
-def _everywhere(make: Callable[[str], Any], name: str) -> None:
-    """Try in every folder there may be. OSError if all refuse."""
+def _everywhere(
+    make: Callable[[str], Any], name: str, remove: Callable[[str], None] = os.unlink
+) -> None:
+    """Try in every folder there may be, and remove what was made. OSError if all refuse."""
     refused: OSError | None = None
     for folder in FOLDERS:
+        path = os.path.join(folder, name)
         try:
-            make(os.path.join(folder, name))
+            make(path)
         except OSError as error:
             refused = error
-        else:
-            return
+            continue
+        with contextlib.suppress(OSError):  # what was made counts, also where it has to stay
+            remove(path)
+        return
     assert refused is not None
     raise refused
 
 
-def _remove(remove: Callable[[str], None], path: str) -> None:
-    with contextlib.suppress(OSError):  # what was made counts, also where it has to stay
-        remove(path)
-
-
 def _create(path: str) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # empty: no limit on size counts
-    _remove(os.unlink, path)
-
-
-def _create_folder(path: str) -> None:
-    os.mkdir(path)
-    _remove(os.rmdir, path)
-
-
-def _create_link(path: str) -> None:
-    os.symlink("elsewhere", path)
-    _remove(os.unlink, path)
-
-
-def _create_fifo(path: str) -> None:
-    os.mkfifo(path)
-    _remove(os.unlink, path)
 
 
 def _create_socket(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as channel:
         channel.bind(path)
-    _remove(os.unlink, path)
 
 
 def _nameless(path: str) -> None:
@@ -104,35 +87,26 @@ def _datagrams() -> None:
 
 
 def _send_address() -> None:
-    ends = socket.socketpair()
-    try:
-        ends[0].sendto(b"x", "\0grpo-probe")
-    finally:
-        for end in ends:
-            end.close()
+    one, other = socket.socketpair()
+    with one, other:
+        one.sendto(b"x", "\0grpo-probe")
 
 
 def _send_descriptor() -> None:
-    ends = socket.socketpair()
-    try:
-        socket.send_fds(ends[0], [b"x"], [0])
-    finally:
-        for end in ends:
-            end.close()
+    one, other = socket.socketpair()
+    with one, other:
+        socket.send_fds(one, [b"x"], [0])
 
 
 def _control(command: int, argument: int, call: str = "fcntl") -> None:
     import fcntl
 
-    ends = socket.socketpair()
-    try:
+    one, other = socket.socketpair()
+    with one, other:
         if call == "ioctl":
-            fcntl.ioctl(ends[0], command, argument.to_bytes(4, "little"))
+            fcntl.ioctl(one, command, argument.to_bytes(4, "little"))
         else:
-            fcntl.fcntl(ends[0], command, argument)
-    finally:
-        for end in ends:
-            end.close()
+            fcntl.fcntl(one, command, argument)
 
 
 def _watch_folder() -> None:
@@ -195,13 +169,12 @@ def _import() -> None:
 
 
 def _pair() -> None:
-    ends = socket.socketpair()  # asyncio's loops wake themselves with one
-    ends[0].setblocking(False)
-    ends[0].sendall(b"x")
-    if ends[1].recv(1) != b"x":
-        raise OSError("nothing came through")
-    for end in ends:
-        end.close()
+    one, other = socket.socketpair()  # asyncio's loops wake themselves with one
+    with one, other:
+        one.setblocking(False)
+        one.sendall(b"x")
+        if other.recv(1) != b"x":
+            raise OSError("nothing came through")
 
 
 def _read_all(paths: Sequence[str]) -> None:
@@ -238,9 +211,9 @@ def serve(channel: socket.socket) -> None:
         "change its folder": lambda: os.chdir("/"),
         "write a file": lambda: _write(os.path.join(os.path.dirname(secret), "written")),
         "create a file": lambda: _everywhere(_create, name),
-        "create a folder": lambda: _everywhere(_create_folder, name),
-        "create a link": lambda: _everywhere(_create_link, name),
-        "create a named pipe": lambda: _everywhere(_create_fifo, name),
+        "create a folder": lambda: _everywhere(os.mkdir, name, os.rmdir),
+        "create a link": lambda: _everywhere(lambda path: os.symlink("elsewhere", path), name),
+        "create a named pipe": lambda: _everywhere(os.mkfifo, name),
         "create a socket": lambda: _everywhere(_create_socket, name),
         "create a file without a name": lambda: _everywhere(_nameless, name),
         "read /proc": lambda: _read(f"/proc/{pid}/environ"),

@@ -94,14 +94,14 @@ def unreadable(paths: Iterable[str]) -> list[str]:
 
 def _package_folders() -> list[str]:
     """The folders of `sys.path` that hold installed packages."""
-    return [
-        entry
-        for entry in dict.fromkeys(os.path.abspath(entry) for entry in sys.path if entry)
-        if os.path.isdir(entry)
-        and (
-            entry.endswith(_NAMES) or any(child.endswith(".dist-info") for child in _entries(entry))
-        )
-    ]
+
+    def holds_packages(entry: str) -> bool:
+        if entry.endswith(_NAMES):
+            return True
+        return any(child.endswith(".dist-info") for child in _entries(entry))
+
+    entries = dict.fromkeys(os.path.abspath(entry) for entry in sys.path if entry)
+    return [entry for entry in entries if os.path.isdir(entry) and holds_packages(entry)]
 
 
 def _installed_in(folder: str) -> list[str]:

@@ -17,7 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from grpo.errors import RewardError
@@ -32,12 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "unsafe": ("unsafe",),
 }
 PRELOAD = (
-    "numpy",
-    "collections",
-    "heapq",
-    "random",
-    "typing",
-    "decimal",
+    *("numpy", "collections", "heapq", "random", "typing", "decimal"),
     "grpo.rewards.sandbox.wire",
 )
 # numpy and BLAS would start one thread a core in every guest; hashes are fixed so that sets print
@@ -65,6 +60,7 @@ _FIND = (  # what the zygote will have loaded, as JSON
 # pairs that had one guest each would wait for one another: the first takes both places.
 _PLACES = {"candidate": 2, "tests": 0}
 _PIDS = 1 << 32  # more than a pid can be: a guest's number is its zygote's, then its pid
+LOST = -1  # wait status of a guest whose sandbox is gone
 _TRIAL_SECONDS = 120  # a machine may be busy; what takes longer would only end in timeouts
 
 
@@ -78,15 +74,6 @@ class Limits:
     tasks: int = 64  # threads
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ended:
-    """How a guest ended: wait status (-1 unknown), processor seconds, peak resident bytes."""
-
-    status: int
-    cpu: float
-    rss: int
-
-
 class Guest:
     """One confined process and the host's ends of its channels."""
 
@@ -95,21 +82,21 @@ class Guest:
         self.pid = pid
         self.channels = channels
         self.owner = os.getpid()  # a forked child shares the channels and must not use them
-        self.ended: Ended | None = None
+        self.status: int | None = None
 
-    def poll(self) -> Ended | None:
-        """How the guest ended by itself, None while it runs."""
-        if self.ended is None:
-            self.ended = self.sandbox.end(self.pid, kill=False)
-        return self.ended
+    def poll(self) -> int | None:
+        """The wait status of a guest that ended by itself (LOST with its zygote), None before."""
+        if self.status is None:
+            self.status = self.sandbox.end(self.pid, kill=False)
+        return self.status
 
-    def end(self) -> Ended:
-        """SIGKILL the guest, reap it and close the channels; how it ended."""
+    def end(self) -> int:
+        """SIGKILL the guest, reap it and close the channels; its wait status."""
         for channel in self.channels:
             channel.close()
-        ended = self.ended or self.sandbox.end(self.pid, kill=True)
-        self.ended = ended or Ended(status=-1, cpu=0.0, rss=0)
-        return self.ended
+        if self.status is None:
+            self.status = self.sandbox.end(self.pid, kill=True)
+        return LOST if self.status is None else self.status
 
 
 class Sandbox:
@@ -132,8 +119,10 @@ class Sandbox:
         self._taken: dict[int, int] = {}  # bytes that each guest has reserved
         _OPEN.add(self)
 
-    def fork(self, guest: str, limits: Limits, channels: Sequence[socket.socket]) -> int:
-        """A guest's number, for `end`. `channels` are the guest's ends; they are closed.
+    def fork(
+        self, guest: str, limits: Limits, channels: Sequence[socket.socket], *ours: socket.socket
+    ) -> Guest:
+        """A guest. `channels` are its ends, which are closed here; `ours` are the host's.
 
         Waits until there is room for its memory. Raises RewardError when the zygote cannot be
         started.
@@ -143,7 +132,8 @@ class Sandbox:
             handles = [channel.fileno() for channel in channels]
             ROOM.take(amount)
             try:
-                return self._ask(_fork_request(guest, limits), handles, amount)["pid"]
+                number = self._ask(_fork_request(guest, limits), handles, amount)["pid"]
+                return Guest(self, number, ours)
             except BaseException:
                 ROOM.give(amount)
                 raise
@@ -155,19 +145,17 @@ class Sandbox:
         """A guest with one channel."""
         ours, theirs = socket.socketpair()
         try:
-            pid = self.fork(name, limits, [theirs])
+            return self.fork(name, limits, [theirs], ours)
         except BaseException:
             ours.close()
             raise
-        return Guest(self, pid, [ours])
 
-    def end(self, pid: int, kill: bool) -> Ended | None:
-        """How a guest ended, after a SIGKILL if asked; None while it runs."""
+    def end(self, pid: int, kill: bool) -> int | None:
+        """The wait status of a guest, after a SIGKILL if asked; None while it runs."""
         try:
-            answer = self._ask({"do": "kill" if kill else "poll", "pid": pid}, [])
+            return self._ask({"do": "kill" if kill else "poll", "pid": pid}, []).get("status")
         except RewardError:
-            return Ended(status=-1, cpu=0.0, rss=0)  # the zygote is gone, and its guests with it
-        return Ended(**answer) if answer else None
+            return LOST  # the zygote is gone, and its guests with it
 
     def close(self) -> None:
         """End the zygote and every guest."""
@@ -232,11 +220,6 @@ class Sandbox:
             if "bubblewrap" in self.layers:
                 shown = [*config["readable"], *self._find(config)]
                 command = bubblewrap.command(shown) + command
-        except RewardError:
-            ours.close()
-            theirs.close()
-            raise
-        try:
             self._process = subprocess.Popen(
                 command,
                 pass_fds=[theirs.fileno()],
@@ -246,6 +229,9 @@ class Sandbox:
                 stderr=subprocess.PIPE,
                 start_new_session=True,
             )
+        except RewardError:
+            ours.close()
+            raise
         except OSError as error:
             ours.close()
             raise RewardError(f"cannot start the sandbox: {error}") from error
@@ -324,16 +310,7 @@ class Sandbox:
 
 
 def _fork_request(guest: str, limits: Limits) -> dict[str, Any]:
-    return {
-        "do": "fork",
-        "guest": guest,
-        "limits": {
-            "cpu": limits.cpu,
-            "memory": limits.memory,
-            "files": limits.files,
-            "tasks": limits.tasks,
-        },
-    }
+    return {"do": "fork", "guest": guest, "limits": asdict(limits)}
 
 
 _OPEN: weakref.WeakSet[Sandbox] = weakref.WeakSet()

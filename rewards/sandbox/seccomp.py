@@ -67,10 +67,7 @@ def _rules(pid: int) -> dict[str, _Rule]:
         # Not F_SETOWN, F_SETSIG, F_SETLEASE, F_NOTIFY: by them the kernel sends signals to others.
         "fcntl": (
             (_Test(argument=1, among=plain),),
-            (
-                _Test(argument=1, among=(_F_SETFL,)),
-                _Test(argument=2, among=(0,), mask=_O_ASYNC),
-            ),
+            (_Test(argument=1, among=(_F_SETFL,)), _Test(argument=2, among=(0,), mask=_O_ASYNC)),
         ),
         # Landlock does not look at O_PATH.
         "open": ((_Test(argument=1, among=(0,), mask=_O_PATH | _O_ASYNC),),),
@@ -82,20 +79,12 @@ def _rules(pid: int) -> dict[str, _Rule]:
                 _Test(argument=1, among=(_SOCK_STREAM,), mask=_ALL ^ _SOCK_FLAGS),
             ),
         ),
-        "sendto": (
-            (
-                _Test(argument=4, among=(0,)),
-                _Test(argument=4, among=(0,), high=True),
-            ),
-        ),
+        "sendto": ((_Test(argument=4, among=(0,)), _Test(argument=4, among=(0,), high=True)),),
     }
 
 
-def _statement(code: int, value: int) -> bytes:
-    return struct.pack("=HBBI", code, 0, 0, value & _ALL)
-
-
-def _jump(code: int, value: int, if_true: int, if_false: int) -> bytes:
+def _statement(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    """One instruction; the last two say how many to skip after a comparison."""
     return struct.pack("=HBBI", code, if_true, if_false, value & _ALL)
 
 
@@ -110,7 +99,9 @@ def _compiled(rule: _Rule) -> list[bytes]:
                 part.append(_statement(_AND, test.mask))
             last = len(test.among) - 1
             for position, value in enumerate(test.among):
-                part.append(_jump(_EQUAL, value, last - position, 0 if position < last else past))
+                part.append(
+                    _statement(_EQUAL, value, last - position, 0 if position < last else past)
+                )
             alternative = part + alternative
         program += alternative
     return [*program, _statement(_RETURN, _EPERM)]
@@ -131,20 +122,20 @@ def filter_program(pid: int) -> bytes:
     rules = _rules(pid)
     program = [
         _statement(_LOAD, _ARCHITECTURE),
-        _jump(_EQUAL, architecture, 1, 0),
+        _statement(_EQUAL, architecture, 1, 0),
         _statement(_RETURN, _KILL),
         _statement(_LOAD, _NUMBER),
-        _jump(_AT_LEAST, 0x40000000, 0, 1),  # x32 calls would pass under other numbers
+        _statement(_AT_LEAST, 0x40000000, 0, 1),  # x32 calls would pass under other numbers
         _statement(_RETURN, _KILL),
     ]
     for name, number in table.items():
         if name not in rules:
             answer = _EPERM if name in _DENIED else _ALLOW
-            program += [_jump(_EQUAL, number, 0, 1), _statement(_RETURN, answer)]
+            program += [_statement(_EQUAL, number, 0, 1), _statement(_RETURN, answer)]
     for name, rule in rules.items():
         if name in table:
             check = _compiled(rule)
-            program += [_jump(_EQUAL, table[name], 0, len(check)), *check]
+            program += [_statement(_EQUAL, table[name], 0, len(check)), *check]
     return b"".join([*program, _statement(_RETURN, _ENOSYS)])
 
 

@@ -1,9 +1,9 @@
 """The first guest of every sandbox: do graders find there what they need?
 
-It reads a sample of all that has to be readable and has the graders that the zygote has loaded
-judge a right and a wrong answer: a guest's module that has a `trial` says by it what is wrong, ""
-for nothing. Both go where imports are made late, so that files which are hidden, unreadable or
-broken are known before the first score and not from a run of zeros.
+It reads a sample of the files that have to be readable. Then it calls the `trial` of each loaded
+guest module that has one: it judges a right and a wrong answer and says what is wrong ("" for
+nothing). The answers are chosen so that graders import late and read files of theirs. A file that
+is hidden, unreadable or broken is thus known before the first score, and not from a run of zeros.
 """
 
 from __future__ import annotations
@@ -19,10 +19,8 @@ from grpo.rewards.sandbox.faults import describe
 def serve(channel: socket.socket) -> None:
     """Answer {"faults": […]} to {"readable": paths, "modules": loaded by the zygote}."""
     given = wire.receive(channel)
-    faults = [
-        f"cannot read {path}"
-        for path in readable.unreadable([*given["readable"], *readable.loaded()])
-    ]
+    unreadable = readable.unreadable([*given["readable"], *readable.loaded()])
+    faults = [f"cannot read {path}" for path in unreadable]
     for module in given["modules"]:
         trial: Callable[[], str] | None = getattr(sys.modules[module], "trial", None)
         try:

@@ -1,6 +1,6 @@
 """What crosses between the host and its guests, and between guests: JSON behind its length.
 
-What values of Python look like in it is up to who talks (for programs, `plain`). Nothing is
+Both ends agree on how Python's values are written in it (for programs, `code/plain`). Nothing is
 pickled.
 """
 

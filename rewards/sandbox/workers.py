@@ -7,19 +7,18 @@ event loop, the main thread and the other slots never wait for it.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import queue
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from grpo.errors import RewardError
 from grpo.rewards.sandbox import wire
 from grpo.rewards.sandbox.guest_memory import ROOM
+from grpo.rewards.sandbox.probe import choose
 from grpo.rewards.sandbox.sandbox import Guest, Limits, Sandbox
 
 
@@ -34,10 +33,9 @@ class WorkerTimeout(Exception):
 class WorkerDied(Exception):
     """The worker ended instead of answering: out of memory or processor time, or a crash."""
 
-    def __init__(self, stage: str, limit: bool, reason: str) -> None:
+    def __init__(self, stage: str, reason: str) -> None:
         super().__init__(reason)
         self.stage = stage
-        self.limit = limit
 
 
 class WorkerFault(Exception):
@@ -53,24 +51,27 @@ class _Slot:
 
 
 class Pool:
-    """`workers` guests of one kind in one sandbox. `make` makes the sandbox on first use."""
+    """`workers` guests of one kind in one sandbox, and as many threads of the host (0: one a core).
+
+    The sandbox, of the tier that `tier` chooses, starts on first use and loads `preload`.
+    `recycle`: requests that one guest serves.
+    """
 
     def __init__(
         self,
-        make: Callable[[], Sandbox],
         guest: str,
+        preload: Sequence[str],
         *,
+        tier: str,
         limits: Limits,
         workers: int,
         recycle: int = 500,
     ) -> None:
+        self.kind, self.preload, self.tier = guest, preload, tier
+        self.limits, self.recycle = limits, recycle
+        self.workers = workers = workers or os.cpu_count() or 1
         if workers < 1:
             raise RewardError(f"workers must be at least 1, not {workers}")
-        self.make = make
-        self.kind = guest
-        self.limits = limits
-        self.workers = workers
-        self.recycle = recycle
         self._slots: queue.LifoQueue[_Slot] = queue.LifoQueue()
         self._all = [_Slot() for _ in range(workers)]
         for slot in self._all:
@@ -103,50 +104,42 @@ class Pool:
         stage = ""
         if slot.guest is not None and slot.guest.owner != os.getpid():
             slot.guest = None
-        guest = slot.guest = slot.guest or self._start().guest(self.kind, self.limits)
+        guest = slot.guest = slot.guest or self.sandbox().guest(self.kind, self.limits)
         deadline = time.monotonic() + timeout
         try:
             channel = guest.channels[0]
             channel.settimeout(timeout)
             wire.send(channel, request)
-            while True:
-                answer = wire.receive(channel, deadline)
-                if "stage" not in answer:
-                    break
+            while "stage" in (answer := wire.receive(channel, deadline)):
                 stage = str(answer["stage"])
         except TimeoutError as error:
             self._retire(slot)
             raise WorkerTimeout(stage) from error
         except (EOFError, OSError, wire.WireError) as error:
-            ended = self._retire(slot)
-            signals = (signal.SIGXCPU, signal.SIGKILL, signal.SIGSEGV)
-            raise WorkerDied(stage, ended in signals, f"{type(error).__name__}") from error
-        if "unconfined" in answer:
             self._retire(slot)
-            raise WorkerDied(stage, False, answer["unconfined"])
-        if "fault" in answer:
-            self._retire(slot)
-            raise WorkerFault(answer["fault"])
+            raise WorkerDied(stage, type(error).__name__) from error
         slot.served += 1
-        if slot.served >= self.recycle:
+        if slot.served >= self.recycle or "unconfined" in answer or "fault" in answer:
             self._retire(slot)
+        if "unconfined" in answer:
+            raise WorkerDied(stage, answer["unconfined"])
+        if "fault" in answer:
+            raise WorkerFault(answer["fault"])
         return answer
 
-    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Run a host-side function (which may use `call`) on one of the pool's threads."""
-        with self._lock:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self.workers, f"grpo-{self.kind}")
-            return self._threads.submit(function, *arguments)
-
     def map(self, function: Callable[..., Any], *columns: Iterable[Any]) -> Iterator[Any]:
-        """`function` of each row of arguments, results in order."""
-        futures = [self.submit(function, *row) for row in zip(*columns, strict=True)]
-        return (future.result() for future in futures)
+        """`function` of each row of arguments, `workers` at a time on the host; results in order.
 
-    async def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """`submit` for asyncio: the loop stays free meanwhile."""
-        return await asyncio.wrap_future(self.submit(function, *arguments))
+        It may use `call` and `sandbox`.
+        """
+        with self._lock:
+            threads = self._threads or ThreadPoolExecutor(self.workers, f"grpo-{self.kind}")
+            self._threads = threads
+
+        def of_row(row: tuple[Any, ...]) -> Any:
+            return function(*row)
+
+        return threads.map(of_row, zip(*columns, strict=True))
 
     def shed(self) -> bool:
         """End one worker that has nothing to do; whether there was one."""
@@ -175,17 +168,15 @@ class Pool:
         if sandbox is not None:
             sandbox.close()
 
-    def _start(self) -> Sandbox:
+    def sandbox(self) -> Sandbox:
+        """The sandbox, made when it is first asked for."""
         with self._lock:
             if self._sandbox is None:
-                self._sandbox = self.make()
+                self._sandbox = Sandbox(choose(self.tier), self.preload)
             return self._sandbox
 
-    def _retire(self, slot: _Slot) -> int:
-        """End a slot's worker; the signal that had ended it before, 0 if none."""
+    def _retire(self, slot: _Slot) -> None:
+        """End a slot's worker, if it has one."""
         guest, slot.guest, slot.served = slot.guest, None, 0
-        if guest is None:
-            return 0
-        before = guest.poll()
-        guest.end()
-        return before.status & 0x7F if before else 0
+        if guest is not None:
+            guest.end()

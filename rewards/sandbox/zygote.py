@@ -94,18 +94,15 @@ def _send(host: socket.socket, message: dict[str, Any]) -> None:
 
 
 def _reap(pid: int, kill: bool) -> dict[str, Any]:
-    """How a guest ended, {} if it is still running and `kill` is not set. Never waits for long."""
+    """A guest's wait status, {} while it runs unless `kill` is set. Never waits for long."""
     if kill:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     try:
-        found, status, usage = os.wait4(pid, 0 if kill else os.WNOHANG)
+        found, status = os.waitpid(pid, 0 if kill else os.WNOHANG)
     except ChildProcessError:
-        return {"status": -1, "cpu": 0.0, "rss": 0}
-    if not found:
-        return {}
-    seconds = usage.ru_utime + usage.ru_stime
-    return {"status": status, "cpu": seconds, "rss": usage.ru_maxrss * 1024}
+        return {"status": -1}
+    return {"status": status} if found else {}
 
 
 def _fork(

@@ -177,8 +177,8 @@ def test_an_answer_that_breaks_a_scorer_is_wrong_and_a_broken_scorer_is_not(monk
     [
         (WorkerTimeout(""), None, "grader_error"),
         (WorkerTimeout("answer"), 0.0, "timeout"),
-        (WorkerDied("", True, "EOFError"), None, "grader_error"),
-        (WorkerDied("answer", True, "EOFError"), 0.0, "limit"),
+        (WorkerDied("", "EOFError"), None, "grader_error"),
+        (WorkerDied("answer", "EOFError"), 0.0, "limit"),
         (WorkerFault("ImportError: gone"), None, "grader_error"),
     ],
 )

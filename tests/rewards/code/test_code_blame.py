@@ -152,9 +152,9 @@ def test_a_sandbox_that_ends_before_the_program_starts_is_the_graders_failure(mo
     reward = Code(workers=1, timeout=2.0)
     fork = Sandbox.fork
 
-    def failing(self, guest, limits, channels):
+    def failing(self, guest, limits, channels, *ours):
         missing = guest in ("candidate", "script")
-        return fork(self, "no such guest" if missing else guest, limits, channels)
+        return fork(self, "no such guest" if missing else guest, limits, channels, *ours)
 
     monkeypatch.setattr(Sandbox, "fork", failing)
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from grpo.rewards.math.latex import compare, respell
+from grpo.rewards.math.latex import compare
+from grpo.rewards.math.spelling import respell
 
 
 def same_formula(answer, gold):

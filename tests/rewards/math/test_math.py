@@ -198,7 +198,7 @@ def test_hangs_end_at_the_deadline_and_block_nothing(math, where):
         return score, time.monotonic() - start
 
     async def beside():
-        found = asyncio.ensure_future(math.pool.run(run, HANGS[0]))
+        found = asyncio.ensure_future(asyncio.to_thread(run, HANGS[0]))
         while not found.done():
             ticks.append(time.monotonic())
             await asyncio.sleep(0.02)
@@ -308,7 +308,7 @@ class Broken:
 
 
 @pytest.mark.parametrize(
-    "failure", [WorkerFault("ImportError: gone"), WorkerDied("", False, "ImportError: gone")]
+    "failure", [WorkerFault("ImportError: gone"), WorkerDied("", "ImportError: gone")]
 )
 def test_a_failing_worker_is_no_verdict_and_is_not_remembered(failure):
     reward = Math()

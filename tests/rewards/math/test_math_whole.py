@@ -12,8 +12,9 @@ import time
 
 import pytest
 
-from grpo.rewards.math.latex import compare, respell
+from grpo.rewards.math.latex import compare
 from grpo.rewards.math.reward import Math
+from grpo.rewards.math.spelling import respell
 from grpo.types import Task
 
 from .formulas import rows, same_formula

@@ -118,7 +118,7 @@ def test_graders_that_write_while_they_load_work_under_bubblewrap():
 
 
 def test_doctor_says_why_a_verifier_does_not_start(monkeypatch):
-    def make(tier):
+    def make(**_):
         raise RewardError("the sandbox did not start")
 
     monkeypatch.setitem(known_answers.KNOWN, "math", (make, "math_verify", ()))

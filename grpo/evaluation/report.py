@@ -42,9 +42,8 @@ def _table(task: str, columns: list[tuple[str, str, Figures]]) -> Table:
     table.add_column("")
     for name, template, _ in columns:
         table.add_column(f"{name}\n{template}", justify="right")
-    rewards: list[str] = list(first.get("rewards", {"strict": None}))
     rows: list[tuple[str, Callable[[Figures], str]]] = []
-    for name in rewards:
+    for name in first.get("rewards", {"strict": None}):
         rows.append((f"pass@1, {name}", lambda f, n=name: _interval(of_reward(f, n), "pass1")))
         rows.append((f"greedy, {name}", lambda f, n=name: _interval(of_reward(f, n), "greedy")))
     for k in list(first["pass_at_k"])[1:]:

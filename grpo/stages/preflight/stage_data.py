@@ -18,6 +18,7 @@ from grpo.data import SOURCES
 from grpo.data.source import DemonstrationSource, Split
 from grpo.errors import DataError, at
 from grpo.evaluation.decontaminate import check_evaluation
+from grpo.evaluation.heldout import NO_TASKS
 from grpo.outside.code import plugins
 from grpo.rewards.language import LanguageConsistency
 from grpo.stages.preflight.needed import check_columns, size_of, task_at
@@ -114,10 +115,7 @@ def _check_size(source: TaskSource, split: Split) -> None:
         return
     if split == "train":
         raise DataError("there are no tasks to train on, all are held out")
-    raise DataError(
-        "the data source has no held-out tasks to evaluate on; with few rows, raise "
-        "heldout_fraction in data.args, or name a held-out file or split there"
-    )
+    raise DataError(NO_TASKS)
 
 
 def _check_demonstrations(source: TaskSource, where: str) -> None:

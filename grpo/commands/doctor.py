@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 from grpo.outside.terminal.console import Console
 from grpo.rewards.known import misjudged
 from grpo.rewards.sandbox.probe import Report, reports
 
 
-def main() -> int:
-    """Print what holds; 1 where nothing does or graders do not work."""
+def main(_arguments: Namespace) -> int:
+    """Print which sandbox holds; 1 if none does or a grader does not work in it."""
     return 0 if print_doctor() else 1
 
 

@@ -14,17 +14,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
 from grpo.config.schema import EvalStage, Model, Recipe, Rollout
 from grpo.evaluation import figures, heldout, tally
 from grpo.outside.files import hashes, manifest
 from grpo.outside.files.file_names import folder_name
 from grpo.outside.files.manifest import Damage
-from grpo.outside.terminal.console import Console, TextColumn
+from grpo.outside.terminal.console import Console
 from grpo.rewards.compose import RewardSet
 from grpo.rundir.finished import ASKED
 from grpo.rundir.provenance import content_hash
+from grpo.stages.bars import bar
 from grpo.stages.remote_rewards import reward_set
 from grpo.stages.wiring import build_sampler
 
@@ -38,37 +37,20 @@ def run(stage: EvalStage, recipe: Recipe, folder: Path, console: Console) -> dic
     titles = [spec.title for spec in stage.rewards]
     lines: dict[str, list[dict[str, Any]]] = {}
     asked = _asked(folder, console)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with (
-        closing(reward_set(stage.rewards)) as rewards,
-        Progress(*columns, console=console, transient=True) as progress,
-    ):
+    with closing(reward_set(stage.rewards)) as rewards:
         for number, (name, path) in enumerate(zip(names, stage.models, strict=True), 1):
             out = folder / "eval" / f"{name}.jsonl"
             label = f"{name} ({number} of {len(names)})"
             if _complete(asked, out, path):
-                progress.console.print(f"{stage.name}: {label}: done before", markup=False)
+                console.print(f"{stage.name}: {label}: done before", markup=False)
             else:
-                bar = progress.add_task(label, total=None)
-                _ask(
-                    stage,
-                    recipe,
-                    path,
-                    rewards,
-                    out,
-                    lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),
-                )
-                progress.remove_task(bar)
+                with bar(label, console, remaining=True) as progress:
+                    _ask(stage, recipe, path, rewards, out, progress)
                 asked |= {name: _answers(out, path)}
                 manifest.write_sealed(out.parent / ASKED, asked)
             lines[name] = heldout.read_lines(out)
             said = figures.sentence(tally.summarize(lines[name], titles, recipe.run.seed))
-            progress.console.print(f"{stage.name}: {label}: {said}", markup=False)
+            console.print(f"{stage.name}: {label}: {said}", markup=False)
     baseline = names[stage.models.index(stage.baseline) if stage.baseline else 0]
     return {
         **_figures(lines, titles, baseline, recipe.run.seed),

@@ -19,7 +19,6 @@ import datasets
 import torch
 import transformers
 from accelerate.state import AcceleratorState
-from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
 from grpo.config.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
@@ -35,9 +34,10 @@ from grpo.model.compute_types import check_supervised, chosen
 from grpo.model.families import check_causal, check_family, check_packing
 from grpo.model.ranks import Ranks, join
 from grpo.outside.files.lines import from_lines
-from grpo.outside.terminal.console import Console, TextColumn
+from grpo.outside.terminal.console import Console
 from grpo.rundir import checkpoint, litter
 from grpo.rundir.log import RunLog
+from grpo.stages.bars import bar
 from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
 from grpo.stages.from_scratch import save_tokenizer
 from grpo.stages.interrupt import interruptible
@@ -66,7 +66,7 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
     most = longest_row(stage.model.path, stage.learner)
     sets = {_MAIN: read_rows(stage.data.path)}
     sets |= {path: read_rows(path) for path in stage.data.mix}
-    with _bar("rows to tokens", console) as progress:
+    with bar("rows to tokens", console) as progress:
         found, dropped = encode_sets(sets, template, most, console, progress)
     others = {path: (share, found[path]) for path, share in stage.data.mix.items()}
     rows, counts = mix(found[_MAIN], others, recipe.run.seed)
@@ -262,7 +262,7 @@ def _references(
     dtype = DTYPES[chosen(model.dtype)]
     reference = pretrained.load_model(path, dtype, setting="slm.reference").eval()
     reference.to(join().device)
-    with _bar("reference losses", console) as progress:
+    with bar("reference losses", console) as progress:
         losses = reference_losses(reference, rows, folder, progress)
     return columns(rows, losses)
 
@@ -293,16 +293,6 @@ def _save(
 
     checkpoint.make_folder(aside, write)
     checkpoint.replace(aside, folder)
-
-
-@contextmanager
-def _bar(description: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; call what it yields with (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    shown = console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bars:
-        bar = bars.add_task(description, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
 
 
 @contextmanager

@@ -71,9 +71,8 @@ def _of_learning(stage: BaseModel) -> Iterator[tuple[str, Any]]:
         yield "rollout.max_completion_length", _half(stage, "rollout.max_completion_length")
     if _read(stage, "learner.packing"):
         yield "learner.packing", False
-    yield "learner.max_length", _half(stage, "learner.max_length")
-    yield "learner.batch_size", _half(stage, "learner.batch_size")
-    yield "pretrain.batch_size", _half(stage, "pretrain.batch_size")
+    for setting in ("learner.max_length", "learner.batch_size"):
+        yield setting, _half(stage, setting)
     yield "model.dtype", _narrower(_read(stage, "model.dtype"))
 
 
@@ -87,13 +86,9 @@ def _of_sampling(stage: BaseModel) -> Iterator[tuple[str, Any]]:
         if group is not None and _read(stage, "rollout.prompts_per_step"):
             rows = min(rows, group * _read(stage, "rollout.prompts_per_step"))
         yield f"{where}engine_args.{knob}", max(1, rows // 2)
-    for setting in (
-        "rollout.max_completion_length",
-        "eval.max_completion_length",
-        "max_completion_length",
-        "data.max_prompt_length",
-    ):
-        yield setting, _half(stage, setting)
+    for length in ("rollout.max_completion_length", "max_completion_length"):
+        yield length, _half(stage, length)
+    yield "data.max_prompt_length", _half(stage, "data.max_prompt_length")
     engine_dtype = _read(stage, "rollout.dtype") or _read(stage, "model.dtype")
     yield "rollout.dtype", _narrower(engine_dtype)
 

@@ -1,4 +1,4 @@
-"""What a stage's tokenizer, templates and rows say, looked at before anything is sampled."""
+"""Tokenizers, templates and rows of a stage: how they are made, and checked before sampling."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from grpo.config.schema import (
     EvalStage,
     RejectStage,
     RLStage,
+    SFTLearner,
     SFTStage,
 )
 from grpo.data import SOURCES
@@ -33,14 +34,20 @@ from grpo.types import Message, Task, TaskSource
 
 MOST_SHAPES = 256
 MOST_CHARACTERS = 8192
+_OTHER_TOKENS = {
+    "teacher.path": "method = 'logits' compares distributions token by token, and PAIR; use "
+    "method=sequence, or two models with the same tokenizer",
+    "slm.reference": "PAIR, so their losses cannot be compared; train the reference from a model "
+    "with the same tokenizer",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Looked:
-    """What a look at a stage found: sentences to say, and how many held-out tasks will be asked."""
+    """What the check of a stage found: sentences to print, and the number of held-out tasks."""
 
     notes: tuple[str, ...] = ()
-    heldout: int | None = None  # None: none are, or they are not here
+    heldout: int | None = None  # None: no tasks are asked, or they are not on this machine
 
 
 def check_text(
@@ -50,9 +57,8 @@ def check_text(
 ) -> Looked:
     """Refuse, without weights, what the stage would refuse before its first step.
 
-    That needs the tokenizer on this machine. source: the stage's tasks; without them, those of a
-    file that `data.args.path` names. rows: of an sft stage, by their paths. Raises RecipeError or
-    DataError.
+    Only where the tokenizer is on this machine. source: the stage's tasks; None: those of the file
+    in `data.args.path`. rows: of an sft stage, by their paths. Raises RecipeError or DataError.
     """
     if isinstance(stage, EvalStage):
         return _check_eval(stage, source)
@@ -116,12 +122,33 @@ def template_of(
     )
 
 
+def row_template(stage: SFTStage | DistillStage, tokenizer: Any, path: str) -> PromptTemplate:
+    """The prompts of rows that teach the model `path`; no prompt is too long by itself."""
+    name, args = stage.data.template, template_args(stage.data.template_args)
+    return PromptTemplate(name, tokenizer, vocab_size=vocab_size(path), **args)
+
+
+def longest_row(path: str, learner: SFTLearner) -> int:
+    """Tokens a row may have: learner.max_length, or the model's positions if they are fewer."""
+    return min(learner.max_length, pretrained.positions(path) or learner.max_length)
+
+
+def same_tokens(setting: str, path: str, tokenizer: Any, model: str) -> None:
+    """Refuse a teacher or a reference whose token ids mean something else than the model's.
+
+    setting: which of the two `path` is. tokenizer: of the model `model`. Raises RecipeError.
+    """
+    if pretrained.tokenizer(path, setting).get_vocab() != tokenizer.get_vocab():
+        said = f"{setting} = {path!r} has other tokens than model.path = {model!r}"
+        raise RecipeError(_OTHER_TOKENS[setting].replace("PAIR", said))
+
+
 def check_rows(source: TaskSource, template: PromptTemplate) -> None:
     """Render a row of every kind that the source's files hold. Raises DataError.
 
-    Rows are of one kind where their messages have the same roles and keys, and they themselves the
-    same columns for the chat template. Sources that make up their tasks have one kind. A row with a
-    character that none before it had is rendered too: not every tokenizer can write all of them.
+    Rows are of one kind if their messages have the same roles and keys, and the rows the same
+    columns for the chat template. A source that makes up its tasks has one kind. A row with a
+    character that no earlier row has is rendered too: the tokenizer may not be able to write it.
     """
     counts = dict(template.counts)
     for task in _kinds(_tasks(source)):
@@ -166,13 +193,8 @@ def _check_supervised(
     stage: SFTStage, tokenizer: Any, path: str, rows: Mapping[str, Sequence[TextRow]]
 ) -> None:
     """Template and rows of an sft stage."""
-    template = PromptTemplate(
-        stage.data.template,
-        tokenizer,
-        vocab_size=vocab_size(path),
-        **template_args(stage.data.template_args),
-    )
-    most = min(stage.learner.max_length, pretrained.positions(path) or stage.learner.max_length)
+    template = row_template(stage, tokenizer, path)
+    most = longest_row(path, stage.learner)
     for each in rows.values():
         tasks = [Task(uid=str(n), prompt=_whole(row)) for n, row in enumerate(each)]
         check_encodable([each[int(task.uid)] for task in _kinds(tasks)], each, template, most)

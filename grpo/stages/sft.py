@@ -1,15 +1,15 @@
-"""The sft stage: cold start, or any other fine-tuning on prompt-completion rows.
+"""The sft stage: a cold start, or any other fine-tuning on prompt-completion rows.
 
     rows -> ids (the rl stage's template) -> trl.SFTTrainer, maybe on selected tokens -> model/
 
-`fine_tune` is the stage without its data; the distill stage calls it with rows of its own.
+`fine_tune` is the stage without reading its data. The distill stage calls it with its own rows.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,7 @@ import transformers
 from accelerate.state import AcceleratorState
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
-from grpo.config.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
-from grpo.data.prompts import PromptTemplate, template_args
+from grpo.config.schema import SLM, DistillStage, Model, Recipe, Run, SFTLearner, SFTStage
 from grpo.errors import RecipeError
 from grpo.learner.forward import disable_dropout
 from grpo.learner.learner import DTYPES
@@ -41,9 +40,10 @@ from grpo.stages.bars import bar
 from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
 from grpo.stages.from_scratch import save_tokenizer
 from grpo.stages.interrupt import interruptible
+from grpo.stages.prompting import longest_row, row_template, same_tokens
 from grpo.stages.sft_trainer import Journal, StageTrainer, settings, training_set
 from grpo.stages.slm import SLMTrainer, columns, reference_losses
-from grpo.stages.supervised_rows import TokenRow, encode_sets, mix, read_rows
+from grpo.stages.supervised_rows import TextRow, TokenRow, encode_sets, mix, read_rows
 
 ASIDE = "trainer.tmp"  # where the trainer writes before a checkpoint is whole
 _MAIN = ""  # the rows of data.path, beside those of data.mix, which go by their paths
@@ -55,19 +55,10 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
     The model is left in `folder/model`. Raises KeyboardInterrupt after saving when interrupted.
     """
     tokenizer = load_tokenizer(stage.model.path, stage.data.chat_template)
-    template = PromptTemplate(
-        stage.data.template,
-        tokenizer,
-        vocab_size=vocab_size(stage.model.path),
-        **template_args(stage.data.template_args),
-    )
-    if template.chat is not None:
-        warn_of_turn_end(tokenizer, (tokenizer.eos_token_id,), taught=True)
-    most = longest_row(stage.model.path, stage.learner)
     sets = {_MAIN: read_rows(stage.data.path)}
     sets |= {path: read_rows(path) for path in stage.data.mix}
     with bar("rows to tokens", console) as progress:
-        found, dropped = encode_sets(sets, template, most, console, progress)
+        found, dropped = encoded(stage, sets, tokenizer, console, progress)
     others = {path: (share, found[path]) for path, share in stage.data.mix.items()}
     rows, counts = mix(found[_MAIN], others, recipe.run.seed)
     summary = fine_tune(
@@ -86,9 +77,9 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
 
 
 def load_tokenizer(path: str, chat_template: str = "") -> Any:
-    """The tokenizer of a model that was looked at, with this chat template if it is given.
+    """The tokenizer of a model, with `chat_template` if one is given.
 
-    Raises RecipeError, also where it has no eos that can be taught.
+    Raises RecipeError for a model that is not whole, or whose eos cannot be taught.
     """
     pretrained.check_model(path)
     tokenizer = pretrained.tokenizer(path, chat_template=chat_template)
@@ -96,9 +87,25 @@ def load_tokenizer(path: str, chat_template: str = "") -> Any:
     return tokenizer
 
 
-def longest_row(path: str, learner: SFTLearner) -> int:
-    """Tokens a row may have: learner.max_length, or the model's positions if they are fewer."""
-    return min(learner.max_length, pretrained.positions(path) or learner.max_length)
+def encoded(
+    stage: SFTStage | DistillStage,
+    sets: Mapping[str, Sequence[TextRow]],
+    tokenizer: Any,
+    console: Console,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, list[TokenRow]], int]:
+    """`encode_sets` with the template and the greatest length of a stage."""
+    template = row_template(stage, tokenizer, stage.model.path)
+    if template.chat is not None:
+        warn_of_turn_end(tokenizer, (tokenizer.eos_token_id,), taught=True)
+    most = longest_row(stage.model.path, stage.learner)
+    return encode_sets(sets, template, most, console, progress)
+
+
+def frozen(path: str, model: Model, setting: str) -> Any:
+    """The model in `path`, which teaches `model`: in its compute type, on the device."""
+    dtype = DTYPES[chosen(model.dtype)]
+    return pretrained.load_model(path, dtype, setting=setting).eval().to(join().device)
 
 
 def fine_tune(
@@ -252,16 +259,9 @@ def _references(
     """
     if slm is None or slm.select != "excess":
         return {}
-    path = slm.reference
-    pretrained.check_model(path, "slm.reference")
-    if pretrained.tokenizer(path, "slm.reference").get_vocab() != tokenizer.get_vocab():
-        raise RecipeError(
-            f"slm.reference = {path!r} has other tokens than model.path = {model.path!r}, so their "
-            "losses cannot be compared; train the reference from a model with the same tokenizer"
-        )
-    dtype = DTYPES[chosen(model.dtype)]
-    reference = pretrained.load_model(path, dtype, setting="slm.reference").eval()
-    reference.to(join().device)
+    pretrained.check_model(slm.reference, "slm.reference")
+    same_tokens("slm.reference", slm.reference, tokenizer, model.path)
+    reference = frozen(slm.reference, model, "slm.reference")
     with bar("reference losses", console) as progress:
         losses = reference_losses(reference, rows, folder, progress)
     return columns(rows, losses)
@@ -304,7 +304,7 @@ def _quiet() -> Iterator[None]:
         transformers.utils.logging.set_verbosity_error()
         datasets.disable_progress_bars()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # what they say to one another
+            warnings.simplefilter("ignore", FutureWarning)  # meant for their own developers
             yield
     finally:
         transformers.utils.logging.set_verbosity(level)
@@ -314,7 +314,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _own_precision() -> Iterator[None]:
-    """Accelerate's process-wide precision is the trainer's inside, and that of `join` after it."""
+    """Let the trainer set accelerate's process-wide precision, and undo it afterwards."""
     try:
         yield
     finally:

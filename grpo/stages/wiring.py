@@ -10,9 +10,11 @@ import torch
 
 from grpo.config.schema import (
     Data,
+    DistillStage,
     Eval,
     Model,
     Recipe,
+    RejectStage,
     RewardSpec,
     RLStage,
     Rollout,
@@ -60,11 +62,11 @@ class Sampler:
 
 
 def build_sampler(
-    *, model: Model, data: Data, rollout: Rollout, recipe: Recipe, num_heldout: int
+    *, model: Model, data: Data, rollout: Rollout, recipe: Recipe, num_heldout: int = 0
 ) -> Sampler:
-    """Tokenizer, tasks, prompts and engine, from the sections that say so.
+    """Tokenizer, tasks, prompts and engine, from the sections of a stage.
 
-    `num_heldout`: how many held-out tasks to turn into prompts (0: none are asked for).
+    num_heldout: how many held-out tasks to turn into prompts.
     """
     pretrained.check_model(model.path, weights=rollout.engine in LOADING)
     tokenizer = pretrained.tokenizer(model.path, chat_template=data.chat_template)
@@ -145,7 +147,7 @@ def load_engine(
     return plugins.load("engine", name, engines, {**args, "spec": spec})
 
 
-def build_rewards(stage: RLStage, recipe: Recipe) -> RewardSet:
+def build_rewards(stage: RLStage | RejectStage | DistillStage, recipe: Recipe) -> RewardSet:
     """The rewards of a stage: in this process, or in Ray actors."""
     if stage.rollout.backend == "ray" and recipe.ray.verifiers:
         return RemoteRewards(stage.rewards, recipe.ray.verifiers)

@@ -146,15 +146,8 @@ def parameters(name: str, reward: Any) -> list[str]:
     except (TypeError, ValueError):  # some functions written in C have no signature
         return []
     P = inspect.Parameter
-    if (
-        inspect.isclass(reward)
-        and found
-        and found[0].kind
-        in (
-            P.POSITIONAL_ONLY,
-            P.POSITIONAL_OR_KEYWORD,
-        )
-    ):
+    by_place = (P.POSITIONAL_ONLY, P.POSITIONAL_OR_KEYWORD)
+    if inspect.isclass(reward) and found and found[0].kind in by_place:
         found = found[1:]  # self
     for one in found:
         if one.kind is P.POSITIONAL_ONLY and one.default is P.empty:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from grpo.evaluation.figures import interval
 from grpo.outside.terminal.console import Console
 
 Figures = Mapping[str, Any]
@@ -72,17 +73,13 @@ def of_reward(figures: Figures, reward: str) -> Figures:
 
 
 def _interval(figures: Figures, name: str) -> str:
-    if figures.get(name) is None:
-        return "-"
-    low, high = figures[f"{name}_ci"]
-    return f"{figures[name]:.3f} [{low:.3f}, {high:.3f}]"
+    return "-" if figures.get(name) is None else interval(figures, name)
 
 
 def _pass_at_k(figures: Figures, k: str) -> str:
     if k not in figures["pass_at_k"]:
         return "-"
-    low, high = figures["pass_at_k_ci"][k]
-    return f"{figures['pass_at_k'][k]:.3f} [{low:.3f}, {high:.3f}]"
+    return interval({k: figures["pass_at_k"][k], f"{k}_ci": figures["pass_at_k_ci"][k]}, k)
 
 
 def _lengths(figures: Figures) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class RLFolder:
         saver.save(state["step"], write, {**state, "position": position}, {**self.beside, **so_far})
 
     def forget_models(self, keep: str) -> None:
-        """Remove the best models that are none any more, but those a checkpoint goes back to."""
+        """Remove kept models, except `keep` and those that a checkpoint needs."""
         if self.parts.learner.rank:
             return
         drop_models(self.beside, keep)
@@ -107,10 +108,7 @@ def go_back(folder: Path, settings: Run, console: Console) -> Checkpoint | None:
 
     Raises RunError where there are checkpoints and none is whole.
     """
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
+    say = partial(console.print, markup=False, soft_wrap=True)
     found = checkpoint.latest(folder, say, AGAIN)
     step, size = (found.state["step"], found.beside[checkpoint.LOG][0]) if found else (0, 0)
     ledger.set_aside(folder / "ledger", after_step=step)
@@ -127,8 +125,8 @@ def go_back(folder: Path, settings: Run, console: Console) -> Checkpoint | None:
 def restore(found: Checkpoint, parts: TrainerParts, accepted: int) -> None:
     """Put a checkpoint's state into `parts`.
 
-    accepted: how often changes of the stage's inputs were. Batches of a checkpoint from before the
-    last one are sampled anew.
+    accepted: how often changes of the stage's inputs were accepted. If the checkpoint is older than
+    the last of them, its batches are sampled anew.
     """
     parts.learner.load(str(found.folder))
     with gzip.open(found.folder / ROLLOUTS, "rt", encoding="utf-8") as ahead:
@@ -137,9 +135,9 @@ def restore(found: Checkpoint, parts: TrainerParts, accepted: int) -> None:
 
 
 def drop_models(beside: Known, keep: str) -> None:
-    """Leave out the best models that are none any more: a checkpoint does without them.
+    """Drop from `beside` the kept models that are no longer the best.
 
-    One that is about to be whole would else need models that are removed with the one before it.
+    Otherwise the next checkpoint would need models that are removed with the one before it.
     """
     for name in [name for name in beside if name.startswith(f"{BEST}/")]:
         if name.split("/")[1] != keep:

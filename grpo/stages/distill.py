@@ -57,14 +57,11 @@ def run(stage: DistillStage, recipe: Recipe, folder: Path, console: Console) -> 
     found, overlong = encoded(stage, {"verified": rows}, tokenizer, console)
     learned = fine_tune(
         found["verified"],
+        stage=stage,
         tokenizer=tokenizer,
-        model=stage.model,
-        learner=stage.learner,
         run=recipe.run,
         folder=folder,
-        title=stage.name,
         console=console,
-        config=stage.model_dump(mode="json"),
         trainer=_trainer(stage),
     )
     control = " (shuffled answers)" if stage.shuffle_answers else ""

@@ -21,7 +21,7 @@ import transformers
 from accelerate.state import AcceleratorState
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
-from grpo.config.schema import SLM, DistillStage, Model, Recipe, Run, SFTLearner, SFTStage
+from grpo.config.schema import DistillStage, Model, Recipe, Run, SFTStage
 from grpo.errors import RecipeError
 from grpo.learner.forward import disable_dropout
 from grpo.learner.learner import DTYPES
@@ -62,16 +62,7 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
     others = {path: (share, found[path]) for path, share in stage.data.mix.items()}
     rows, counts = mix(found[_MAIN], others, recipe.run.seed)
     summary = fine_tune(
-        rows,
-        tokenizer=tokenizer,
-        model=stage.model,
-        learner=stage.learner,
-        slm=stage.slm,
-        run=recipe.run,
-        folder=folder,
-        title=stage.name,
-        console=console,
-        config=stage.model_dump(mode="json"),
+        rows, stage=stage, tokenizer=tokenizer, run=recipe.run, folder=folder, console=console
     )
     return {**summary, "dropped_rows": dropped, "mixed_rows": counts}
 
@@ -111,40 +102,39 @@ def frozen(path: str, model: Model, setting: str) -> Any:
 def fine_tune(
     rows: Sequence[TokenRow],
     *,
+    stage: SFTStage | DistillStage,
     tokenizer: Any,
-    model: Model,
-    learner: SFTLearner,
-    slm: SLM | None = None,
     run: Run,
     folder: Path,
-    title: str,
     console: Console,
-    config: dict[str, Any] | None = None,
     trainer: Callable[..., StageTrainer] = StageTrainer,
 ) -> dict[str, Any]:
-    """Fine-tune `model.path` on `rows`, resuming from the newest checkpoint in `folder`.
+    """Fine-tune the stage's model on `rows`, resuming from the newest checkpoint in `folder`.
 
-    tokenizer: the one that made the rows; it is saved with the model. config: for trackers.
-    trainer: made with trl.SFTTrainer's keyword arguments; a subclass may change the loss.
-    Leaves `folder/model` and returns the summary. Raises RecipeError for settings that the model
-    or the machine cannot follow, LearnerError for a loss that is not finite, KeyboardInterrupt
-    after saving when interrupted.
+    The stage's data are not read. tokenizer: the one that made the rows; it is saved with the
+    model. trainer: called with trl.SFTTrainer's keyword arguments; a subclass may change the loss.
+    Leaves `folder/model` and returns the summary. Raises RecipeError for settings that do not fit
+    the model or the machine, LearnerError for a loss that is not finite, KeyboardInterrupt after
+    saving when interrupted.
     """
-    ranks = _alone(title, model)
+    model, learner = stage.model, stage.learner
+    ranks = _alone(stage.name, model)
     found = _go_back(folder, run, console)
     state: dict[str, Any] = found.state if found else {}
     with _quiet(), _own_precision():
-        if slm is not None and slm.select != "off":
-            trainer = partial(SLMTrainer, slm=slm)
-        extra = _references(rows, slm, model, tokenizer, folder, console)
+        extra: dict[str, list[list[float]]] = {}
+        if isinstance(stage, SFTStage) and stage.slm.select != "off":
+            trainer = partial(SLMTrainer, slm=stage.slm)
+            if stage.slm.select == "excess":
+                extra = _references(rows, stage, tokenizer, folder, console)
         data = training_set(rows, learner, run.seed, extra)
         log = RunLog(
             folder,
-            title=title,
+            title=stage.name,
             max_steps=data.steps,
             done=state.get("step", 0),
             trackers=run.trackers,
-            config=config,
+            config=stage.model_dump(mode="json"),
             console=console,
         )
         saver = checkpoint.Saver(folder, run.save_total_limit)
@@ -246,22 +236,13 @@ def _padding(tokenizer: Any, size: int) -> Any:
 
 
 def _references(
-    rows: Sequence[TokenRow],
-    slm: SLM | None,
-    model: Model,
-    tokenizer: Any,
-    folder: Path,
-    console: Console,
+    rows: Sequence[TokenRow], stage: SFTStage, tokenizer: Any, folder: Path, console: Console
 ) -> dict[str, list[list[float]]]:
-    """The column of reference losses, if tokens are selected by what they exceed.
-
-    Raises RecipeError for a reference of other tokens.
-    """
-    if slm is None or slm.select != "excess":
-        return {}
-    pretrained.check_model(slm.reference, "slm.reference")
-    same_tokens("slm.reference", slm.reference, tokenizer, model.path)
-    reference = frozen(slm.reference, model, "slm.reference")
+    """The column of the reference's losses. Raises RecipeError for a reference of other tokens."""
+    path = stage.slm.reference
+    pretrained.check_model(path, "slm.reference")
+    same_tokens("slm.reference", path, tokenizer, stage.model.path)
+    reference = frozen(path, stage.model, "slm.reference")
     with bar("reference losses", console) as progress:
         losses = reference_losses(reference, rows, folder, progress)
     return columns(rows, losses)

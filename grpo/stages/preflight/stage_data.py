@@ -43,7 +43,9 @@ def check_rows(
     if source is None:
         return Pieces()
     if isinstance(stage, PretrainStage):
-        _check_demonstrations(source, where)
+        with at(f"{where}data"):
+            _check_size(demonstrating(source), "train")
+            task_at(source, "train", 0)
         return Pieces(source=source)
     rewards = {k: named for k, named in all_rewards(stage, where).items() if k in splits}
     for split, named in rewards.items():
@@ -118,12 +120,11 @@ def _check_size(source: TaskSource, split: Split) -> None:
     raise DataError(NO_TASKS)
 
 
-def _check_demonstrations(source: TaskSource, where: str) -> None:
-    with at(f"{where}data"):
-        if not isinstance(source, DemonstrationSource):
-            raise DataError(
-                f"{type(source).__name__} cannot be pretrained on: it has no alphabet() and "
-                "demonstration(task, rng)"
-            )
-        _check_size(source, "train")
-        task_at(source, "train", 0)
+def demonstrating(source: TaskSource) -> DemonstrationSource:
+    """The source of a pretrain stage. Raises DataError where it demonstrates nothing."""
+    if not isinstance(source, DemonstrationSource):
+        raise DataError(
+            f"{type(source).__name__} cannot be pretrained on: it has no alphabet() and "
+            "demonstration(task, rng)"
+        )
+    return source

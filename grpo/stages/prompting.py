@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from grpo.model import pretrained
 from grpo.outside.code import plugins
 from grpo.stages.endings import check_trained_eos, sampling_of, vocab_size
 from grpo.stages.lengths import overlong, said
+from grpo.stages.preflight.found import Found
 from grpo.stages.served import ServedTemplate
 from grpo.stages.supervised_rows import TextRow, check_encodable
 from grpo.types import Message, Task, TaskSource
@@ -42,19 +42,11 @@ _OTHER_TOKENS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Looked:
-    """What the check of a stage found: sentences to print, and the number of held-out tasks."""
-
-    notes: tuple[str, ...] = ()
-    heldout: int | None = None  # None: no tasks are asked, or they are not on this machine
-
-
 def check_text(
     stage: AnyStage,
     source: TaskSource | None = None,
     rows: Mapping[str, Sequence[TextRow]] | None = None,
-) -> Looked:
+) -> Found:
     """Refuse, without weights, what the stage would refuse before its first step.
 
     Only where the tokenizer is on this machine. source: the stage's tasks; None: those of the file
@@ -63,33 +55,34 @@ def check_text(
     if isinstance(stage, EvalStage):
         return _check_eval(stage, source)
     if not isinstance(stage, RLStage | RejectStage | DistillStage | SFTStage):
-        return Looked()
+        return Found()
     if not has_tokenizer(stage.model.path):
-        return Looked()
+        return Found()
     path = _folder(stage.model.path)
     tokenizer = pretrained.tokenizer(path, chat_template=stage.data.chat_template)
     if isinstance(stage, SFTStage | DistillStage):
         check_trained_eos(tokenizer, path)
     if isinstance(stage, SFTStage):
         _check_supervised(stage, tokenizer, path, rows or {})
-        return Looked()
+        return Found()
     if isinstance(stage, DistillStage):
         if stage.teacher.is_endpoint:
             return _check_served(stage, source, tokenizer)
         if not has_tokenizer(stage.teacher.path):
-            return Looked()
+            return Found()
         path = _folder(stage.teacher.path)
         tokenizer = pretrained.tokenizer(path, "teacher.path")  # with the template it has
     sampling_of(stage.rollout, tokenizer, path)
     template = template_of(stage.data, tokenizer, path, stage.rollout.longest_completion)
     source = source or _of_file(stage.data)
     if source is None:
-        return Looked()
+        return Found()
     check_rows(source, template)
     count = overlong(source, template)
     asked = stage.eval.num_tasks if isinstance(stage, RLStage) else 0
     prompts = heldout.prepare(source, template, asked) if asked else []
-    return Looked(notes=said(count, template), heldout=len(prompts) or None)
+    known = {stage.name: len(prompts)} if prompts else {}
+    return Found(notes=said(count, template), heldout=known)
 
 
 def template_of(
@@ -168,25 +161,24 @@ def _folder(path: str) -> str:
     return str(Path(path).expanduser())
 
 
-def _check_eval(stage: EvalStage, source: TaskSource | None) -> Looked:
-    found = Looked()
+def _check_eval(stage: EvalStage, source: TaskSource | None) -> Found:
+    asked: dict[str, int] = {}
     for path in map(_folder, filter(has_tokenizer, stage.models)):
         tokenizer = pretrained.tokenizer(path, "models", stage.data.chat_template)
         setting, length = "max_completion_length", stage.max_completion_length
         template = template_of(stage.data, tokenizer, path, length, setting)
         if source is not None:
-            prompts = heldout.prepare(source, template, stage.num_tasks)
-            found = replace(found, heldout=len(prompts))
-    return found
+            asked[stage.name] = len(heldout.prepare(source, template, stage.num_tasks))
+    return Found(heldout=asked)
 
 
-def _check_served(stage: DistillStage, source: TaskSource | None, tokenizer: Any) -> Looked:
+def _check_served(stage: DistillStage, source: TaskSource | None, tokenizer: Any) -> Found:
     """Prompts for a server, which has a template and ends of its own."""
     template = ServedTemplate(stage.data, tokenizer)
     if source is None:
-        return Looked()
+        return Found()
     check_rows(source, template)
-    return Looked(notes=said(overlong(source, template), template))
+    return Found(notes=said(overlong(source, template), template))
 
 
 def _check_supervised(

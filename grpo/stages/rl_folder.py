@@ -1,7 +1,7 @@
 """The folder of an rl stage: its models and checkpoints, and how the stage goes back to one.
 
-With `eval.keep_best` every evaluated model that beats those before it is kept in `best/` until a
-checkpoint no longer needs it. A checkpoint knows by hash what it needs beside it; the evaluation of
+With `eval.keep_best` every evaluated model that beats the earlier ones is kept in `best/` until no
+checkpoint needs it. A checkpoint has the hashes of what it needs elsewhere. Only the evaluation of
 the first model can be made again.
 """
 
@@ -24,16 +24,16 @@ from grpo.rundir.log import RunLog
 from grpo.training.loop import TrainerParts
 
 BEFORE = "before"  # the evaluation of the model that training starts from
-AFTER = "after"  # of the model that it ends with
-AGAIN = (f"eval/{BEFORE}.", f"{BEST}/{BEFORE}/")  # what can be made again from that model
-ROLLOUTS = "rollouts.json.gz"  # batches of a checkpoint that were sampled ahead of their step
+AFTER = "after"  # the evaluation of the model that training ends with
+AGAIN = (f"eval/{BEFORE}.", f"{BEST}/{BEFORE}/")  # what can be made again from the first model
+ROLLOUTS = "rollouts.json.gz"  # a checkpoint's batches that were sampled ahead of their step
 
 
 @dataclass(frozen=True, kw_only=True)
 class RLFolder:
-    """Where the parts of a stage are saved; of several ranks the first alone writes.
+    """Where the parts of a stage are saved; of several ranks only the first writes.
 
-    beside: what was written so far, by hash, for the next checkpoint.
+    beside: hashes of the files that the next checkpoint needs outside its own folder.
     """
 
     path: Path
@@ -42,18 +42,18 @@ class RLFolder:
     beside: Known = field(default_factory=Known)
 
     def wrote(self, *files: Path) -> None:
-        """Remember what a checkpoint from now on needs."""
+        """Add files to what the following checkpoints need."""
         if self.parts.learner.rank == 0:
             self.beside.update(hashes.known(self.path, files))
 
     def keep_model(self, name: str) -> None:
-        """Keep the model as it is now, called after its evaluation, for being the best."""
+        """Keep the model as it is now as the best, under the name of its evaluation."""
         place = self.path / BEST / name
         self.save_model(place)
         self.wrote(*(path for path in place.rglob("*") if path.is_file()))
 
     def leave_model(self, name: str) -> None:
-        """Leave in `model/` the model of evaluation `name`: a kept one, or what is learned now."""
+        """Leave in `model/` the model of evaluation `name`: a kept one, or the current one."""
         kept, left = self.path / BEST / name, self.path / "model"
         if name == AFTER:
             self.save_model(left)

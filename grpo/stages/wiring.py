@@ -1,4 +1,4 @@
-"""From the settings of an rl stage to the objects that run it."""
+"""Make the objects that run a stage from its settings."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifie
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """What turns tasks into completions, around one model."""
+    """One model with everything that turns tasks into completions."""
 
     tokenizer: Any
     source: TaskSource
@@ -190,7 +190,7 @@ def build_spec(stage: RLStage, recipe: Recipe, sampler: Sampler) -> RolloutSpec:
 def build_rollouts(
     stage: RLStage, recipe: Recipe, engine: Engine, spec: RolloutSpec
 ) -> RolloutScheduler:
-    """Scored batches from the engine, at the pace of the schedule."""
+    """The scheduler, which gives scored batches from the engine."""
     types = {chosen(stage.model.dtype), chosen(stage.rollout.dtype or stage.model.dtype)}
     return RolloutScheduler(
         spec,
@@ -236,7 +236,7 @@ def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> AgreementGate
 
 
 def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerParts:
-    """What the loop needs: the sampler, and a learner beside it."""
+    """Everything that the training loop needs."""
     settings, name = recipe.run, stage.algorithm.advantage
     torch.manual_seed(settings.seed)
     spec = build_spec(stage, recipe, sampler)
@@ -272,10 +272,10 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerPart
 
 
 def _second(specs: Sequence[RewardSpec], judges: Sequence[str]) -> Verifier | None:
-    """Who checks the first verifier on a sample: exact comparison of the last answer or number.
+    """The verifier that checks the first one: exact comparison of the last answer or number.
 
-    It costs next to nothing and shares no parser with `math`. Other verifiers judge no single
-    answer. judges: the titles of those rewards that say right or wrong.
+    It costs little and shares no parser with `math`. None where the first verifier judges no single
+    answer. judges: the titles of the rewards that say right or wrong.
     """
     first = next((spec.name for spec in specs if spec.title in judges[:1]), None)
     return Accuracy(extraction="lenient") if first in ("accuracy", "math") else None

@@ -1,7 +1,8 @@
-"""The part of the look at a recipe that needs torch: models, tokenizers, templates, lengths.
+"""The checks of a recipe that need torch: models, tokenizers, templates, lengths.
 
-A stage that starts from `stage:NAME` is looked at with the folder that has what NAME will leave but
-for its weights: where NAME itself starts from, or for a pretrain stage a folder made here.
+A stage that starts from `stage:NAME` is checked with a folder that has the tokenizer and the
+configuration that NAME will leave: the model NAME starts from, or, for a pretrain stage, a folder
+made here.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ def check_models(
                     found = check_text(here, part.source, part.rows)
                 where = f"stage {stage.name}: " if len(recipe.stages) > 1 else ""
                 notes += [f"{where}{note}" for note in found.notes]
-                heldout |= {stage.name: found.heldout} if found.heldout else {}
+                heldout |= found.heldout
             with said(recipe, stage):
-                # what a stage has left that is not done may be damaged, and is made again
+                # what an unfinished stage has left may be damaged, and is made again
                 own = folder if stage.name in done else None
                 part = pieces.get(stage.name)
                 left[stage.name] = _left(stage, recipe, own, left, part, Path(aside))
@@ -72,7 +73,7 @@ def check_models(
 def _models(stage: AnyStage, where: str, hub: bool) -> None:
     """Refuse models that are not whole, or of a family that is not trained here.
 
-    Those of the hub are asked for where `hub` allows it; their weights are looked at when loaded.
+    Models of the hub are looked up if `hub` is set; their weights are checked when loaded.
     """
     engine = getattr(getattr(stage, "rollout", stage), "engine", "torch")
     learns = isinstance(stage, RLStage | SFTStage | DistillStage)
@@ -97,9 +98,9 @@ def _cached(path: str) -> str:
 def with_models(
     stage: AnyStage, left: Mapping[str, str], known: Callable[[str], str] = str
 ) -> AnyStage:
-    """`stage` with the folders of `left` in place of the models that earlier stages leave.
+    """`stage` with the folders of `left` in place of references to earlier stages.
 
-    `known` gives what stands for any other path.
+    known: a function that replaces any other path of a model.
     """
 
     def place(setting: str, path: str) -> str:
@@ -118,7 +119,7 @@ def _left(
     part: Pieces | None,
     aside: Path,
 ) -> str:
-    """The folder that stands for the model of a stage; "" where it leaves none that is known."""
+    """The folder that stands in for the model of a stage; "" where none is known."""
     if folder is not None:
         own = stage_folder(recipe, folder, stage.name) / "model"
         if has_tokenizer(str(own)):

@@ -1,4 +1,4 @@
-"""Data of a stage: tasks with the columns that rewards need, rows of supervised stages."""
+"""Check the data of a stage: tasks with the columns that rewards need, rows to fine-tune on."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def check_rows(
 ) -> Pieces:
     """Read the data of a stage, and refuse what it would refuse when its turn comes.
 
-    What is on the hub is read with `hub` only; tasks are those of `splits`. Raises DataError,
-    RecipeError and PluginError.
+    Data on the hub are read only if `hub` is set. splits: whose tasks are checked. Raises
+    DataError, RecipeError and PluginError.
     """
     if isinstance(stage, SFTStage):
         return Pieces(rows=dict(_supervised(stage, where, hub)))
@@ -71,9 +71,9 @@ def _check_filter(stage: RejectStage | DistillStage, where: str, hub: bool) -> N
 
 
 def open_source(source: str, args: Mapping[str, Any], where: str, hub: bool) -> TaskSource | None:
-    """The tasks of a stage; None where they are on the hub and that is not asked.
+    """The tasks of a stage, of a mixture the parts that can be read.
 
-    Of a mixture those parts that can be read.
+    None where the tasks are on the hub and `hub` is not set.
     """
     if needs_hub(source, args) and not hub:
         parts = args.get("parts", ()) if source == "mixture" else ()
@@ -102,7 +102,7 @@ def _part_needs_hub(part: Any) -> bool:
 
 
 def _supervised(stage: SFTStage, where: str, hub: bool) -> Iterator[tuple[str, Any]]:
-    """(setting, rows) of the tables that are there already."""
+    """(path, rows) of the tables that exist already."""
     named = [("data.path", stage.data.path), *(("data.mix", path) for path in stage.data.mix)]
     for setting, path in named:
         if path.startswith(REFERENCE) or not (hub or is_rows_file(path)):

@@ -1,6 +1,6 @@
 """Settings that need less memory, each with a value that the stage accepts.
 
-Never a smaller one than a row needs.
+No value is smaller than what one row needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def of_evaluation(stage: BaseModel, several: bool) -> list[str]:
 
 
 def of_tasks(engine: str, engine_args: dict[str, Any], max_tokens: int, dtype: str) -> list[str]:
-    """Options that make `grpo eval --tasks` smaller; as given, 0 for a task's own length."""
+    """Options that make `grpo eval --tasks` smaller. max_tokens: 0 for the task's own length."""
     knob = {"torch": "max_rows", "vllm": "max_num_seqs"}.get(engine)
     found = [f"--engine-args {knob}={max(1, engine_args.get(knob, 256) // 2)}"] if knob else []
     found += [f"--max-tokens {max(1, (max_tokens or 2048) // 2)}"]
@@ -39,7 +39,7 @@ def of_tasks(engine: str, engine_args: dict[str, Any], max_tokens: int, dtype: s
 
 
 def cheaper(stage: BaseModel, part: str) -> Iterator[str]:
-    """`setting=value (now …)` of what makes `part` smaller and is valid, the mildest first."""
+    """`setting=value (now …)` for each valid setting that makes `part` smaller, mildest first."""
     return _valid(stage, _candidates(stage, part))
 
 
@@ -117,7 +117,7 @@ def _half(stage: BaseModel, setting: str) -> int | None:
 
 
 def _read(stage: BaseModel, setting: str) -> Any:
-    """The value of a dotted setting; None where the stage has none of that name."""
+    """The value of a dotted setting; None where the stage has no such setting."""
     found: Any = stage
     for name in setting.split("."):
         found = found.get(name) if isinstance(found, dict) else getattr(found, name, None)
@@ -125,7 +125,7 @@ def _read(stage: BaseModel, setting: str) -> Any:
 
 
 def _accepts(stage: BaseModel, setting: str, value: Any) -> bool:
-    """Whether `stage` with this value would be one."""
+    """Whether `stage` would be valid with this value."""
     from pydantic import ValidationError
 
     tree: dict[str, Any] = stage.model_dump()

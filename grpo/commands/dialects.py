@@ -1,4 +1,4 @@
-"""Tokenizers of tiny models, each in the dialect of a family: its special tokens and its turns."""
+"""Tokenizers of tiny models, with the special tokens and the chat template of a family."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 MAX_POSITION = 4096  # tokens that a tiny model has positions for
 
-# Text the tokenizer is trained on and the model reads: short worked answers, and what prompts hold.
+# The text that the tokenizer and the model are trained on: short worked answers, and a prompt.
 LINES = (
     "<think>\n2 + 3 = 5\n</think>\n<answer>\\boxed{5}</answer>",
     "<think>\nWe add them.\n</think>\n<answer> \\boxed{12} </answer>",
@@ -38,7 +38,7 @@ class Dialect:
     others: tuple[str, ...]
     chat_template: str
     ends: tuple[str, ...]  # the tokens that end a completion, as in generation_config.json
-    words: tuple[str, ...] = ()  # tokens of their own that are text all the same
+    words: tuple[str, ...] = ()  # single tokens that are ordinary text
 
 
 _SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ HEAD }}{% endif %}"

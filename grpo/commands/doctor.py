@@ -17,8 +17,8 @@ def main(_arguments: Namespace) -> int:
 def print_doctor(console: Console | None = None) -> bool:
     """Print what confines model code on this machine; True if something does and graders work.
 
-    A tier is in order when nothing leaks and every verifier, run in it from end to end, tells a
-    known right answer from a wrong one.
+    A tier is in order if nothing leaks and every verifier, run in it, tells a known right answer
+    from a wrong one.
     """
     console = console or Console(soft_wrap=True)
     best: Report | None = None

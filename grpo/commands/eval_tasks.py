@@ -185,7 +185,7 @@ def _jobs(
     asked: Asked,
     console: Console,
 ) -> list[Asking]:
-    """Every task through every template, as prompts of this model. Raises RecipeError."""
+    """Every task with every template, as prompts of this model. Raises RecipeError."""
     pretrained.check_model(path, "MODEL", weights=asked.engine in LOADING)
     tokenizer = pretrained.tokenizer(path, "MODEL")
     room = pretrained.positions(path, "MODEL")
@@ -268,7 +268,7 @@ def _ask(
 
 
 def _voter(rewards: RewardSet) -> Any:
-    """The answer that a completion stands for: as the strict verifier reads it."""
+    """The function that reads a completion's answer, as the strict verifier does."""
     return getattr(rewards.rewards[0][1], "answer_of", None) or final_answer
 
 

@@ -1,4 +1,4 @@
-"""What a run says at its end: the result of its last stage, and a table of all of them."""
+"""Print the end of a run: the result of its last stage, and a table of all stages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from grpo.outside.terminal.console import Console
 
 
 def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> None:
-    """The result table of a stage and where everything is."""
+    """Print the result table of a stage and the paths of model and run."""
     if "before" in summary:
         title = f"{summary['recipe']} (seed {summary['seed']}): held-out tasks"
         table = Table("", *_right("before", "after"), title=title)
@@ -32,9 +32,9 @@ def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> No
 
 
 def print_stages(kinds: Mapping[str, str], summaries: Mapping[str, Any], console: Console) -> None:
-    """One line per stage: what it did, in what time; then the tables of eval stages but the last.
+    """Print a line for each stage, then the tables of all eval stages except the last stage.
 
-    A stage's summary says what it did in `result`; an rl stage's is made from its figures.
+    A line has the summary's `result`; for an rl stage it is made from the figures.
     """
     table = Table("stage", "kind", "result", *_right("seconds"), title="stages")
     for name, kind in kinds.items():
@@ -50,7 +50,7 @@ def print_stages(kinds: Mapping[str, str], summaries: Mapping[str, Any], console
 
 
 def print_models(summary: dict[str, Any], console: Console) -> None:
-    """The models of an eval stage side by side, each figure with its 95% interval.
+    """Print the models of an eval stage side by side, each figure with its 95% interval.
 
     `summary["models"]` maps a model's name to {heading: [value, low, high], a number or None}.
     """

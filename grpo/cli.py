@@ -1,7 +1,7 @@
 """The command line: parse first, import torch only when a verb needs it.
 
-Everything the toolkit raises on purpose ends as one sentence on stderr and exit code 2; anything
-else is a bug and keeps its traceback. Ctrl-C ends with 130.
+An error that the toolkit raises on purpose is one sentence on stderr, with exit code 2. Any other
+error is a bug and keeps its traceback. Ctrl-C gives exit code 130.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
 from typing import Any, NoReturn
 
 from grpo.errors import GrpoError, PluginError
@@ -37,7 +39,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; each verb stores the function that runs it in `verb`."""
+    """The whole command line. Each verb stores in `verb` the function that runs it."""
     top = _Parser(
         prog="grpo",
         description="R1-Zero and R1 on small models: GRPO with verifiable rewards.",
@@ -46,31 +48,10 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action=_Version)
     verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
 
-    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> Any:
+    for name, (text, add_options) in VERBS.items():
         verb = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        verb.set_defaults(verb=run)
-        return verb
-
-    _add_train(add("train", _train, "run a recipe, or continue a run that was interrupted"))
-    _add_eval(add("eval", _eval, "evaluate a model on built-in tasks, or on those of a recipe"))
-    _add_score(add("score", _score, "score the completions in a JSON-lines file with a reward"))
-    verb = add("check", _check, "try a recipe's verifiers on its own gold answers")
-    _add_recipe(verb)
-    verb.add_argument(
-        "--limit", type=_count, default=10_000, metavar="N", help="tasks of each split (10000)"
-    )
-    add("doctor", _doctor, "print which sandbox confines model code on this machine")
-    _add_recipe(add("plan", _plan, "print what a recipe will do, without doing it"))
-    verb = add("dry-run", _dry_run, "run a recipe in seconds with tiny random models, and check it")
-    _add_recipe(verb)
-    verb.add_argument("--architecture", metavar="NAME", help="family of models it cannot tell")
-    verb.add_argument("--out", metavar="FOLDER", help="new folder to keep the run in")
-    verb = add("show", _show, "summarize a run")
-    verb.add_argument("run", metavar="RUN", help="folder of the run")
-    _add_chat(add("chat", _chat, "talk to a model, or to two side by side"))
-    _add_serve(
-        add("serve", _serve, "start a vLLM server that samples for training (engine=server)")
-    )
+        verb.set_defaults(verb=_train if name == "train" else partial(_call, name))
+        add_options(verb)
     return top
 
 
@@ -114,6 +95,23 @@ def _add_score(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
         "--args", nargs="+", default=[], metavar="key=value", help="arguments of the reward"
     )
+
+
+def _add_check(verb: argparse.ArgumentParser) -> None:
+    _add_recipe(verb)
+    verb.add_argument(
+        "--limit", type=_count, default=10_000, metavar="N", help="tasks of each split (10000)"
+    )
+
+
+def _add_dry_run(verb: argparse.ArgumentParser) -> None:
+    _add_recipe(verb)
+    verb.add_argument("--architecture", metavar="NAME", help="family of models it cannot tell")
+    verb.add_argument("--out", metavar="FOLDER", help="new folder to keep the run in")
+
+
+def _add_show(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("run", metavar="RUN", help="folder of the run")
 
 
 def _add_chat(verb: argparse.ArgumentParser) -> None:
@@ -182,6 +180,21 @@ def _add_task_options(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--threads", type=_count, metavar="N", help="CPU threads")
 
 
+# verb -> what `grpo --help` says of it, and what adds its options
+VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "train": ("run a recipe, or continue a run that was interrupted", _add_train),
+    "eval": ("evaluate a model on built-in tasks, or on those of a recipe", _add_eval),
+    "score": ("score the completions in a JSON-lines file with a reward", _add_score),
+    "check": ("try a recipe's verifiers on its own gold answers", _add_check),
+    "doctor": ("print which sandbox confines model code on this machine", lambda _: None),
+    "plan": ("print what a recipe will do, without doing it", _add_recipe),
+    "dry-run": ("run a recipe in seconds with tiny random models, and check it", _add_dry_run),
+    "show": ("summarize a run", _add_show),
+    "chat": ("talk to a model, or to two side by side", _add_chat),
+    "serve": ("start a vLLM server that samples for training (engine=server)", _add_serve),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     with streams.guarded():
@@ -215,7 +228,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parsed arguments; overrides may also stand behind options, where argparse loses them."""
+    """The arguments. Overrides may also follow options, where argparse does not look for them."""
     top = parser()
     arguments, rest = top.parse_known_args(argv)
     late = [word for word in rest if "=" in word and not word.startswith("-")]
@@ -244,68 +257,13 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _eval(arguments: argparse.Namespace) -> int:
-    from grpo.commands import eval
-
-    return eval.main(arguments)
-
-
-def _score(arguments: argparse.Namespace) -> int:
-    from grpo.commands import score
-
-    return score.main(arguments)
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    from grpo.commands import reading
-
-    recipe = reading.recipe(arguments)
-    from grpo.commands import check
-
-    return check.main(recipe, arguments)
-
-
-def _doctor(_arguments: argparse.Namespace) -> int:
-    from grpo.commands import doctor
-
-    return doctor.main()
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    from grpo.commands import reading
-
-    recipe = reading.recipe(arguments)
-    from grpo.commands.plan import print_plan
-
-    print_plan(recipe)
-    return 0
-
-
-def _dry_run(arguments: argparse.Namespace) -> int:
-    from grpo.commands import reading
-
-    recipe = reading.recipe(arguments)
-    from grpo.commands import dryrun
-
-    return dryrun.main(recipe, arguments)
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    from grpo.commands import show
-
-    return show.main(arguments)
-
-
-def _chat(arguments: argparse.Namespace) -> int:
-    from grpo.commands import chat
-
-    return chat.main(arguments)
-
-
-def _serve(arguments: argparse.Namespace) -> int:
-    from grpo.commands import serve
-
-    return serve.main(arguments)
+def _call(verb: str, arguments: argparse.Namespace) -> int:
+    """`main` of the verb's module. A recipe is read first: the module may import torch."""
+    module = f"grpo.commands.{verb.replace('-', '')}"
+    if verb not in ("check", "plan", "dry-run"):
+        return import_module(module).main(arguments)
+    recipe = import_module("grpo.commands.reading").recipe(arguments)
+    return import_module(module).main(recipe, arguments)
 
 
 def _count(text: str) -> int:

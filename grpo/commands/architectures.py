@@ -1,15 +1,14 @@
 """Tiny random models of the families that recipes name, for trying a recipe without its weights.
 
-A hub id says which family a model is of (`family_of`, an explicit table). `make_tiny` writes a
-model of the same transformers classes with two small layers, and a byte-level BPE tokenizer with
-the family's special tokens and the turns of its chat template. The model has read a dozen lines
-for a few steps, so that its completions end and look a little like text; it knows nothing.
+`family_of` finds a model's family from its hub id, by an explicit table. `make_tiny` writes a model
+of the same transformers classes with two small layers, and a byte-level BPE tokenizer with the
+family's special tokens and chat template. The model is trained on ten lines for a few steps, so
+that its completions end and look a little like text. It knows nothing.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -21,65 +20,39 @@ from grpo.outside.files import manifest
 
 STEPS = 25  # of fitting, so that completions end
 
-
-def _dense(kind: str, tied: bool) -> Callable[[int], Any]:
-    def config(vocab_size: int) -> Any:
-        from transformers import AutoConfig
-
-        return AutoConfig.for_model(
-            kind,
-            vocab_size=vocab_size,
-            hidden_size=48,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=12,
-            max_position_embeddings=MAX_POSITION,
-            tie_word_embeddings=tied,
-        )
-
-    return config
-
-
-def _deepseek_v3(vocab_size: int) -> Any:
-    """Latent attention, one dense layer and one of four routed experts and a shared one."""
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(
-        "deepseek_v3",
-        vocab_size=vocab_size,
-        hidden_size=48,
-        intermediate_size=96,
-        moe_intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        first_k_dense_replace=1,
-        n_routed_experts=4,
-        n_shared_experts=1,
-        num_experts_per_tok=2,
-        n_group=2,
-        topk_group=1,
-        q_lora_rank=24,
-        kv_lora_rank=16,
-        qk_nope_head_dim=12,
-        qk_rope_head_dim=8,
-        v_head_dim=12,
-        max_position_embeddings=MAX_POSITION,
-        tie_word_embeddings=False,
-    )
-
-
-# Name -> configuration for a vocabulary. The small Qwen and Llama models tie their embeddings.
-ARCHITECTURES: dict[str, Callable[[int], Any]] = {
-    "qwen2": _dense("qwen2", tied=False),
-    "qwen2-tied": _dense("qwen2", tied=True),
-    "qwen3": _dense("qwen3", tied=False),
-    "qwen3-tied": _dense("qwen3", tied=True),
-    "llama": _dense("llama", tied=False),
-    "llama-tied": _dense("llama", tied=True),
-    "deepseek_v3": _deepseek_v3,
+_SMALL = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_POSITION,
+}
+_DENSE = {**_SMALL, "head_dim": 12}
+# Latent attention, one dense layer and one of four routed experts and a shared one.
+_DEEPSEEK_V3 = {
+    **_SMALL,
+    "num_key_value_heads": 4,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+}
+TIED = "-tied"  # ending of an architecture whose output head is the embedding, as of small models
+# Model type of transformers -> its configuration, but for the vocabulary.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "qwen2": _DENSE,
+    "qwen3": _DENSE,
+    "llama": _DENSE,
+    "deepseek_v3": _DEEPSEEK_V3,
 }
 
 
@@ -122,11 +95,9 @@ FAMILIES = _families("""
     HuggingFaceTB/SmolLM2*                   llama-tied   chatml
     *smollm2*                                llama-tied   chatml
 """)
+_DIALECT_OF = {"qwen2": "chatml", "qwen3": "qwen3", "llama": "llama3", "deepseek_v3": "deepseek"}
 _BY_MODEL_TYPE = {
-    "qwen2": Family(architecture="qwen2", dialect="chatml"),
-    "qwen3": Family(architecture="qwen3", dialect="qwen3"),
-    "llama": Family(architecture="llama", dialect="llama3"),
-    "deepseek_v3": Family(architecture="deepseek_v3", dialect="deepseek"),
+    kind: Family(architecture=kind, dialect=dialect) for kind, dialect in _DIALECT_OF.items()
 }
 
 
@@ -149,7 +120,7 @@ def family_of(path: str, architecture: str | None = None) -> Family:
 
 
 def _model_type(config: Path) -> str:
-    """What a model says it is; "" where it says nothing that can be read."""
+    """The model type in a configuration; "" where the file cannot be read."""
     try:
         return str(json.loads(config.read_text(encoding="utf-8")).get("model_type"))
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -162,22 +133,26 @@ def make_tiny(family: Family, folder: Path, *, classifier: bool = False) -> None
     `classifier`: a sequence classifier with one logit instead, which is what a reward model is.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers as hf
 
+    kind = family.architecture.removesuffix(TIED)
     tokenizer = make_tokenizer(DIALECTS[family.dialect], family.opens_thought)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        config = ARCHITECTURES[family.architecture](len(tokenizer))
+        config = hf.AutoConfig.for_model(
+            kind,
+            vocab_size=len(tokenizer),
+            tie_word_embeddings=kind != family.architecture,
+            **ARCHITECTURES[kind],
+        )
         config.pad_token_id = tokenizer.pad_token_id
         config.bos_token_id = tokenizer.bos_token_id
         config.eos_token_id = tokenizer.eos_token_id
+        made: Any = hf.AutoModelForSequenceClassification if classifier else hf.AutoModelForCausalLM
         if classifier:
             config.num_labels = 1
-            model: Any = AutoModelForSequenceClassification.from_config(
-                config, trust_remote_code=False
-            )
-        else:
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        model = made.from_config(config, trust_remote_code=False)
+        if not classifier:
             _read(model, tokenizer)
             ends = DIALECTS[family.dialect].ends
             model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(ends))
@@ -187,7 +162,7 @@ def make_tiny(family: Family, folder: Path, *, classifier: bool = False) -> None
 
 
 def _read(model: Any, tokenizer: Any) -> None:
-    """A few AdamW steps on LINES, each behind one token of a prompt and closed by its eos."""
+    """Train for a few AdamW steps on LINES, each followed by eos."""
     import torch
 
     rows = [[*tokenizer.encode(line), tokenizer.eos_token_id] for line in LINES]

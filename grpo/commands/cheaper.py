@@ -1,6 +1,6 @@
 """Settings that need less memory, each with a value that the stage accepts.
 
-Never a smaller one than a row needs.
+No value is smaller than what one row needs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def of_evaluation(stage: BaseModel, several: bool) -> list[str]:
 
 
 def of_tasks(engine: str, engine_args: dict[str, Any], max_tokens: int, dtype: str) -> list[str]:
-    """Options that make `grpo eval --tasks` smaller; as given, 0 for a task's own length."""
+    """Options that make `grpo eval --tasks` smaller. max_tokens: 0 for the task's own length."""
     knob = {"torch": "max_rows", "vllm": "max_num_seqs"}.get(engine)
     found = [f"--engine-args {knob}={max(1, engine_args.get(knob, 256) // 2)}"] if knob else []
     found += [f"--max-tokens {max(1, (max_tokens or 2048) // 2)}"]
@@ -39,7 +39,7 @@ def of_tasks(engine: str, engine_args: dict[str, Any], max_tokens: int, dtype: s
 
 
 def cheaper(stage: BaseModel, part: str) -> Iterator[str]:
-    """`setting=value (now …)` of what makes `part` smaller and is valid, the mildest first."""
+    """`setting=value (now …)` for each valid setting that makes `part` smaller, mildest first."""
     return _valid(stage, _candidates(stage, part))
 
 
@@ -71,9 +71,8 @@ def _of_learning(stage: BaseModel) -> Iterator[tuple[str, Any]]:
         yield "rollout.max_completion_length", _half(stage, "rollout.max_completion_length")
     if _read(stage, "learner.packing"):
         yield "learner.packing", False
-    yield "learner.max_length", _half(stage, "learner.max_length")
-    yield "learner.batch_size", _half(stage, "learner.batch_size")
-    yield "pretrain.batch_size", _half(stage, "pretrain.batch_size")
+    for setting in ("learner.max_length", "learner.batch_size"):
+        yield setting, _half(stage, setting)
     yield "model.dtype", _narrower(_read(stage, "model.dtype"))
 
 
@@ -87,13 +86,9 @@ def _of_sampling(stage: BaseModel) -> Iterator[tuple[str, Any]]:
         if group is not None and _read(stage, "rollout.prompts_per_step"):
             rows = min(rows, group * _read(stage, "rollout.prompts_per_step"))
         yield f"{where}engine_args.{knob}", max(1, rows // 2)
-    for setting in (
-        "rollout.max_completion_length",
-        "eval.max_completion_length",
-        "max_completion_length",
-        "data.max_prompt_length",
-    ):
-        yield setting, _half(stage, setting)
+    for length in ("rollout.max_completion_length", "max_completion_length"):
+        yield length, _half(stage, length)
+    yield "data.max_prompt_length", _half(stage, "data.max_prompt_length")
     engine_dtype = _read(stage, "rollout.dtype") or _read(stage, "model.dtype")
     yield "rollout.dtype", _narrower(engine_dtype)
 
@@ -122,7 +117,7 @@ def _half(stage: BaseModel, setting: str) -> int | None:
 
 
 def _read(stage: BaseModel, setting: str) -> Any:
-    """The value of a dotted setting; None where the stage has none of that name."""
+    """The value of a dotted setting; None where the stage has no such setting."""
     found: Any = stage
     for name in setting.split("."):
         found = found.get(name) if isinstance(found, dict) else getattr(found, name, None)
@@ -130,7 +125,7 @@ def _read(stage: BaseModel, setting: str) -> Any:
 
 
 def _accepts(stage: BaseModel, setting: str, value: Any) -> bool:
-    """Whether `stage` with this value would be one."""
+    """Whether `stage` would be valid with this value."""
     from pydantic import ValidationError
 
     tree: dict[str, Any] = stage.model_dump()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator
+from contextlib import closing
 
 from grpo.config.schema import Recipe, RLStage
 from grpo.errors import RecipeError
-from grpo.outside.code import plugins
 from grpo.outside.terminal.console import Console
-from grpo.rewards import REWARDS
 from grpo.rewards.golds import Checked, Fault, check
 from grpo.stages.preflight import check_tasks
+from grpo.stages.remote_rewards import reward_set
 from grpo.types import Task, TaskSource
 
 
@@ -32,20 +32,13 @@ def check_recipe(recipe: Recipe, limit: int, console: Console | None = None) -> 
         if not isinstance(stage, RLStage):
             continue
         source = check_tasks(recipe, stage)
-        loaded = [
-            (spec.name, plugins.load("reward", spec.name, REWARDS, spec.args))
-            for spec in stage.rewards
-        ]
         counts: dict[str, Checked] = {}
-        try:
+        with closing(reward_set(stage.rewards)) as rewards:
+            names = [spec.name for spec in stage.rewards]
+            loaded = [(n, reward) for n, (_, reward, _) in zip(names, rewards.rewards, strict=True)]
             for fault in check(_tasks(source, limit), loaded, counts):
                 clean = False
                 console.print(_line(fault), highlight=False)
-        finally:
-            for _, reward in loaded:
-                close = getattr(reward, "close", None)
-                if callable(close):
-                    close()
         for name, count in counts.items():
             checked += count.tasks
             without = f", {count.skipped} without a gold answer" if count.skipped else ""

@@ -1,13 +1,13 @@
-"""Tokenizers of tiny models, each in the dialect of a family: its special tokens and its turns."""
+"""Tokenizers of tiny models, with the special tokens and the chat template of a family."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 MAX_POSITION = 4096  # tokens that a tiny model has positions for
 
-# Text the tokenizer is trained on and the model reads: short worked answers, and what prompts hold.
+# The text that the tokenizer and the model are trained on: short worked answers, and a prompt.
 LINES = (
     "<think>\n2 + 3 = 5\n</think>\n<answer>\\boxed{5}</answer>",
     "<think>\nWe add them.\n</think>\n<answer> \\boxed{12} </answer>",
@@ -38,7 +38,7 @@ class Dialect:
     others: tuple[str, ...]
     chat_template: str
     ends: tuple[str, ...]  # the tokens that end a completion, as in generation_config.json
-    words: tuple[str, ...] = ()  # tokens of their own that are text all the same
+    words: tuple[str, ...] = ()  # single tokens that are ordinary text
 
 
 _SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ HEAD }}{% endif %}"
@@ -48,25 +48,22 @@ _CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
 )
 _DEFAULT = "'<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n'"
+_QWEN = Dialect(
+    bos=None,
+    eos="<|im_end|>",
+    pad="<|endoftext|>",
+    others=("<|im_start|>",),
+    chat_template=_SYSTEM.replace("HEAD", _DEFAULT) + _CHATML + "{% endif %}",
+    ends=("<|im_end|>", "<|endoftext|>"),
+)
 DIALECTS: dict[str, Dialect] = {
-    "chatml": Dialect(
-        bos=None,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
-        others=("<|im_start|>",),
-        chat_template=_SYSTEM.replace("HEAD", _DEFAULT) + _CHATML + "{% endif %}",
-        ends=("<|im_end|>", "<|endoftext|>"),
-    ),
-    "qwen3": Dialect(
-        bos=None,
-        eos="<|im_end|>",
-        pad="<|endoftext|>",
-        others=("<|im_start|>",),
+    "chatml": _QWEN,
+    "qwen3": replace(
+        _QWEN,
         words=("<think>", "</think>"),
         chat_template=_CHATML
         + "{% if enable_thinking is defined and not enable_thinking %}"
         + "{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}",
-        ends=("<|im_end|>", "<|endoftext|>"),
     ),
     "llama3": Dialect(
         bos="<|begin_of_text|>",
@@ -100,20 +97,12 @@ def make_tokenizer(dialect: Dialect, opens_thought: bool) -> Any:
 
     opens_thought: its chat template writes <think> before an answer.
     """
-    from tokenizers import (
-        AddedToken,
-        Tokenizer,
-        decoders,
-        models,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    marks = dict.fromkeys(
-        (*((dialect.bos,) if dialect.bos else ()), *dialect.ends, dialect.pad, *dialect.others)
-    )
+    bos = [dialect.bos] if dialect.bos else []
+    marks = dict.fromkeys([*bos, *dialect.ends, dialect.pad, *dialect.others])
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -126,10 +115,8 @@ def make_tokenizer(dialect: Dialect, opens_thought: bool) -> Any:
     bpe.train_from_iterator([*LINES, *PROMPTS], trainer)
     bpe.add_tokens([AddedToken(word, special=False, normalized=False) for word in dialect.words])
     if dialect.bos:
-        bpe.post_processor = processors.TemplateProcessing(
-            single=f"{dialect.bos} $A",
-            special_tokens=[(dialect.bos, bpe.token_to_id(dialect.bos))],
-        )
+        first = (dialect.bos, bpe.token_to_id(dialect.bos))
+        bpe.post_processor = TemplateProcessing(single=f"{dialect.bos} $A", special_tokens=[first])
     opened = "{{ '<think>\\n' }}" if opens_thought else ""
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 from grpo.outside.terminal.console import Console
 from grpo.rewards.known import misjudged
 from grpo.rewards.sandbox.probe import Report, reports
 
 
-def main() -> int:
-    """Print what holds; 1 where nothing does or graders do not work."""
+def main(_arguments: Namespace) -> int:
+    """Print which sandbox holds; 1 if none does or a grader does not work in it."""
     return 0 if print_doctor() else 1
 
 
 def print_doctor(console: Console | None = None) -> bool:
     """Print what confines model code on this machine; True if something does and graders work.
 
-    A tier is in order when nothing leaks and every verifier, run in it from end to end, tells a
-    known right answer from a wrong one.
+    A tier is in order if nothing leaks and every verifier, run in it, tells a known right answer
+    from a wrong one.
     """
     console = console or Console(soft_wrap=True)
     best: Report | None = None

@@ -1,8 +1,8 @@
-"""`grpo dry-run`: a recipe for big models run for real, in seconds, on a tiny one.
+"""`grpo dry-run`: run a recipe for big models for real, in seconds, on a tiny model.
 
 The small recipe (`grpo/commands/shrink.py`) goes through the same `train_recipe` as the real one.
-It is interrupted after its first step of reinforcement learning (or before its last stage, where
-there is none) and resumed; what the run left on disk is then checked stage by stage.
+It is interrupted after its first step of reinforcement learning, or before its last summary if it
+has no such step, and is then resumed. What the run left on disk is checked stage by stage.
 """
 
 from __future__ import annotations
@@ -12,21 +12,28 @@ import math
 import signal
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transformers
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from grpo.commands.architectures import Family, family_of, make_tiny
 from grpo.commands.shrink import NOISE, STEPS, changes, shrink
 from grpo.commands.train import resume_run, train_recipe
 from grpo.config.config import from_dict, resolved
-from grpo.config.schema import AnyStage, EvalStage, Recipe, RLStage
+from grpo.config.schema import (
+    AnyStage,
+    DistillStage,
+    EvalStage,
+    Recipe,
+    RejectStage,
+    RLStage,
+    SFTStage,
+)
 from grpo.errors import RecipeError
 from grpo.model import pretrained
 from grpo.outside.files.lines import from_lines
@@ -147,14 +154,14 @@ def _run(small: Recipe, folder: Path) -> Iterator[Check]:
         resume_run(folder, quiet)
         interrupted = True
     for stage in small.stages:
-        yield from _CHECKS[stage.kind](stage, stage_folder(small, folder, stage.name))
+        for what, passed, detail in _checks(stage, stage_folder(small, folder, stage.name)):
+            yield Check(stage=stage.name, what=what, passed=passed, detail=detail)
     yield _resumed(small, folder, interrupted)
 
 
 def _resumed(small: Recipe, folder: Path, interrupted: bool) -> Check:
     stage = next((s for s in small.stages if isinstance(s, RLStage)), small.stages[-1])
-    place = stage_folder(small, folder, stage.name)
-    done = (place / "summary.json").is_file()
+    done = (stage_folder(small, folder, stage.name) / "summary.json").is_file()
     where = "after step 1" if isinstance(stage, RLStage) else "before its summary"
     return Check(
         stage=stage.name,
@@ -164,86 +171,31 @@ def _resumed(small: Recipe, folder: Path, interrupted: bool) -> Check:
     )
 
 
-def _rl_checks(stage: AnyStage, folder: Path) -> Iterator[Check]:
-    assert isinstance(stage, RLStage)
-    lines = _metrics(folder)
-    yield _steps(stage, lines, stage.learner.max_steps)
-    yield _gradient(stage, lines)
-    versions = _versions(folder, len(lines))
-    yield Check(
-        stage=stage.name,
-        what="weights delivered",
-        passed=len(versions) > 1,
-        detail=f"{len(versions)} versions sampled from, each acknowledged with its hash and canary",
-    )
-    yield _loads(stage, folder)
+Found = tuple[str, bool, str]  # `what`, `passed` and `detail` of a check
 
 
-def _sft_checks(stage: AnyStage, folder: Path) -> Iterator[Check]:
-    lines = _metrics(folder)
-    yield _steps(stage, lines, STEPS)
-    yield _gradient(stage, lines)
-    yield _loads(stage, folder)
-
-
-def _distill_checks(stage: AnyStage, folder: Path) -> Iterator[Check]:
-    yield from _reject_checks(stage, folder)
-    yield from _sft_checks(stage, folder)
-
-
-def _reject_checks(stage: AnyStage, folder: Path) -> Iterator[Check]:
+def _checks(stage: AnyStage, folder: Path) -> Iterator[Found]:
+    """What a finished stage has to show, by its kind."""
     summary = json.loads((folder / "summary.json").read_text())
-    yield Check(
-        stage=stage.name,
-        what="rows kept",
-        passed=any((folder / "data").glob("*.jsonl")),
-        detail=summary["result"],
-    )
-
-
-def _eval_checks(stage: AnyStage, folder: Path) -> Iterator[Check]:
-    assert isinstance(stage, EvalStage)
-    models = json.loads((folder / "summary.json").read_text())["models"]
-    yield Check(
-        stage=stage.name,
-        what="models evaluated",
-        passed=len(models) == len(stage.models),
-        detail=f"{len(models)} of {len(stage.models)}",
-    )
-
-
-def _pretrain_checks(stage: AnyStage, folder: Path) -> Iterator[Check]:
-    yield _loads(stage, folder)
-
-
-_CHECKS: dict[str, Callable[[AnyStage, Path], Iterator[Check]]] = {
-    "pretrain": _pretrain_checks,
-    "sft": _sft_checks,
-    "rl": _rl_checks,
-    "reject": _reject_checks,
-    "distill": _distill_checks,
-    "eval": _eval_checks,
-}
-
-
-def _steps(stage: AnyStage, lines: Sequence[Mapping[str, Any]], count: int) -> Check:
-    done = [line["step"] for line in lines]
-    return Check(
-        stage=stage.name,
-        what="steps",
-        passed=done == list(range(1, count + 1)),
-        detail=f"{len(done)} of {count}",
-    )
-
-
-def _gradient(stage: AnyStage, lines: Sequence[Mapping[str, Any]]) -> Check:
-    norms = [line["grad_norm"] for line in lines]
-    return Check(
-        stage=stage.name,
-        what="gradient",
-        passed=max(norms, default=0) > 0 and all(map(math.isfinite, norms)),
-        detail=f"norm {', '.join(f'{norm:.3g}' for norm in norms)}",
-    )
+    if isinstance(stage, RejectStage | DistillStage):
+        yield "rows kept", any((folder / "data").glob("*.jsonl")), summary["result"]
+    if isinstance(stage, RLStage | SFTStage | DistillStage):
+        lines = _metrics(folder)
+        count = stage.learner.max_steps if isinstance(stage, RLStage) else STEPS
+        steps = [line["step"] for line in lines]
+        yield "steps", steps == list(range(1, count + 1)), f"{len(steps)} of {count}"
+        norms = [line["grad_norm"] for line in lines]
+        moves = max(norms, default=0) > 0 and all(map(math.isfinite, norms))
+        yield "gradient", moves, f"norm {', '.join(f'{norm:.3g}' for norm in norms)}"
+    if isinstance(stage, RLStage):
+        versions = _versions(folder, len(_metrics(folder)))
+        said = f"{len(versions)} versions sampled from, each acknowledged with its hash and canary"
+        yield "weights delivered", len(versions) > 1, said
+    if isinstance(stage, EvalStage):
+        asked, wanted = len(summary["models"]), len(stage.models)
+        yield "models evaluated", asked == wanted, f"{asked} of {wanted}"
+    elif not isinstance(stage, RejectStage):
+        yield _loads(folder)
 
 
 def _versions(folder: Path, steps: int) -> list[str]:
@@ -257,16 +209,15 @@ def _versions(folder: Path, steps: int) -> list[str]:
     return list(found)
 
 
-def _loads(stage: AnyStage, folder: Path) -> Check:
+def _loads(folder: Path) -> Found:
     """Whether the saved model loads: every tensor found, all finite."""
-    check = partial(Check, stage=stage.name, what="model loads")
     try:
         model = pretrained.load_model(str(folder / "model"))
         pretrained.tokenizer(str(folder / "model"))
     except RecipeError as error:
-        return check(passed=False, detail=str(error)[:200])
+        return "model loads", False, str(error)[:200]
     count = sum(p.numel() for p in model.parameters())
-    return check(passed=True, detail=f"{model.config.model_type}, {count:,} parameters")
+    return "model loads", True, f"{model.config.model_type}, {count:,} parameters"
 
 
 def _metrics(folder: Path) -> list[dict[str, Any]]:
@@ -274,11 +225,16 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     return from_lines(file.read_text(encoding="utf-8")) if file.is_file() else []
 
 
+def _table(title: str, *headings: str) -> Table:
+    columns = [Column(heading, overflow="fold") for heading in headings]
+    return Table(*columns, title=title, title_justify="left")
+
+
 def print_changes(recipe: Recipe, small: Recipe, console: Console) -> None:
     """Every setting that the dry run replaced or shrank."""
-    table = Table(title=f"{recipe.name}: what the dry run changed", title_justify="left")
-    for heading in ("stage", "setting", "recipe", "dry run"):
-        table.add_column(heading, overflow="fold")
+    table = _table(
+        f"{recipe.name}: what the dry run changed", "stage", "setting", "recipe", "dry run"
+    )
     for row in changes(recipe, small):
         table.add_row(*row)
     console.print(table)
@@ -292,9 +248,7 @@ def print_changes(recipe: Recipe, small: Recipe, console: Console) -> None:
 
 def print_checks(recipe: Recipe, checks: list[Check], console: Console) -> None:
     """One line per check, and the verdict."""
-    table = Table(title=f"{recipe.name}: dry run", title_justify="left")
-    for heading in ("stage", "check", "", "detail"):
-        table.add_column(heading, overflow="fold")
+    table = _table(f"{recipe.name}: dry run", "stage", "check", "", "detail")
     for check in checks:
         verdict = Text("ok", "green") if check.passed else Text("FAILED", "red")
         table.add_row(check.stage, check.what, verdict, check.detail)

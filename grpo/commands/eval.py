@@ -1,4 +1,4 @@
-"""`grpo eval`: which of its forms is meant, and whether it is given what that form takes."""
+"""`grpo eval`: find out which form is meant, and check its options."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def main(arguments: Namespace) -> int:
 
 
 def _heldout(arguments: Namespace) -> None:
-    """The held-out tasks of a recipe, or of the recipe of a run."""
+    """Evaluate on the held-out tasks of a recipe, or of the recipe of a run."""
     recipe = _recipe(arguments)
     names = [stage.name for stage in recipe.stages]
     less: list[str] = []
@@ -54,7 +54,7 @@ def _recipe(arguments: Namespace) -> Recipe:
 
 
 def _tasks(arguments: Namespace) -> None:
-    """Built-in tasks, and those of files."""
+    """Evaluate on built-in tasks, and on those of files."""
     if arguments.recipe is not None or arguments.overrides:
         named = "--recipe" if arguments.recipe is not None else repr(arguments.overrides[0])
         raise RecipeError(f"eval takes --tasks or a recipe, not both; leave out {named}.")

@@ -16,8 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
 from grpo.commands.process import prepare_process
 from grpo.config.schema import Rollout
 from grpo.data.prompts import TEMPLATES, PromptTemplate
@@ -31,18 +29,21 @@ from grpo.evaluation.report import print_results
 from grpo.model import pretrained
 from grpo.model.compute_types import check_type, chosen
 from grpo.outside.files.durable import write_json
-from grpo.outside.files.file_names import folder_name
-from grpo.outside.terminal.console import Console, TextColumn
+from grpo.outside.terminal.console import Console
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.extract import final_answer
 from grpo.rollout import LOADING
 from grpo.rundir.run_folder import model_path
+from grpo.stages.bars import bar
 from grpo.stages.endings import sampling_of, vocab_size
+from grpo.stages.eval import model_names
 from grpo.stages.preflight import scorers
 from grpo.stages.preflight.needed import check_columns
 from grpo.stages.remote_rewards import reward_set
 from grpo.stages.wiring import load_engine
 from grpo.types import EngineSpec, Prompt, Sampling, TaskSource
+
+Answers = dict[tuple[str, str], list[dict[str, Any]]]  # (task, template) -> lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,27 +99,25 @@ def evaluate_tasks(model: str, asked: Asked, console: Console | None = None) -> 
     sources = {name: _open(name, task, asked) for name, task in tasks.items()}
     leaks = None if asked.against is None else training_rows(asked.against)
     paths = [model] if asked.baseline is None else [model, asked.baseline]
-    names = _names(paths)
+    names = model_names(paths)
     places = [model_path(path) for path in paths]
     jobs = [_jobs(place, tasks, sources, asked, live) for place in places]  # both can be asked
     out = _made(Path(asked.out or Path("runs") / f"eval-{names[0]}"))
-    figures: dict[str, Any] = {}
-    lines: dict[str, dict[tuple[str, str], list[dict[str, Any]]]] = {}
+    figures: dict[str, dict[str, Any]] = {name: {} for name in names}
+    lines: dict[str, Answers] = {name: {} for name in names}
     for name, place, its in zip(names, places, jobs, strict=True):
-        found: dict[str, Any] = {}
         for job, answers in _ask(place, its, asked, out / name, name, live):
             titles = [spec.title for spec in job.task.rewards]
             figure = tally.summarize(answers, titles, asked.seed)
             if leaks is not None:
                 figure["contaminated"] = contaminated(job.prompts, leaks)
-            found.setdefault(job.name, {})[job.template] = {
+            figures[name].setdefault(job.name, {})[job.template] = {
                 "k": job.k,
                 "max_tokens": job.sampling.max_tokens,
                 "metric": job.task.metric,
                 **figure,
             }
-            lines.setdefault(name, {})[job.name, job.template] = answers
-        figures[name] = found
+            lines[name][job.name, job.template] = answers
     results = {
         "models": figures,
         "paths": dict(zip(names, paths, strict=True)),
@@ -144,14 +143,6 @@ def _made(folder: Path) -> Path:
             "name another with --out"
         ) from error
     return folder
-
-
-def _names(paths: Sequence[str]) -> list[str]:
-    names: list[str] = []
-    for path in paths:
-        name = folder_name(path)
-        names.append(name if name not in names else f"{name}-2")
-    return names
 
 
 def _check(asked: Asked, tasks: Mapping[str, EvalTask]) -> None:
@@ -194,7 +185,7 @@ def _jobs(
     asked: Asked,
     console: Console,
 ) -> list[Asking]:
-    """Every task through every template, as prompts of this model. Raises RecipeError."""
+    """Every task with every template, as prompts of this model. Raises RecipeError."""
     pretrained.check_model(path, "MODEL", weights=asked.engine in LOADING)
     tokenizer = pretrained.tokenizer(path, "MODEL")
     room = pretrained.positions(path, "MODEL")
@@ -253,18 +244,15 @@ def _ask(
         threads=asked.threads,
     )
     engine = load_engine(asked.engine, asked.engine_args, spec)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
     done: list[tuple[Asking, list[dict[str, Any]]]] = []
-    with closing(engine), Progress(*columns, console=console, transient=True) as progress:
+    with closing(engine):
         for job in jobs:
-            file = out / f"{job.name}.{job.template}.jsonl"
-            bar = progress.add_task(f"{model}: {job.name}, {job.template}", total=None)
-            with closing(reward_set(job.task.rewards)) as rewards:
+            file, title = (
+                out / f"{job.name}.{job.template}.jsonl",
+                f"{model}: {job.name}, {job.template}",
+            )
+            shown = bar(title, console, remaining=True)
+            with shown as progress, closing(reward_set(job.task.rewards)) as rewards:
                 judge = heldout.HeldOut(
                     prompts=job.prompts,
                     rewards=rewards,
@@ -273,44 +261,29 @@ def _ask(
                     seed=asked.seed,
                     answer_of=_voter(rewards) if job.task.votes else None,
                 )
-                judge.evaluate(
-                    engine,
-                    file,
-                    lambda n, total, bar=bar: progress.update(bar, completed=n, total=total),
-                )
-            progress.remove_task(bar)
-            progress.console.print(f"{model}: {job.name}, {job.template}: {file}", markup=False)
+                judge.evaluate(engine, file, progress)
+            console.print(f"{title}: {file}", markup=False)
             done.append((job, heldout.read_lines(file)))
     return done
 
 
 def _voter(rewards: RewardSet) -> Any:
-    """The answer that a completion stands for: as the strict verifier reads it."""
+    """The function that reads a completion's answer, as the strict verifier does."""
     return getattr(rewards.rewards[0][1], "answer_of", None) or final_answer
 
 
-def _differences(
-    lines: Mapping[str, Mapping[tuple[str, str], list[dict[str, Any]]]], seed: int
-) -> list[dict[str, Any]]:
+def _differences(lines: Mapping[str, Answers], seed: int) -> list[dict[str, Any]]:
     """First model minus second, per task, template and reward; [] where there is one model."""
     if len(lines) < 2:
         return []
     (first, mine), (second, theirs) = lines.items()
     found: list[dict[str, Any]] = []
-    for key, answers in mine.items():
-        if key not in theirs:
-            continue
+    for task, template in (key for key in mine if key in theirs):
+        answers, others = mine[task, template], theirs[task, template]
         for reward in answers[0]["parts"]:
-            gap = tally.difference(answers, theirs[key], reward, seed)
+            gap = tally.difference(answers, others, reward, seed)
             if gap is not None:
-                found.append(
-                    {
-                        "task": key[0],
-                        "template": key[1],
-                        "reward": reward,
-                        "of": [first, second],
-                        "pass1": gap[0],
-                        "ci": list(gap[1:]),
-                    }
-                )
+                where = {"task": task, "template": template, "reward": reward}
+                gained = {"of": [first, second], "pass1": gap[0], "ci": list(gap[1:])}
+                found.append(where | gained)
     return found

@@ -1,7 +1,7 @@
-"""Which options a verb takes in which of its forms, so that none is ignored without a word.
+"""Which options each form of a verb takes, so that no option is silently ignored.
 
-Every option of the command line stands in `FORMS`, under each form of its verb that honors it; the
-others refuse it by name. An option that stands nowhere is refused everywhere.
+`FORMS` lists every option of the command line under each form of its verb that uses it. The other
+forms refuse it by name.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TASKS = (
     *("model", "tasks", "data", "k", "limit", "max_tokens", "template", "temperature", "top_p"),
     *("engine", "engine_args", "dtype", "baseline", "against", "out", "seed", "threads"),
 )
-# verb -> form, as a person would type it -> what it honors
+# verb -> form, as a person would type it -> the options it takes
 FORMS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "train": {"grpo train RECIPE": RECIPE, "grpo train --resume RUN": ("resume", "accept_changes")},
     "eval": {
@@ -39,7 +39,7 @@ FORMS: Mapping[str, Mapping[str, Sequence[str]]] = {
         )
     },
 }
-# what a form that takes settings says instead of an option
+# option -> the setting that a form with settings takes in its place
 SETTINGS = {
     "k": "eval.num_samples=N",
     "limit": "eval.num_tasks=N",
@@ -63,15 +63,15 @@ EVALUATED = (
 
 
 def given(arguments: Namespace) -> list[str]:
-    """The names of the options that the user gave: those that are not empty."""
+    """The names of the options that the user gave, which are those that are not empty."""
     absent: tuple[object, ...] = (None, [], ())
     return [name for name, value in vars(arguments).items() if value not in absent]
 
 
 def check_form(verb: str, form: str, arguments: Namespace) -> None:
-    """Raise RecipeError, with all names, if options were given that this form does not honor.
+    """Raise RecipeError, with all names, if options were given that this form does not take.
 
-    Options of a verb with several forms have no default of their own, or they would seem given.
+    Options of a verb with several forms have no defaults, or they would seem to be given.
     """
     honored = FORMS[verb][form]
     ignored = [name for name in given(arguments) if name not in (*honored, "verb")]
@@ -102,7 +102,7 @@ def check_evaluated(
     """Raise RecipeError for an override that the held-out evaluation of a stage does not read.
 
     stages: the names of all stages; evaluated: the one whose held-out tasks are asked;
-    own_rewards: whether it has eval.rewards, which then stand for its rewards.
+    own_rewards: whether it has eval.rewards, which replace its rewards.
     """
     for override in overrides:
         parts = override.partition("=")[0].strip().split(".")

@@ -1,9 +1,8 @@
-"""Out of memory: what was asked for, by which part, and the settings that need less.
+"""Out of memory: how much was asked for, by which part, and which settings need less.
 
-torch has an error of its own on accelerators and says the same in a RuntimeError on a CPU; Python,
-NumPy, the kernel and vLLM have words of theirs. The part is read off the traceback. A setting is
-named only with a value that the stage would accept (`grpo/commands/cheaper.py`). Nothing here
-imports torch.
+torch raises its own error on accelerators and a RuntimeError on a CPU. Python, NumPy, the kernel
+and vLLM each word it differently. The part is read off the traceback. A setting is named only with
+a value that the stage would accept (`grpo/commands/cheaper.py`). Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import errno
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +39,8 @@ _SAYS_SO = re.compile(
 _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[KMGT]i?B)", re.IGNORECASE)
 _UNITS = {"b": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 
-# Where a traceback goes through, innermost first, and what that part is. A module's function, or
-# any of its functions.
+# (module, function) that a traceback goes through -> the part. "" stands for any function. The
+# first entry that matches a frame counts, and the innermost frame that has one.
 _PARTS: dict[tuple[str, str], str] = {
     ("grpo.learner.learner", "__init__"): LOADING,
     ("grpo.learner.saved", ""): SAVING,
@@ -73,65 +72,70 @@ _EVALUATIONS = (
 
 @contextmanager
 def explained(stage: BaseModel, folder: Path, *, several: bool) -> Iterator[None]:
-    """Within it a lack of memory is a MemoryShortage, with the settings of `stage` that need less.
+    """Turn a lack of memory into a MemoryShortage that names settings of `stage` that need less.
 
     folder: where the stage writes; several: whether it is one of several stages of a run.
     """
-    try:
-        yield
-    except Exception as error:
-        if not is_shortage(error):
-            raise
+    name = getattr(stage, "name", "")
+    prefix = f"{name}." if several else ""
+
+    def sentence(error: Exception) -> str:
         part = part_of(error)
-        name = getattr(stage, "name", "")
-        prefix = f"{name}." if several else ""
-        less = [f"{prefix}{text}" for text in cheaper(stage, part)][:3]
-        raise MemoryShortage(
-            f"stage {name}: {said(error, part)}{_list(less)}{_afterwards(folder, prefix)}."
-        ) from error
+        less = [f"{prefix}{text}" for text in cheaper(stage, part)]
+        return f"stage {name}: {said(error, part)}{_list(less)}{_afterwards(folder, prefix)}."
+
+    with _explained(sentence):
+        yield
 
 
 @contextmanager
 def explained_by(*less: str) -> Iterator[None]:
-    """The same for a command; `less`: its options, or the settings it reads, that need less."""
+    """The same for a command. less: its options, or the settings it reads, that need less."""
+    with _explained(lambda error: f"{said(error, part_of(error))}{_list(less)}."):
+        yield
+
+
+@contextmanager
+def _explained(sentence: Callable[[Exception], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
         if not is_shortage(error):
             raise
-        raise MemoryShortage(f"{said(error, part_of(error))}{_list(less[:3])}.") from error
+        raise MemoryShortage(sentence(error)) from error
 
 
 def is_shortage(error: BaseException | None) -> bool:
     """Whether `error`, or what it was raised from, is a lack of memory."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, MemoryShortage):
-            return False  # it has its sentence
-        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    for one in _chain(error):
+        if isinstance(one, MemoryShortage):
+            return False  # it is explained already
+        if isinstance(one, MemoryError) or type(one).__name__ == "OutOfMemoryError":
             return True
-        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        if isinstance(one, OSError) and one.errno == errno.ENOMEM:
             return True
-        ours = isinstance(error, GrpoError) and not isinstance(error, EngineError)
-        says = isinstance(error, RuntimeError | ValueError) and not ours
-        if says and _SAYS_SO.search(str(error)):
+        ours = isinstance(one, GrpoError) and not isinstance(one, EngineError)
+        says = isinstance(one, RuntimeError | ValueError) and not ours
+        if says and _SAYS_SO.search(str(one)):
             return True
-        error = error.__cause__ or error.__context__
     return False
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on; each once, since a chain can be a circle."""
+    seen: list[BaseException] = []
+    while error is not None and not any(error is one for one in seen):
+        seen.append(error)
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def part_of(error: BaseException) -> str:
     """The part that asked for memory: the innermost known one of the tracebacks in the chain."""
     modules: list[tuple[str, str]] = []  # (module, function), innermost first
-    chained: BaseException | None = error
-    while chained is not None:
-        frames = [
-            (frame.f_globals.get("__name__", ""), frame.f_code.co_name)
-            for frame, _ in traceback.walk_tb(chained.__traceback__)
-        ]
-        modules = [*modules, *reversed(frames)] if modules else list(reversed(frames))
-        chained = chained.__cause__ or chained.__context__
+    for one in _chain(error):
+        frames = [frame for frame, _ in traceback.walk_tb(one.__traceback__)]
+        modules += [(f.f_globals.get("__name__", ""), f.f_code.co_name) for f in reversed(frames)]
     evaluating = any(module.startswith(_EVALUATIONS) for module, _ in modules)
     for module, function in modules:
         for (known, where), part in _PARTS.items():
@@ -144,16 +148,15 @@ def part_of(error: BaseException) -> str:
 def said(error: BaseException, part: str) -> str:
     """The shortage in words: how much was asked for, and by what."""
     words = ""
-    chained: BaseException | None = error
-    while chained is not None and not words:
-        if found := _ASKED.search(str(chained)):
-            number = float(found[1]) * _UNITS[found[2][0].lower()]
-            words = f", which asked for {_size(number)} more"
-        chained = chained.__cause__ or chained.__context__
+    if found := next(filter(None, (_ASKED.search(str(one)) for one in _chain(error))), None):
+        number = float(found[1]) * _UNITS[found[2][0].lower()]
+        words = f", which asked for {_size(number)} more"
     return f"out of memory in {part}{words}"
 
 
-def _list(less: list[str] | tuple[str, ...]) -> str:
+def _list(settings: Sequence[str]) -> str:
+    """The first three settings, as the end of a sentence."""
+    less = settings[:3]
     if not less:
         return ""
     ways = less[0] if len(less) == 1 else f"{', '.join(less[:-1])} or {less[-1]}"

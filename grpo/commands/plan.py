@@ -1,16 +1,18 @@
-"""`grpo plan`: what a recipe will do, in named units, before any of it is done.
+"""`grpo plan`: what a recipe will do, in named units, without doing it.
 
-Token counts are upper bounds: prompts and completions of the greatest length allowed. Memory is
-weights, gradients, optimizer and KV cache; activations depend on the batch and are not counted.
+Token counts are upper bounds: every prompt and completion has the greatest length allowed. Memory
+is weights, gradients, optimizer and KV cache. Activations depend on the batch and are not counted.
 """
 
 from __future__ import annotations
 
 import os
+from argparse import Namespace
+from collections.abc import Mapping
 from math import ceil
 from pathlib import Path
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from grpo.config.schema import (
@@ -29,8 +31,17 @@ from grpo.model import compute_types, pretrained
 from grpo.outside.terminal.console import Console
 from grpo.stages import preflight
 
+Rows = list[tuple[str, str, str]]  # unit, count, how it comes about
+Size = dict[str, int]  # of a model, see `model_size`
+
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MB = 2**20
+
+
+def main(recipe: Recipe, _arguments: Namespace) -> int:
+    """Print the plan of a recipe; 0. Raises GrpoError."""
+    print_plan(recipe)
+    return 0
 
 
 def print_plan(recipe: Recipe, console: Console | None = None) -> None:
@@ -44,26 +55,23 @@ def print_plan(recipe: Recipe, console: Console | None = None) -> None:
     found = preflight.check(recipe)
     recipe = compute_types.settled(recipe)
     threads = recipe.run.threads or os.cpu_count() or 1
-    sizes: dict[str, dict[str, int]] = {}
+    sizes: dict[str, Size | None] = {}
     for stage in recipe.stages:
-        table = Table("unit", "count", "how", title=f"stage {stage.name} ({stage.kind})")
-        table.columns[1].justify = "right"
+        heldout = found.heldout.get(stage.name)
         if isinstance(stage, PretrainStage):
-            sizes[stage.name] = pretrain_size(stage)
-            rows = pretrain_rows(stage, sizes[stage.name])
-        elif not isinstance(stage, RLStage):
-            rows = stage_rows(stage, found.heldout.get(stage.name))
-            if isinstance(stage, SFTStage | DistillStage):
-                size = model_size(stage.model, sizes)
-                sizes |= {stage.name: size} if size is not None else {}
+            size = sizes[stage.name] = pretrain_size(stage)
+            rows = pretrain_rows(stage, size)
+        elif isinstance(stage, RLStage):
+            size = sizes[stage.name] = model_size(stage.model, sizes)
+            rows = rl_rows(stage, recipe.run.save_steps, size, heldout)
         else:
-            size = model_size(stage.model, sizes)
-            rows = rl_rows(stage, recipe.run.save_steps, size, found.heldout.get(stage.name))
-            if size is not None:
-                sizes[stage.name] = size
-        for unit, count, how in rows:
-            table.add_row(unit, count, how)
-        table.add_row("CPU threads", f"{threads}", thread_shares(stage, threads))
+            rows = stage_rows(stage, heldout)
+            if isinstance(stage, SFTStage | DistillStage):
+                sizes[stage.name] = model_size(stage.model, sizes)
+        title = f"stage {stage.name} ({stage.kind})"
+        table = Table("unit", Column("count", justify="right"), "how", title=title)
+        for row in (*rows, ("CPU threads", f"{threads}", thread_shares(stage, threads))):
+            table.add_row(*row)
         console.print(table)
     for note in found.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
@@ -86,7 +94,7 @@ def thread_shares(stage: AnyStage, threads: int) -> str:
 
 def stage_rows(
     stage: SFTStage | RejectStage | DistillStage | EvalStage, heldout: int | None = None
-) -> list[tuple[str, str, str]]:
+) -> Rows:
     """What a stage without reinforcement learning does: completions sampled, steps taken.
 
     heldout: the held-out tasks that there are; None: not known.
@@ -96,7 +104,7 @@ def stage_rows(
         total = tasks * (1 + stage.num_samples) * models
         how = f"{models} models x {tasks} tasks x (1 greedy + {stage.num_samples} samples)"
         return [("completions", f"{total:,}", how)]
-    rows: list[tuple[str, str, str]] = []
+    rows: Rows = []
     if isinstance(stage, RejectStage | DistillStage):
         tasks, n = stage.filter.num_tasks, stage.rollout.num_generations
         rows.append(("completions", f"{tasks * n:,}", f"{tasks} tasks x {n} samples"))
@@ -107,7 +115,7 @@ def stage_rows(
     return rows
 
 
-def sft_rows(learner: SFTLearner) -> list[tuple[str, str, str]]:
+def sft_rows(learner: SFTLearner) -> Rows:
     """Steps of supervised fine-tuning."""
     each = f"{learner.batch_size} {'packed sequences' if learner.packing else 'rows'} a step"
     if learner.max_steps:
@@ -115,22 +123,17 @@ def sft_rows(learner: SFTLearner) -> list[tuple[str, str, str]]:
     return [("epochs", f"{learner.num_train_epochs:g}", each)]
 
 
-def schedule_rows(stage: RLStage) -> list[tuple[str, str, str]]:
+def schedule_rows(stage: RLStage) -> Rows:
     """Engines, how far they run ahead, and how often they are checked."""
     rollout, schedule, agreement = stage.rollout, stage.schedule, stage.agreement
     ahead = {"sync": 0, "one_step_off": 1, "async": schedule.max_staleness}[schedule.mode]
     where = "Ray actors" if rollout.backend == "ray" else "in this process"
     checks = ceil(stage.learner.max_steps / agreement.steps) if agreement.steps else 0
+    often = f"every {agreement.steps} steps, of each engine"
     rows = [
         ("engines", f"{rollout.workers:,}", f"{rollout.engine}, {where}"),
         ("steps sampled ahead", f"{ahead:,}", f"schedule.mode = {schedule.mode}"),
-        (
-            "agreement checks",
-            f"{checks:,}",
-            f"every {agreement.steps} steps, of each engine"
-            if checks
-            else "agreement.steps = 0: off",
-        ),
+        ("agreement checks", f"{checks:,}", often if checks else "agreement.steps = 0: off"),
     ]
     if rollout.oversample > 1:
         begun = ceil(rollout.prompts_per_step * rollout.oversample)
@@ -141,9 +144,9 @@ def schedule_rows(stage: RLStage) -> list[tuple[str, str, str]]:
 
 
 def rl_rows(
-    stage: RLStage, save_steps: int, size: dict[str, int] | None, heldout_tasks: int | None = None
-) -> list[tuple[str, str, str]]:
-    """(unit, count, how it comes about) of an RL stage; `size` as from `model_size`.
+    stage: RLStage, save_steps: int, size: Size | None, heldout_tasks: int | None = None
+) -> Rows:
+    """The rows of an rl stage.
 
     heldout_tasks: how many there are; None: as many as are asked for.
     """
@@ -152,46 +155,39 @@ def rl_rows(
     length, prompt = rollout.longest_completion, stage.data.max_prompt_length
     shared = learner.share_prompts and bool(size is None or size.get("shares_prompts", 1))
     tokens = P * G * length + P * prompt * (1 if shared else G)
-    micro = algorithm.num_minibatches * ceil(
-        tokens / algorithm.num_minibatches / learner.tokens_per_micro_batch
-    )
-    updates = algorithm.num_iterations * algorithm.num_minibatches
+    passes, parts = algorithm.num_iterations, algorithm.num_minibatches
+    micro = parts * ceil(tokens / parts / learner.tokens_per_micro_batch)
+    updates = passes * parts
     saves = ceil(learner.max_steps / save_steps) if save_steps else 1  # the last step is one
     often = f"every {save_steps} steps, and " if save_steps else ""
     between = (learner.max_steps - 1) // heldout.steps if heldout.steps else 0
     tasks = heldout_tasks or heldout.num_tasks
     answers = tasks * (1 + heldout.num_samples)
+    once = "each prompt once for its group" if shared else "each prompt once per completion"
+    of_all = f"{tasks} tasks x (1 greedy + {heldout.num_samples} samples)"
     rows = [
         ("steps", f"{learner.max_steps:,}", "learner.max_steps"),
         ("prompts per step", f"{P:,}", "rollout.prompts_per_step"),
         ("completions per step", f"{P * G:,}", f"{P} prompts x {G} generations"),
         ("completion tokens per step", f"<= {P * G * length:,}", f"{P * G} completions x {length}"),
-        ("learner tokens per step", f"<= {tokens:,}", _prompt_share(shared)),
+        ("learner tokens per step", f"<= {tokens:,}", once),
         (
             "micro-batches per pass",
             f"<= {micro:,}",
             f"of {learner.tokens_per_micro_batch:,} tokens",
         ),
-        (
-            "optimizer steps per step",
-            f"{updates:,}",
-            f"{algorithm.num_iterations} passes x {algorithm.num_minibatches} minibatches",
-        ),
+        ("optimizer steps per step", f"{updates:,}", f"{passes} passes x {parts} minibatches"),
         ("optimizer steps", f"<= {updates * learner.max_steps:,}", "fewer where every row is dead"),
         ("checkpoints", f"{saves:,}", f"{often}after the last step"),
         ("evaluations", f"{2 + between:,}", "before, after and every eval.steps"),
-        (
-            "completions per evaluation",
-            f"{answers:,}",
-            f"{tasks} tasks x (1 greedy + {heldout.num_samples} samples)",
-        ),
+        ("completions per evaluation", f"{answers:,}", of_all),
     ]
     return rows + schedule_rows(stage) + curriculum_rows(stage) + memory_rows(stage, size)
 
 
-def curriculum_rows(stage: RLStage) -> list[tuple[str, str, str]]:
+def curriculum_rows(stage: RLStage) -> Rows:
     """What changes as the run goes: tasks, lengths, the reference, the model that is kept."""
-    rows: list[tuple[str, str, str]] = []
+    rows: Rows = []
     steps, length = stage.learner.max_steps, stage.rollout.max_completion_length
     for part in stage.data.args.get("parts", ()) if stage.data.source == "mixture" else ():
         temperature = part.get("temperature", stage.rollout.temperature)
@@ -210,7 +206,7 @@ def curriculum_rows(stage: RLStage) -> list[tuple[str, str, str]]:
     return rows
 
 
-def memory_rows(stage: RLStage, size: dict[str, int] | None) -> list[tuple[str, str, str]]:
+def memory_rows(stage: RLStage, size: Size | None) -> Rows:
     """Estimated memory of the training state and the KV cache."""
     if size is None:
         return [("memory", "unknown", f"{stage.model.path!r} is not on this machine")]
@@ -237,8 +233,8 @@ def memory_rows(stage: RLStage, size: dict[str, int] | None) -> list[tuple[str, 
     return [*rows, ("memory", f"{total / MB:,.1f} MB", "plus activations")]
 
 
-def pretrain_rows(stage: PretrainStage, size: dict[str, int]) -> list[tuple[str, str, str]]:
-    """(unit, count, how) of a pretraining stage."""
+def pretrain_rows(stage: PretrainStage, size: Size) -> Rows:
+    """The rows of a pretrain stage."""
     steps, batch = stage.learner.max_steps, stage.learner.batch_size
     n = size["parameters"]
     return [
@@ -251,7 +247,7 @@ def pretrain_rows(stage: PretrainStage, size: dict[str, int]) -> list[tuple[str,
     ]
 
 
-def pretrain_size(stage: PretrainStage) -> dict[str, int]:
+def pretrain_size(stage: PretrainStage) -> Size:
     """Parameters outside the embeddings, and numbers kept per token by the KV cache."""
     model = stage.model
     head = model.hidden_size // model.num_heads
@@ -266,7 +262,7 @@ def pretrain_size(stage: PretrainStage) -> dict[str, int]:
     }
 
 
-def model_size(model: Model, earlier: dict[str, dict[str, int]]) -> dict[str, int] | None:
+def model_size(model: Model, earlier: Mapping[str, Size | None]) -> Size | None:
     """Parameters and KV-cache numbers per token of the policy, from its config alone.
 
     None where the model is a hub id that is not on this machine.
@@ -289,7 +285,3 @@ def model_size(model: Model, earlier: dict[str, dict[str, int]]) -> dict[str, in
         "kv_values_per_token": kv_values_per_token(config.get_text_config()),
         "shares_prompts": int(may_share_prompts(policy)),
     }
-
-
-def _prompt_share(shared: bool) -> str:
-    return "each prompt once for its group" if shared else "each prompt once per completion"

@@ -1,4 +1,4 @@
-"""What of a process decides the bits of a run and is no setting: set up, described, compared."""
+"""The parts of a process that decide a run's bits and are no settings: set, recorded, compared."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from grpo.rundir.provenance import provenance
 
 
 def prepare_process(threads: int) -> None:
-    """Process-wide settings: thread count (0: all), sums in one order, no bars of libraries.
+    """Set the number of threads (0: all) and a fixed order of sums; hide the bars of libraries.
 
-    On a CPU every operation is one whose threads add up in a fixed order, also in the code of a
-    model (experts read a token more than once, and the gradients of these reads are added up).
+    On a CPU every operation then adds up its threads' results in a fixed order. This covers the
+    model's own code too: experts read a token more than once, and their gradients are added up.
     """
     torch.set_num_threads(threads or os.cpu_count() or 1)
     if not torch.cuda.is_available():
@@ -33,7 +33,7 @@ def prepare_process(threads: int) -> None:
 
 
 def described(ranks: Ranks) -> dict[str, Any]:
-    """What a run's record says of this process and machine, see `grpo.rundir.record`."""
+    """The entries of a run's record about this process and machine (`grpo.rundir.record`)."""
     device = ranks.device
     computes = {
         "CPU instructions": torch.backends.cpu.get_cpu_capability(),
@@ -53,7 +53,7 @@ def described(ranks: Ranks) -> dict[str, Any]:
 
 
 def check_process(record: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What of the process is not as it was and cannot be made so: ranks and device."""
+    """A text for each change of ranks and device, which cannot be put back here."""
     before, after = record.get("process", {}), now["process"]
     return [
         f"{what} = {after[name]} (was {before[name]})"
@@ -63,7 +63,7 @@ def check_process(record: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def check_versions(record: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A line on the versions and the machine, where they are not what they were."""
+    """A line on the versions and the machine, if they have changed."""
     before, after = _computed_with(record), _computed_with(now)
     told = [
         f"{name} {value} (was {before[name]})"
@@ -86,7 +86,7 @@ def _computed_with(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def thread_lines(threads: int) -> list[str]:
-    """A line where a run that goes on with the `threads` it had is on a machine of fewer cores."""
+    """A line if a resumed run keeps more `threads` than this machine has cores."""
     cores = os.cpu_count() or 1
     if threads <= cores:
         return []
@@ -98,7 +98,7 @@ def thread_lines(threads: int) -> list[str]:
 
 @contextmanager
 def kernels(on: bool) -> Iterator[str]:
-    """The compiled kernels switched as a run was started with them; yields what to say, or ""."""
+    """Switch the compiled kernels to how the run was started; yields what to print, or ""."""
     if on == native.is_on():
         yield ""
         return

@@ -1,4 +1,4 @@
-"""What a command line names, read before anything is imported that takes seconds."""
+"""Read the recipe or the run that a command line names, before torch is imported."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def recipe(arguments: Namespace) -> Recipe:
 
 
 def recipe_to_train(arguments: Namespace) -> Recipe:
-    """The same for `grpo train`, found fit as far as that takes no torch. Raises GrpoError."""
+    """The recipe of `grpo train`, after the checks that need no torch. Raises GrpoError."""
     check_form("train", "grpo train RECIPE", arguments)
     if arguments.recipe is None:
         raise RecipeError("train needs a RECIPE, or --resume RUN.")

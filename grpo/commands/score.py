@@ -1,9 +1,10 @@
-"""`grpo score`: JSON for each row of a file, and on standard error what they come to."""
+"""`grpo score`: a line of JSON for each row of a file, and a summary on standard error."""
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,20 +23,15 @@ def main(arguments: Namespace) -> int:
         raise RecipeError(f"{arguments.file!r} is a folder; name a JSON-lines file to score.")
     if not Path(arguments.file).exists():  # a pipe will do
         raise RecipeError(f"there is no file {arguments.file!r} to score.")
-    rows = score_file(
-        arguments.reward,
-        arguments.file,
-        arguments.workers,
-        parse_args(arguments.args),
-        arguments.timeout,
-    )
+    args = parse_args(arguments.args)
+    rows = score_file(arguments.reward, arguments.file, arguments.workers, args, arguments.timeout)
     return print_scores(_within_memory(rows, arguments))
 
 
 def _within_memory(
     rows: Iterator[dict[str, Any]], arguments: Namespace
 ) -> Iterator[dict[str, Any]]:
-    """The rows; a lack of memory is a sentence."""
+    """The rows. A lack of memory is reported in one sentence."""
     fewer = ["--workers 1"] if arguments.workers > 1 else []
     if arguments.reward == "reward_model":
         fewer += ["--args batch_size=1", "--args max_length=512"]
@@ -45,24 +41,24 @@ def _within_memory(
 
 def print_scores(rows: Iterable[dict[str, Any]]) -> int:
     """Print each row as it comes, then the mean; the exit code, 1 where graders failed on all."""
-    counts: dict[str, int] = {}
-    failures: dict[str, int] = {}  # why a grader failed -> rows
+    counts: Counter[str] = Counter()
+    failures: Counter[str] = Counter()  # why a grader failed -> rows
     total, scored = 0.0, 0
     live = sys.stderr.isatty() and not sys.stdout.isatty()
     for row in rows:
         write_data(to_line(row), flush=sys.stdout.isatty())
-        counts[row["status"]] = counts.get(row["status"], 0) + 1
+        counts[row["status"]] += 1
         if row["status"] == "grader_error":
-            failures[row["detail"]] = failures.get(row["detail"], 0) + 1
+            failures[row["detail"]] += 1
         if row["value"] is not None:
             total, scored = total + row["value"], scored + 1
         if live:
-            print(f"\r{sum(counts.values())} rows", end="", file=sys.stderr, flush=True)
+            print(f"\r{counts.total()} rows", end="", file=sys.stderr, flush=True)
     mean = f"mean {total / scored:.4f} of {scored} scored" if scored else "none scored"
     statuses = ", ".join(f"{status} {n}" for status, n in sorted(counts.items())) or "empty file"
     start = "\r" if live else ""
-    print(f"{start}{sum(counts.values())} rows: {mean} ({statuses})", file=sys.stderr)
+    print(f"{start}{counts.total()} rows: {mean} ({statuses})", file=sys.stderr)
     if failures:
-        why, failed = max(failures, key=failures.__getitem__), sum(failures.values())
-        print(f"the grader failed on {failed} rows; most often: {why}", file=sys.stderr)
+        (why, _), *_ = failures.most_common(1)
+        print(f"the grader failed on {failures.total()} rows; most often: {why}", file=sys.stderr)
     return 1 if failures and not scored else 0

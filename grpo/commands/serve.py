@@ -25,7 +25,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -71,19 +71,9 @@ class Server:
 
 def main(arguments: Namespace) -> int:
     """Serve as the command line says; 0 when it has ended. Raises GrpoError."""
-    serve(
-        Server(
-            model=arguments.model,
-            host=arguments.host,
-            port=arguments.port,
-            dtype=arguments.dtype,
-            max_model_len=arguments.max_model_len,
-            kv_cache_gib=arguments.kv_cache_gib,
-            threads=arguments.threads,
-            token=not arguments.no_token,
-            options=tuple(arguments.vllm),
-        )
-    )
+    names = {field.name for field in fields(Server)} & vars(arguments).keys()
+    given = {name: getattr(arguments, name) for name in names}
+    serve(Server(**given, token=not arguments.no_token, options=tuple(arguments.vllm)))
     return 0
 
 

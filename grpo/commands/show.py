@@ -1,4 +1,4 @@
-"""`grpo show RUN`: what a run reached, and how, from its files alone."""
+"""`grpo show RUN`: the results and metrics of a run, from its files alone."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIRST = (
     "kl",
 )
 WIDTH = 40
-LARGEST = 1e300  # of what is drawn: sums of more are infinite
+LARGEST = 1e300  # larger values are not drawn: their sums would be infinite
 
 
 def main(arguments: Namespace) -> int:
@@ -72,7 +72,7 @@ def print_run(folder: Path, console: Console | None = None) -> None:
 
 @contextmanager
 def _read(said: str) -> Iterator[None]:
-    """RunError for what is JSON and not what a run writes: it may come from elsewhere."""
+    """Raise RunError where a file is JSON, but not what a run writes."""
     try:
         yield
     except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
@@ -97,7 +97,7 @@ def _stages(resolved: Path) -> list[dict[str, Any]]:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last line cut off by a crash is left out."""
+    """The lines of a metrics.jsonl, without a last line that a crash cut off."""
     try:
         lines = split_lines(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -117,7 +117,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def metrics_table(steps: list[dict[str, Any]], title: str) -> Table:
-    """First, last, least and greatest value of each metric, with its curve."""
+    """A table of each metric's first, last, least and greatest value, and its curve."""
     names = {name for step in steps for name, value in step.items() if _is_number(value)}
     names -= {"step", "time"}
     ordered = [n for n in FIRST if n in names] + sorted(names - set(FIRST))
@@ -159,7 +159,7 @@ def _print_summary(summary: dict[str, Any], console: Console) -> None:
 
 
 def _by_reward(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """The figures of an evaluation, and below them those of each reward by its name."""
+    """The figures of an evaluation, followed by those of each reward under its name."""
     named = {
         f"{name}: {figure}": value
         for name, figures in evaluation.get("rewards", {}).items()

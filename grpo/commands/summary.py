@@ -1,4 +1,4 @@
-"""What a run says at its end: the result of its last stage, and a table of all of them."""
+"""Print the end of a run: the result of its last stage, and a table of all stages."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from grpo.evaluation import figures
 from grpo.outside.terminal.console import Console
 
 
 def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> None:
-    """The result table of a stage and where everything is."""
+    """Print the result table of a stage and the paths of model and run."""
     if "before" in summary:
-        table = Table(title=f"{summary['recipe']} (seed {summary['seed']}): held-out tasks")
-        for heading in ("", "before", "after"):
-            table.add_column(heading, justify="left" if not heading else "right")
+        title = f"{summary['recipe']} (seed {summary['seed']}): held-out tasks"
+        table = Table("", *_right("before", "after"), title=title)
         for row in figures.rows(summary["before"], summary["after"]):
             table.add_row(*row)
         console.print(table)
@@ -33,19 +32,17 @@ def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> No
 
 
 def print_stages(kinds: Mapping[str, str], summaries: Mapping[str, Any], console: Console) -> None:
-    """One line per stage: what it did, in what time; then the tables of eval stages but the last.
+    """Print a line for each stage, then the tables of all eval stages except the last stage.
 
-    A stage's summary says what it did in `result`; an rl stage's is made from its figures.
+    A line has the summary's `result`; for an rl stage it is made from the figures.
     """
-    table = Table(title="stages")
-    for heading in ("stage", "kind", "result", "seconds"):
-        table.add_column(heading, justify="right" if heading == "seconds" else "left")
+    table = Table("stage", "kind", "result", *_right("seconds"), title="stages")
     for name, kind in kinds.items():
         summary = summaries.get(name)
         if summary is None:
             table.add_row(name, kind, "not done", "")
-            continue
-        table.add_row(name, kind, _result(summary), f"{summary.get('seconds', 0):.0f}")
+        else:
+            table.add_row(name, kind, _result(summary), f"{summary.get('seconds', 0):.0f}")
     console.print(table)
     for name, kind in list(kinds.items())[:-1]:  # the last one is for print_summary
         if kind == "eval" and name in summaries:
@@ -53,7 +50,7 @@ def print_stages(kinds: Mapping[str, str], summaries: Mapping[str, Any], console
 
 
 def print_models(summary: dict[str, Any], console: Console) -> None:
-    """The models of an eval stage side by side, each figure with its 95% interval.
+    """Print the models of an eval stage side by side, each figure with its 95% interval.
 
     `summary["models"]` maps a model's name to {heading: [value, low, high], a number or None}.
     """
@@ -84,12 +81,14 @@ def models_table(summary: dict[str, Any], title: str, models_are_rows: bool, bet
     rows = [["model", *(heading.replace("_", " ") for heading in headings)], *cells]
     if not models_are_rows:
         rows = [list(row) for row in zip(*rows, strict=True)]
-    table = Table(title=title)
-    for number, heading in enumerate(rows[0]):
-        table.add_column(heading, justify="right" if number else "left")
+    table = Table(rows[0][0], *_right(*rows[0][1:]), title=title)
     for row in rows[1:]:
         table.add_row(*row)
     return table
+
+
+def _right(*headings: str) -> list[Column]:
+    return [Column(heading, justify="right") for heading in headings]
 
 
 def _cell(value: Any, between: str) -> str:

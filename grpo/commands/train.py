@@ -1,4 +1,4 @@
-"""The composition root: a recipe becomes a run directory.
+"""`grpo train`: turn a recipe into a run directory, or continue one.
 
     runs/<name>/  resolved.json  provenance.json  summary.json  metrics.jsonl  ledger/
                   checkpoints/  checkpoints.jsonl  eval/*.jsonl  model/
@@ -64,7 +64,7 @@ class _Run:
 
 @contextmanager
 def _claimed(run: _Run) -> Iterator[None]:
-    """Within it no other process trains in the folder; of several ranks the first holds it."""
+    """Keep other processes from training in the folder; of several ranks the first holds it."""
     with ExitStack() as held:
         run.say(run.ranks.on_first(lambda: held.enter_context(claimed(run.folder))))
         yield
@@ -104,7 +104,7 @@ def _resumed(
 
 
 def _on_ray(recipe: Recipe) -> bool:
-    """Whether this process has to start the ranks, being none of them itself."""
+    """Whether this process has to start the ranks on Ray; false in a rank itself."""
     return recipe.ray.learners > 1 and LAUNCHED not in os.environ
 
 
@@ -130,13 +130,13 @@ def train_recipe(recipe: Recipe, console: Console | None = None) -> dict[str, An
 
 
 def _has_begun(folder: Path) -> bool:
-    """Whether a run has steps, or answers of a model, that others of its settings may not use."""
+    """Whether a run has steps or answers, which a run with other settings may not use."""
     logs = (*folder.rglob("metrics.jsonl"), *folder.rglob(f"eval/{finished.ASKED}"))
     return any(log.stat().st_size for log in logs)
 
 
 def _found(run: _Run) -> None:
-    """The run directory with what it says about itself. Raises RunError."""
+    """Make the run directory, with its settings and its record. Raises RunError."""
     folder = run.folder
     if (folder / SETTINGS).exists():
         raise RunError(
@@ -157,9 +157,9 @@ def resume_run(
 ) -> dict[str, Any]:
     """Continue the run in `path` from its newest checkpoint; the summary of its last stage.
 
-    It goes on as it was started: with its settings, its number of threads, its kernels. Raises
-    RunError where something else has changed, unless its rows, files, ranks or device have and
-    `accept_changes` is set; then what was sampled ahead is sampled anew.
+    The run keeps its settings, its number of threads and its kernels. Raises RunError where
+    anything else has changed. With `accept_changes` its rows, files, ranks and device may have
+    changed; what was sampled ahead is then sampled anew.
     """
     folder = Path(path).expanduser().resolve()
     if not (folder / SETTINGS).is_file():
@@ -235,9 +235,9 @@ def _run_stages(run: _Run) -> dict[str, Any]:
 
 
 def _compare(run: _Run, stages: Sequence[AnyStage]) -> None:
-    """Compare the inputs of stages with what they were when the run first met them.
+    """Compare the inputs of stages with the run's record of them, and record new ones.
 
-    What it had not met is recorded. Raises RunError where they have changed and may not have.
+    Raises RunError where they have changed and the changes are not accepted.
     """
     started = record.read(run.folder)
     begun = json.dumps(started)

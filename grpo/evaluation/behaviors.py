@@ -1,9 +1,9 @@
 """What reasoning looks like in completions: words of reflection per group, and scripts in a mix.
 
-R1 reports how often its thoughts hold words of reflection while training goes on (arXiv 2501.12948,
-"aha moment"). Such counts describe the text and prove nothing about it: a model can write "let me
-check" and check nothing, so they belong beside accuracy and length, never in place of them. The
-lists are English; completions in other languages show in the language mix instead.
+R1 reports how often words of reflection occur in its thoughts during training (arXiv 2501.12948,
+"aha moment"). Such counts describe the text and prove nothing: a model can write "let me check" and
+check nothing. Read them beside accuracy and length, not instead of them. The lists are English;
+other languages show in the language mix.
 """
 
 from __future__ import annotations
@@ -16,60 +16,22 @@ from typing import Any
 from grpo.rewards.language import words_by_script
 
 # Every form is listed, so that a count can be repeated with a text editor. Case does not matter; a
-# form stands between word boundaries, and the longest one at a place counts, once a group.
+# form stands between word boundaries. Where several forms match at one place, the longest counts.
+_FORMS = {
+    "wait": "wait, hmm, hold on",
+    "check": "check, checks, checking, checked, double-check, double check, double-checking, "
+    "sanity check, recheck, rechecking, re-check",
+    "verify": "verify, verifies, verified, verifying, verification, confirm, confirms, "
+    "confirming, make sure",
+    "alternatively": "alternatively, another way, another approach, a different approach, "
+    "a different way, on second thought",
+    "let me": "let me, let's, let us",
+    "backtrack": "try again, start over, start again, go back, going back, that's wrong, "
+    "that is wrong, that's not right, that is not right, that can't be right, doesn't work, "
+    "does not work, mistake, mistakes, scratch that, correct myself",
+}
 BEHAVIORS: Mapping[str, tuple[str, ...]] = {
-    "wait": ("wait", "hmm", "hold on"),
-    "check": (
-        "check",
-        "checks",
-        "checking",
-        "checked",
-        "double-check",
-        "double check",
-        "double-checking",
-        "sanity check",
-        "recheck",
-        "rechecking",
-        "re-check",
-    ),
-    "verify": (
-        "verify",
-        "verifies",
-        "verified",
-        "verifying",
-        "verification",
-        "confirm",
-        "confirms",
-        "confirming",
-        "make sure",
-    ),
-    "alternatively": (
-        "alternatively",
-        "another way",
-        "another approach",
-        "a different approach",
-        "a different way",
-        "on second thought",
-    ),
-    "let me": ("let me", "let's", "let us"),
-    "backtrack": (
-        "try again",
-        "start over",
-        "start again",
-        "go back",
-        "going back",
-        "that's wrong",
-        "that is wrong",
-        "that's not right",
-        "that is not right",
-        "that can't be right",
-        "doesn't work",
-        "does not work",
-        "mistake",
-        "mistakes",
-        "scratch that",
-        "correct myself",
-    ),
+    name: tuple(forms.split(", ")) for name, forms in _FORMS.items()
 }
 
 

@@ -54,12 +54,16 @@ NUMBER = _judge("accuracy")
 CODE = (RewardSpec(name="code", label="strict"),)
 ALL_ROWS = {"heldout_fraction": 1.0}
 _CONTEST = EvalTask(
-    source="aime",
-    file_args=ALL_ROWS,
-    rewards=MATH,
+    source="aime", file_args=ALL_ROWS, rewards=MATH, instruction=BOXED, max_tokens=32_768, k=64
+)
+_GENERATED = EvalTask(
+    source="multiplication",
+    args={"digits": 2},
+    rewards=NUMBER,
     instruction=BOXED,
-    max_tokens=32_768,
-    k=64,
+    max_tokens=256,
+    k=4,
+    limit=ENDLESS,
 )
 _PROGRAM = EvalTask(
     source="humaneval",
@@ -92,23 +96,9 @@ TASKS: dict[str, EvalTask] = {
     "parity": EvalTask(
         source="parity", rewards=NUMBER, template="raw", max_tokens=64, k=4, limit=ENDLESS
     ),
-    "multiplication": EvalTask(
-        source="multiplication",
-        args={"digits": 2},
-        rewards=NUMBER,
-        instruction=BOXED,
-        max_tokens=256,
-        k=4,
-        limit=ENDLESS,
-    ),
-    "arithmetic": EvalTask(
-        source="arithmetic",
-        args={"prompt": "What is {expression}?"},
-        rewards=NUMBER,
-        instruction=BOXED,
-        max_tokens=256,
-        k=4,
-        limit=ENDLESS,
+    "multiplication": _GENERATED,
+    "arithmetic": replace(
+        _GENERATED, source="arithmetic", args={"prompt": "What is {expression}?"}
     ),
 }
 # Any other name that --data gives a file: rows of `prompt` and `answer`, or `prompt` and `tests`.

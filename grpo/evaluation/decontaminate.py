@@ -1,10 +1,10 @@
 """Whether a text leaks an evaluation set: exact match of normalized text, and n-grams of words.
 
-The n-gram test is the one of GPT-3 (arXiv 2005.14165, appendix C) and of R1 (2501.12948): a run of
-n words shared with an evaluation task counts as a leak. Words inside runs that many tasks of one
-set share are the wording of its prompts ("Using the numbers …, create an equation"), which would
-condemn every training task of the same kind: a run that is wording for more than half does not
-count. Texts shorter than n words are compared as a whole only.
+The n-gram test is that of GPT-3 (arXiv 2005.14165, appendix C) and of R1 (2501.12948): a run of n
+words shared with an evaluation task is a leak. Runs shared by many tasks of one set are the wording
+of its prompts ("Using the numbers …, create an equation"). They would condemn every training task
+of the same kind, so a run that is more than half wording does not count. Texts of fewer than n
+words are compared only as a whole.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Evaluation:
 
 
 def _own(grams: Sequence[str], shared: set[str], n: int) -> Iterator[str]:
-    """The runs of a text, given in order, of which at most half the words are in a shared run."""
+    """Those runs of a text, given in order, that are at most half wording."""
     places = [place for place, gram in enumerate(grams) if gram in shared]
     wording = {word for place in places for word in range(place, place + n)}
     for place, gram in enumerate(grams):
@@ -113,7 +113,7 @@ def _own(grams: Sequence[str], shared: set[str], n: int) -> Iterator[str]:
 
 
 def check_evaluation(names: Sequence[str], data: Data) -> None:
-    """Refuse, by its first task, what `load_evaluation` would refuse. Raises DataError."""
+    """Check the first task of each set for what `load_evaluation` would refuse. DataError."""
     for name in names:
         next(_rows(name, data), None)
 

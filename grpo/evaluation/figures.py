@@ -1,6 +1,6 @@
-"""The figures of a held-out evaluation in words, each by the name of its reward.
+"""The figures of a held-out evaluation in words, each under the name of its reward.
 
-Accuracy and pass@k are a verifier's. Where no reward says right or wrong, every reward has the mean
+Only a verifier has accuracy and pass@k. If no reward says right or wrong, every reward has the mean
 of its values, and nothing is called accuracy.
 """
 
@@ -15,10 +15,10 @@ FIRST = "accuracy"  # the name that a verifier's figures need not repeat
 
 
 def sentence(found: Evaluation) -> str:
-    """One line: each verifier's greedy accuracy and pass@1, or each reward's mean, and length.
+    """One line: each verifier's greedy accuracy and pass@1, or each reward's mean; the length.
 
-    A figure of some of the sampled completions says of how many.
-    With a verifier the other rewards are left to the table and to summary.json.
+    A figure says how many completions it is of, if not of all. If there is a verifier, the other
+    rewards are only in the table and in summary.json.
     """
     parts: list[str] = []
     for name in shown(found):
@@ -37,7 +37,7 @@ def sentence(found: Evaluation) -> str:
 
 
 def change(before: Evaluation, after: Evaluation) -> str:
-    """The figure that `decides`, of two evaluations: "pass@1 0.500 -> 0.900 [0.850, 0.950]"."""
+    """The deciding figure of two evaluations: "pass@1 0.500 -> 0.900 [0.850, 0.950]"."""
     name, names = before["headline"], list(before["rewards"])
     if "pass1" in before and "pass1" in after and name == after["headline"]:
         title = "pass@1" if _alone(before, name) else f"{name}: pass@1"
@@ -68,15 +68,15 @@ def rows(before: Evaluation, after: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def shown(found: Evaluation) -> list[str]:
-    """The rewards that a short report names: the verifiers, or all where there is none."""
+    """The rewards that a short report names: the verifiers, or all if there is none."""
     verifiers = [name for name, of in found["rewards"].items() if "pass1" in of]
     return verifiers or list(found["rewards"])
 
 
 def decides(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
-    """What `eval.keep_best` compares, by evaluation: pass@1 of the first verifier.
+    """evaluation -> the figure that `eval.keep_best` compares: pass@1 of the first verifier.
 
-    The mean of the weighted sum where there is none; -inf where nothing was scored.
+    Without a verifier it is the mean of the weighted sum. It is -inf if nothing was scored.
     """
     found = list(evaluations.values())
     same = len({one.get("headline") for one in found}) == 1
@@ -86,7 +86,7 @@ def decides(evaluations: Mapping[str, Evaluation]) -> dict[str, float]:
 
 
 def scored(found: Evaluation, name: str) -> str:
-    """How many of the sampled completions a reward's figures are of: "5 of 8"."""
+    """How many of the sampled completions a reward scored: "5 of 8"."""
     return f"{found['scored'][name]} of {found['samples']}"
 
 
@@ -112,5 +112,5 @@ def _whole(found: Evaluation, name: str) -> bool:
 
 
 def _alone(found: Evaluation, name: str) -> bool:
-    """Whether a verifier's name goes without saying."""
+    """Whether the name can be left out: the only verifier is called accuracy."""
     return name == FIRST and "pass1" in found["rewards"][name] and shown(found) == [name]

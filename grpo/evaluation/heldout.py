@@ -1,7 +1,7 @@
 """Held-out evaluation of the policy with the engine that trains it.
 
-Each task is answered once greedily and `num_samples` times at the asked temperature, always with
-the same noise, so that two evaluations of one model give one figure and two models are compared
+Each task is answered once greedily and `num_samples` times at the given temperature. The noise is
+always the same: two evaluations of one model give the same figure, and two models are compared
 sample by sample.
 """
 
@@ -25,6 +25,10 @@ from grpo.rollout.collect import collect
 from grpo.types import Completion, Engine, NoiseSplit, Prompt, Request, Sampling, Score, TaskSource
 
 BARREN = 10_000  # tasks of an endless source tried in a row before giving up on new ones
+NO_TASKS = (
+    "the data source has no held-out tasks to evaluate on; with few rows, raise heldout_fraction "
+    "in data.args, or name a held-out file or split there"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class HeldOut:
     sampling: Sampling
     num_samples: int
     seed: int
-    answer_of: Callable[[str], str | None] | None = None  # what a completion votes for in maj@k
+    answer_of: Callable[[str], str | None] | None = None  # text -> its vote in maj@k
 
     def evaluate(
         self, engine: Engine, path: Path, progress: Callable[[int, int], None] = lambda _a, _b: None
@@ -47,10 +51,17 @@ class HeldOut:
         called with (groups done, groups in all).
         """
         alone = replace(self.sampling, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0)
-        greedy = self._ask(engine, alone, 1, "greedy")
-        sampled = self._ask(engine, self.sampling, self.num_samples, "sample")
-        groups = [*self._follow(greedy, progress, 0), *self._follow(sampled, progress, 1)]
-        lines = [self._line(mode, place, c, s) for mode, place, c, s in groups]
+        total = len(self.prompts)
+        lines: list[dict[str, Any]] = []
+        for mode, sampling, n, before in (
+            ("greedy", alone, 1, 0),
+            ("sample", self.sampling, self.num_samples, total),
+        ):
+            answered: dict[int, list[dict[str, Any]]] = {}
+            for place, group in self._ask(engine, sampling, n, mode):
+                answered[place] = group
+                progress(before + len(answered), 2 * total)
+            lines += [line for place in sorted(answered) for line in answered[place]]
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_suffix(".tmp")
         with open(aside, "w", encoding="utf-8", newline="\n", opener=opener) as file:
@@ -60,7 +71,8 @@ class HeldOut:
 
     def _ask(
         self, engine: Engine, sampling: Sampling, n: int, mode: str
-    ) -> Iterator[tuple[str, int, Completion, Score]]:
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        """(place of a prompt, the lines of its completions), group by group as they finish."""
         requests = [
             Request(
                 uid=f"{mode}/{place}",
@@ -74,28 +86,12 @@ class HeldOut:
         for uid, completions in collect(engine, requests, text=True):
             place = int(uid.rpartition("/")[2])
             scores = self.rewards.score(self.prompts[place], completions)
-            for completion, score in zip(completions, scores, strict=True):
-                yield mode, place, completion, score
-
-    def _follow(
-        self,
-        groups: Iterator[tuple[str, int, Completion, Score]],
-        progress: Callable[[int, int], None],
-        part: int,
-    ) -> list[tuple[str, int, Completion, Score]]:
-        total = len(self.prompts)
-        seen: set[int] = set()
-        kept: list[tuple[str, int, Completion, Score]] = []
-        for item in groups:
-            seen.add(item[1])
-            kept.append(item)
-            progress(part * total + len(seen), 2 * total)
-        return sorted(kept, key=lambda item: (item[1], item[2].index))
+            pairs = zip(completions, scores, strict=True)
+            yield place, [self._line(mode, place, *pair) for pair in pairs]
 
     def _line(self, mode: str, place: int, completion: Completion, score: Score) -> dict[str, Any]:
         prompt = self.prompts[place]
         text = prompt.prefill + completion.text
-        vote = {"vote": self.answer_of(text)} if self.answer_of else {}
         return {
             "mode": mode,
             "task": prompt.task.uid,
@@ -111,7 +107,7 @@ class HeldOut:
             "parts": dict(score.parts),
             "right": dict(score.right or {}),
             **({"detail": score.detail} if score.status in UNUSABLE else {}),
-            **vote,
+            **({"vote": self.answer_of(text)} if self.answer_of else {}),
         }
 
 
@@ -122,10 +118,7 @@ def prepare(source: TaskSource, template: PromptTemplate, num_tasks: int) -> lis
     """
     size = source.size("heldout")
     if size == 0:
-        raise DataError(
-            "the data source has no held-out tasks to evaluate on; with few rows, raise "
-            "heldout_fraction in data.args, or name a held-out file or split there"
-        )
+        raise DataError(NO_TASKS)
     prompts: list[Prompt] = []
     seen: set[str] = set()
     index = barren = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -21,10 +22,7 @@ def lm_eval_results(
     "exact_match,strict" is pass@1 by the strict verifier, "exact_match_stderr,strict" its
     standard error over task clusters. A template other than a task's first is "task@template".
     """
-    found: dict[str, dict[str, Any]] = {
-        name: {}
-        for name in ("results", "configs", "versions", "n-shot", "higher_is_better", "n-samples")
-    }
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
     settings = results["settings"]
     for name, templates in results["models"][model].items():
         for number, (template, figures) in enumerate(templates.items()):

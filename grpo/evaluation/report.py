@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
+from grpo.evaluation.figures import interval
 from grpo.outside.terminal.console import Console
 
 Figures = Mapping[str, Any]
@@ -42,9 +43,8 @@ def _table(task: str, columns: list[tuple[str, str, Figures]]) -> Table:
     table.add_column("")
     for name, template, _ in columns:
         table.add_column(f"{name}\n{template}", justify="right")
-    rewards: list[str] = list(first.get("rewards", {"strict": None}))
     rows: list[tuple[str, Callable[[Figures], str]]] = []
-    for name in rewards:
+    for name in first.get("rewards", {"strict": None}):
         rows.append((f"pass@1, {name}", lambda f, n=name: _interval(of_reward(f, n), "pass1")))
         rows.append((f"greedy, {name}", lambda f, n=name: _interval(of_reward(f, n), "greedy")))
     for k in list(first["pass_at_k"])[1:]:
@@ -73,17 +73,13 @@ def of_reward(figures: Figures, reward: str) -> Figures:
 
 
 def _interval(figures: Figures, name: str) -> str:
-    if figures.get(name) is None:
-        return "-"
-    low, high = figures[f"{name}_ci"]
-    return f"{figures[name]:.3f} [{low:.3f}, {high:.3f}]"
+    return "-" if figures.get(name) is None else interval(figures, name)
 
 
 def _pass_at_k(figures: Figures, k: str) -> str:
     if k not in figures["pass_at_k"]:
         return "-"
-    low, high = figures["pass_at_k_ci"][k]
-    return f"{figures['pass_at_k'][k]:.3f} [{low:.3f}, {high:.3f}]"
+    return interval({k: figures["pass_at_k"][k], f"{k}_ci": figures["pass_at_k_ci"][k]}, k)
 
 
 def _lengths(figures: Figures) -> str:

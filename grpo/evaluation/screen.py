@@ -1,8 +1,9 @@
-"""What is kept of a task's completions: R1's filters for rejection sampling, as pure functions.
+"""R1's filters for rejection sampling, as pure functions: which completions of a task are kept.
 
-R1 (2501.12948, section 2.3.3) keeps correct completions and leaves out thoughts of mixed language,
-with long paragraphs or with code blocks. Truncated, repetitive, leaked and repeated ones go too.
-Every completion that is dropped has one reason, the first of `REASONS` that applies.
+R1 (2501.12948, section 2.3.3) keeps correct completions, and drops those whose thought mixes
+languages, has long paragraphs or has code blocks. Truncated, repetitive, leaked and duplicate
+completions are dropped too. A dropped completion has one reason, the first of `REASONS` that
+applies.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class Sampled:
     task: str  # uid
     prompt: str | list[Message]
     answer: str | None
-    noise: str  # the requests's noise key, seed/split/task/visit
+    noise: str  # the request's noise key, seed/split/task/visit
     samples: tuple[Sample, ...]
     columns: Mapping[str, Any] = field(default_factory=dict[str, Any])  # of its chat template
 
@@ -156,13 +157,14 @@ def diverse(good: Sequence[Sample], keep: int) -> list[Sample]:
     """
     left, chosen = list(good), list[Sample]()
     grams = {s.index: set(ngrams(s.text, DIVERSITY_NGRAM)) or {normalized(s.text)} for s in good}
+
+    def apart(one: Sample) -> float:
+        """From the nearest of those chosen."""
+        gaps = (distance(grams[one.index], grams[other.index]) for other in chosen)
+        return min(gaps, default=0.0)
+
     while left and len(chosen) < keep:
-        best = max(
-            left,
-            key=lambda s: min(
-                (distance(grams[s.index], grams[c.index]) for c in chosen), default=0.0
-            ),
-        )
+        best = max(left, key=apart)
         left.remove(best)
         chosen.append(best)
     return chosen

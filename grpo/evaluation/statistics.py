@@ -1,12 +1,13 @@
 """Figures of an evaluation, with their uncertainty: pure numpy, no model.
 
-Tasks that share a cluster (7*8 and 8*7) are not independent, so intervals resample clusters, never
-single tasks or samples. Scores are numbers from 0 to 1, 1 being correct, None or NaN unscored.
+Tasks that share a cluster (7*8 and 8*7) are not independent. Intervals therefore resample whole
+clusters, not tasks or samples. A score is a number from 0 to 1; 1 is correct, None or NaN unscored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -66,11 +67,10 @@ def clustered_bootstrap(
         raise ValueError(f"{data.size} values, but {len(clusters)} clusters")
     if not 0 < level < 1:
         raise ValueError(f"level must be between 0 and 1, not {level}")
-    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
-    members = np.array([number[cluster] for cluster in clusters])
-    count = len(number)
-    sums_C = np.bincount(members, weights=data, minlength=count)
-    sizes_C = np.bincount(members, minlength=count).astype(np.float64)
+    members = _numbered(clusters)
+    sums_C = np.bincount(members, weights=data)
+    sizes_C = np.bincount(members).astype(np.float64)
+    count = len(sums_C)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     rows = max(1, CHUNK // count)
@@ -90,9 +90,7 @@ def clustered_stderr(values: Sequence[float] | np.ndarray, clusters: Sequence[Ha
     2411.00640, with every cluster drawn from an endless supply); 0 for a single cluster.
     """
     data = np.asarray(values, dtype=np.float64)
-    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
-    members = np.array([number[cluster] for cluster in clusters])
-    sums_C = np.bincount(members, weights=data - data.mean(), minlength=len(number))
+    sums_C = np.bincount(_numbered(clusters), weights=data - data.mean())
     return float(np.sqrt((sums_C**2).sum()) / data.size)
 
 
@@ -112,11 +110,9 @@ def paired_difference(
     """
     if not len(a) == len(b) == len(clusters):
         raise ValueError(f"{len(a)} and {len(b)} values, {len(clusters)} clusters")
-    gap = _floats(a) - _floats(b)
-    kept = ~np.isnan(gap)
-    names = [cluster for cluster, keep in zip(clusters, kept, strict=True) if keep]
-    low, high = clustered_bootstrap(gap[kept], names, seed, resamples=resamples, level=level)
-    return float(gap[kept].mean()), low, high
+    gaps, names = _scored_tasks(_floats(a) - _floats(b), clusters)
+    low, high = clustered_bootstrap(gaps, names, seed, resamples=resamples, level=level)
+    return float(gaps.mean()), low, high
 
 
 def task_means(scores: Sequence[Sequence[float | None]]) -> np.ndarray:
@@ -150,15 +146,11 @@ def summarize(
     Unscored samples are left out of every figure and counted. Raises ValueError if all are.
     """
     means = task_means(scores)
-    kept = ~np.isnan(means)
-    if not kept.any():
+    kept, names = _scored_tasks(means, clusters)
+    if not kept.size:
         raise ValueError("an evaluation needs at least one scored sample")
-    names = [cluster for cluster, keep in zip(clusters, kept, strict=True) if keep]
-    counts = [
-        (len(values), int((values >= 1.0).sum()))
-        for values in (_scored(row) for row in scores)
-        if len(values)
-    ]
+    samples = [values for values in map(_scored, scores) if values.size]
+    counts = [(len(values), int((values >= 1.0).sum())) for values in samples]
     ks = [2**i for i in range(min(n for n, _ in counts).bit_length())]
     solved_K = {str(k): [pass_at_k(n, right, k) for n, right in counts] for k in ks}
     greedy_scores = None if greedy is None else _floats(greedy)
@@ -166,9 +158,8 @@ def summarize(
     total = sum(len(row) for row in scores)
     return {
         **_mean_and_interval("greedy", greedy_scores, clusters, seed),
-        "pass1": float(means[kept].mean()),
-        "pass1_ci": list(clustered_bootstrap(means[kept], names, seed)),
-        "pass1_stderr": clustered_stderr(means[kept], names),
+        **_mean_and_interval("pass1", means, clusters, seed),
+        "pass1_stderr": clustered_stderr(kept, names),
         "pass_at_k": {k: float(np.mean(solved)) for k, solved in solved_K.items()},
         "pass_at_k_ci": {
             k: list(clustered_bootstrap(solved, names, seed)) for k, solved in solved_K.items()
@@ -195,11 +186,10 @@ def summarize_mean(
     task has in `greedy`. Each is None where nothing was scored.
     """
     means = task_means(scores)
-    kept = ~np.isnan(means)
-    names = [cluster for cluster, keep in zip(clusters, kept, strict=True) if keep]
+    kept, names = _scored_tasks(means, clusters)
     return {
         **_mean_and_interval("mean", means, clusters, seed),
-        "mean_stderr": clustered_stderr(means[kept], names) if kept.any() else None,
+        "mean_stderr": clustered_stderr(kept, names) if kept.size else None,
         **_mean_and_interval("greedy", _floats(greedy) if greedy else None, clusters, seed),
     }
 
@@ -209,10 +199,8 @@ def _mean_and_interval(
 ) -> dict[str, Any]:
     if values is None or np.isnan(values).all():
         return {name: None, f"{name}_ci": None}
-    kept = ~np.isnan(values)
-    names = [cluster for cluster, keep in zip(clusters, kept, strict=True) if keep]
-    interval = clustered_bootstrap(values[kept], names, seed)
-    return {name: float(values[kept].mean()), f"{name}_ci": list(interval)}
+    kept, names = _scored_tasks(values, clusters)
+    return {name: float(kept.mean()), f"{name}_ci": list(clustered_bootstrap(kept, names, seed))}
 
 
 def _majority(
@@ -227,8 +215,23 @@ def _majority(
     return values
 
 
+def _numbered(clusters: Sequence[Hashable]) -> np.ndarray:
+    """Each cluster as a number from 0, int [N], in the order in which clusters first appear."""
+    number = {cluster: i for i, cluster in enumerate(dict.fromkeys(clusters))}
+    return np.array([number[cluster] for cluster in clusters])
+
+
+def _scored_tasks(
+    values: np.ndarray, clusters: Sequence[Hashable]
+) -> tuple[np.ndarray, list[Hashable]]:
+    """The values [N] that are not NaN, with their clusters."""
+    kept = ~np.isnan(values)
+    return values[kept], list(compress(clusters, kept))
+
+
 def _floats(values: Sequence[float | None]) -> np.ndarray:
-    return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+    """float64 [N], NaN for None."""
+    return np.array(values, dtype=np.float64)
 
 
 def _scored(values: Sequence[float | None]) -> np.ndarray:

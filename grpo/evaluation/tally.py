@@ -1,13 +1,14 @@
-"""What the lines of a held-out evaluation add up to, reward by reward.
+"""The figures of a held-out evaluation, computed from its lines, reward by reward.
 
-A line is a completion with its scores, as `grpo.evaluation.heldout` writes it. Accuracy and pass@k
-are of rewards that say right or wrong; of the others there is the mean.
+A line is a completion with its scores, as `grpo.evaluation.heldout` writes it. Rewards that say
+right or wrong have accuracy and pass@k; the others have a mean.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,12 @@ from grpo.errors import DataError
 from grpo.evaluation import behaviors, statistics
 from grpo.rewards.math.latex import compare
 
+Line = dict[str, Any]
+Lines = Sequence[Line]
+Value = Callable[[Line], float | None]  # of a line's completion; None: unscored
 
-def summarize(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) -> dict[str, Any]:
+
+def summarize(lines: Lines, names: Sequence[str], seed: int) -> dict[str, Any]:
     """`figures` that are `checked`."""
     return checked(figures(lines, names, seed))
 
@@ -35,7 +40,7 @@ def checked(found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def figures(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) -> dict[str, Any]:
+def figures(lines: Lines, names: Sequence[str], seed: int) -> dict[str, Any]:
     """What evaluation lines say of the rewards `names`, each figure under its reward's name.
 
     headline: the first reward that says right or wrong; its figures by
@@ -50,9 +55,9 @@ def figures(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) ->
     (why a gold or a grader failed, most often; None) and what `grpo.evaluation.behaviors.summarize`
     gives.
     """
-    sampled = [line for line in lines if line["mode"] == "sample"]
-    places = list(dict.fromkeys(line["task"] for line in sampled))
-    clusters = [{line["task"]: line["cluster"] for line in sampled}[place] for place in places]
+    sampled = _sampled(lines)
+    of_task = {line["task"]: line["cluster"] for line in sampled}
+    places, clusters = list(of_task), list(of_task.values())
     name = headline(lines, names)
     right = said(lines, name) if judged(lines, name) else None
     first: dict[str, Any] = {}
@@ -95,32 +100,31 @@ def figures(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) ->
     }
 
 
-def headline(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
+def headline(lines: Lines, names: Sequence[str]) -> str:
     """The reward whose figures stand first: see `figures`."""
     verifiers = [name for name in names if _may_judge(lines, name, names)]
     found = [name for name in verifiers if judged(lines, name)]
-    if not found:  # what a verifier should have judged and did not is no matter for a bonus
+    if not found:  # a verifier that judged nothing still goes before a bonus
         candidates = verifiers or names
         found = [name for name in candidates if any(v is not None for v in values(lines, name))]
         found += candidates
     return found[0]
 
 
-def judged(lines: Sequence[dict[str, Any]], name: str) -> bool:
+def judged(lines: Lines, name: str) -> bool:
     """Whether every sampled completion that reward `name` scored was called right or wrong."""
     right = said(lines, name)
-    sampled = [line for line in lines if line["mode"] == "sample"]
-    verdicts = [right(line) for line in sampled if line["parts"][name] is not None]
+    verdicts = [right(line) for line in _sampled(lines) if line["parts"][name] is not None]
     return bool(verdicts) and None not in verdicts
 
 
-def said(lines: Sequence[dict[str, Any]], name: str) -> Callable[[dict[str, Any]], float | None]:
-    """Of a line: 1.0 where reward `name` said right, 0.0 wrong, None neither.
+def said(lines: Lines, name: str) -> Value:
+    """A function of a line: 1.0 where reward `name` said right, 0.0 for wrong, None for neither.
 
-    Lines of versions that did not write down verdicts have them in the values 0 and 1.
+    Older versions wrote no verdicts. In their lines the values 0 and 1 are the verdicts.
     """
 
-    def verdict(line: dict[str, Any]) -> float | None:
+    def verdict(line: Line) -> float | None:
         if "right" in line:
             right = line["right"].get(name)
             return None if right is None else float(right)
@@ -130,7 +134,7 @@ def said(lines: Sequence[dict[str, Any]], name: str) -> Callable[[dict[str, Any]
     return verdict
 
 
-def columns(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) -> dict[str, Any]:
+def columns(lines: Lines, names: Sequence[str], seed: int) -> dict[str, Any]:
     """One model's row of a table: {heading: [value, low, high], a number, or None}.
 
     accuracy is pass@1 of the first verifier, with its greedy accuracy, as in `figures`; there is
@@ -140,7 +144,7 @@ def columns(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) ->
     resample task clusters.
     """
     found = summarize(lines, names, seed)
-    sampled = [line for line in lines if line["mode"] == "sample"]
+    sampled = _sampled(lines)
     row: dict[str, Any] = {}
     if "pass1" in found:
         row["accuracy"] = [found["pass1"], *found["pass1_ci"]]
@@ -154,7 +158,7 @@ def columns(lines: Sequence[dict[str, Any]], names: Sequence[str], seed: int) ->
 
 
 def difference(
-    lines: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], name: str, seed: int
+    lines: Lines, others: Lines, name: str, seed: int
 ) -> tuple[float, float, float] | None:
     """(lines - others, low, high) of reward `name` over the tasks both were asked.
 
@@ -164,59 +168,51 @@ def difference(
     of = value_of([*lines, *others], name)
     mine, theirs = (_means(found, of) for found in (lines, others))
     shared = [task for task in mine if task in theirs]
-    pairs = [(mine[task], theirs[task]) for task in shared]
-    if not any(a == a and b == b for a, b in pairs):
+    first, second = [mine[task] for task in shared], [theirs[task] for task in shared]
+    if all(a != a or b != b for a, b in zip(first, second, strict=True)):  # NaN: unscored
         return None
     clusters = {line["task"]: line["cluster"] for line in lines}
-    return statistics.paired_difference(
-        [a for a, _ in pairs], [b for _, b in pairs], [clusters[t] for t in shared], seed
-    )
+    return statistics.paired_difference(first, second, [clusters[t] for t in shared], seed)
 
 
-def value_of(
-    lines: Sequence[dict[str, Any]], name: str
-) -> Callable[[dict[str, Any]], float | None]:
+def value_of(lines: Lines, name: str) -> Value:
     """What a figure of reward `name` is the mean of: verdicts where `judged`, else values."""
     return said(lines, name) if judged(lines, name) else lambda line: line["parts"][name]
 
 
-def unscored(lines: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, int]:
+def unscored(lines: Lines, names: Sequence[str]) -> dict[str, int]:
     """How many sampled completions each reward did not apply to, where there are any."""
     counts = {name: values(lines, name).count(None) for name in names}
     return {name: count for name, count in counts.items() if count}
 
 
-def shared(
-    lines: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def shared(lines: Lines, others: Lines) -> tuple[list[Line], list[Line]]:
     """The lines of completions that two evaluations both asked for, in the order of the first."""
-    theirs = {(line["mode"], line["task"], line["sample"]): line for line in others}
-    pairs = [(line, theirs.get((line["mode"], line["task"], line["sample"]))) for line in lines]
-    both = [(mine, other) for mine, other in pairs if other is not None]
-    return [mine for mine, _ in both], [other for _, other in both]
+    key = itemgetter("mode", "task", "sample")
+    theirs = {key(line): line for line in others}
+    mine = [line for line in lines if key(line) in theirs]
+    return mine, [theirs[key(line)] for line in mine]
 
 
-def _may_judge(lines: Sequence[dict[str, Any]], name: str, names: Sequence[str]) -> bool:
-    """Whether a reward is a verifier; lines without verdicts do not say, and meant the first."""
+def _may_judge(lines: Lines, name: str, names: Sequence[str]) -> bool:
+    """Whether a reward is a verifier; in older lines, without verdicts, only the first one is."""
     return any(name in line["right"] if "right" in line else name == names[0] for line in lines)
 
 
 def _of_reward(
-    lines: Sequence[dict[str, Any]],
+    lines: Lines,
     places: Sequence[str],
     clusters: Sequence[str],
     name: str,
     seed: int,
 ) -> dict[str, Any]:
     """The figures of one reward; greedy is in verdicts where pass1 is there."""
-    sampled = [line for line in lines if line["mode"] == "sample"]
-    greedy = [line for line in lines if line["mode"] == "greedy"]
 
-    def mean(of: Callable[[dict[str, Any]], float | None]) -> dict[str, Any]:
+    def mean(of: Value) -> dict[str, Any]:
         return statistics.summarize_mean(
-            scores=_by_task(sampled, places, of),
+            scores=_by_task(_sampled(lines), places, of),
             clusters=clusters,
-            greedy=[of(line) for line in greedy],
+            greedy=[of(line) for line in lines if line["mode"] == "greedy"],
             seed=seed,
         )
 
@@ -230,29 +226,28 @@ def _of_reward(
     return found
 
 
-def _means(
-    lines: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], float | None]
-) -> dict[str, float]:
-    sampled = [line for line in lines if line["mode"] == "sample"]
+def _means(lines: Lines, of: Value) -> dict[str, float]:
+    sampled = _sampled(lines)
     places = list(dict.fromkeys(line["task"] for line in sampled))
     scores = _by_task(sampled, places, of)
     return dict(zip(places, statistics.task_means(scores).tolist(), strict=True))
 
 
-def _pooled(
-    lines: Sequence[dict[str, Any]], of: Callable[[dict[str, Any]], float | None], seed: int
-) -> list[float] | None:
+def _pooled(lines: Lines, of: Value, seed: int) -> list[float] | None:
     found = [(value, line["cluster"]) for line in lines if (value := of(line)) is not None]
     if not found:
         return None
-    values = [value for value, _ in found]
-    interval = statistics.clustered_bootstrap(values, [cluster for _, cluster in found], seed)
-    return [float(np.mean(values)), *interval]
+    values, clusters = zip(*found, strict=True)
+    return [float(np.mean(values)), *statistics.clustered_bootstrap(values, clusters, seed)]
 
 
-def values(lines: Sequence[dict[str, Any]], name: str) -> list[float | None]:
+def values(lines: Lines, name: str) -> list[float | None]:
     """Reward `name` of every sampled completion, in file order."""
-    return [line["parts"][name] for line in lines if line["mode"] == "sample"]
+    return [line["parts"][name] for line in _sampled(lines)]
+
+
+def _sampled(lines: Lines) -> list[Line]:
+    return [line for line in lines if line["mode"] == "sample"]
 
 
 def _alike(answers: Sequence[str | None]) -> list[str | None]:
@@ -264,14 +259,13 @@ def _alike(answers: Sequence[str | None]) -> list[str | None]:
             votes.append(None)
             continue
         same = next((a for a in first if a == answer or compare(answer, a)), None)
-        first += [answer] if same is None else []
-        votes.append(answer if same is None else same)
+        if same is None:
+            first.append(answer)
+        votes.append(same or answer)
     return votes
 
 
-def _by_task(
-    lines: Sequence[dict[str, Any]], places: Sequence[str], of: Callable[[dict[str, Any]], Any]
-) -> list[list[Any]]:
+def _by_task(lines: Lines, places: Sequence[str], of: Callable[[Line], Any]) -> list[list[Any]]:
     found: dict[str, list[Any]] = {place: [] for place in places}
     for line in lines:
         found[line["task"]].append(of(line))

@@ -2,11 +2,11 @@
 
     teacher -> teacher/shards -> data/ (the filters of the reject stage) -> fine-tuning -> model/
 
-R1's distillation is supervised fine-tuning on such rows and nothing else (2501.12948, section 3).
-Optionally the student learns the teacher's distribution at every token of them instead: the forward
-KL divergence of GKD (arXiv 2306.13649) by TRL's own function, off-policy, so that the completions
-are those that were verified. The teacher is a model with any engine, or a server with OpenAI's API,
-whose completions come without token ids: the student's tokenizer reads their text.
+R1's distillation is supervised fine-tuning on such rows (2501.12948, section 3). With method=logits
+the student learns the teacher's distribution at each of their tokens instead: the forward KL
+divergence of GKD (arXiv 2306.13649), by TRL's own function. It is off-policy: the completions are
+the teacher's verified ones. The teacher is a model in any engine, or a server with OpenAI's API. A
+server gives no token ids, so the student's tokenizer reads its text.
 """
 
 from __future__ import annotations
@@ -24,59 +24,44 @@ import torch
 
 from grpo.config.schema import DistillStage, Model, Recipe
 from grpo.data import SOURCES
-from grpo.data.prompts import PromptTemplate, template_args
 from grpo.data.source import stable_hash
 from grpo.errors import DataError, RecipeError
 from grpo.evaluation.decontaminate import prompt_text
-from grpo.learner.learner import DTYPES
-from grpo.model import pretrained
-from grpo.model.compute_types import chosen
-from grpo.model.ranks import join
 from grpo.outside.code import plugins
 from grpo.outside.terminal.console import Console
 from grpo.rollout.remote.endpoint import EndpointEngine
-from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
+from grpo.stages.endings import sampling_of
+from grpo.stages.prompting import same_tokens
 from grpo.stages.reject import leave_rows
 from grpo.stages.served import ServedTemplate
-from grpo.stages.sft import fine_tune, load_tokenizer, longest_row
+from grpo.stages.sft import encoded, fine_tune, frozen, load_tokenizer
 from grpo.stages.sft_trainer import StageTrainer
-from grpo.stages.supervised_rows import TextRow, encode_sets, read_rows
+from grpo.stages.supervised_rows import TextRow, read_rows
 from grpo.stages.wiring import Sampler, build_sampler, load_engine
 from grpo.types import EngineSpec
 
 
 def run(stage: DistillStage, recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
-    """Leave `folder/data` and `folder/model`; its summary. Continues where it was cut."""
+    """Leave `folder/data` and `folder/model`; the summary. Continues an interrupted stage."""
     tokenizer = load_tokenizer(stage.model.path, stage.data.chat_template)
     if stage.method == "logits":
-        same_tokens(stage.teacher.path, tokenizer, stage.model.path)
-    build = partial(_served if stage.teacher.is_endpoint else _local, stage, recipe)
-    name = f"{stage.teacher.model or 'a model'} at {stage.teacher.path}"
-    name = name if stage.teacher.is_endpoint else stage.teacher.path
+        same_tokens("teacher.path", stage.teacher.path, tokenizer, stage.model.path)
+    build, name = _local, stage.teacher.path
+    if stage.teacher.is_endpoint:
+        build, name = _served, f"{stage.teacher.model or 'a model'} at {stage.teacher.path}"
+    build = partial(build, stage, recipe)
     sampled = leave_rows(stage, recipe, folder, console, build, name, folder / "teacher")
     rows = read_rows(sampled["data"])
     if stage.shuffle_answers:
         rows = shuffled(rows, stable_hash("shuffle", recipe.run.seed, stage.name))
-    template = PromptTemplate(
-        stage.data.template,
-        tokenizer,
-        vocab_size=vocab_size(stage.model.path),
-        **template_args(stage.data.template_args),
-    )
-    if template.chat is not None:
-        warn_of_turn_end(tokenizer, (tokenizer.eos_token_id,), taught=True)
-    most = longest_row(stage.model.path, stage.learner)
-    found, overlong = encode_sets({"verified": rows}, template, most, console)
+    found, overlong = encoded(stage, {"verified": rows}, tokenizer, console)
     learned = fine_tune(
         found["verified"],
+        stage=stage,
         tokenizer=tokenizer,
-        model=stage.model,
-        learner=stage.learner,
         run=recipe.run,
         folder=folder,
-        title=stage.name,
         console=console,
-        config=stage.model_dump(mode="json"),
         trainer=_trainer(stage),
     )
     control = " (shuffled answers)" if stage.shuffle_answers else ""
@@ -120,9 +105,7 @@ def _local(stage: DistillStage, recipe: Recipe) -> Sampler:
     model = Model(path=stage.teacher.path, dtype=stage.model.dtype)
     data = stage.data.model_copy(update={"chat_template": ""})  # the teacher has its own
     try:
-        return build_sampler(
-            model=model, data=data, rollout=stage.rollout, recipe=recipe, num_heldout=0
-        )
+        return build_sampler(model=model, data=data, rollout=stage.rollout, recipe=recipe)
     except RecipeError as error:
         raise RecipeError(str(error).replace("model.path = ", "teacher.path = ", 1)) from error
 
@@ -149,24 +132,11 @@ def _served(stage: DistillStage, recipe: Recipe) -> Sampler:
 # Logits
 
 
-def same_tokens(teacher: str, tokenizer: Any, student: str) -> None:
-    """Refuse a teacher whose token ids mean something else than the student's."""
-    found = pretrained.tokenizer(teacher, "teacher.path")
-    if found.get_vocab() != tokenizer.get_vocab():
-        raise RecipeError(
-            f"method = 'logits' compares distributions token by token, and teacher.path = "
-            f"{teacher!r} has other tokens than model.path = {student!r}; use method=sequence, or "
-            "two models with the same tokenizer"
-        )
-
-
 def _trainer(stage: DistillStage) -> Callable[..., StageTrainer]:
     if stage.method == "sequence":
         return StageTrainer
-    teacher = pretrained.load_model(
-        stage.teacher.path, DTYPES[chosen(stage.model.dtype)], setting="teacher.path"
-    )
-    return partial(LogitsTrainer, teacher=teacher.eval().to(join().device))
+    teacher = frozen(stage.teacher.path, stage.model, "teacher.path")
+    return partial(LogitsTrainer, teacher=teacher)
 
 
 class LogitsTrainer(StageTrainer):

@@ -1,4 +1,4 @@
-"""Where a completion ends: eos ids and stop strings, checked before anything is sampled."""
+"""How a completion ends: eos ids and stop strings, checked before anything is sampled."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def sampling_of(
 ) -> Sampling:
     """The recipe's sampling; a completion ends at any eos of tokenizer or generation config.
 
-    A stop string that is a special token ends a completion as an eos does, in every engine, and as
-    an eos it is not in the text; a closing tag (`</answer>`) is. With `text_only`, or an endpoint,
-    whose answers have no ids, it stays a stop string. Raises RecipeError where a completion could
-    never end, or a stop string never come.
+    A stop string that is a special token becomes an eos, which is not part of the text. A closing
+    tag (`</answer>`) stays a stop string and part of the text. With `text_only` or an endpoint all
+    stay stop strings, since the answers have no ids. Raises RecipeError where a completion could
+    never end, or a stop string could never be sampled.
     """
     size = vocab_size(model_path)
     eos = set(end_ids(tokenizer, model_path, size))
@@ -71,7 +71,7 @@ def sampling_of(
 def end_ids(tokenizer: Any, model_path: str, size: int) -> list[int]:
     """Every eos id that a model of `size` tokens can write. Raises RecipeError where there is none.
 
-    Of the tokenizer and the generation config; without such a file, of the model's config.
+    They come from the tokenizer and the generation config, or the model's config if it has none.
     """
     found = ({tokenizer.eos_token_id} | _declared(model_path)) - {None}
     outside = sorted(i for i in found if not 0 <= i < size)
@@ -110,9 +110,9 @@ def check_trained_eos(tokenizer: Any, model_path: str) -> None:
 def warn_of_turn_end(
     tokenizer: Any, eos_ids: Collection[int], stop: Collection[str] = (), *, taught: bool = False
 ) -> None:
-    """Warn where the chat template ends a turn with something that ends no completion.
+    """Warn where the chat template ends a turn with something that does not end a completion.
 
-    taught: whether completions are rows that are taught, each with an eos after it.
+    taught: whether the completions are training rows, each followed by an eos.
     """
     end = turn_end(tokenizer)
     ids = tokenizer.encode(end, add_special_tokens=False) if end else []

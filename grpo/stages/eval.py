@@ -2,8 +2,8 @@
 
     eval/<model>.jsonl: one greedy answer and num_samples completions a task, each with its scores
 
-One model after the other: an engine is closed before the next one loads. A model whose file is what
-it answered is not asked again when a run is resumed.
+Models are asked one after the other: an engine is closed before the next one loads. When a run is
+resumed, a model is not asked again if its answers are there and unchanged.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
 from grpo.config.schema import EvalStage, Model, Recipe, Rollout
 from grpo.evaluation import figures, heldout, tally
 from grpo.outside.files import hashes, manifest
 from grpo.outside.files.file_names import folder_name
 from grpo.outside.files.manifest import Damage
-from grpo.outside.terminal.console import Console, TextColumn
+from grpo.outside.terminal.console import Console
 from grpo.rewards.compose import RewardSet
 from grpo.rundir.finished import ASKED
 from grpo.rundir.provenance import content_hash
+from grpo.stages.bars import bar
 from grpo.stages.remote_rewards import reward_set
 from grpo.stages.wiring import build_sampler
 
@@ -38,37 +37,20 @@ def run(stage: EvalStage, recipe: Recipe, folder: Path, console: Console) -> dic
     titles = [spec.title for spec in stage.rewards]
     lines: dict[str, list[dict[str, Any]]] = {}
     asked = _asked(folder, console)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with (
-        closing(reward_set(stage.rewards)) as rewards,
-        Progress(*columns, console=console, transient=True) as progress,
-    ):
+    with closing(reward_set(stage.rewards)) as rewards:
         for number, (name, path) in enumerate(zip(names, stage.models, strict=True), 1):
             out = folder / "eval" / f"{name}.jsonl"
             label = f"{name} ({number} of {len(names)})"
-            if _complete(asked, out, path):
-                progress.console.print(f"{stage.name}: {label}: done before", markup=False)
+            if out.is_file() and asked.get(name) == _answers(out, path):
+                console.print(f"{stage.name}: {label}: done before", markup=False)
             else:
-                bar = progress.add_task(label, total=None)
-                _ask(
-                    stage,
-                    recipe,
-                    path,
-                    rewards,
-                    out,
-                    lambda done, total, bar=bar: progress.update(bar, completed=done, total=total),
-                )
-                progress.remove_task(bar)
+                with bar(label, console, remaining=True) as progress:
+                    _ask(stage, recipe, path, rewards, out, progress)
                 asked |= {name: _answers(out, path)}
                 manifest.write_sealed(out.parent / ASKED, asked)
             lines[name] = heldout.read_lines(out)
             said = figures.sentence(tally.summarize(lines[name], titles, recipe.run.seed))
-            progress.console.print(f"{stage.name}: {label}: {said}", markup=False)
+            console.print(f"{stage.name}: {label}: {said}", markup=False)
     baseline = names[stage.models.index(stage.baseline) if stage.baseline else 0]
     return {
         **_figures(lines, titles, baseline, recipe.run.seed),
@@ -90,7 +72,7 @@ def model_names(paths: Sequence[str]) -> list[str]:
 
 
 def _asked(folder: Path, console: Console) -> dict[str, Any]:
-    """What is known of the models that were asked; nothing where that is damaged."""
+    """name -> `_answers` of each model that was asked before; nothing if the file is damaged."""
     if not (folder / "eval").is_dir():
         return {}
     try:
@@ -104,18 +86,6 @@ def _asked(folder: Path, console: Console) -> dict[str, Any]:
 def _answers(out: Path, model: str) -> dict[str, Any]:
     """Hashes of a file of answers and of the model that gave them (None: a name on the hub)."""
     return {"answers": hashes.known(out.parent, [out]), "model": content_hash(model)}
-
-
-def _complete(asked: dict[str, Any], out: Path, model: str) -> bool:
-    """Whether `out` is what this model answered."""
-    known = asked.get(out.stem)
-    if known is None or known["model"] != content_hash(model):
-        return False
-    try:
-        manifest.check(out.parent, known["answers"])
-    except Damage:
-        return False
-    return True
 
 
 def _ask(

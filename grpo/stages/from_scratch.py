@@ -1,4 +1,4 @@
-"""A tiny model from nothing: its tokenizer, one token a character, and its random weights.
+"""Make a tiny model from nothing: a tokenizer with one token a character, and random weights.
 
 What is saved loads with AutoModelForCausalLM and AutoTokenizer.
 """
@@ -23,10 +23,10 @@ TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 @runtime_checkable
 class WordSource(DemonstrationSource, Protocol):
-    """A source some of whose texts are one token although they have several characters."""
+    """A source with words that are one token each."""
 
     def words(self) -> tuple[str, ...]:
-        """Those texts, spaces included; their letters need not be in the alphabet."""
+        """The words, with their spaces; their letters need not be in the alphabet."""
         ...
 
 
@@ -39,8 +39,8 @@ def build_tokenizer(alphabet: str, words: Sequence[str] = ()) -> PreTrainedToken
     """A Hugging Face tokenizer with one token a character, one a tag and one for each of `words`.
 
     <pad> is 0 and <eos> is 1, both special. The four tags and the words are ordinary tokens, so
-    that they stay in decoded text, which has no spaces added. A word is one token wherever it
-    stands, even inside a longer text. A character outside the alphabet raises.
+    they stay in decoded text. Decoding adds no spaces. A word is one token even inside a longer
+    text. Encoding a character outside the alphabet raises.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

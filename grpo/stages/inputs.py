@@ -1,7 +1,7 @@
-"""What a stage is given from outside the run: rows of its data, files of code, folders of models.
+"""What a stage reads from outside the run: rows of its data, files of code, folders of models.
 
-Rows are those that the source gives, so data from the hub, mixtures, held-out files and sources of
-the user's own are covered alike. Files are found by the settings that name them.
+Rows are read through the stage's source. This covers data from the hub, mixtures, held-out files
+and sources of the user's own. Files are found by the settings that name them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def is_within(stage: AnyStage, folder: Path) -> bool:
 
 
 def sample_anew(stage: AnyStage, place: Path) -> None:
-    """Move aside what the stage in `place` has sampled of rows or by rewards that were others.
+    """Move aside what the stage in `place` has sampled, because rows or rewards have changed.
 
     An rl stage drops the batches of its checkpoint itself (`record.accepted`).
     """
@@ -117,7 +117,7 @@ def _task_rows(
 
 
 def _places(source: TaskSource, spec: str, size: int | None) -> Sequence[int]:
-    """Which tasks are hashed: all of a table, or as many as that are evenly between its ends."""
+    """Which tasks are hashed: all of a table, or a limited number at equal distances."""
     theirs = plugins.is_address(spec)
     most = MADE if theirs else MADE_UP
     if size is None:
@@ -178,8 +178,14 @@ def _exists(text: str) -> bool:
 
 def _revision(model: str) -> dict[str, str]:
     """The commit of a model from the hub that lies in the local cache; {} where none does."""
+    found = cached(model)
+    return {REVISION: found.name} if found else {}
+
+
+def cached(model: str) -> Path | None:
+    """The folder in which a model of the hub lies in the local cache; None where none does."""
     try:
         found = try_to_load_from_cache(model, "config.json")
     except ValueError:  # no name of a repository: an address, say
-        return {}
-    return {REVISION: Path(found).parent.name} if isinstance(found, str) else {}
+        return None
+    return Path(found).parent if isinstance(found, str) else None

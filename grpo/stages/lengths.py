@@ -1,4 +1,4 @@
-"""How many training prompts are too long, counted before the first of them is asked."""
+"""Count the training prompts that are too long, before the first is sampled."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from grpo.stages.preflight.needed import leaves
 from grpo.types import Task, TaskSource
 
 MOST = 20_000  # prompts put into tokens, the longest first
-SPECIAL = 8  # tokens that no byte of a prompt's text stands for, at most
+SPECIAL = 8  # at most so many tokens that stand for no byte of the text
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlong:
-    """Training prompts: how many there are or were made up, looked at, and found too long."""
+    """A count of training prompts."""
 
-    tasks: int
-    looked: int
-    found: int
-    every: bool  # whether these are all there are
+    tasks: int  # of the source, or drawn from one that makes them up
+    looked: int  # put into tokens
+    found: int  # too long
+    every: bool  # whether `tasks` are all there are
 
 
 def overlong(source: TaskSource, template: PromptTemplate) -> Overlong:
-    """Count them. Raises DataError where all are, or, with overlong="error", for the first.
+    """Count overlong prompts. Raises DataError if all are, with overlong="error" if any is.
 
-    A text has no more tokens than bytes, so that of most tables no row, or only the longest rows,
-    have to be put into tokens. `template.counts` is left as it was.
+    A text has no more tokens than bytes, so only the longest rows of a table are tokenized, or
+    none. `template.counts` is left as it was.
     """
     tasks = looked = found = 0
     every = True
@@ -52,7 +52,7 @@ def overlong(source: TaskSource, template: PromptTemplate) -> Overlong:
 
 
 def said(count: Overlong, template: PromptTemplate) -> tuple[str, ...]:
-    """The sentence that says so, where any are too long."""
+    """A sentence about the overlong prompts, if there are any."""
     if not count.found:
         return ()
     done = {"drop": "left out", "truncate": "cut to their last tokens"}[template.overlong]
@@ -63,9 +63,9 @@ def said(count: Overlong, template: PromptTemplate) -> tuple[str, ...]:
 
 
 def _candidates(tasks: Sequence[Task], template: PromptTemplate) -> Iterator[Task]:
-    """Tasks that may be too long, the longest text first; then those of which a text is no measure.
+    """Tasks that may be too long: plain prompts, the longest first, then all conversations.
 
-    What a template writes around a plain prompt is as long for one as for another.
+    A template adds the same length around every plain prompt; a conversation has to be rendered.
     """
     plain = [task for task in tasks if isinstance(task.prompt, str) and not _own(task)]
     plain.sort(key=_size, reverse=True)

@@ -1,9 +1,10 @@
-"""What a stage starts from: the models and rows that its settings name, by their place and hash."""
+"""What a stage starts from: where the models and rows of its settings are, and their hashes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
@@ -11,29 +12,40 @@ from grpo.config.schema import REFERENCE, AnyStage, Recipe, artefact, references
 from grpo.rundir import provenance
 from grpo.rundir.run_folder import stage_folder
 
+S = TypeVar("S", bound=BaseModel)
+
 
 def located(stage: AnyStage, recipe: Recipe, folder: Path) -> AnyStage:
     """`stage` with every `stage:NAME` replaced by the folder of that stage's model or rows."""
 
-    def place(text: Any, kind: str) -> Any:
-        if not isinstance(text, str) or not text.startswith(REFERENCE):
+    def place(setting: str, text: str) -> str:
+        if not text.startswith(REFERENCE):
             return text
-        return str(stage_folder(recipe, folder, text.removeprefix(REFERENCE)) / kind)
+        return str(stage_folder(recipe, folder, text.removeprefix(REFERENCE)) / artefact(setting))
 
-    def walk(section: BaseModel, where: str = "") -> BaseModel:
-        found: dict[str, Any] = {}
-        for name in type(section).model_fields:
-            value, kind = getattr(section, name), artefact(f"{where}{name}")
-            if isinstance(value, BaseModel):
-                value = walk(value, f"{where}{name}.")
-            elif isinstance(value, dict):
-                value = {place(key, kind): item for key, item in value.items()}
-            elif isinstance(value, tuple):
-                value = tuple(place(item, kind) for item in value)
-            found[name] = place(value, kind)
-        return section.model_copy(update=found)
+    return with_texts(stage, place)
 
-    return cast(AnyStage, walk(stage))
+
+def with_texts(section: S, change: Callable[[str, str], str], where: str = "") -> S:
+    """`section` with `change(dotted setting, text)` for each text of its settings.
+
+    These are the values that are a text or a tuple with texts, and the keys of dicts.
+    """
+
+    def changed(setting: str, value: Any) -> Any:
+        return change(setting, value) if isinstance(value, str) else value
+
+    found: dict[str, Any] = {}
+    for name in type(section).model_fields:
+        value, setting = getattr(section, name), f"{where}{name}"
+        if isinstance(value, BaseModel):
+            value = with_texts(value, change, f"{setting}.")
+        elif isinstance(value, dict):
+            value = {changed(setting, key): item for key, item in value.items()}
+        elif isinstance(value, tuple):
+            value = tuple(changed(setting, item) for item in value)
+        found[name] = changed(setting, value)
+    return section.model_copy(update=found)
 
 
 def origin(stage: AnyStage, recipe: Recipe, folder: Path) -> dict[str, Any]:

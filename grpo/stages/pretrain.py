@@ -1,8 +1,8 @@
-"""A tiny base model from scratch: the starting point of the recipes that need no download.
+"""Pretrain a tiny base model from scratch, for the recipes that need no download.
 
-Cross-entropy on the completion tokens of a source's demonstrations (prompts are context only),
-AdamW, warm-up and cosine. Rows of equal length run together and no attention mask is needed, so
-no time goes into padding. What is saved loads with AutoModelForCausalLM and AutoTokenizer.
+The loss is cross-entropy on the completion tokens of a source's demonstrations; prompts are context
+only. AdamW, warm-up and cosine. Rows of about equal length share a forward pass, without an
+attention mask, so little is padding. The result loads with AutoModelForCausalLM and AutoTokenizer.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from grpo.outside.terminal.console import Console
 from grpo.rundir import checkpoint
 from grpo.rundir.log import RunLog
 from grpo.stages.from_scratch import build_model, build_tokenizer, save_tokenizer, words_of
+from grpo.stages.preflight.stage_data import demonstrating
 from grpo.types import Metrics, TaskSource
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ Pair = tuple[list[int], list[int]]  # prompt ids, completion ids with <eos>
 
 
 def run(stage: PretrainStage, recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
-    """Leave a tiny base in `folder/model`; its summary. Starts over when cut."""
+    """Leave a tiny base in `folder/model`; the summary. An interrupted stage starts over."""
     source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     with RunLog(
@@ -80,7 +81,7 @@ def pretrain(
     Raises DataError for a source without demonstrations or a row longer than `max_position`,
     RecipeError for sizes that no model has.
     """
-    source = _demonstrating(source)
+    source = demonstrating(source)
     tokenizer = build_tokenizer(source.alphabet(), words_of(source))
     policy = build_model(tokenizer, **model.model_dump(), seed=seed)
     optimizer = torch.optim.AdamW(
@@ -123,17 +124,8 @@ def _save(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, out: Path
     checkpoint.replace(aside, out)
 
 
-def _demonstrating(source: TaskSource) -> DemonstrationSource:
-    if not isinstance(source, DemonstrationSource):
-        raise DataError(
-            f"{type(source).__name__} cannot be pretrained on: it has no alphabet() and "
-            "demonstration(task, rng)"
-        )
-    return source
-
-
 def count_tokens(rows: Sequence[Pair], max_position: int) -> int:
-    """Of all rows; raises DataError for one that is longer than the model can be."""
+    """The tokens of all rows. Raises DataError for a row longer than `max_position`."""
     lengths = [len(prompt) + len(completion) for prompt, completion in rows]
     if max(lengths) > max_position:
         raise DataError(

@@ -1,9 +1,8 @@
-"""What a stage's tokenizer, templates and rows say, looked at before anything is sampled."""
+"""Tokenizers, templates and rows of a stage: how they are made, and checked before sampling."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from grpo.config.schema import (
     EvalStage,
     RejectStage,
     RLStage,
+    SFTLearner,
     SFTStage,
 )
 from grpo.data import SOURCES
@@ -27,63 +27,62 @@ from grpo.model import pretrained
 from grpo.outside.code import plugins
 from grpo.stages.endings import check_trained_eos, sampling_of, vocab_size
 from grpo.stages.lengths import overlong, said
+from grpo.stages.preflight.found import Found
 from grpo.stages.served import ServedTemplate
 from grpo.stages.supervised_rows import TextRow, check_encodable
 from grpo.types import Message, Task, TaskSource
 
 MOST_SHAPES = 256
 MOST_CHARACTERS = 8192
-
-
-@dataclass(frozen=True, kw_only=True)
-class Looked:
-    """What a look at a stage found: sentences to say, and how many held-out tasks will be asked."""
-
-    notes: tuple[str, ...] = ()
-    heldout: int | None = None  # None: none are, or they are not here
+_OTHER_TOKENS = {
+    "teacher.path": "method = 'logits' compares distributions token by token, and PAIR; use "
+    "method=sequence, or two models with the same tokenizer",
+    "slm.reference": "PAIR, so their losses cannot be compared; train the reference from a model "
+    "with the same tokenizer",
+}
 
 
 def check_text(
     stage: AnyStage,
     source: TaskSource | None = None,
     rows: Mapping[str, Sequence[TextRow]] | None = None,
-) -> Looked:
+) -> Found:
     """Refuse, without weights, what the stage would refuse before its first step.
 
-    That needs the tokenizer on this machine. source: the stage's tasks; without them, those of a
-    file that `data.args.path` names. rows: of an sft stage, by their paths. Raises RecipeError or
-    DataError.
+    Only where the tokenizer is on this machine. source: the stage's tasks; None: those of the file
+    in `data.args.path`. rows: of an sft stage, by their paths. Raises RecipeError or DataError.
     """
     if isinstance(stage, EvalStage):
         return _check_eval(stage, source)
     if not isinstance(stage, RLStage | RejectStage | DistillStage | SFTStage):
-        return Looked()
+        return Found()
     if not has_tokenizer(stage.model.path):
-        return Looked()
+        return Found()
     path = _folder(stage.model.path)
     tokenizer = pretrained.tokenizer(path, chat_template=stage.data.chat_template)
     if isinstance(stage, SFTStage | DistillStage):
         check_trained_eos(tokenizer, path)
     if isinstance(stage, SFTStage):
         _check_supervised(stage, tokenizer, path, rows or {})
-        return Looked()
+        return Found()
     if isinstance(stage, DistillStage):
         if stage.teacher.is_endpoint:
             return _check_served(stage, source, tokenizer)
         if not has_tokenizer(stage.teacher.path):
-            return Looked()
+            return Found()
         path = _folder(stage.teacher.path)
         tokenizer = pretrained.tokenizer(path, "teacher.path")  # with the template it has
     sampling_of(stage.rollout, tokenizer, path)
     template = template_of(stage.data, tokenizer, path, stage.rollout.longest_completion)
     source = source or _of_file(stage.data)
     if source is None:
-        return Looked()
+        return Found()
     check_rows(source, template)
     count = overlong(source, template)
     asked = stage.eval.num_tasks if isinstance(stage, RLStage) else 0
     prompts = heldout.prepare(source, template, asked) if asked else []
-    return Looked(notes=said(count, template), heldout=len(prompts) or None)
+    known = {stage.name: len(prompts)} if prompts else {}
+    return Found(notes=said(count, template), heldout=known)
 
 
 def template_of(
@@ -116,12 +115,33 @@ def template_of(
     )
 
 
+def row_template(stage: SFTStage | DistillStage, tokenizer: Any, path: str) -> PromptTemplate:
+    """The prompts of rows that teach the model `path`; no prompt is too long by itself."""
+    name, args = stage.data.template, template_args(stage.data.template_args)
+    return PromptTemplate(name, tokenizer, vocab_size=vocab_size(path), **args)
+
+
+def longest_row(path: str, learner: SFTLearner) -> int:
+    """Tokens a row may have: learner.max_length, or the model's positions if they are fewer."""
+    return min(learner.max_length, pretrained.positions(path) or learner.max_length)
+
+
+def same_tokens(setting: str, path: str, tokenizer: Any, model: str) -> None:
+    """Refuse a teacher or a reference whose token ids mean something else than the model's.
+
+    setting: which of the two `path` is. tokenizer: of the model `model`. Raises RecipeError.
+    """
+    if pretrained.tokenizer(path, setting).get_vocab() != tokenizer.get_vocab():
+        said = f"{setting} = {path!r} has other tokens than model.path = {model!r}"
+        raise RecipeError(_OTHER_TOKENS[setting].replace("PAIR", said))
+
+
 def check_rows(source: TaskSource, template: PromptTemplate) -> None:
     """Render a row of every kind that the source's files hold. Raises DataError.
 
-    Rows are of one kind where their messages have the same roles and keys, and they themselves the
-    same columns for the chat template. Sources that make up their tasks have one kind. A row with a
-    character that none before it had is rendered too: not every tokenizer can write all of them.
+    Rows are of one kind if their messages have the same roles and keys, and the rows the same
+    columns for the chat template. A source that makes up its tasks has one kind. A row with a
+    character that no earlier row has is rendered too: the tokenizer may not be able to write it.
     """
     counts = dict(template.counts)
     for task in _kinds(_tasks(source)):
@@ -141,38 +161,32 @@ def _folder(path: str) -> str:
     return str(Path(path).expanduser())
 
 
-def _check_eval(stage: EvalStage, source: TaskSource | None) -> Looked:
-    found = Looked()
+def _check_eval(stage: EvalStage, source: TaskSource | None) -> Found:
+    asked: dict[str, int] = {}
     for path in map(_folder, filter(has_tokenizer, stage.models)):
         tokenizer = pretrained.tokenizer(path, "models", stage.data.chat_template)
         setting, length = "max_completion_length", stage.max_completion_length
         template = template_of(stage.data, tokenizer, path, length, setting)
         if source is not None:
-            prompts = heldout.prepare(source, template, stage.num_tasks)
-            found = replace(found, heldout=len(prompts))
-    return found
+            asked[stage.name] = len(heldout.prepare(source, template, stage.num_tasks))
+    return Found(heldout=asked)
 
 
-def _check_served(stage: DistillStage, source: TaskSource | None, tokenizer: Any) -> Looked:
+def _check_served(stage: DistillStage, source: TaskSource | None, tokenizer: Any) -> Found:
     """Prompts for a server, which has a template and ends of its own."""
     template = ServedTemplate(stage.data, tokenizer)
     if source is None:
-        return Looked()
+        return Found()
     check_rows(source, template)
-    return Looked(notes=said(overlong(source, template), template))
+    return Found(notes=said(overlong(source, template), template))
 
 
 def _check_supervised(
     stage: SFTStage, tokenizer: Any, path: str, rows: Mapping[str, Sequence[TextRow]]
 ) -> None:
     """Template and rows of an sft stage."""
-    template = PromptTemplate(
-        stage.data.template,
-        tokenizer,
-        vocab_size=vocab_size(path),
-        **template_args(stage.data.template_args),
-    )
-    most = min(stage.learner.max_length, pretrained.positions(path) or stage.learner.max_length)
+    template = row_template(stage, tokenizer, path)
+    most = longest_row(path, stage.learner)
     for each in rows.values():
         tasks = [Task(uid=str(n), prompt=_whole(row)) for n, row in enumerate(each)]
         check_encodable([each[int(task.uid)] for task in _kinds(tasks)], each, template, most)

@@ -2,10 +2,10 @@
 
     tasks -> shards/00000.jsonl … (every completion with its score) -> data/train.jsonl, README.md
 
-Sampling and filtering are apart. A shard holds everything that was sampled for some tasks, and
-`data/` is a function of the shards: a stage that was killed samples only the shards it lacks and
-leaves the same bytes. Tasks that may not be kept (too long, asked before, in an evaluation set)
-are found before anything is sampled for them, and others take their place.
+Sampling and filtering are separate. A shard holds everything that was sampled for some tasks, and
+`data/` is a function of the shards. A stage that was killed samples only the missing shards and
+leaves the same bytes. Tasks that are too long, repeated, or part of an evaluation set are passed
+over before anything is sampled for them, and other tasks take their place.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -38,9 +38,8 @@ from grpo.rollout.collect import collect
 from grpo.rundir import checkpoint, provenance
 from grpo.rundir.log import RunLog
 from grpo.stages.card import card
-from grpo.stages.remote_rewards import RemoteRewards, reward_set
 from grpo.stages.shards import MADE_OF, SamplingJob, read_lines, write_lines
-from grpo.stages.wiring import Sampler, build_sampler
+from grpo.stages.wiring import Sampler, build_rewards, build_sampler
 from grpo.types import Completion, Metrics, NoiseSplit, Prompt, Request, Score
 
 BARREN = 10_000  # tasks of an endless source in a row that may not be used, before giving up
@@ -50,7 +49,7 @@ AnySampling = RejectStage | DistillStage  # stages with data, rollout, rewards a
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """The tasks that are sampled, and how many others were met by why they are not."""
+    """The tasks that are sampled, and by reason how many others were passed over."""
 
     prompts: list[tuple[Prompt, int]]  # with their visit, see TaskOrder
     passed: dict[str, int]
@@ -58,12 +57,9 @@ class Drawn:
 
 def run(stage: RejectStage, recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
     """Leave `folder/data`; its summary. Raises DataError where nothing is kept."""
-
-    def build() -> Sampler:
-        return build_sampler(
-            model=stage.model, data=stage.data, rollout=stage.rollout, recipe=recipe, num_heldout=0
-        )
-
+    build = partial(
+        build_sampler, model=stage.model, data=stage.data, rollout=stage.rollout, recipe=recipe
+    )
     return leave_rows(stage, recipe, folder, console, build, stage.model.path, folder)
 
 
@@ -113,7 +109,7 @@ def _sample_and_screen(
     seed = stable_hash("stage", recipe.run.seed, stage.name) % 2**31
     evaluation = load_evaluation(stage.filter.decontaminate, stage.filter.ngram, stage.data)
     sampler = build()
-    with closing(sampler.engine), closing(_rewards(stage, recipe)) as rewards:
+    with closing(sampler.engine), closing(build_rewards(stage, recipe)) as rewards:
         with console.status(f"{stage.name}: drawing tasks"):
             drawn = draw(sampler, stage.filter.num_tasks, seed, evaluation)
         made_of = _made_of(stage, model, drawn, seed, folder.parent, work / "shards")
@@ -144,12 +140,6 @@ def _sample_and_screen(
                 job.add((asdict(group) for group in groups), log.path, log.position())
     _leave(stage, folder, [job.path(n) for n in range(total)], drawn, evaluation, made_of)
     job.left(folder / "data")
-
-
-def _rewards(stage: AnySampling, recipe: Recipe) -> RewardSet:
-    if stage.rollout.backend == "ray" and recipe.ray.verifiers:
-        return RemoteRewards(stage.rewards, recipe.ray.verifiers)
-    return reward_set(stage.rewards)
 
 
 def draw(sampler: Sampler, num_tasks: int, seed: int, evaluation: Evaluation) -> Drawn:
@@ -195,45 +185,30 @@ def sample(
     seed: int,
 ) -> list[Sampled]:
     """Completions of some tasks, scored, in the order of `prompts`."""
-    requests: list[Request] = []
-    for place, (prompt, visit) in enumerate(prompts):
-        key = NoiseSplit.TRAIN.key(seed, stable_hash(prompt.task.uid), visit)
-        requests.append(
-            Request(
-                uid=str(place),
-                ids=prompt.ids,
-                n=num_generations,
-                sampling=task_sampling(prompt.task, sampler.sampling),
-                key=key,
-            )
+    requests = [
+        Request(
+            uid=str(place),
+            ids=prompt.ids,
+            n=num_generations,
+            sampling=task_sampling(prompt.task, sampler.sampling),
+            key=NoiseSplit.TRAIN.key(seed, stable_hash(prompt.task.uid), visit),
         )
-    groups = collect(sampler.engine, requests, text=True)
-    return [
-        _sampled(prompts[place][0], requests[place].key, completions, scores)
-        for place, completions, scores in sorted(
-            _scored(groups, rewards, [prompt for prompt, _ in prompts]), key=lambda item: item[0]
-        )
+        for place, (prompt, visit) in enumerate(prompts)
     ]
 
+    def scored(uid: str, completions: Sequence[Completion]) -> Sampled:
+        prompt = prompts[int(uid)][0]
+        scores = rewards.score(prompt, completions)
+        return _sampled(prompt, requests[int(uid)].key, completions, scores)
 
-def _scored(
-    groups: Iterator[tuple[str, tuple[Completion, ...]]],
-    rewards: RewardSet,
-    prompts: Sequence[Prompt],
-) -> Iterator[tuple[int, tuple[Completion, ...], list[Score]]]:
-    """(place, completions, scores), scored beside the sampling where the rewards allow it."""
+    groups = collect(sampler.engine, requests, text=True)
     if not rewards.threadsafe:
-        for uid, completions in groups:
-            yield int(uid), completions, rewards.score(prompts[int(uid)], completions)
-        return
-    with ThreadPoolExecutor(max(1, rewards.parallel)) as pool:
-        waiting: list[tuple[int, tuple[Completion, ...], Future[list[Score]]]] = []
-        for uid, completions in groups:
-            place = int(uid)
-            future = pool.submit(rewards.score, prompts[place], completions)
-            waiting.append((place, completions, future))
-        for place, completions, future in waiting:
-            yield place, completions, future.result()
+        found = {uid: scored(uid, completions) for uid, completions in groups}
+    else:
+        with ThreadPoolExecutor(max(1, rewards.parallel)) as pool:  # beside the sampling
+            waiting = {uid: pool.submit(scored, uid, completions) for uid, completions in groups}
+            found = {uid: future.result() for uid, future in waiting.items()}
+    return [found[request.uid] for request in requests]
 
 
 def _sampled(

@@ -1,9 +1,8 @@
-"""Verifiers as Ray actors: groups are scored on other cores, or other machines, than the driver's.
+"""Verifiers as Ray actors: groups are scored on other cores, or machines, than the driver's.
 
-The engines stream groups to the driver, which hands each to the verifier process that has the
-fewest waiting; scores come back by the same way. A process that dies is replaced and its group
-scored again (scoring is a function of the group). Deadlines are kept there; one that is missed by
-far, because the process cannot be interrupted, is noticed here.
+Engines stream groups to the driver, which gives each to the verifier process with the shortest
+queue. A process that dies is replaced, and its group is scored again (scoring is a function of the
+group). The actors keep the deadlines; a process that cannot be interrupted is noticed here.
 """
 
 from __future__ import annotations

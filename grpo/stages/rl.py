@@ -1,10 +1,10 @@
-"""The rl stage: build the parts, train, evaluate, save, and come back after a kill.
+"""The rl stage: build the parts, train, evaluate, save, and resume after a kill.
 
     before -> [step -> ledger -> metrics -> maybe evaluate -> maybe checkpoint]* -> after -> summary
 
-Everything is a function of the recipe and of `checkpoints/`: what a run wrote after its last
-checkpoint is moved aside on resume and computed again, to the same bits. What is written, and when
-a model is kept for being the best, is `rl_folder`; what an evaluation finds, `rl_evaluations`.
+Everything is a function of the recipe and of `checkpoints/`. What a run wrote after its last
+checkpoint is moved aside on resume and computed again, to the same bits. `rl_folder` writes the
+folder and keeps the best model; `rl_evaluations` has the evaluations.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from grpo.training.loop import Step, train
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A stage under way: how it is set, what it is made of, and what was found and left so far."""
+    """A stage that is running: its settings, its parts, its evaluations and its checkpoint."""
 
     stage: RLStage
     settings: Run
@@ -45,12 +45,12 @@ class Training:
     callbacks: Sequence[Any]  # of stage.callbacks
     log: RunLog
     ranks: Ranks
-    found: Checkpoint | None  # the checkpoint it goes on from
-    accepted: int  # how often changes of the stage's inputs were
+    found: Checkpoint | None  # the checkpoint it is resumed from
+    accepted: int  # how often changes of the stage's inputs were accepted
 
     @property
     def start(self) -> int:
-        """Steps done before."""
+        """The number of steps that were done before."""
         return self.found.state["step"] if self.found else 0
 
 
@@ -63,10 +63,9 @@ def run(
 ) -> dict[str, Any]:
     """Run the stage in `folder` from its newest checkpoint (or from nothing); its summary.
 
-    Of several ranks the first alone evaluates and writes; each samples its share of the prompts.
-
-    The trained model is left in `folder/model`, loadable by `AutoModelForCausalLM` and
-    `AutoTokenizer`. Raises KeyboardInterrupt after saving when interrupted.
+    The trained model is left in `folder/model`, for `AutoModelForCausalLM` and `AutoTokenizer`. Of
+    several ranks only the first evaluates and writes; each samples its share of the prompts.
+    Raises KeyboardInterrupt after saving when interrupted.
     """
     sampler = build_rl_sampler(stage, recipe)
     parts = build_parts(stage, recipe, sampler)
@@ -101,7 +100,7 @@ def run(
 def _made(
     stage: RLStage, settings: Run, folder: RLFolder, judge: HeldOut, console: Console, ranks: Ranks
 ) -> Training:
-    """The stage as its newest checkpoint left it, but for weights and what was sampled ahead."""
+    """The stage at its newest checkpoint, whose weights and batches are not yet restored."""
     callbacks = [plugins.load("callback", c.name, {}, c.args) for c in stage.callbacks]
     accepted = record.accepted(folder.path, stage.name)
     found = ranks.on_first(lambda: go_back(folder.path, settings, console))
@@ -116,7 +115,7 @@ def _made(
         config=stage.model_dump(mode="json"),
         console=console,
     )
-    # figures of other rows or rewards are not put beside those to come
+    # figures of other rows or rewards are not comparable with those to come
     goes_on = found is not None and found.state["accepted"] == accepted
     evaluations = Evaluations(
         judge=judge,
@@ -141,7 +140,7 @@ def _made(
 
 
 def _before(made: Training) -> None:
-    """Evaluate the first model where that is not done, and go back to the checkpoint, if any."""
+    """Evaluate the first model if that is not done, and restore the checkpoint, if any."""
     parts, found = made.folder.parts, made.found
     if found and found.state["accepted"] != made.accepted:
         made.log.say("evaluations so far were of other rows or rewards: starting from a new first")
@@ -154,9 +153,9 @@ def _before(made: Training) -> None:
 
 
 def _steps(made: Training, saver: Saver, stop: Callable[[], bool]) -> float:
-    """Train to the last step; the seconds it took, with those of a run that is continued.
+    """Train to the last step; the seconds it took, earlier parts of a resumed run included.
 
-    Raises KeyboardInterrupt where `stop` said so and the step is saved.
+    Raises KeyboardInterrupt if `stop` says so, after saving the step.
     """
     stage, settings, log = made.stage, made.settings, made.log
     seconds = float(made.found.state["seconds"]) if made.found else 0.0
@@ -185,7 +184,7 @@ def _steps(made: Training, saver: Saver, stop: Callable[[], bool]) -> float:
 
 
 def _note(made: Training, result: Step) -> None:
-    """Write a step down: its groups, what callbacks make of it, its metrics."""
+    """Record a step: write its groups, call the callbacks, log its metrics."""
     if made.ranks.rank == 0:
         folder = made.folder.path / "ledger"
         made.folder.wrote(ledger.append(folder, result.step, result.groups, result.advantages_P_G))
@@ -213,9 +212,9 @@ def _save(made: Training, saver: Saver, step: int, seconds: float) -> None:
 
 @contextmanager
 def settled() -> Iterator[None]:
-    """Within it, garbage is not looked for among the objects that are there by now.
+    """Keep the garbage collector from looking at objects that exist by now.
 
-    Those of libraries and models are some 400,000; walking through them takes 0.2 s.
+    Libraries and models have about 400,000 of them, and one walk over these takes 0.2 s.
     """
     gc.freeze()
     try:

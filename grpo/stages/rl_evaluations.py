@@ -1,9 +1,9 @@
-"""The held-out evaluations of an rl stage: when they were made, which is the best, what was gained.
+"""The held-out evaluations of an rl stage, the best of them, and the gain.
 
     before -> step_000100 … -> after
 
-The model of the best is kept with `eval.keep_best`. A summary has the gain of the last model over
-the first, sample by sample.
+With `eval.keep_best` the model of the best evaluation is kept. The summary has the gain of the last
+model over the first, sample by sample.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from grpo.stages.rl_folder import AFTER, BEFORE, RLFolder
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluations:
-    """What was found so far, by the name of the evaluation; `keep_best` keeps the best's model.
+    """The evaluations so far. keep_best: whether the model of the best one is kept.
 
-    found: name -> figures. has_checkpoints: the next one removes the models that are none any more.
+    found: name of the evaluation -> figures. has_checkpoints: whether the next checkpoint removes
+    models that are no longer the best.
     """
 
     judge: HeldOut
@@ -37,11 +38,11 @@ class Evaluations:
 
     @property
     def kept(self) -> str:
-        """The evaluation whose model is kept for being the best; "" where none is."""
+        """The name of the evaluation whose model is kept; "" where none is."""
         return best(self.found) if self.keep_best else ""
 
     def measure(self, name: str) -> None:
-        """Ask the model as it is now. Raises DataError where nothing can be scored at the start."""
+        """Evaluate the model as it is now. Raises DataError if nothing is scored at the start."""
         found = self.ranks.on_first(lambda: self._evaluate(name))
         # Before anything is trained a reward that scores nothing is an error; later it is a figure.
         self.found[name] = tally.checked(found) if name == BEFORE else found
@@ -62,15 +63,15 @@ class Evaluations:
 
 
 def best(evaluations: dict[str, Any]) -> str:
-    """The name of the best evaluation by what `figures.decides`; of equal ones, the first made."""
+    """The name of the best evaluation by `figures.decides`; of equal ones the earliest."""
     found = figures.decides(evaluations)
     return max(found, key=lambda name: found[name])
 
 
 def choice(kept: str, evaluations: dict[str, Any], last: int) -> dict[str, Any]:
-    """What a summary says of the model that was kept, and of what it was chosen from.
+    """The summary's entries about the kept model.
 
-    Its figures are those it was chosen by: the highest of several is too high on average.
+    Its figures are those by which it was chosen, so they are too high on average.
     """
     step = {BEFORE: 0, AFTER: last}.get(kept)
     found = evaluations[kept]
@@ -85,7 +86,7 @@ def choice(kept: str, evaluations: dict[str, Any], last: int) -> dict[str, Any]:
 def summary(
     folder: Path, evaluations: dict[str, Any], seconds: float, step: int, seed: int
 ) -> dict[str, Any]:
-    """What a stage that is done says of itself; seconds: of training, evaluations left out."""
+    """The summary of a finished stage. seconds: of training, without evaluations."""
     before, after = evaluations[BEFORE], evaluations[AFTER]
     return {
         "before": before,
@@ -99,7 +100,7 @@ def summary(
 
 
 def gain(folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """What reward `name` rose by, sample by sample: {of, pass1 or mean, ci}, None if unscored."""
+    """The rise of reward `name`, sample by sample: {of, pass1 or mean, ci}, None if unscored."""
     old, new = (heldout.read_lines(folder / f"{when}.jsonl") for when in (BEFORE, AFTER))
     old, new = tally.shared(old, new)
     both = [*old, *new]

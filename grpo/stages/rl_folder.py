@@ -1,7 +1,7 @@
 """The folder of an rl stage: its models and checkpoints, and how the stage goes back to one.
 
-With `eval.keep_best` every evaluated model that beats those before it is kept in `best/` until a
-checkpoint no longer needs it. A checkpoint knows by hash what it needs beside it; the evaluation of
+With `eval.keep_best` every evaluated model that beats the earlier ones is kept in `best/` until no
+checkpoint needs it. A checkpoint has the hashes of what it needs elsewhere. Only the evaluation of
 the first model can be made again.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,16 @@ from grpo.rundir.log import RunLog
 from grpo.training.loop import TrainerParts
 
 BEFORE = "before"  # the evaluation of the model that training starts from
-AFTER = "after"  # of the model that it ends with
-AGAIN = (f"eval/{BEFORE}.", f"{BEST}/{BEFORE}/")  # what can be made again from that model
-ROLLOUTS = "rollouts.json.gz"  # batches of a checkpoint that were sampled ahead of their step
+AFTER = "after"  # the evaluation of the model that training ends with
+AGAIN = (f"eval/{BEFORE}.", f"{BEST}/{BEFORE}/")  # what can be made again from the first model
+ROLLOUTS = "rollouts.json.gz"  # a checkpoint's batches that were sampled ahead of their step
 
 
 @dataclass(frozen=True, kw_only=True)
 class RLFolder:
-    """Where the parts of a stage are saved; of several ranks the first alone writes.
+    """Where the parts of a stage are saved; of several ranks only the first writes.
 
-    beside: what was written so far, by hash, for the next checkpoint.
+    beside: hashes of the files that the next checkpoint needs outside its own folder.
     """
 
     path: Path
@@ -41,18 +42,18 @@ class RLFolder:
     beside: Known = field(default_factory=Known)
 
     def wrote(self, *files: Path) -> None:
-        """Remember what a checkpoint from now on needs."""
+        """Add files to what the following checkpoints need."""
         if self.parts.learner.rank == 0:
             self.beside.update(hashes.known(self.path, files))
 
     def keep_model(self, name: str) -> None:
-        """Keep the model as it is now, called after its evaluation, for being the best."""
+        """Keep the model as it is now as the best, under the name of its evaluation."""
         place = self.path / BEST / name
         self.save_model(place)
         self.wrote(*(path for path in place.rglob("*") if path.is_file()))
 
     def leave_model(self, name: str) -> None:
-        """Leave in `model/` the model of evaluation `name`: a kept one, or what is learned now."""
+        """Leave in `model/` the model of evaluation `name`: a kept one, or the current one."""
         kept, left = self.path / BEST / name, self.path / "model"
         if name == AFTER:
             self.save_model(left)
@@ -92,7 +93,7 @@ class RLFolder:
         saver.save(state["step"], write, {**state, "position": position}, {**self.beside, **so_far})
 
     def forget_models(self, keep: str) -> None:
-        """Remove the best models that are none any more, but those a checkpoint goes back to."""
+        """Remove kept models, except `keep` and those that a checkpoint needs."""
         if self.parts.learner.rank:
             return
         drop_models(self.beside, keep)
@@ -107,10 +108,7 @@ def go_back(folder: Path, settings: Run, console: Console) -> Checkpoint | None:
 
     Raises RunError where there are checkpoints and none is whole.
     """
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
+    say = partial(console.print, markup=False, soft_wrap=True)
     found = checkpoint.latest(folder, say, AGAIN)
     step, size = (found.state["step"], found.beside[checkpoint.LOG][0]) if found else (0, 0)
     ledger.set_aside(folder / "ledger", after_step=step)
@@ -127,8 +125,8 @@ def go_back(folder: Path, settings: Run, console: Console) -> Checkpoint | None:
 def restore(found: Checkpoint, parts: TrainerParts, accepted: int) -> None:
     """Put a checkpoint's state into `parts`.
 
-    accepted: how often changes of the stage's inputs were. Batches of a checkpoint from before the
-    last one are sampled anew.
+    accepted: how often changes of the stage's inputs were accepted. If the checkpoint is older than
+    the last of them, its batches are sampled anew.
     """
     parts.learner.load(str(found.folder))
     with gzip.open(found.folder / ROLLOUTS, "rt", encoding="utf-8") as ahead:
@@ -137,9 +135,9 @@ def restore(found: Checkpoint, parts: TrainerParts, accepted: int) -> None:
 
 
 def drop_models(beside: Known, keep: str) -> None:
-    """Leave out the best models that are none any more: a checkpoint does without them.
+    """Drop from `beside` the kept models that are no longer the best.
 
-    One that is about to be whole would else need models that are removed with the one before it.
+    Otherwise the next checkpoint would need models that are removed with the one before it.
     """
     for name in [name for name in beside if name.startswith(f"{BEST}/")]:
         if name.split("/")[1] != keep:

@@ -1,4 +1,4 @@
-"""What a server is told that samples as a teacher: text, or the messages of a chat."""
+"""Prompts for a server that samples as a teacher: text, or the messages of a chat."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from grpo.types import Prompt, Request, Task
 
 
 class ServedTemplate(PromptTemplate):
-    """Prompts for a server, which gets their text, or with data.template=chat their messages.
+    """Prompts for a server. It gets their text, or with data.template=chat their messages.
 
-    A prompt's ids are the student's, by which its length is measured and `say` finds it again.
+    A prompt's ids are those of the student's tokenizer. They measure its length, and `say` finds
+    its text by them.
     """
 
     def __init__(self, data: Data, tokenizer: Any) -> None:
@@ -41,7 +42,7 @@ class ServedTemplate(PromptTemplate):
         self.system = system
 
     def render(self, task: Task) -> Prompt | None:
-        """As PromptTemplate; what the server is told is remembered."""
+        """As PromptTemplate. What the server will get is stored for `say`."""
         if not self.chats:
             prompt = super().render(task)
             if prompt is not None:
@@ -65,7 +66,7 @@ class ServedTemplate(PromptTemplate):
 
 
 def _check_servable(task: Task) -> None:
-    """Refuse what a server's own chat template would not be told. Raises DataError."""
+    """Refuse what cannot be passed to a server's own chat template. Raises DataError."""
     for name in template_columns(task.columns):
         raise DataError(
             f"task {task.uid}: a server with OpenAI's API gets messages only, not the row's "

@@ -1,15 +1,15 @@
-"""The sft stage: cold start, or any other fine-tuning on prompt-completion rows.
+"""The sft stage: a cold start, or any other fine-tuning on prompt-completion rows.
 
     rows -> ids (the rl stage's template) -> trl.SFTTrainer, maybe on selected tokens -> model/
 
-`fine_tune` is the stage without its data; the distill stage calls it with rows of its own.
+`fine_tune` is the stage without reading its data. The distill stage calls it with its own rows.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,9 @@ import datasets
 import torch
 import transformers
 from accelerate.state import AcceleratorState
-from rich.progress import BarColumn, MofNCompleteColumn, Progress
 from transformers import PreTrainedTokenizerFast, PrinterCallback
 
-from grpo.config.schema import SLM, Model, Recipe, Run, SFTLearner, SFTStage
-from grpo.data.prompts import PromptTemplate, template_args
+from grpo.config.schema import DistillStage, Model, Recipe, Run, SFTStage
 from grpo.errors import RecipeError
 from grpo.learner.forward import disable_dropout
 from grpo.learner.learner import DTYPES
@@ -35,15 +33,17 @@ from grpo.model.compute_types import check_supervised, chosen
 from grpo.model.families import check_causal, check_family, check_packing
 from grpo.model.ranks import Ranks, join
 from grpo.outside.files.lines import from_lines
-from grpo.outside.terminal.console import Console, TextColumn
+from grpo.outside.terminal.console import Console
 from grpo.rundir import checkpoint, litter
 from grpo.rundir.log import RunLog
+from grpo.stages.bars import bar
 from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
 from grpo.stages.from_scratch import save_tokenizer
 from grpo.stages.interrupt import interruptible
+from grpo.stages.prompting import longest_row, row_template, same_tokens
 from grpo.stages.sft_trainer import Journal, StageTrainer, settings, training_set
 from grpo.stages.slm import SLMTrainer, columns, reference_losses
-from grpo.stages.supervised_rows import TokenRow, encode_sets, mix, read_rows
+from grpo.stages.supervised_rows import TextRow, TokenRow, encode_sets, mix, read_rows
 
 ASIDE = "trainer.tmp"  # where the trainer writes before a checkpoint is whole
 _MAIN = ""  # the rows of data.path, beside those of data.mix, which go by their paths
@@ -55,40 +55,22 @@ def run(stage: SFTStage, recipe: Recipe, folder: Path, console: Console) -> dict
     The model is left in `folder/model`. Raises KeyboardInterrupt after saving when interrupted.
     """
     tokenizer = load_tokenizer(stage.model.path, stage.data.chat_template)
-    template = PromptTemplate(
-        stage.data.template,
-        tokenizer,
-        vocab_size=vocab_size(stage.model.path),
-        **template_args(stage.data.template_args),
-    )
-    if template.chat is not None:
-        warn_of_turn_end(tokenizer, (tokenizer.eos_token_id,), taught=True)
-    most = longest_row(stage.model.path, stage.learner)
     sets = {_MAIN: read_rows(stage.data.path)}
     sets |= {path: read_rows(path) for path in stage.data.mix}
-    with _bar("rows to tokens", console) as progress:
-        found, dropped = encode_sets(sets, template, most, console, progress)
+    with bar("rows to tokens", console) as progress:
+        found, dropped = encoded(stage, sets, tokenizer, console, progress)
     others = {path: (share, found[path]) for path, share in stage.data.mix.items()}
     rows, counts = mix(found[_MAIN], others, recipe.run.seed)
     summary = fine_tune(
-        rows,
-        tokenizer=tokenizer,
-        model=stage.model,
-        learner=stage.learner,
-        slm=stage.slm,
-        run=recipe.run,
-        folder=folder,
-        title=stage.name,
-        console=console,
-        config=stage.model_dump(mode="json"),
+        rows, stage=stage, tokenizer=tokenizer, run=recipe.run, folder=folder, console=console
     )
     return {**summary, "dropped_rows": dropped, "mixed_rows": counts}
 
 
 def load_tokenizer(path: str, chat_template: str = "") -> Any:
-    """The tokenizer of a model that was looked at, with this chat template if it is given.
+    """The tokenizer of a model, with `chat_template` if one is given.
 
-    Raises RecipeError, also where it has no eos that can be taught.
+    Raises RecipeError for a model that is not whole, or whose eos cannot be taught.
     """
     pretrained.check_model(path)
     tokenizer = pretrained.tokenizer(path, chat_template=chat_template)
@@ -96,48 +78,63 @@ def load_tokenizer(path: str, chat_template: str = "") -> Any:
     return tokenizer
 
 
-def longest_row(path: str, learner: SFTLearner) -> int:
-    """Tokens a row may have: learner.max_length, or the model's positions if they are fewer."""
-    return min(learner.max_length, pretrained.positions(path) or learner.max_length)
+def encoded(
+    stage: SFTStage | DistillStage,
+    sets: Mapping[str, Sequence[TextRow]],
+    tokenizer: Any,
+    console: Console,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[dict[str, list[TokenRow]], int]:
+    """`encode_sets` with the template and the greatest length of a stage."""
+    template = row_template(stage, tokenizer, stage.model.path)
+    if template.chat is not None:
+        warn_of_turn_end(tokenizer, (tokenizer.eos_token_id,), taught=True)
+    most = longest_row(stage.model.path, stage.learner)
+    return encode_sets(sets, template, most, console, progress)
+
+
+def frozen(path: str, model: Model, setting: str) -> Any:
+    """The model in `path`, which teaches `model`: in its compute type, on the device."""
+    dtype = DTYPES[chosen(model.dtype)]
+    return pretrained.load_model(path, dtype, setting=setting).eval().to(join().device)
 
 
 def fine_tune(
     rows: Sequence[TokenRow],
     *,
+    stage: SFTStage | DistillStage,
     tokenizer: Any,
-    model: Model,
-    learner: SFTLearner,
-    slm: SLM | None = None,
     run: Run,
     folder: Path,
-    title: str,
     console: Console,
-    config: dict[str, Any] | None = None,
     trainer: Callable[..., StageTrainer] = StageTrainer,
 ) -> dict[str, Any]:
-    """Fine-tune `model.path` on `rows`, resuming from the newest checkpoint in `folder`.
+    """Fine-tune the stage's model on `rows`, resuming from the newest checkpoint in `folder`.
 
-    tokenizer: the one that made the rows; it is saved with the model. config: for trackers.
-    trainer: made with trl.SFTTrainer's keyword arguments; a subclass may change the loss.
-    Leaves `folder/model` and returns the summary. Raises RecipeError for settings that the model
-    or the machine cannot follow, LearnerError for a loss that is not finite, KeyboardInterrupt
-    after saving when interrupted.
+    The stage's data are not read. tokenizer: the one that made the rows; it is saved with the
+    model. trainer: called with trl.SFTTrainer's keyword arguments; a subclass may change the loss.
+    Leaves `folder/model` and returns the summary. Raises RecipeError for settings that do not fit
+    the model or the machine, LearnerError for a loss that is not finite, KeyboardInterrupt after
+    saving when interrupted.
     """
-    ranks = _alone(title, model)
+    model, learner = stage.model, stage.learner
+    ranks = _alone(stage.name, model)
     found = _go_back(folder, run, console)
     state: dict[str, Any] = found.state if found else {}
     with _quiet(), _own_precision():
-        if slm is not None and slm.select != "off":
-            trainer = partial(SLMTrainer, slm=slm)
-        extra = _references(rows, slm, model, tokenizer, folder, console)
+        extra: dict[str, list[list[float]]] = {}
+        if isinstance(stage, SFTStage) and stage.slm.select != "off":
+            trainer = partial(SLMTrainer, slm=stage.slm)
+            if stage.slm.select == "excess":
+                extra = _references(rows, stage, tokenizer, folder, console)
         data = training_set(rows, learner, run.seed, extra)
         log = RunLog(
             folder,
-            title=title,
+            title=stage.name,
             max_steps=data.steps,
             done=state.get("step", 0),
             trackers=run.trackers,
-            config=config,
+            config=stage.model_dump(mode="json"),
             console=console,
         )
         saver = checkpoint.Saver(folder, run.save_total_limit)
@@ -239,30 +236,14 @@ def _padding(tokenizer: Any, size: int) -> Any:
 
 
 def _references(
-    rows: Sequence[TokenRow],
-    slm: SLM | None,
-    model: Model,
-    tokenizer: Any,
-    folder: Path,
-    console: Console,
+    rows: Sequence[TokenRow], stage: SFTStage, tokenizer: Any, folder: Path, console: Console
 ) -> dict[str, list[list[float]]]:
-    """The column of reference losses, if tokens are selected by what they exceed.
-
-    Raises RecipeError for a reference of other tokens.
-    """
-    if slm is None or slm.select != "excess":
-        return {}
-    path = slm.reference
+    """The column of the reference's losses. Raises RecipeError for a reference of other tokens."""
+    path = stage.slm.reference
     pretrained.check_model(path, "slm.reference")
-    if pretrained.tokenizer(path, "slm.reference").get_vocab() != tokenizer.get_vocab():
-        raise RecipeError(
-            f"slm.reference = {path!r} has other tokens than model.path = {model.path!r}, so their "
-            "losses cannot be compared; train the reference from a model with the same tokenizer"
-        )
-    dtype = DTYPES[chosen(model.dtype)]
-    reference = pretrained.load_model(path, dtype, setting="slm.reference").eval()
-    reference.to(join().device)
-    with _bar("reference losses", console) as progress:
+    same_tokens("slm.reference", path, tokenizer, stage.model.path)
+    reference = frozen(path, stage.model, "slm.reference")
+    with bar("reference losses", console) as progress:
         losses = reference_losses(reference, rows, folder, progress)
     return columns(rows, losses)
 
@@ -296,16 +277,6 @@ def _save(
 
 
 @contextmanager
-def _bar(description: str, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal, nothing elsewhere; call what it yields with (done, total)."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    shown = console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bars:
-        bar = bars.add_task(description, total=None)
-        yield lambda done, total: bars.update(bar, completed=done, total=total)
-
-
-@contextmanager
 def _quiet() -> Iterator[None]:
     """No bars and no advice of the libraries beside the stage's own view."""
     level = transformers.utils.logging.get_verbosity()
@@ -314,7 +285,7 @@ def _quiet() -> Iterator[None]:
         transformers.utils.logging.set_verbosity_error()
         datasets.disable_progress_bars()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # what they say to one another
+            warnings.simplefilter("ignore", FutureWarning)  # meant for their own developers
             yield
     finally:
         transformers.utils.logging.set_verbosity(level)
@@ -324,7 +295,7 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _own_precision() -> Iterator[None]:
-    """Accelerate's process-wide precision is the trainer's inside, and that of `join` after it."""
+    """Let the trainer set accelerate's process-wide precision, and undo it afterwards."""
     try:
         yield
     finally:

@@ -1,8 +1,8 @@
-"""trl.SFTTrainer on rows that are token ids already, in an order fixed beforehand.
+"""trl.SFTTrainer on rows of token ids, in an order fixed beforehand.
 
-What is ours: the labels (completion and eos, whatever the pad token is), the order of the rows over
-all epochs (one sequence, so that a resumed run only skips), the micro-batches, and how progress and
-checkpoints look. Forward pass, loss, packing, optimizer, schedule and resumption are the trainer's.
+Ours are the labels (completion and eos, whatever the pad token is), the order of the rows over all
+epochs (one sequence, so that a resumed run only skips), the micro-batches, and the form of metrics
+and checkpoints. Forward pass, loss, packing, optimizer, schedule and resumption are the trainer's.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHOWN = ("loss", "learning_rate", "grad_norm", "mean_token_accuracy", "entropy")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSet:
-    """What the trainer reads: rows in training order, `micro` of them per forward pass."""
+    """The trainer's input: rows in training order, `micro` of them in a forward pass."""
 
     data: Dataset
     steps: int
@@ -53,8 +53,8 @@ def training_set(
 ) -> TrainingSet:
     """Rows over all epochs in the order of `seed`, packed if `learner.packing`.
 
-    columns: numbers per token of each row (prompt and completion) that travel with it.
-    Within an optimizer step the longest rows come first, which saves padding and changes no sum.
+    columns: more columns of the rows, each with a number for every token of prompt and completion.
+    In an optimizer step the longest rows come first: this saves padding and changes no sum.
     """
     table = {
         "input_ids": [[*row.prompt_ids, *row.ids] for row in rows],
@@ -70,7 +70,7 @@ def training_set(
     order = draw(len(lengths), total, seed)
     batches = [order[start : start + size] for start in range(0, total, size)]
     ordered = [i for batch in batches for i in sorted(batch, key=lambda i: (-lengths[i], i))]
-    # Packed sequences go one by one: attention over several of them is quadratic in all.
+    # One packed sequence at a time: attention over several is quadratic in their total length.
     most = 1 if learner.packing else max(1, MICRO_TOKENS // max(lengths))
     micro = max(d for d in range(1, size + 1) if size % d == 0 and d <= most)
     return TrainingSet(data=data.select(ordered), steps=len(batches), micro=micro)
@@ -137,9 +137,9 @@ class StageTrainer(SFTTrainer):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        # The loss is scaled, by the count that `get_batch_samples` gives. Not said on the class:
-        # before transformers 5.19, TRL takes that as a reason to put a text where SFTTrainer
-        # expects a loss function. These versions ask the second name.
+        # The loss is divided by the count that `get_batch_samples` gives. This is not set on the
+        # class: with transformers before 5.19, TRL would then put a text where SFTTrainer expects
+        # a loss function. These versions read the second name.
         self.loss_is_scaled_for_ga = True
         self.model_accepts_loss_kwargs = True
 
@@ -165,7 +165,7 @@ class StageTrainer(SFTTrainer):
 
 
 class Journal(TrainerCallback):
-    """Metrics, checkpoints and stopping of a stage, in the form of the rl stage's."""
+    """Writes metrics and checkpoints, and stops, as an rl stage does."""
 
     def __init__(
         self, log: RunLog, run: Run, saver: checkpoint.Saver, stop: Any, seconds: float

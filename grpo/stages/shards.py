@@ -1,8 +1,8 @@
-"""JSONL shards that exist whole or not at all: what a long sampling job has finished.
+"""The finished work of a long sampling job, as JSONL shards that exist whole or not at all.
 
-A shard is written aside, fsynced and renamed, so a kill at any moment loses the shard under way
-and nothing else. `progress.json` knows every shard by hash, and the metrics up to it: a job goes on
-after the last shard in a row that is what was written.
+A shard is written aside, fsynced and renamed, so a kill loses only the shard being written.
+`progress.json` has the hash of every shard, and of the metrics up to it. A job continues after the
+last shard before which nothing is missing or changed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ MADE_OF = "made_of.json"
 class SamplingJob:
     """The shards of a sampling job in `work/shards`, and what was made of them.
 
-    shards: hash of each, in order. logs: of the metrics up to each. data: of the rows made of all.
+    shards: the hash of each, in order. logs: the hash of the metrics up to each. data: hashes of
+    the files made of all shards.
     """
 
     work: Path
@@ -39,7 +40,7 @@ class SamplingJob:
 
     @classmethod
     def of(cls, work: Path) -> SamplingJob:
-        """The job in a folder, as far as it came. Raises RunError where nobody can know that."""
+        """The job in a folder. Raises RunError where its progress cannot be read."""
         if not (work / PROGRESS).exists() and not any((work / "shards").glob("*.jsonl")):
             return cls(work=work)
         try:
@@ -55,7 +56,7 @@ class SamplingJob:
         return self.work / "shards" / f"{number:05d}.jsonl"
 
     def whole(self, say: Callable[[str], None] = lambda _: None) -> int:
-        """How many shards in a row, and the metrics up to them, are what was written."""
+        """How many shards, from the first on, are unchanged, and the metrics up to them."""
         for number, (shard, log) in enumerate(zip(self.shards, self.logs, strict=True)):
             try:
                 name = self.path(number).relative_to(self.work).as_posix()
@@ -67,14 +68,14 @@ class SamplingJob:
         return len(self.shards)
 
     def rewind(self, done: int) -> None:
-        """Forget all but the first `done` shards, and what the metrics say of the others."""
+        """Forget all but the first `done` shards, and cut the metrics back to them."""
         del self.shards[done:], self.logs[done:]
         self.data.clear()
         checkpoint.rewind(self.work / checkpoint.LOG, self.logs[-1][0] if done else 0)
         self._write()
 
     def add(self, lines: Iterable[Any], log: Path, size: int) -> None:
-        """Write the next shard; the metrics have `size` bytes with its own."""
+        """Write the next shard. size: bytes of the metrics, those of this shard included."""
         path = self.path(len(self.shards))
         write_lines(path, lines)
         self.shards.append(hashes.start_of(path, path.stat().st_size))
@@ -82,12 +83,12 @@ class SamplingJob:
         self._write()
 
     def left(self, data: Path) -> None:
-        """The folder `data` was made of the shards."""
+        """Note that the folder `data` was made of the shards."""
         self.data.update(hashes.known(data, (p for p in data.rglob("*") if p.is_file())))
         self._write()
 
     def complete(self, data: Path, say: Callable[[str], None]) -> bool:
-        """Whether the folder `data`, and everything it was made of, is there and whole."""
+        """Whether the folder `data` and everything it was made of exist and are unchanged."""
         if not (data.is_dir() and self.data and self.whole() == len(self.shards)):
             return False
         try:

@@ -3,13 +3,13 @@
     score = loss under the policy - loss under a reference that was trained on clean rows
     keep the best `keep` share of the completion tokens of the whole optimizer step; divide by those
 
-Tokens that the reference finds no easier than the policy does (noise, and what is learned already)
-stay out. Tokens left out lose their label, so the loss itself is the trainer's. Two controls select
-without a reference: `random`, and `highest` loss, which goes after the noise.
+Tokens that are no easier for the reference than for the policy are left out: noise, and what is
+learned already. They lose their label, so the loss itself is the trainer's. Two controls select
+without a reference: `random`, and `highest` loss, which selects the noise.
 
-Left out of the paper's method: nothing but its scale. Unlike there, the selection is over the whole
-optimizer step and not over each micro-batch, so it does not depend on how the step is cut. That
-takes a forward pass without gradient for all scores before the first backward pass.
+Unlike the paper's, the selection is over the whole optimizer step and not over each micro-batch, so
+it does not depend on how the step is cut. This takes a forward pass without gradient over the whole
+step before the first backward pass.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ def reference_losses(
 ) -> list[np.ndarray]:
     """Loss (float32, nats) of each row's completion tokens under the reference.
 
-    Kept in `folder`, under a key made of the reference's weights and the rows' ids; read from there
-    when both are the same.
+    The result is cached in `folder`, with a key made of the reference's weights and the rows' ids.
     """
     key = _key(reference, rows)
     file = folder / CACHE
@@ -88,7 +87,7 @@ def reference_losses(
 
 
 def columns(rows: Sequence[TokenRow], losses: Sequence[np.ndarray]) -> dict[str, list[list[float]]]:
-    """Those losses as a column of the training set: 0 on the prompt."""
+    """The losses as a column of the training set, with 0 for prompt tokens."""
     return {
         COLUMN: [
             [0.0] * len(row.prompt_ids) + found.tolist()
@@ -98,7 +97,7 @@ def columns(rows: Sequence[TokenRow], losses: Sequence[np.ndarray]) -> dict[str,
 
 
 class SLMTrainer(StageTrainer):
-    """Trains on selected tokens; the others lose their label before the step's first forward."""
+    """Trains on selected tokens; the others lose their label before the step begins."""
 
     def __init__(self, *, slm: SLM, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -145,7 +144,7 @@ class SLMTrainer(StageTrainer):
 
 
 def _with_reference(collate: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """`collate`, with the references laid out as it lays out the labels; 0 where there is none."""
+    """`collate` that also lays out the reference losses like the labels, padded with 0."""
 
     def call(examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = collate(examples)
@@ -202,7 +201,7 @@ def _key(reference: PreTrainedModel, rows: Sequence[TokenRow]) -> str:
 
 
 def _cached(file: Path, key: str) -> np.ndarray | None:
-    """What was computed before; None where that is something else, or not what was written."""
+    """The cached losses; None where they have another key or are damaged."""
     try:
         with safe_open(str(file), framework="np") as stored:
             found, said = stored.get_tensor("losses"), stored.metadata()

@@ -1,8 +1,8 @@
-"""Prompt-completion rows of the supervised stages: read, rendered, mixed.
+"""Read, render and mix the prompt-completion rows of the supervised stages.
 
-A row's prompt goes through the template of the rl stage (`grpo/data/prompts.py`) and its completion
-is tokenized apart from it, so a model reads in fine-tuning the very ids that it reads when it
-samples, and the mask is exact whatever merges a tokenizer would make across the border.
+A row's prompt is rendered by the template of the rl stage (`grpo/data/prompts.py`), and its
+completion is tokenized by itself. In fine-tuning a model therefore reads the same ids as in
+sampling, and the mask is exact even where a tokenizer would merge across the border.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class TextRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenRow:
-    """The same as ids. `ids` is the completion and ends in eos; every one of them is trained on."""
+    """A row as token ids. `ids` is the completion with its eos; all of them are trained on."""
 
     prompt_ids: tuple[int, ...]
     ids: tuple[int, ...]
@@ -67,9 +67,9 @@ def encode(
 ) -> tuple[list[TokenRow], int]:
     """Rows as ids, and how many were dropped because they have more than `max_length` tokens.
 
-    A completion that repeats what the template has already written of the answer (the prefill, say
-    "<think>\\n") is continued after it. Raises DataError where a row cannot be written in the
-    model's tokens, or where none is short enough.
+    If a completion begins with the template's prefill (say "<think>\\n"), the prefill is not
+    repeated. Raises DataError if a row cannot be written in the model's tokens, or none is short
+    enough.
     """
     found: list[TokenRow] = []
     shortest = 0
@@ -93,7 +93,7 @@ def encode(
 def check_encodable(
     some: Sequence[TextRow], rows: Sequence[TextRow], template: PromptTemplate, max_length: int
 ) -> None:
-    """Refuse what `encode` would, by `some` of the rows and by the shortest text of all."""
+    """Raise what `encode` would raise for `some` of the rows or for the shortest of all."""
     for row in some:
         _encode(row, template)
     shortest = min(rows, key=lambda row: len(str(row.prompt)) + len(row.completion))
@@ -109,7 +109,7 @@ def encode_sets(
     console: Console,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, list[TokenRow]], int]:
-    """`encode` of every set, and how many rows all of them lost, which the console is told."""
+    """`encode` every set; returns the rows and how many were dropped, which is also printed."""
     found: dict[str, list[TokenRow]] = {}
     dropped = 0
     for name, rows in sets.items():
@@ -125,8 +125,9 @@ def mix(
 ) -> tuple[list[TokenRow], dict[str, int]]:
     """All of `main` and, of each other set, as many rows as make up its share of the whole.
 
-    others: name -> (share of all training rows, rows). Rows are drawn by `seed`, none twice before
-    each was once. Returns the rows in a drawn order, and how many came from each other set.
+    others: name -> (share of all training rows, rows). Rows are drawn by `seed`; no row is drawn
+    twice before each was drawn once. Returns the rows in a drawn order, and the number of rows from
+    each other set.
     """
     whole = len(main) / (1.0 - sum(share for share, _ in others.values()))
     rows = list(main)
@@ -141,7 +142,7 @@ def mix(
 
 
 def draw(population: int, count: int, seed: int) -> list[int]:
-    """`count` indices below `population`: whole permutations one after another, the last cut."""
+    """`count` indices below `population`: one permutation after another, the last one cut."""
     found: list[int] = []
     for turn in range(-(-count // population)):
         found += np.random.default_rng([seed, turn]).permutation(population).tolist()

@@ -1,4 +1,4 @@
-"""From the settings of an rl stage to the objects that run it."""
+"""Make the objects that run a stage from its settings."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 
 from grpo.config.schema import (
     Data,
+    DistillStage,
     Eval,
     Model,
     Recipe,
+    RejectStage,
     RewardSpec,
     RLStage,
     Rollout,
@@ -49,7 +51,7 @@ from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifie
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """What turns tasks into completions, around one model."""
+    """One model with everything that turns tasks into completions."""
 
     tokenizer: Any
     source: TaskSource
@@ -60,11 +62,11 @@ class Sampler:
 
 
 def build_sampler(
-    *, model: Model, data: Data, rollout: Rollout, recipe: Recipe, num_heldout: int
+    *, model: Model, data: Data, rollout: Rollout, recipe: Recipe, num_heldout: int = 0
 ) -> Sampler:
-    """Tokenizer, tasks, prompts and engine, from the sections that say so.
+    """Tokenizer, tasks, prompts and engine, from the sections of a stage.
 
-    `num_heldout`: how many held-out tasks to turn into prompts (0: none are asked for).
+    num_heldout: how many held-out tasks to turn into prompts.
     """
     pretrained.check_model(model.path, weights=rollout.engine in LOADING)
     tokenizer = pretrained.tokenizer(model.path, chat_template=data.chat_template)
@@ -145,7 +147,7 @@ def load_engine(
     return plugins.load("engine", name, engines, {**args, "spec": spec})
 
 
-def build_rewards(stage: RLStage, recipe: Recipe) -> RewardSet:
+def build_rewards(stage: RLStage | RejectStage | DistillStage, recipe: Recipe) -> RewardSet:
     """The rewards of a stage: in this process, or in Ray actors.
 
     Raises RecipeError where several processes would each remember a part of the run, RewardError
@@ -202,7 +204,7 @@ def build_spec(stage: RLStage, recipe: Recipe, sampler: Sampler) -> RolloutSpec:
 def build_rollouts(
     stage: RLStage, recipe: Recipe, engine: Engine, spec: RolloutSpec
 ) -> RolloutScheduler:
-    """Scored batches from the engine, at the pace of the schedule."""
+    """The scheduler, which gives scored batches from the engine."""
     types = {chosen(stage.model.dtype), chosen(stage.rollout.dtype or stage.model.dtype)}
     return RolloutScheduler(
         spec,
@@ -248,7 +250,7 @@ def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> AgreementGate
 
 
 def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerParts:
-    """What the loop needs: the sampler, and a learner beside it."""
+    """Everything that the training loop needs."""
     settings = recipe.run
     torch.manual_seed(settings.seed)
     spec = build_spec(stage, recipe, sampler)
@@ -289,10 +291,10 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerPart
 
 
 def _second(specs: Sequence[RewardSpec], judges: Sequence[str]) -> Verifier | None:
-    """Who checks the first verifier on a sample: exact comparison of the last answer or number.
+    """The verifier that checks the first one: exact comparison of the last answer or number.
 
-    It costs next to nothing and shares no parser with `math`. Other verifiers judge no single
-    answer. judges: the titles of those rewards that say right or wrong.
+    It costs little and shares no parser with `math`. None where the first verifier judges no single
+    answer. judges: the titles of the rewards that say right or wrong.
     """
     first = next((spec.name for spec in specs if spec.title in judges[:1]), None)
     return Accuracy(extraction="lenient") if first in ("accuracy", "math") else None

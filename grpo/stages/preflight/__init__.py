@@ -1,14 +1,14 @@
-"""Everything that can be known of a recipe, found out for all stages before the first one starts.
+"""Check everything that can be known of a recipe, for all stages, before the first one starts.
 
     paths -> plug-ins -> tasks and their columns -> rows      `known`, without torch
     models -> tokenizers, templates, lengths of prompts       `check`: that, and these
     packages, room on the disk                                `machine.check_machine`
 
-`plugs`, `scorers` and `needed` are plug-ins, rewards and the columns that rewards need;
-`stage_data` is tasks and rows; `secrets` refuses passwords in a recipe; `found` says what was
-found, and in which stage. `grpo plan` asks the same as `grpo train`; it only leaves alone what is
-on the Hugging Face hub. A stage that starts from `stage:NAME` is looked at through what that stage
-will leave (`models`).
+`plugs`, `scorers` and `needed` check plug-ins, rewards and the columns that rewards need;
+`stage_data` checks tasks and rows; `secrets` refuses passwords in a recipe; `found` has the result
+and the names of stages in errors. `grpo plan` checks the same as `grpo train`, but asks nothing of
+the Hugging Face hub. For a stage that starts from `stage:NAME`, `models` stands in for what that
+stage will leave.
 """
 
 from __future__ import annotations
@@ -38,23 +38,17 @@ __all__ = [
 ]
 
 
-# The recipe that `first` looked at, and what was read of it, until `start` goes on from there.
-_first: list[tuple[Recipe, Mapping[str, Pieces]]] = []
-
-
 def first(recipe: Recipe) -> None:
-    """What can be known of a new run without torch; `start` does not do it again. GrpoError."""
+    """Check what can be known of a new run before torch is imported. Raises GrpoError."""
     check_secrets(recipe)
-    pieces = known(recipe, hub=True)
+    known(recipe, hub=True)
     check_machine(recipe)
-    _first[:] = [(recipe, pieces)]
 
 
 def start(recipe: Recipe, folder: Path, done: Collection[str], say: Callable[[str], Any]) -> None:
-    """Look at what is still to be done of the run in `folder`, and `say` each note.
+    """Check the stages of the run in `folder` that are not in `done`, and `say` each note.
 
-    done: the stages that are finished. Raises GrpoError for what a stage would refuse when its turn
-    comes.
+    Raises GrpoError for what a stage would refuse when its turn comes.
     """
     if len(done) == len(recipe.stages):
         return
@@ -66,18 +60,16 @@ def start(recipe: Recipe, folder: Path, done: Collection[str], say: Callable[[st
 def check(
     recipe: Recipe, folder: Path | None = None, done: Collection[str] = (), *, hub: bool = False
 ) -> Found:
-    """Refuse what any stage would refuse later, but for what this machine lacks.
+    """Refuse what any stage would refuse later, except for what this machine lacks.
 
-    folder: of a run that was begun; done: stages of it that are finished. hub: whether data sets
-    and models may be asked for on the hub. Raises GrpoError, naming the setting as a person would
-    write it, and for rows file and line.
+    folder: of a run that was begun; done: its finished stages. hub: whether data sets and models
+    may be looked up on the hub. Raises GrpoError, which names the setting as a person would write
+    it, and for rows the file and line.
     """
     if folder is None:  # a new run; one that goes on has kept what it has
         check_secrets(recipe)
     pieces = known(recipe, done, hub=hub)
-    from grpo.stages.preflight.models import (
-        check_models,  # torch: only once the rest is known to be good
-    )
+    from grpo.stages.preflight.models import check_models  # imports torch
 
     return check_models(recipe, folder, done, pieces, hub)
 
@@ -91,9 +83,9 @@ def known(recipe: Recipe, done: Collection[str] = (), *, hub: bool = False) -> M
 def check_tasks(
     recipe: Recipe, stage: AnyStage, splits: Collection[str] = ("train", "heldout")
 ) -> TaskSource:
-    """The tasks of a stage that samples, after the look at it that needs no torch.
+    """The tasks of a stage that samples, after the checks that need no torch.
 
-    Of one that is asked for what some `splits` alone give. Raises GrpoError.
+    splits: those whose tasks are checked. Raises GrpoError.
     """
     ((_, pieces),) = _look(recipe, [stage], hub=True, splits=splits)
     assert pieces.source is not None  # the hub was asked
@@ -106,7 +98,7 @@ def _look(
     hub: bool,
     splits: Collection[str] = ("train", "heldout"),
 ) -> Iterator[tuple[str, Pieces]]:
-    """Each stage by name, and what was read of it; none before all have passed what is quick."""
+    """(stage's name, what was read of it). The quick checks of all stages come first."""
     for look in (check_paths, check_plugins):
         for stage in stages:
             with said(recipe, stage):

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Mapping
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -51,10 +51,10 @@ def _size(count: int) -> str:
 
 
 def bytes_of(recipe: Recipe, stages: Collection[AnyStage]) -> int:
-    """The most that lies on the disk at once of what the stages write and whose size is known.
+    """The most bytes that are on the disk at once, of files whose size is known.
 
-    A checkpoint is float32 weights and two moments; one more than run.save_total_limit is there
-    while the next is written. Under an adapter the moments are too few to count.
+    A checkpoint is float32 weights and two moments. While a checkpoint is written there is one more
+    than run.save_total_limit. An adapter's moments are too small to count.
     """
     sizes: dict[str, int] = {}
     left = most = 0
@@ -71,7 +71,7 @@ def bytes_of(recipe: Recipe, stages: Collection[AnyStage]) -> int:
 
 
 def _stage_bytes(stage: AnyStage, count: int, recipe: Recipe) -> tuple[int, int]:
-    """Bytes of a stage while it writes its last checkpoint, and when it has left its model."""
+    """Bytes of a stage while it writes its last checkpoint, and after it has left its model."""
     weights, limit = WEIGHT * count, recipe.run.save_total_limit
     if isinstance(stage, PretrainStage):
         return weights, weights
@@ -90,7 +90,7 @@ def _stage_bytes(stage: AnyStage, count: int, recipe: Recipe) -> tuple[int, int]
 
 
 def _written(recipe: Recipe, folder: Path, stages: Collection[AnyStage]) -> int:
-    """Bytes of checkpoints and models that are there already and are replaced as the run goes."""
+    """Bytes of checkpoints and models that exist already and are replaced during the run."""
     total = 0
     for stage in stages:
         place = stage_folder(recipe, folder, stage.name)
@@ -121,12 +121,8 @@ def weights_in(folder: Path) -> int | None:
             with file.open("rb") as stream:
                 length = int.from_bytes(stream.read(8), "little")
                 header: dict[str, Any] = json.loads(stream.read(min(length, 1 << 27)))
-            for name, tensor in header.items():
-                if name != "__metadata__":
-                    count = 1
-                    for size in tensor["shape"]:
-                        count *= int(size)
-                    total += count
+            header.pop("__metadata__", None)
+            total += sum(prod(map(int, tensor["shape"])) for tensor in header.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return None  # what is wrong with the file is said by who loads it
+            return None  # whoever loads the file says what is wrong with it
     return total if files else None

@@ -1,4 +1,4 @@
-"""What a look at a recipe finds, and how its errors name the stage."""
+"""The result of checking a recipe, and how its errors name the stage."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from grpo.errors import GrpoError
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """`notes`: sentences for whoever starts the recipe. `heldout`: stage -> held-out tasks asked.
+    """notes: sentences for whoever starts the recipe. heldout: stage -> number of held-out tasks.
 
-    Only stages that ask any, and whose tasks and tokenizer are on this machine.
+    heldout has the stages that ask any, and whose tasks and tokenizer are on this machine.
     """
 
     notes: tuple[str, ...] = ()
@@ -22,7 +22,7 @@ class Found:
 
 
 def prefix(recipe: Recipe, stage: AnyStage) -> str:
-    """What a person writes before a setting of the stage: "STAGE.", or nothing if it is alone."""
+    """What stands before a setting of the stage: "STAGE.", or "" for a recipe of one stage."""
     return f"{stage.name}." if len(recipe.stages) > 1 else ""
 
 

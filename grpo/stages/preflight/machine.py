@@ -1,7 +1,7 @@
 """What a run needs of the machine: packages that its stages import, room on the disk (`disk`).
 
-Looked for without importing any of it. Addresses (a judge, a server that samples) are not called:
-one that sleeps now may be up when its stage comes, and the other way around.
+Packages are looked for without importing them. Addresses (a judge, a server that samples) are not
+called: a server may be down now and up when its stage comes, or the other way around.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from grpo.config.schema import (
     AnyStage,
     DistillStage,
     EvalStage,
-    PretrainStage,
     Recipe,
     RLStage,
     SFTStage,
 )
 from grpo.errors import RecipeError
 from grpo.stages.preflight.disk import check_disk
+from grpo.stages.preflight.found import prefix
+from grpo.stages.preflight.paths import reward_specs
 
 EXTRAS = {  # package -> what to install
     "bitsandbytes": "'grpo-toolkit[quantize]'",
@@ -46,7 +47,6 @@ def check_machine(recipe: Recipe, folder: Path | None = None, done: Collection[s
     for a package, RunError for a folder that cannot be written or a disk that is too small.
     """
     stages = [stage for stage in recipe.stages if stage.name not in done]
-    many = len(recipe.stages) > 1
     ranks = max(recipe.ray.learners, int(os.environ.get(LAUNCHED, "1")))
     for stage in stages if ranks > 1 else ():
         if isinstance(stage, SFTStage | DistillStage):
@@ -54,7 +54,7 @@ def check_machine(recipe: Recipe, folder: Path | None = None, done: Collection[s
                 f"stage {stage.name!r} fine-tunes in one process, and {ranks} were launched: "
                 "run it with `grpo train`, without accelerate launch or ray.learners"
             )
-    for setting, package in _packages(recipe, stages, many):
+    for setting, package in _packages(recipe, stages):
         names = (package, *([INSTEAD[package]] if package in INSTEAD else []))
         if not any(map(_is_there, names)):
             what = EXTRAS.get(package, package)
@@ -71,34 +71,32 @@ def _is_there(package: str) -> bool:
         return False
 
 
-def _packages(
-    recipe: Recipe, stages: Collection[AnyStage], many: bool
-) -> Iterator[tuple[str, str]]:
+def _packages(recipe: Recipe, stages: Collection[AnyStage]) -> Iterator[tuple[str, str]]:
     """(setting, package) of everything that is imported when its turn comes."""
     for name in recipe.run.trackers:
         yield f"run.trackers = {name!r}", name
     if recipe.ray.learners > 1:
         yield f"ray.learners = {recipe.ray.learners}", "ray"
     for stage in stages:
-        where = f"{stage.name}." if many else ""
         for setting, package in _of_stage(stage):
-            yield f"{where}{setting}", package
+            yield f"{prefix(recipe, stage)}{setting}", package
 
 
 def _of_stage(stage: AnyStage) -> Iterator[tuple[str, str]]:
     if isinstance(stage, SFTStage | DistillStage):
         yield f"kind = {stage.kind!r}", "trl"
-    if rank := getattr(getattr(stage, "model", None), "lora_rank", 0):
+    model = getattr(stage, "model", None)
+    if rank := getattr(model, "lora_rank", 0):
         yield f"model.lora_rank = {rank}", "peft"
-    if (kind := getattr(getattr(stage, "model", None), "quantization", "none")) != "none":
+    if (kind := getattr(model, "quantization", "none")) != "none":
         yield f"model.quantization = {kind!r}", "bitsandbytes"
     if isinstance(stage, RLStage) and stage.learner.optim != "adamw_torch":
         yield f"learner.optim = {stage.learner.optim!r}", "bitsandbytes"
-    rollout = getattr(stage, "rollout", None)
     served = isinstance(stage, DistillStage) and stage.teacher.is_endpoint
-    if rollout is not None and rollout.engine == "vllm" and not served:
+    rollout = None if served else getattr(stage, "rollout", None)
+    if rollout is not None and rollout.engine == "vllm":
         yield "rollout.engine = 'vllm'", "vllm"
-    if rollout is not None and rollout.backend == "ray" and not served:
+    if rollout is not None and rollout.backend == "ray":
         yield "rollout.backend = 'ray'", "ray"
     if isinstance(stage, EvalStage) and stage.engine == "vllm":
         yield "engine = 'vllm'", "vllm"
@@ -107,19 +105,12 @@ def _of_stage(stage: AnyStage) -> Iterator[tuple[str, str]]:
     for setting, name in _sources(stage.data.source, stage.data.args):
         if name in OF_SOURCES:
             yield f"data.{setting} = {name!r}", OF_SOURCES[name]
-    if isinstance(stage, PretrainStage):
-        return
-    for field, specs in (("rewards", stage.rewards), ("eval.rewards", _eval_rewards(stage))):
-        for index, spec in enumerate(specs):
-            for name in (spec.name, *_inner_rewards(spec.args)):
-                for package in OF_REWARDS.get(name, ()):
-                    yield f"{field}.{index} = {name!r}", package
-            if spec.name == "language_consistency" and spec.args.get("identify"):
-                yield f"{field}.{index}.args.identify = true", "py3langid"
-
-
-def _eval_rewards(stage: AnyStage) -> Collection[Any]:
-    return stage.eval.rewards if isinstance(stage, RLStage) else ()
+    for setting, spec in reward_specs(stage):
+        for name in (spec.name, *_inner_rewards(spec.args)):
+            for package in OF_REWARDS.get(name, ()):
+                yield f"{setting} = {name!r}", package
+        if spec.name == "language_consistency" and spec.args.get("identify"):
+            yield f"{setting}.args.identify = true", "py3langid"
 
 
 def _sources(source: str, args: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

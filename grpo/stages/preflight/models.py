@@ -1,7 +1,8 @@
-"""The part of the look at a recipe that needs torch: models, tokenizers, templates, lengths.
+"""The checks of a recipe that need torch: models, tokenizers, templates, lengths.
 
-A stage that starts from `stage:NAME` is looked at with the folder that has what NAME will leave but
-for its weights: where NAME itself starts from, or for a pretrain stage a folder made here.
+A stage that starts from `stage:NAME` is checked with a folder that has the tokenizer and the
+configuration that NAME will leave: the model NAME starts from, or, for a pretrain stage, a folder
+made here.
 """
 
 from __future__ import annotations
@@ -12,29 +13,28 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import try_to_load_from_cache
 
 from grpo.config.schema import (
     REFERENCE,
     AnyStage,
     DistillStage,
-    EvalStage,
     PretrainStage,
     Recipe,
     RLStage,
     SFTStage,
 )
 from grpo.data.source import DemonstrationSource, TaskOrder
-from grpo.errors import RecipeError
 from grpo.model import compute_types, pretrained
 from grpo.model.families import check_family
 from grpo.rollout import LOADING
 from grpo.rundir.run_folder import stage_folder
+from grpo.stages.inputs import cached
+from grpo.stages.origins import with_texts
 from grpo.stages.preflight.found import Found, prefix, said
 from grpo.stages.preflight.needed import SAMPLED
-from grpo.stages.preflight.paths import models, reward_models
+from grpo.stages.preflight.paths import MODELS, models, reward_models
 from grpo.stages.preflight.plugs import Pieces
-from grpo.stages.prompting import check_text, has_tokenizer
+from grpo.stages.prompting import check_text, has_tokenizer, same_tokens
 
 
 def check_models(
@@ -61,9 +61,9 @@ def check_models(
                     found = check_text(here, part.source, part.rows)
                 where = f"stage {stage.name}: " if len(recipe.stages) > 1 else ""
                 notes += [f"{where}{note}" for note in found.notes]
-                heldout |= {stage.name: found.heldout} if found.heldout else {}
+                heldout |= found.heldout
             with said(recipe, stage):
-                # what a stage has left that is not done may be damaged, and is made again
+                # what an unfinished stage has left may be damaged, and is made again
                 own = folder if stage.name in done else None
                 part = pieces.get(stage.name)
                 left[stage.name] = _left(stage, recipe, own, left, part, Path(aside))
@@ -73,7 +73,7 @@ def check_models(
 def _models(stage: AnyStage, where: str, hub: bool) -> None:
     """Refuse models that are not whole, or of a family that is not trained here.
 
-    Those of the hub are asked for where `hub` allows it; their weights are looked at when loaded.
+    Models of the hub are looked up if `hub` is set; their weights are checked when loaded.
     """
     engine = getattr(getattr(stage, "rollout", stage), "engine", "torch")
     learns = isinstance(stage, RLStage | SFTStage | DistillStage)
@@ -90,35 +90,25 @@ def _models(stage: AnyStage, where: str, hub: bool) -> None:
 
 def _cached(path: str) -> str:
     """The folder of a model of the hub that was downloaded before; any other path as it is."""
-    if not path or Path(path).expanduser().exists() or path.count("/") > 1:
+    if Path(path).expanduser().exists() or path.count("/") > 1:
         return path
-    try:
-        file = try_to_load_from_cache(path, "config.json")
-    except ValueError:  # no name that a model could have
-        return path
-    return str(Path(file).parent) if isinstance(file, str) else path
+    return str(cached(path) or path)
 
 
 def with_models(
     stage: AnyStage, left: Mapping[str, str], known: Callable[[str], str] = str
 ) -> AnyStage:
-    """`stage` with the folders of `left` in place of the models that earlier stages leave.
+    """`stage` with the folders of `left` in place of references to earlier stages.
 
-    `known` gives what stands for any other path.
+    known: a function that replaces any other path of a model.
     """
 
-    def place(path: str) -> str:
+    def place(setting: str, path: str) -> str:
+        if setting not in MODELS or not path:
+            return path
         return left[path.removeprefix(REFERENCE)] if path.startswith(REFERENCE) else known(path)
 
-    found: dict[str, Any] = {}
-    for section, name in (("model", "path"), ("teacher", "path"), ("slm", "reference")):
-        part: Any = getattr(stage, section, None)
-        path = getattr(part, name, "")
-        if path:
-            found[section] = part.model_copy(update={name: place(path)})
-    if isinstance(stage, EvalStage):
-        found["models"] = tuple(map(place, stage.models))
-    return cast(AnyStage, stage.model_copy(update=found))
+    return with_texts(stage, place)
 
 
 def _left(
@@ -129,7 +119,7 @@ def _left(
     part: Pieces | None,
     aside: Path,
 ) -> str:
-    """The folder that stands for the model of a stage; "" where it leaves none that is known."""
+    """The folder that stands in for the model of a stage; "" where none is known."""
     if folder is not None:
         own = stage_folder(recipe, folder, stage.name) / "model"
         if has_tokenizer(str(own)):
@@ -186,18 +176,10 @@ def _check_device(stage: AnyStage, where: str) -> None:
 def _check_tokens(stage: AnyStage) -> None:
     """Refuse a teacher or reference of other tokens, whose numbers would not compare."""
     if isinstance(stage, DistillStage) and stage.method == "logits":
-        pair = (stage.teacher.path, stage.model.path)
-        if all(map(has_tokenizer, pair)):
-            from grpo.stages.distill import same_tokens  # with trl: seconds
-
-            same_tokens(pair[0], pretrained.tokenizer(pair[1]), pair[1])
-    if isinstance(stage, SFTStage) and stage.slm.reference:
-        pair = (stage.slm.reference, stage.model.path)
-        if all(map(has_tokenizer, pair)):
-            first, second = (pretrained.tokenizer(p).get_vocab() for p in pair)
-            if first != second:
-                raise RecipeError(
-                    f"slm.reference = {pair[0]!r} has other tokens than model.path = {pair[1]!r}, "
-                    "so their losses cannot be compared; train the reference from a model with the "
-                    "same tokenizer"
-                )
+        setting, path, model = "teacher.path", stage.teacher.path, stage.model.path
+    elif isinstance(stage, SFTStage):
+        setting, path, model = "slm.reference", stage.slm.reference, stage.model.path
+    else:
+        return
+    if has_tokenizer(path) and has_tokenizer(model):
+        same_tokens(setting, path, pretrained.tokenizer(model), model)

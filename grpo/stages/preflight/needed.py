@@ -1,9 +1,9 @@
-"""Which columns rewards need, and whether the tasks have them: asked before anything is sampled.
+"""Check, before anything is sampled, that the tasks have the columns that the rewards need.
 
-A built-in verifier names its columns in `needs`; a task without them is not its to judge, as long
-as others are. A function takes columns as TRL passes them, by the names of its parameters: one that
-has no default has to be there in every task, or the call fails. A reward made of others says by
-`inner(task)` which of them a task goes to.
+A built-in verifier names its columns in `needs`. It does not judge a task that lacks them; this is
+fine as long as it judges other tasks. A function gets columns as TRL passes them, by the names of
+its parameters. A parameter without a default needs a column in every task. A reward made of other
+rewards says by `inner(task)` which of them judges a task.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ Named = tuple[str, Any]  # what messages call a reward, and the reward (or its c
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """A column (or alternatives joined by "|") that a reward needs; `must`: to be called at all."""
+    """A column that a reward needs (alternatives joined by "|").
+
+    must: the reward cannot be called without it.
+    """
 
     reward: str
     column: str
@@ -44,7 +47,7 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Leaf:
-    """Tasks of one kind: a source's, or those of a part of a mixture. `every`: all there are."""
+    """Tasks of a source, or of a part of a mixture. every: whether these are all its tasks."""
 
     tasks: Sequence[Task]
     every: bool
@@ -54,10 +57,10 @@ class Leaf:
 def check_columns(
     source: TaskSource, split: Split, rewards: Sequence[Named], data: str, answer: str = ""
 ) -> None:
-    """Refuse tasks that lack what `rewards` need, with the row, the column and the reward.
+    """Refuse tasks that lack what `rewards` need; the error names row, column and reward.
 
-    Tables are looked at row by row, of other sources SAMPLED tasks are. data: what messages call
-    the tasks; answer: the setting that names the column of gold answers, "" where there is none.
+    Every row of a table is checked, and SAMPLED tasks of any other source. data: what messages call
+    the tasks. answer: the setting that names the column of gold answers, "" where there is none.
     Raises DataError, PluginError and RewardError.
     """
     with at(data):
@@ -146,15 +149,8 @@ def parameters(name: str, reward: Any) -> list[str]:
     except (TypeError, ValueError):  # some functions written in C have no signature
         return []
     P = inspect.Parameter
-    if (
-        inspect.isclass(reward)
-        and found
-        and found[0].kind
-        in (
-            P.POSITIONAL_ONLY,
-            P.POSITIONAL_OR_KEYWORD,
-        )
-    ):
+    by_place = (P.POSITIONAL_ONLY, P.POSITIONAL_OR_KEYWORD)
+    if inspect.isclass(reward) and found and found[0].kind in by_place:
         found = found[1:]  # self
     for one in found:
         if one.kind is P.POSITIONAL_ONLY and one.default is P.empty:
@@ -243,7 +239,7 @@ def _guard(source: TaskSource) -> Any:
 
 
 def _lacks(task: Task, need: Need, answer: str = "", never: bool = False) -> GrpoError:
-    """The sentence of a task that lacks what a reward needs; `answer` as in `check_columns`."""
+    """The error for a task that lacks what a reward needs; `answer` as in `check_columns`."""
     names = need.column.split("|")
     if need.must and need.column in OWN:
         return RewardError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from grpo.config.schema import REFERENCE, AnyStage, RewardSpec, RLStage, SFTStage
 from grpo.errors import RecipeError
 
+MODELS = ("model.path", "teacher.path", "slm.reference", "models")  # settings that name models
 HUB = "hub"  # the source whose `path` is a data set of the hub
 # Sources that read a data set of the hub, and with `path` a file instead.
 PUBLISHED = ("gsm8k", "math", "aime", "amc", "humaneval", "mbpp", "leetcode")
@@ -16,22 +17,18 @@ FILES = ("jsonl", *PUBLISHED)  # sources whose path is a file
 
 
 def check_paths(stage: AnyStage, where: str) -> None:
-    """Refuse what can only be a file or folder of this machine and is not there.
+    """Refuse a path that can only be local and does not exist.
 
-    One slash may be a hub id, and is left to who loads it. Raises RecipeError.
+    A path with one slash may be a hub id; its loader decides. Raises RecipeError.
     """
-    for setting, path in models(stage):
-        if is_local(path) and not Path(path).expanduser().exists():
-            raise _missing(f"{where}{setting}", path)
+    _check_local(models(stage), where)
     if isinstance(stage, SFTStage):
         _check_rows(f"{where}data.path", stage.data.path)
         for path in stage.data.mix:
             _check_rows(f"{where}data.mix", path)
         return
     _check_source(f"{where}data.args", stage.data.source, stage.data.args)
-    for setting, path in reward_models(stage):
-        if is_local(path) and not Path(path).expanduser().exists():
-            raise _missing(f"{where}{setting}", path)
+    _check_local(reward_models(stage), where)
     for path in getattr(getattr(stage, "filter", None), "decontaminate", ()):
         if path.endswith((".jsonl", ".json")) and not Path(path).expanduser().is_file():
             raise _missing(f"{where}filter.decontaminate", path)
@@ -49,13 +46,18 @@ def models(stage: AnyStage) -> Iterator[tuple[str, str]]:
             yield f"models.{index}", path
 
 
-def reward_models(stage: AnyStage) -> Iterator[tuple[str, str]]:
-    """(setting, path) of every reward model."""
+def reward_specs(stage: AnyStage) -> Iterator[tuple[str, RewardSpec]]:
+    """(setting, reward) of each reward: the stage's, and those of an rl stage's evaluation."""
     own: Sequence[RewardSpec] = stage.eval.rewards if isinstance(stage, RLStage) else ()
     for field, specs in (("rewards", getattr(stage, "rewards", ())), ("eval.rewards", own)):
-        for index, spec in enumerate(specs):
-            for name, path in _reward_models(spec.name, spec.args):
-                yield f"{field}.{index}.args.{name}", path
+        yield from ((f"{field}.{index}", spec) for index, spec in enumerate(specs))
+
+
+def reward_models(stage: AnyStage) -> Iterator[tuple[str, str]]:
+    """(setting, path) of every reward model."""
+    for setting, spec in reward_specs(stage):
+        for name, path in _reward_models(spec.name, spec.args):
+            yield f"{setting}.args.{name}", path
 
 
 def _reward_models(name: str, args: Any, place: str = "") -> Iterator[tuple[str, str]]:
@@ -84,6 +86,12 @@ def is_rows_file(path: str) -> bool:
     """Whether rows of a supervised stage are read from this machine: a hub id has no ending."""
     place = Path(path).expanduser()
     return place.exists() or bool(place.suffix) or place.is_absolute() or path.count("/") != 1
+
+
+def _check_local(named: Iterable[tuple[str, str]], where: str) -> None:
+    for setting, path in named:
+        if is_local(path) and not Path(path).expanduser().exists():
+            raise _missing(f"{where}{setting}", path)
 
 
 def _check_rows(setting: str, path: str) -> None:

@@ -1,4 +1,4 @@
-"""The rewards of a stage as its tasks meet them: found, made where they are ours, and callable."""
+"""Find the rewards of a stage, make the built-in ones, and check that all can be called."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from grpo.stages.preflight.needed import Named, inner_of, parameters
 
 
 def all_rewards(stage: AnyStage, where: str) -> dict[str, list[Named]]:
-    """split -> the rewards that its tasks go to, as `grpo.stages.preflight.needed` takes them."""
+    """split -> the rewards that judge its tasks, as `grpo.stages.preflight.needed` takes them."""
     if isinstance(stage, PretrainStage | SFTStage):
         return {}
     mine = rewards(stage.rewards, f"{where}rewards")
@@ -25,7 +25,7 @@ def all_rewards(stage: AnyStage, where: str) -> dict[str, list[Named]]:
 
 
 def rewards(specs: Sequence[RewardSpec], setting: str) -> list[Named]:
-    """Each reward with the name that messages give it; a user's class as the class."""
+    """(name in messages, reward) of each reward. A user's class is not made, but given as it is."""
     found: list[Named] = []
     for index, spec in enumerate(specs):
         name = f"{setting}.{index} = {spec.name!r}"

@@ -1,7 +1,7 @@
-"""Passwords and keys in a recipe: refused, since whatever a run is started with is kept in it.
+"""Refuse passwords and keys in a recipe, because a run keeps all its settings on disk.
 
-A run has to go on with the settings that it began with, so they cannot be taken out of its
-resolved.json as they are of what is only told (`grpo.errors.printable.redacted`).
+A run has to be resumed with the settings it began with, so they cannot be redacted in its
+resolved.json, as they are in messages (`grpo.errors.printable.redacted`).
 """
 
 from __future__ import annotations

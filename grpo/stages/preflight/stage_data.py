@@ -1,4 +1,4 @@
-"""Data of a stage: tasks with the columns that rewards need, rows of supervised stages."""
+"""Check the data of a stage: tasks with the columns that rewards need, rows to fine-tune on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from grpo.data import SOURCES
 from grpo.data.source import DemonstrationSource, Split
 from grpo.errors import DataError, at
 from grpo.evaluation.decontaminate import check_evaluation
+from grpo.evaluation.heldout import NO_TASKS
 from grpo.outside.code import plugins
 from grpo.rewards.language import LanguageConsistency
 from grpo.stages.preflight.needed import check_columns, size_of, task_at
@@ -33,8 +34,8 @@ def check_rows(
 ) -> Pieces:
     """Read the data of a stage, and refuse what it would refuse when its turn comes.
 
-    What is on the hub is read with `hub` only; tasks are those of `splits`. Raises DataError,
-    RecipeError and PluginError.
+    Data on the hub are read only if `hub` is set. splits: whose tasks are checked. Raises
+    DataError, RecipeError and PluginError.
     """
     if isinstance(stage, SFTStage):
         return Pieces(rows=dict(_supervised(stage, where, hub)))
@@ -42,7 +43,9 @@ def check_rows(
     if source is None:
         return Pieces()
     if isinstance(stage, PretrainStage):
-        _check_demonstrations(source, where)
+        with at(f"{where}data"):
+            _check_size(demonstrating(source), "train")
+            task_at(source, "train", 0)
         return Pieces(source=source)
     rewards = {k: named for k, named in all_rewards(stage, where).items() if k in splits}
     for split, named in rewards.items():
@@ -68,9 +71,9 @@ def _check_filter(stage: RejectStage | DistillStage, where: str, hub: bool) -> N
 
 
 def open_source(source: str, args: Mapping[str, Any], where: str, hub: bool) -> TaskSource | None:
-    """The tasks of a stage; None where they are on the hub and that is not asked.
+    """The tasks of a stage, of a mixture the parts that can be read.
 
-    Of a mixture those parts that can be read.
+    None where the tasks are on the hub and `hub` is not set.
     """
     if needs_hub(source, args) and not hub:
         parts = args.get("parts", ()) if source == "mixture" else ()
@@ -99,7 +102,7 @@ def _part_needs_hub(part: Any) -> bool:
 
 
 def _supervised(stage: SFTStage, where: str, hub: bool) -> Iterator[tuple[str, Any]]:
-    """(setting, rows) of the tables that are there already."""
+    """(path, rows) of the tables that exist already."""
     named = [("data.path", stage.data.path), *(("data.mix", path) for path in stage.data.mix)]
     for setting, path in named:
         if path.startswith(REFERENCE) or not (hub or is_rows_file(path)):
@@ -114,18 +117,14 @@ def _check_size(source: TaskSource, split: Split) -> None:
         return
     if split == "train":
         raise DataError("there are no tasks to train on, all are held out")
-    raise DataError(
-        "the data source has no held-out tasks to evaluate on; with few rows, raise "
-        "heldout_fraction in data.args, or name a held-out file or split there"
-    )
+    raise DataError(NO_TASKS)
 
 
-def _check_demonstrations(source: TaskSource, where: str) -> None:
-    with at(f"{where}data"):
-        if not isinstance(source, DemonstrationSource):
-            raise DataError(
-                f"{type(source).__name__} cannot be pretrained on: it has no alphabet() and "
-                "demonstration(task, rng)"
-            )
-        _check_size(source, "train")
-        task_at(source, "train", 0)
+def demonstrating(source: TaskSource) -> DemonstrationSource:
+    """The source of a pretrain stage. Raises DataError where it demonstrates nothing."""
+    if not isinstance(source, DemonstrationSource):
+        raise DataError(
+            f"{type(source).__name__} cannot be pretrained on: it has no alphabet() and "
+            "demonstration(task, rng)"
+        )
+    return source

@@ -264,7 +264,7 @@ def test_a_plug_in_that_exits_is_an_error(
     assert cli.main(["score", f"{path}:f", str(rows)]) == 2
     assert f"called sys.exit(0) at {path}:3" in capsys.readouterr().err
     # wherever it is called from, say a data source in the middle of a run
-    monkeypatch.setattr(cli, "_doctor", lambda _: sys.exit(0))
+    monkeypatch.setattr(cli, "_call", lambda *_: sys.exit(0))
     assert cli.main(["doctor"]) == 2
     assert "code that is not ours called sys.exit(0) at " in capsys.readouterr().err
 

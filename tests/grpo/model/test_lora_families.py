@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from grpo.config.schema import Algorithm, Model, Run, SFTLearner
+from grpo.config.schema import Algorithm, Model, Run, SFTData, SFTLearner, SFTStage
 from grpo.config.schema import Learner as Config
 from grpo.errors import RecipeError
 from grpo.learner.learner import TorchLearner
@@ -138,12 +138,14 @@ def test_a_fine_tuned_mixture_of_experts(tmp_path):
     def tune():
         return fine_tune(
             rows,
+            stage=SFTStage(
+                model=Model(path=base, lora_rank=2),
+                data=SFTData(path="rows"),
+                learner=SFTLearner(batch_size=2, max_steps=2, learning_rate=1e-2),
+            ),
             tokenizer=tokenizer,
-            model=Model(path=base, lora_rank=2),
-            learner=SFTLearner(batch_size=2, max_steps=2, learning_rate=1e-2),
             run=Run(threads=1, save_steps=1),
             folder=tmp_path,
-            title="sft",
             console=Console(quiet=True),
         )
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from grpo import cli
-from grpo.commands.eval_tasks import _names
 from grpo.errors import RecipeError
 from grpo.outside.files.durable import write_json
 from grpo.outside.files.file_names import check_file_name, folder_name
@@ -59,7 +58,6 @@ def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     paths = ["..", ".", "/r/zero/model", "org/Name-1.5B", "model", "../..", "../"]
     names = ["base", "inside", "zero", "Name-1.5B", "model", tmp_path.name, "base"]
     assert [folder_name(path) for path in paths] == names
-    assert _names(paths[:3]) == names[:3]
     assert model_names(paths[:3]) == names[:3]
 
 

@@ -270,7 +270,7 @@ def test_print_warnings_logs_and_tracebacks_go_through_the_door(
 
 
 def test_a_bug_keeps_its_traceback_and_cannot_write_to_the_terminal(tmp_path: Path) -> None:
-    bug = "import grpo.cli as c\ndef f(_): raise KeyError('\\x9b2J\\x1b]0;t\\x07')\nc._doctor = f\n"
+    bug = "import grpo.cli as c\ndef f(*_): raise KeyError('\\x9b2J\\x1b]0;t\\x07')\nc._call = f\n"
     script = tmp_path / "bug.py"
     script.write_text(bug + "import sys\nsys.exit(c.main(['doctor']))\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)

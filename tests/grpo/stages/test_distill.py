@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grpo.commands.train import resume_run, train_recipe
 from grpo.config.config import from_dict
-from grpo.config.schema import Data, Model, Run, SFTLearner
+from grpo.config.schema import Data, Model, Run, SFTData, SFTLearner, SFTStage
 from grpo.errors import DataError, RecipeError
 from grpo.outside.terminal.console import Console
 from grpo.rollout.fake import FakeEngine
@@ -249,12 +249,14 @@ def first_loss(place, folder, rows, teacher):
     model = AutoModelForCausalLM.from_pretrained(place / teacher).eval()
     summary = fine_tune(
         rows,
+        stage=SFTStage(
+            model=Model(path=str(place / "student")),
+            data=SFTData(path="rows"),
+            learner=SFTLearner(max_steps=1, batch_size=2, max_length=64),
+        ),
         tokenizer=AutoTokenizer.from_pretrained(place / "student"),
-        model=Model(path=str(place / "student")),
-        learner=SFTLearner(max_steps=1, batch_size=2, max_length=64),
         run=Run(),
         folder=folder,
-        title="logits",
         console=Console(file=io.StringIO()),
         trainer=lambda **given: distill.LogitsTrainer(teacher=model, **given),
     )

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from grpo.commands.train import resume_run, train_recipe
 from grpo.config.config import from_dict
-from grpo.config.schema import Model, Run, SFTLearner
+from grpo.config.schema import Model, Run, SFTData, SFTLearner, SFTStage
 from grpo.errors import LearnerError, RecipeError
 from grpo.outside.terminal.console import Console
 from grpo.stages import sft_trainer
@@ -137,12 +137,14 @@ def test_how_a_step_is_cut_changes_neither_loss_nor_weights(
         folder.mkdir()
         summary = fine_tune(
             rows,
+            stage=SFTStage(
+                model=Model(path=base),
+                data=SFTData(path="rows"),
+                learner=SFTLearner(batch_size=8, max_steps=3, learning_rate=1e-3),
+            ),
             tokenizer=AutoTokenizer.from_pretrained(base),
-            model=Model(path=base),
-            learner=SFTLearner(batch_size=8, max_steps=3, learning_rate=1e-3),
             run=Run(threads=1, save_steps=0),
             folder=folder,
-            title="sft",
             console=Console(quiet=True),
         )
         found.append(AutoModelForCausalLM.from_pretrained(summary["model"]).state_dict())
@@ -273,12 +275,14 @@ def test_an_adapter_is_merged_and_lies_beside_the_model(
 ) -> None:
     summary = fine_tune(
         rows,
+        stage=SFTStage(
+            model=Model(path=base, lora_rank=2, dtype=dtype),
+            data=SFTData(path="rows"),
+            learner=SFTLearner(batch_size=4, max_steps=4, learning_rate=PEAK),
+        ),
         tokenizer=AutoTokenizer.from_pretrained(base),
-        model=Model(path=base, lora_rank=2, dtype=dtype),
-        learner=SFTLearner(batch_size=4, max_steps=4, learning_rate=PEAK),
         run=Run(threads=1, save_steps=2),
         folder=tmp_path,
-        title="sft",
         console=Console(quiet=True),
     )
     merged = AutoModelForCausalLM.from_pretrained(summary["model"])

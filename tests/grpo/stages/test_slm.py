@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from grpo.config.config import from_dict
-from grpo.config.schema import SLM, Model, Run, SFTLearner
+from grpo.config.schema import SLM, Model, Run, SFTData, SFTLearner, SFTStage
 from grpo.errors import RecipeError
 from grpo.outside.terminal.console import Console
 from grpo.stages import sft_trainer, slm
@@ -193,13 +193,15 @@ def tuned(policy: str, rows: list[TokenRow], setting: SLM, folder: Path) -> dict
     folder.mkdir()
     summary = fine_tune(
         rows,
+        stage=SFTStage(
+            model=Model(path=policy),
+            data=SFTData(path="rows"),
+            learner=SFTLearner(batch_size=4, max_steps=4, learning_rate=1e-2),
+            slm=setting,
+        ),
         tokenizer=build_tokenizer(LETTERS),
-        model=Model(path=policy),
-        learner=SFTLearner(batch_size=4, max_steps=4, learning_rate=1e-2),
-        slm=setting,
         run=Run(threads=1, save_steps=0),
         folder=folder,
-        title="sft",
         console=Console(quiet=True),
     )
     weights = load(str(folder / "model")).state_dict()

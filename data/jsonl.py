@@ -97,25 +97,16 @@ def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
         except ValueError as error:  # also a number of thousands of digits
             raise DataError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(
-                f"{path}:{number} must be a JSON object with columns, not {_shown(row)}"
-            )
+            shown = "a list" if isinstance(row, list) else json.dumps(row)[:40]
+            raise DataError(f"{path}:{number} must be a JSON object with columns, not {shown}")
         rows.append((f"{path}:{number}", row))
     if not rows:
         raise DataError(f"data file {path} is empty")
     return rows
 
 
-def _shown(value: Any) -> str:
-    """A JSON value that is no object, as a reader knows it."""
-    return "a list" if isinstance(value, list) else f"{json.dumps(value)[:40]}"
-
-
 def make_tasks(
-    name: str,
-    origin: str,
-    rows: Iterable[tuple[str, Row]],
-    to_task: ToTask,
+    name: str, origin: str, rows: Iterable[tuple[str, Row]], to_task: ToTask
 ) -> list[Task]:
     """Tasks from rows; `to_task(place, row)` gives the prompt, the answer and the other columns."""
     tasks: list[Task] = []

@@ -1,17 +1,18 @@
 """Foreign text as it may stand on a terminal: what models, files, servers and names say.
 
-A terminal obeys what it is sent: an escape sequence sets its title or its clipboard (OSC 52),
-clears it or makes it answer as if someone typed; a carriage return overwrites a line; characters of
-direction show other words than there are ("Trojan Source", CVE-2021-42574); those without width
-hide some. Each of them is written out as Python's `repr` does, `\\x1b` or `\\u202e`, one by one, so
-that a sequence that comes in pieces does not get through either.
+A terminal obeys what it is sent. An escape sequence sets its title or its clipboard (OSC 52),
+clears it or makes it answer as if someone typed. A carriage return overwrites a line. Bidirectional
+controls show other words than there are ("Trojan Source", CVE-2021-42574), and characters without
+width hide some. Each of them is written out as Python's `ascii` does, `\\x1b` or `\\u202e`, one by
+one, so that a sequence that comes in pieces does not get through either.
 
-Passwords and keys are taken out as well (`redacted`): what is shown, or written into a run, is read
-by others than those who typed it.
+Passwords and keys are taken out as well (`redacted`): other people than the one who typed them read
+what is shown, or written into a run.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, cast
@@ -35,8 +36,6 @@ _IN_WORDS = {
     "\u200c": re.compile(f"[{_JOINED}].[{_JOINED}]"),
     "\u200d": re.compile(f"[{_PICTURES}\ufe0f].[{_PICTURES}]|[{_JOINED}].[{_JOINED}]"),
 }
-
-_SHORT = {9: "\\t", 10: "\\n", 13: "\\r"}
 
 HIDDEN = "***"
 _NAME = (
@@ -130,11 +129,11 @@ def json_printable(text: str, encoding: str = "utf-8") -> str:
     Only strings of JSON can hold them, so the data stays exact. encoding: what cannot be written
     in it is escaped as well.
     """
-    text = _FORBIDDEN.sub(_json_escape, text)
+    text = _FORBIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
     try:
         text.encode(encoding)
     except (UnicodeEncodeError, LookupError):
-        return "".join(c if c.isascii() else _escaped(c) for c in text)
+        return "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
     return text
 
 
@@ -178,29 +177,11 @@ def redacted_command(words: list[str]) -> list[str]:
 
 def _hides(key: Any, value: Any) -> bool:
     named = isinstance(key, str) and _IS_NAME.fullmatch(key) is not None
-    return named and isinstance(value, str) and bool(value)
+    return named and isinstance(value, str) and value != ""
 
 
 def _written_out(found: re.Match[str]) -> str:
     in_words = _IN_WORDS.get(found[0])
     if in_words and in_words.fullmatch(found.string[max(0, found.start() - 1) : found.end() + 1]):
         return found[0]
-    number = ord(found[0])
-    if number in _SHORT:
-        return _SHORT[number]
-    return (
-        f"\\x{number:02x}"
-        if number < 256
-        else f"\\u{number:04x}"
-        if number < 65536
-        else f"\\U{number:08x}"
-    )
-
-
-def _json_escape(found: re.Match[str]) -> str:
-    return _escaped(found[0])
-
-
-def _escaped(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass").hex()
-    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+    return ascii(found[0])[1:-1]

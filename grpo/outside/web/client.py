@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import httpcore
@@ -100,7 +101,10 @@ class Client:
                 self._idle.pop().calls.put(None)
 
     def _start(self, call: Call) -> Call:
-        line = self._waiting() or self._new()
+        line = self._waiting()
+        if line is None:
+            line = _Line(self.address, self._idle)
+            line.start()
         line.calls.put(call)
         return call
 
@@ -112,27 +116,20 @@ class Client:
                     return line
         return None
 
-    def _new(self) -> _Line:
-        line = _Line(self.address, self._idle)
-        line.start()
-        return line
 
-
+@dataclass(eq=False)
 class Call:
-    """A call on its way; `done` gets what comes of it, once."""
+    """A call under way; `done` gets its outcome, once. `timeout` in seconds, `largest` in bytes."""
 
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        body: Any,
-        timeout: float,
-        done: Callable[[Any], None],
-        largest: int,
-    ) -> None:
-        self.method, self.path, self.body, self.largest = method, path, body, largest
-        self.deadline = time.monotonic() + timeout
-        self._done = done
+    method: str
+    path: str
+    body: Any
+    timeout: float
+    done: Callable[[Any], None]
+    largest: int
+
+    def __post_init__(self) -> None:
+        self.deadline = time.monotonic() + self.timeout
         self._lock = threading.Lock()
         self._settled = False
         self._wire: Wire | None = None  # while a thread works on it
@@ -149,7 +146,7 @@ class Call:
         with self._lock:
             first, self._settled, self._wire = not self._settled, True, None
         if first:
-            self._done(outcome)
+            self.done(outcome)
 
     def drop(self, *, late: bool = False) -> None:
         """Hang up: the server stops working on it, and `done` gets Unreachable at once."""
@@ -159,7 +156,7 @@ class Call:
             self._settled = True
             if self._wire is not None:
                 self._wire.hang_up()
-        self._done(_late() if late else Unreachable("we hung up"))
+        self.done(_late() if late else Unreachable("we hung up"))
 
     def _seconds_left(self) -> float:
         return 0.0 if self._settled else self.deadline - time.monotonic()

@@ -44,12 +44,7 @@ WEIGHTS = "adapter_model.safetensors"
 ROUTERS = {"gate", "router", "shared_expert_gate"}  # the modules' names, in every family
 # peft takes these for experts of checkpoints from before transformers 5, in any part of the model
 OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-LINEAR = (
-    "Linear",
-    "FourBitLinear",
-    "Conv1D",
-    "FalconLinear",
-)  # classes of W x + b; subclasses vary
+LINEAR = ("Linear", "FourBitLinear", "Conv1D", "FalconLinear")  # classes of W x + b alone
 
 
 def adapted_layers(model: nn.Module) -> list[str]:

@@ -27,11 +27,7 @@ def check_text_model(found: Any, said: str) -> None:
 
     text = text_part(found, said)
     known = AutoModelForCausalLM._model_mapping
-    made: Any
-    try:
-        made = known[type(found)]
-    except KeyError:
-        made = None
+    made: Any = known.get(type(found), None)
     takes = getattr(made, "config_class", None)
     many = text is not found
     # Of several parts the text alone is made, and has to be a model by itself when it is saved.

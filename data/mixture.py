@@ -20,7 +20,7 @@ from random import Random
 from typing import Any
 
 from grpo.data.prompts import SAMPLING_COLUMN
-from grpo.data.source import DemonstrationSource, Split, check_index, permuted
+from grpo.data.source import DemonstrationSource, Split, check_index, is_number, permuted
 from grpo.errors import DataError, unknown_name
 from grpo.outside.code.plugins import builtins, load
 from grpo.types import Sampling, Task, TaskSource
@@ -175,7 +175,7 @@ def _part(index: int, entry: Mapping[str, Any]) -> Part:
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}.name = {name!r} is not text")
     weight = entry.get("weight", 1.0)
-    if not _number(weight) or not 0 < weight < float("inf"):
+    if not is_number(weight) or not 0 < weight < float("inf"):
         raise DataError(f"{where}.weight = {weight!r} has to be a number above 0")
     sampling = _sampling(where, {key: entry[key] for key in SAMPLING_KEYS if key in entry})
     made = load("source", source, builtins("source"), dict(entry.get("args") or {}))
@@ -196,12 +196,8 @@ def _sampling(where: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in asked.items():
         if key not in SAMPLING_KEYS:
             raise DataError(f"{where}: {unknown_name('key', str(key), SAMPLING_KEYS)}")
-        if key == "temperature" and not (_number(value) and 0 < value < float("inf")):
+        if key == "temperature" and not (is_number(value) and 0 < value < float("inf")):
             raise DataError(f"{where}.temperature = {value!r} has to be a number above 0")
         if key == "max_completion_length" and not (type(value) is int and value >= 1):
             raise DataError(f"{where}.{key} = {value!r} has to be a whole number, 1 or more")
     return dict(asked)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from grpo.data.conversation import ChatTemplate
@@ -47,58 +48,50 @@ def template_args(args: Mapping[str, Any]) -> dict[str, Any]:
     return dict(args)
 
 
+@dataclass(eq=False)
 class PromptTemplate:
     """Renders tasks; `counts` says how many prompts were rendered, dropped and truncated.
 
     `date` (YYYY-MM-DD) stands for today's in chat templates that write it; `vocab_size` is the
-    number of tokens that the model has embeddings for. A prompt is too long beyond
-    `max_prompt_length` tokens, or where the model's `positions` leave no room behind it for a
-    `completion` of so many tokens (of as many as the task asks for, where those are fewer).
-    Raises RecipeError for a combination that cannot work (no chat template, a system prompt with
-    `raw`), DataError for a task that cannot be rendered or, with overlong="error", is too long.
+    number of tokens that the model has embeddings for. A prompt is too long if it has more than
+    `max_prompt_length` tokens, or if the model's `positions` leave no room behind it for
+    `completion` tokens (or for as many as the task asks for, if those are fewer). Raises
+    RecipeError for a combination that cannot work (no chat template, a system prompt with `raw`),
+    DataError for a task that cannot be rendered or, with overlong="error", is too long.
     """
 
-    def __init__(
-        self,
-        template: str,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        system_prompt: str | None = None,
-        prefill: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        date: object = None,
-        vocab_size: int | None = None,
-        max_prompt_length: int | None = None,
-        overlong: Literal["drop", "truncate", "error"] = "drop",
-        positions: int | None = None,
-        completion: int = 0,
-    ) -> None:
+    template: str
+    tokenizer: PreTrainedTokenizerBase
+    _: KW_ONLY
+    system_prompt: str | None = None
+    prefill: str | None = None
+    chat_template_kwargs: InitVar[Mapping[str, Any] | None] = None
+    date: InitVar[object] = None
+    vocab_size: int | None = None
+    max_prompt_length: int | None = None
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    positions: int | None = None
+    completion: int = 0
+
+    def __post_init__(self, chat_template_kwargs: Mapping[str, Any] | None, date: object) -> None:
+        template, most = self.template, self.max_prompt_length
         if template not in TEMPLATES:
             raise RecipeError(unknown_name("data.template", template, TEMPLATES))
-        if overlong not in OVERLONG:
-            raise RecipeError(unknown_name("data.overlong", overlong, OVERLONG))
+        if self.overlong not in OVERLONG:
+            raise RecipeError(unknown_name("data.overlong", self.overlong, OVERLONG))
         if template != "chat" and (chat_template_kwargs or date is not None):
             name = "chat_template_kwargs" if chat_template_kwargs else "date"
             raise RecipeError(f"data.{name} needs data.template 'chat', not {template!r}")
-        if template == "raw" and system_prompt:
+        if template == "raw" and self.system_prompt:
             raise RecipeError(
                 "data.system_prompt has no place in data.template 'raw'; "
                 "use 'chat' or 'r1_zero', or write it into the prompts"
             )
-        if max_prompt_length is not None and max_prompt_length < 1:
-            raise RecipeError(f"data.max_prompt_length must be at least 1, not {max_prompt_length}")
-        self.template = template
-        self.tokenizer = tokenizer
-        self.system_prompt = system_prompt
-        self.prefill = prefill or ""
-        self.chat = None
+        if most is not None and most < 1:
+            raise RecipeError(f"data.max_prompt_length must be at least 1, not {most}")
+        self.chat: ChatTemplate | None = None
         if template == "chat":
-            self.chat = ChatTemplate(tokenizer, chat_template_kwargs, date)
-        self.vocab_size = vocab_size
-        self.max_prompt_length = max_prompt_length
-        self.overlong = overlong
-        self.positions = positions
-        self.completion = completion
+            self.chat = ChatTemplate(self.tokenizer, chat_template_kwargs, date)
         self.counts = {"rendered": 0, "dropped": 0, "truncated": 0}
 
     def render(self, task: Task) -> Prompt | None:
@@ -162,9 +155,10 @@ class PromptTemplate:
             text = self._text(task)
         opened = _OPENED_THOUGHT.search(text)
         prefill = opened.group(0) if opened else ""
-        if opened and self.prefill.strip() == "<think>":  # never open the thought twice
+        own = self.prefill or ""
+        if opened and own.strip() == "<think>":  # never open the thought twice
             return text, prefill
-        return text + self.prefill, prefill + self.prefill
+        return text + own, prefill + own
 
     def _truncated(
         self, ids: list[int], limit: int, prefill: str, why: str

@@ -91,6 +91,5 @@ def check_ack(ack: Ack, sent: Version, expected: float, tolerance: float) -> Non
     if not abs(ack.canary - expected) <= tolerance * max(1.0, abs(expected)):
         raise WeightsError(
             f"after loading weights {sent} the canary log-prob of {ack.engine} is "
-            f"{ack.canary:.4f}, "
-            f"the learner's {expected:.4f}: it computes with other weights"
+            f"{ack.canary:.4f}, the learner's {expected:.4f}: it computes with other weights"
         )

@@ -87,7 +87,7 @@ def attend(
         return out, norm
     flash = layout.choices.flash_attention and query.shape[-1] == value.shape[-1]
     attend_to = _by_flash_kernel if flash else _in_tiles
-    for part in (*layout.own, *layout.cross):
+    for part in layout.attentions:
         both = attend_to(part, query, key, value, scale)
         found, total = (_flat(tensor, part.kept) for tensor in both)
         places = _flat(part.queries, part.kept)
@@ -121,7 +121,7 @@ def attend_backward(
         return
     delta = (grad_out * out).sum(-1, dtype=norm.dtype)
     totals = [torch.zeros(t.shape, dtype=norm.dtype, device=t.device) for t in saved[:3]]
-    for whole in (*layout.own, *layout.cross):
+    for whole in layout.attentions:
         for tile in _tiles(whole, query.shape[1]):
             _pull_back(tile, (query, key, value, grad_out, norm, delta), totals, scale)
     for place, total in zip(places, totals, strict=True):

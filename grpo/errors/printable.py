@@ -48,61 +48,39 @@ _VALUE = r"[^\s'\",;&}\])]"
 # What a word of a sentence is not.
 _LIKE_A_KEY = rf"(?:(?={_VALUE}{{6}})(?={_VALUE}{{0,256}}?\d)|(?={_VALUE}{{16}}))"
 _NO_VALUE = r"(?!(?:none|null|nil|true|false)\b)"
-_CERTAIN: tuple[tuple[re.Pattern[str], str], ...] = (
+# In each pattern the first group stays, and what follows it is hidden.
+_CERTAIN = (
     # scheme://user:password@host
-    (re.compile(r"(?<=://)[^\s/?#'\"]{1,512}(?=@)"), HIDDEN),
+    re.compile(r"(://)[^\s/?#'\"]{1,512}(?=@)"),
     # https://host/?token=KEY
-    (
-        re.compile(rf"(?i)([?&](?:token|key|sig|signature|auth|pw|pwd|{_NAME})=)[^\s&#'\"]+"),
-        r"\1***",
-    ),
+    re.compile(rf"(?i)([?&](?:token|key|sig|signature|auth|pw|pwd|{_NAME})=)[^\s&#'\"]+"),
     # of Hugging Face, and not a folder's name like hf_llama3_8b_instruct
-    (
-        re.compile(
-            r"(?<![A-Za-z0-9_-])(hf_)(?:(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{16,}|[A-Za-z0-9]{20,})"
-            r"(?![A-Za-z0-9_-])"
-        ),
-        r"\1***",
+    re.compile(
+        r"(?<![A-Za-z0-9_-])(hf_)(?:(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{16,}|[A-Za-z0-9]{20,})"
+        r"(?![A-Za-z0-9_-])"
     ),
     # of OpenAI and Anthropic, GitHub, Slack, Amazon
-    (
-        re.compile(
-            r"(?<![A-Za-z0-9_-])(sk-|gh[oprsu]_|github_pat_|xox[abps]-|AKIA)"
-            r"(?=[A-Za-z_-]{0,64}\d|[A-Za-z0-9]{16})[A-Za-z0-9_-]{12,}"
-        ),
-        r"\1***",
+    re.compile(
+        r"(?<![A-Za-z0-9_-])(sk-|gh[oprsu]_|github_pat_|xox[abps]-|AKIA)"
+        r"(?=[A-Za-z_-]{0,64}\d|[A-Za-z0-9]{16})[A-Za-z0-9_-]{12,}"
     ),
 )
-_LIKELY: tuple[tuple[re.Pattern[str], str], ...] = (
+_LIKELY = (
     # Authorization: Bearer KEY
-    (
-        re.compile(
-            r"(?i)(authorization['\"]?\s{0,4}[=:]\s{0,4}['\"]?(?:bearer|basic|token)\s{1,4})"
-            rf"{_VALUE}+"
-        ),
-        r"\1***",
+    re.compile(
+        r"(?i)(authorization['\"]?\s{0,4}[=:]\s{0,4}['\"]?(?:bearer|basic|token)\s{1,4})"
+        rf"{_VALUE}+"
     ),
-    (re.compile(r"(?i)\b(bearer\s{1,4})(?=[^\s'\"]{0,512}\d)[\w.~+/=-]{12,}"), r"\1***"),
+    re.compile(r"(?i)\b(bearer\s{1,4})(?=[^\s'\"]{0,512}\d)[\w.~+/=-]{12,}"),
     # api_key=KEY, "password": "KEY"
-    (
-        re.compile(
-            rf"(?i)(?<![a-z0-9])((?:{_NAME})(?:=|['\"]?\s{{0,4}}[=:]\s{{0,4}}['\"])){_NO_VALUE}"
-            rf"{_VALUE}+"
-        ),
-        r"\1***",
+    re.compile(
+        rf"(?i)(?<![a-z0-9])((?:{_NAME})(?:=|['\"]?\s{{0,4}}[=:]\s{{0,4}}['\"])){_NO_VALUE}{_VALUE}+"
     ),
     # X-Api-Key: KEY, Authorization: KEY, --api-key KEY
-    (
-        re.compile(
-            rf"(?i)(?<![a-z0-9])((?:{_NAME}|authorization)\s{{0,4}}[=:]\s{{0,4}}){_LIKE_A_KEY}"
-            rf"{_VALUE}+"
-        ),
-        r"\1***",
+    re.compile(
+        rf"(?i)(?<![a-z0-9])((?:{_NAME}|authorization)\s{{0,4}}[=:]\s{{0,4}}){_LIKE_A_KEY}{_VALUE}+"
     ),
-    (
-        re.compile(rf"(?i)(--(?:\w{{1,32}}-)?(?:{_NAME})\s{{1,4}}['\"]?){_LIKE_A_KEY}[^\s'\"]+"),
-        r"\1***",
-    ),
+    re.compile(rf"(?i)(--(?:\w{{1,32}}-)?(?:{_NAME})\s{{1,4}}['\"]?){_LIKE_A_KEY}[^\s'\"]+"),
 )
 _MARKS = re.compile(
     r"(?i)://|[=:]|key|secret|token|pass|bearer|basic|hf_|sk-|gh[oprsu]_|pat_|xox|AKIA"
@@ -146,8 +124,8 @@ def redacted_text(text: str, *, certain: bool = False) -> str:
     """
     if not _MARKS.search(text):
         return text
-    for pattern, instead in _CERTAIN if certain else (*_CERTAIN, *_LIKELY):
-        text = pattern.sub(instead, text)
+    for pattern in _CERTAIN if certain else (*_CERTAIN, *_LIKELY):
+        text = pattern.sub(rf"\1{HIDDEN}", text)
     return text
 
 

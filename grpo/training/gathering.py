@@ -115,13 +115,8 @@ class BatchAssembler:
             self._scored[place] = (whole, score(prompt, whole, self.step))
 
     @property
-    def under_way(self) -> bool:
-        """Whether the engine still owes completions."""
-        return bool(self._open)
-
-    @property
     def owed(self) -> list[str]:
-        """The requests that the engine has not finished."""
+        """The requests that the engine has not finished, by their uids."""
         return [f"{self.step}/{place}" for place in self._open]
 
     @property

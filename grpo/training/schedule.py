@@ -294,7 +294,7 @@ class RolloutScheduler:
         """Begin what may begin, sort in what has come, finish what is whole."""
         while assembler := self._begin():
             self.engine.submit(assembler.more())
-        if any(g.under_way for g in self._assembling.values()):
+        if any(g.owed for g in self._assembling.values()):
             self._poll(timeout)
         else:  # every completion is there, and the scores are not
             scores = [future for g in self._assembling.values() for future in g.scores]
@@ -306,7 +306,7 @@ class RolloutScheduler:
             requests = assembler.more()
             if requests:
                 self.engine.submit(requests)
-            if not (assembler.under_way or requests) and all(f.done() for f in assembler.scores):
+            if not (assembler.owed or requests) and all(f.done() for f in assembler.scores):
                 self._finish(step, assembler)
 
     def _poll(self, timeout: float | None) -> None:
@@ -323,7 +323,7 @@ class RolloutScheduler:
         at_once = seconds < (timeout or POLL) / 2
         self._empty_polls = self._empty_polls + 1 if at_once and not completions else 0
         if (timeout is None and not completions) or self._empty_polls > EMPTY_POLLS:
-            steps = [step for step, g in self._assembling.items() if g.under_way]
+            steps = [step for step, g in self._assembling.items() if g.owed]
             raise EngineError(f"the engine lost completions of the batches of steps {steps}")
 
     def _finish(self, step: int, assembler: BatchAssembler) -> None:

@@ -1,4 +1,4 @@
-"""Sampling and learning, in turns or at once: the same loop, another distance between them.
+"""Sampling and learning, in turns or at once: one loop, which may sample some steps ahead.
 
 Steps count from 1. The batch of step k may be begun once the weights of step k - 1 - staleness are
 in the engine:
@@ -51,11 +51,11 @@ T = TypeVar("T")
 
 
 class RolloutScheduler:
-    """Scored batches from an engine, and the way by which weights reach it.
+    """Takes scored batches from an engine, and hands it weights.
 
     Use: deliver, then take and deliver in turns for the steps up to `last`. A `colocated` engine
-    shares its device with the learner, and sleeps while that learns. `precision`: the coarser type
-    of engine and learner; it says how far apart their canaries may be.
+    shares its device with the learner, and sleeps while the learner works. `precision`: see
+    `Deliveries`.
     """
 
     def __init__(
@@ -225,9 +225,9 @@ class RolloutScheduler:
                 self._changed.notify_all()
 
     def _serve_command(self) -> None:
-        # Weights that may not change in the middle of a batch wait until it is whole, and until
-        # the one that the weights before them are to sample is: which weights sample a batch must
-        # not depend on whether the learner or this thread is quicker.
+        # With "finish", new weights wait until every batch that the old ones should sample is
+        # whole, also one not yet begun: which weights sample a batch must not depend on whether
+        # the learner or this thread is faster.
         waits = self._in_flight == "finish" and (self._assembling or self._may_begin())
         if self._command and not waits:
             (future, call), self._command = self._command, None
@@ -357,5 +357,5 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
         future.set_result(call())
     except BaseException as error:
         future.set_exception(error)
-        if not isinstance(error, Exception):  # Ctrl-C is this thread's, and not a score
+        if not isinstance(error, Exception):  # Ctrl-C ends this thread; it is not a score
             raise

@@ -61,7 +61,7 @@ class Deliveries:
                 )
 
     def ages(self, groups: Sequence[Group], step: int) -> Metrics:
-        """Steps by which the sampling weights are behind the learner: mean and maximum of tokens."""
+        """Steps by which the sampling weights are behind the learner: mean and maximum by token."""
         count = total = most = 0
         for group in groups:
             for rollout in group.rollouts:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from grpo.data.hub import published
+from grpo.data.hub import OnHub, published
 from grpo.data.jsonl import TableSource
 from grpo.errors import DataError
 from grpo.outside.rows.columns import Row, answer_text, checked_prompt, column, is_missing
@@ -32,16 +32,8 @@ def gsm8k(
     The hub's test split is held out; a local file without `heldout_path` is split by hash. Rewards
     receive the worked solution as the column `solution`.
     """
-    return published(
-        "gsm8k",
-        _gsm8k_parts,
-        dataset=dataset,
-        name="main",
-        heldout_split="test",
-        path=path,
-        heldout_path=heldout_path,
-        heldout_fraction=heldout_fraction,
-    )
+    at = OnHub(dataset=dataset, name="main", heldout_split="test")
+    return published("gsm8k", _gsm8k_parts, at, heldout_fraction, path, heldout_path)
 
 
 def math(
@@ -73,15 +65,8 @@ def math(
         prompt = f"{problem}\n{instruction}" if instruction else problem
         return prompt, gold, _without(row, "problem", "answer")
 
-    return published(
-        "math",
-        parts,
-        dataset=dataset,
-        split=split,
-        path=path,
-        heldout_path=heldout_path,
-        heldout_fraction=heldout_fraction,
-    )
+    at = OnHub(dataset=dataset, split=split)
+    return published("math", parts, at, heldout_fraction, path, heldout_path)
 
 
 def aime(
@@ -91,18 +76,16 @@ def aime(
     if year not in AIME:
         raise DataError(f"aime: year must be {' or '.join(map(str, AIME))}, not {year!r}")
     dataset, split = AIME[year]
-    return published(
-        "aime", _contest, dataset=dataset, split=split, path=path, heldout_fraction=heldout_fraction
-    )
+    at = OnHub(dataset=dataset, split=split)
+    return published("aime", _contest, at, heldout_fraction, path)
 
 
 def amc(
     *, path: str | None = None, dataset: str = "math-ai/amc23", heldout_fraction: float = 1.0
 ) -> TableSource:
     """The 40 problems of AMC 12 of 2023 with a number as their answer."""
-    return published(
-        "amc", _contest, dataset=dataset, split="test", path=path, heldout_fraction=heldout_fraction
-    )
+    at = OnHub(dataset=dataset, split="test")
+    return published("amc", _contest, at, heldout_fraction, path)
 
 
 def gold_answer(place: str, solution: str) -> str:

@@ -101,9 +101,9 @@ def load_rows(
 
 
 def as_row(row: Row) -> Row:
-    """A row of a table without what its columns write into messages and tools that lack a key.
+    """A row of a table without the None that tables add to messages and tools.
 
-    Structures of one column share their keys, so an argument of one tool stands as None in all.
+    All structures of a column have the same keys, so an argument of one tool is None in all others.
     """
     nested = {
         key: _without_none(value)

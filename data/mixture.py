@@ -1,12 +1,12 @@
 """Several sources as one, at chosen shares: reasoning, chat and safety prompts in one run.
 
 DeepSeek-R1 (2501.12948) ends with reinforcement learning for all scenarios: verifiable tasks and
-preference prompts mixed, each scored by rewards of its own kind. A part names itself in the column
-`task`, by which the `routed` reward finds them, and may have its own temperature and length.
+preference prompts mixed, each scored by rewards of its own kind. The column `task` has the name of
+a task's part, by which the `routed` reward chooses. A part may have its own temperature and length.
 
-The order is a function of the index alone, so a run resumes by its position. Indices fall into
-blocks in which every part has exactly its share of places, in a seeded order; a part that is used
-up begins again, reshuffled. Held-out indices end when every part has given each task once.
+The order is a function of the index alone, so a run resumes by its position. Indices are divided
+into blocks, in which every part has exactly its share of places in a seeded order. A part that is
+used up begins again, reshuffled. Held-out indices end when every part has given each task once.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from grpo.errors import DataError, unknown_name
 from grpo.outside.code.plugins import builtins, load
 from grpo.types import Sampling, Task, TaskSource
 
-# What a task may say in SAMPLING_COLUMN of how it is sampled.
+# The settings of sampling that a task may have in SAMPLING_COLUMN.
 SAMPLING_KEYS = ("temperature", "max_completion_length")
 KEYS = ("name", "source", "args", "weight", *SAMPLING_KEYS)
-BLOCK = 1000  # places in a block where the weights are no ratio of smaller numbers
+BLOCK = 1000  # places in a block if the weights are not in a ratio of smaller numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Mixture:
         )
 
     def at(self, split: Split, index: int) -> tuple[int, int]:
-        """(part, how many of its tasks came before) of an index of an endless mixture."""
+        """(part, how many of its tasks came before) for an index of an endless mixture."""
         size = sum(self.places)
         block, place = divmod(index, size)
         place = permuted(place, size, "mixture", split, block)
@@ -146,7 +146,7 @@ def shares(weights: Sequence[float]) -> list[int]:
 
 
 def task_sampling(task: Task, sampling: Sampling, max_tokens: int | None = None) -> Sampling:
-    """How completions of `task` are sampled where it says so; a length only ever shortens.
+    """`sampling` with the settings of `task`'s own; its length can only be shorter.
 
     `max_tokens`: the greatest length allowed now (None: the one in `sampling`).
     """

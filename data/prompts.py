@@ -1,9 +1,9 @@
 """Tasks through a template: what the model reads, as text and as token ids.
 
 Templates: `r1_zero` (the user/assistant template of DeepSeek-R1-Zero, for base models), `chat` (the
-tokenizer's own chat template, `conversation.py`) and `raw` (the task's text as it is). What is
-already written of the answer at the end of the prompt, by `prefill`, by a chat template that opens
-`<think>` itself or by a final message of the assistant, is recorded in `Prompt.prefill`, so that
+tokenizer's own chat template, `conversation.py`) and `raw` (the task's text as it is). A prompt may
+end with the beginning of the answer: from `prefill`, from a chat template that opens `<think>`
+itself, or from a final message of the assistant. `Prompt.prefill` has that beginning, so that
 rewards can put it back in front of the completion.
 """
 
@@ -97,9 +97,8 @@ class PromptTemplate:
     def render(self, task: Task) -> Prompt | None:
         """The prompt of a task, or None when it is too long and overlong="drop".
 
-        overlong="truncate" keeps the last `max_prompt_length` tokens, and a bos before them: the
-        end of a prompt holds the question's own end, the assistant's turn and the prefill, without
-        which nothing works.
+        overlong="truncate" keeps a bos and the last `max_prompt_length` tokens: the end of a prompt
+        has the end of the question, the assistant's turn and the prefill, which are all needed.
         """
         text, prefill = self._written(task)
         ids = self._ids(text, task.where)
@@ -126,11 +125,11 @@ class PromptTemplate:
         return len(self._ids(self._written(task)[0], task.where))
 
     def text_bytes(self, task: Task) -> int:
-        """The bytes of a prompt's whole text (UTF-8), of which no tokenizer makes more tokens."""
+        """Bytes of a prompt's whole text in UTF-8: no tokenizer makes more tokens than that."""
         return len(self._written(task)[0].encode(errors="replace"))
 
     def limit(self, task: Task | None = None) -> tuple[int | None, str]:
-        """The most tokens that a prompt (of `task`) may have, None for any number, and why."""
+        """The most tokens that a prompt (of `task`) may have, None for no limit, and the reason."""
         limit = self.max_prompt_length
         if self.positions is not None:
             own = task.columns.get(SAMPLING_COLUMN) if task else None
@@ -145,11 +144,11 @@ class PromptTemplate:
         return limit, f"data.max_prompt_length={limit}"
 
     def _written(self, task: Task) -> tuple[str, str]:
-        """The whole text, and what of it is the answer's beginning."""
+        """The whole text, and the part of it that is the beginning of the answer."""
         if self.chat is not None:
             where, messages = task.where, self._messages(task)
             text, final = self.chat.render(where, messages, task.columns)
-            if final:  # a row's own beginning says more about the row than the recipe can
+            if final:  # a row's own beginning goes before that of the recipe
                 return text, final
         else:
             text = self._text(task)
@@ -200,7 +199,7 @@ class PromptTemplate:
             if isinstance(task.prompt, str)
             else list(task.prompt)
         )
-        # A row's own system message says more about the row than the recipe can.
+        # A row's own system message goes before that of the recipe.
         if self.system_prompt and (not messages or messages[0].get("role") != "system"):
             messages.insert(0, {"role": "system", "content": self.system_prompt})
         return messages
@@ -225,12 +224,12 @@ class PromptTemplate:
                 "a model made by a pretrain stage knows the characters of its own tasks only"
             ) from error
         if self.template != "chat":
-            # Some tokenizers also close what they encode, and a prompt must stay open.
+            # Some tokenizers also append an <eos>, and a prompt must stay open.
             eos: Any = self.tokenizer.eos_token_id
             if eos is not None and len(ids) > 1 and ids[-1] == eos:
                 own = _trailing(self.tokenizer.encode(text, add_special_tokens=False), eos)
                 ids = ids[: len(ids) - max(0, _trailing(ids[1:], eos) - own)]
-            # A text that was made by a template brings a <bos> of its own.
+            # A text that a template made has a <bos> of its own.
             bos = getattr(self.tokenizer, "bos_token_id", None)
             while bos is not None and ids[:2] == [bos, bos]:
                 ids = ids[1:]

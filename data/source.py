@@ -1,8 +1,8 @@
-"""Where tasks come from in a seeded, resumable order, and how train and held-out stay apart.
+"""The seeded, resumable order of tasks, and the split into train and held-out.
 
-Nothing here keeps state beyond one integer. A shuffle is a keyed permutation computed one index at
-a time, so resuming at position 10**9 costs what resuming at 0 costs. Noise comes from blake2b and
-`random.Random`, whose streams are the same on every machine and in every version we support.
+The only state is one integer. A shuffle is a keyed permutation computed one index at a time, so
+resuming at position 10**9 costs no more than resuming at 0. Noise comes from blake2b and
+`random.Random`, which give the same numbers on every machine and in every supported version.
 """
 
 from __future__ import annotations

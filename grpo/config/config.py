@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from grpo.config.locate import locate
 from grpo.config.schema import STAGES, PretrainStage, Recipe, RLStage, Run
-from grpo.errors import RecipeError, UnknownSettingError, unknown_name
+from grpo.errors import RecipeError, UnknownSettingError, did_you_mean, unknown_name
 from grpo.outside.files.yaml_tree import Tree, read_yaml, read_yaml_file
 
 __all__ = ["PretrainStage", "RLStage", "Recipe", "Run", "from_dict", "load", "resolved", "shipped"]
@@ -186,8 +186,7 @@ def _override(tree: Tree, override: str) -> None:
                 f"{s['name']}.{name}" for s in stages for name in section_types(STAGES[s["kind"]])
             ]
             renamed = ".".join(_RENAMED.get(part, part) for part in parts)
-            close = difflib.get_close_matches(renamed, valid, n=3)
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            hint = did_you_mean(renamed, valid)
             names = ", ".join(["run", "ray", *(stage["name"] for stage in stages)])
             raise RecipeError(
                 f"override {override!r}: no stage has {key!r}.{hint} Start with: {names}."

@@ -1,4 +1,4 @@
-"""Which type of numbers a stage computes in: what `auto` means here, and what a device lacks.
+"""The type that a stage computes in: what `auto` means, and which types a device lacks.
 
     CPU                                    float32
     GPU of compute capability >= 8.0, AMD  bfloat16
@@ -57,7 +57,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def here() -> torch.device:
-    """The kind of device that accelerate gives this process, which is not asked: it would start."""
+    """The kind of device that accelerate would give this process, found without starting it."""
     import torch
 
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y")
@@ -65,7 +65,7 @@ def here() -> torch.device:
 
 
 def settled(recipe: R, device: torch.device | None = None) -> R:
-    """`recipe` with the type of `device` wherever a stage says auto: so a run is recorded."""
+    """`recipe` with the type of `device` wherever a stage says auto, as runs are recorded."""
     stages = [_settled(stage, device) for stage in cast(Any, recipe).stages]
     return recipe.model_copy(update={"stages": tuple(stages)})
 
@@ -130,7 +130,7 @@ def check_kernels() -> None:
         return
     capability, known = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
     for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(known)):
-        # Machine code runs on later GPUs of its generation; what is compiled on arrival, on all.
+        # Machine code (sm) runs on later GPUs of its generation, PTX (compute) on all later ones.
         same = kind == "compute" or int(major) == capability[0]
         if same and (int(major), int(minor)) <= capability:
             return

@@ -40,22 +40,20 @@ def to_device(device: torch.device, **arrays: np.ndarray) -> dict[str, Tensor]:
     """
     if device.type == "cpu" or not arrays:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-    starts, end = {}, 0
+    places, end = dict[str, slice](), 0
     for name, array in arrays.items():
-        starts[name] = end
+        places[name] = slice(end, end + array.nbytes)
         end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
     pinned = pins(device)
     staging = torch.empty(end, dtype=torch.uint8, device="cpu", pin_memory=pinned)
     host = staging.numpy()
     for name, array in arrays.items():
-        place = host[starts[name] : starts[name] + array.nbytes].view(array.dtype)
-        place.reshape(array.shape)[...] = array
+        host[places[name]].view(array.dtype).reshape(array.shape)[...] = array
     there = staging.to(device, non_blocking=pinned)
-    found = {}
-    for name, array in arrays.items():
-        part = there[starts[name] : starts[name] + array.nbytes]
-        found[name] = part.view(_torch_type(array.dtype)).view(array.shape)
-    return found
+    return {
+        name: there[places[name]].view(_torch_type(array.dtype)).view(array.shape)
+        for name, array in arrays.items()
+    }
 
 
 def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:

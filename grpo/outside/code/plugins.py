@@ -7,7 +7,6 @@ at the start of a run and not a TypeError in the middle of it.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import importlib
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import grpo
-from grpo.errors import GrpoError, PluginError, unknown_name
+from grpo.errors import GrpoError, PluginError, did_you_mean, unknown_name
 from grpo.outside.code import fresh
 from grpo.outside.code.foreign import guarded, said
 
@@ -185,8 +184,7 @@ def _hint(module_name: str, attr: str) -> str:
         for file in (Path(folder) / name for name in files if name.endswith(".py"))
         if defines.search(file.read_text(encoding="utf-8"))
     ]
-    close = difflib.get_close_matches(f"{module_name}:{attr}", sorted(addresses), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return did_you_mean(f"{module_name}:{attr}", sorted(addresses), n=1)
 
 
 def _import(kind: str, spec: str, module_name: str) -> Any:

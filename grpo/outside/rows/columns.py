@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from numbers import Real
 from typing import Any
 
-from grpo.errors import DataError
+from grpo.errors import DataError, did_you_mean
 from grpo.types import Message
 
 Row = Mapping[str, Any]
@@ -24,8 +23,7 @@ def column(place: str, row: Row, name: str) -> Any:
 def near(name: str, columns: Iterable[str]) -> str:
     """The columns there are, after the closest ones to `name`: " Did you mean …? Columns: …."."""
     have = sorted(columns)
-    close = difflib.get_close_matches(name, have, n=2, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint = did_you_mean(name, have, n=2, cutoff=0.5)
     return f"{hint} Columns: {', '.join(have) or 'none'}."
 
 

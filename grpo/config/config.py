@@ -37,7 +37,7 @@ _PLAIN = {
     "Tuple should have": "it should have",
     " after validation, not 0": "",
 }
-# Sections that had another name: who brings a recipe or a run of then is told the new one.
+# Sections that were renamed: an old recipe or run gets an error that names the new one.
 _RENAMED = {"parity": "agreement"}
 
 
@@ -59,10 +59,10 @@ def from_dict(
     folder: Path | None = None,
     is_done: Callable[[Recipe, str], bool] = lambda _recipe, _stage: False,
 ) -> Recipe:
-    """The recipe in a plain dict: a parsed YAML file, or what `resolved` gave. Raises RecipeError.
+    """The recipe in a plain dict: a parsed YAML file, or `resolved` data. Raises RecipeError.
 
     Relative paths are looked up in the working directory, then in `folder`, then in the package.
-    is_done: whether a stage, by its name, is over, so that its files are not looked for.
+    is_done: whether the stage of a name is finished, so that its files need not exist.
     """
     tree = _normal(data)
     for override in overrides:

@@ -1,7 +1,7 @@
 """Tasks: where prompts and their gold answers come from.
 
-`SOURCES` names every built-in source, a file each. `source` draws tasks in a seeded order and keeps
-train and held-out apart; `prompts` and `conversation` make what the model reads. Which tasks are
+`SOURCES` names every built-in source. `source` draws tasks in a seeded order and keeps train and
+held-out apart; `prompts` and `conversation` make what the model reads. Which tasks are
 asked as a run goes on: `grpo/training/curriculum.py`.
 """
 
@@ -11,14 +11,12 @@ from collections.abc import Callable
 
 from grpo.data.arithmetic import Arithmetic
 from grpo.data.bilingual import Bilingual
-from grpo.data.contests import aime, amc
 from grpo.data.countdown import Countdown
-from grpo.data.gsm8k import gsm8k
 from grpo.data.gym import ReasoningGym
 from grpo.data.hub import hub
 from grpo.data.jsonl import jsonl
 from grpo.data.knights import Knights
-from grpo.data.math import math
+from grpo.data.math import aime, amc, gsm8k, math
 from grpo.data.mixture import Mixture
 from grpo.data.multiplication import Multiplication
 from grpo.data.parity import Parity

@@ -1,9 +1,9 @@
 """Parity of d bits, worked out in words of two scripts: a planted case of language mixing.
 
 The running parity is written "odd "/"even " or 奇/偶, each one token (`words`), and in the
-pretraining text the script switches at random within a thought. A reward for right answers does
-not care, so what is learned from it alone goes on mixing, as DeepSeek-R1-Zero's thoughts did
-(2501.12948, section 2.3.2); `language_consistency` and single-language rows are what change that.
+pretraining text the script switches at random within a thought. A reward for right answers ignores
+that, so a policy trained on it alone goes on mixing, as DeepSeek-R1-Zero did (2501.12948, section
+2.3.2). `language_consistency` and rows in a single language change it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,6 @@ class Bilingual:
         return self._parity.size(split)
 
     def task(self, split: Split, index: int) -> Task:
-        """The task at `index` of the split."""
         task = self._parity.task(split, index)
         if self.ask == "parity":
             return task

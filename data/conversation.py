@@ -1,8 +1,8 @@
 """Conversations through a tokenizer's chat template, with nothing left out silently.
 
-Templates are programs of other people, and show what they like of what they are given. What a row
-says (messages of every role, tool calls, tools, thoughts) is therefore looked for in the text;
-where it makes no difference to the text, the row is refused by name.
+A chat template may leave out parts of a conversation. So every part of a row (messages of every
+role, tool calls, tools, thoughts) is searched for in the rendered text. A row with a part that
+makes no difference to the text is refused by name.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ RESERVED = ("add_generation_prompt", "continue_final_message", "conversation", "
 _OF_TRANSFORMERS = ("chat_template", "documents", TOOLS)
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _MARK = "\u2063grpo\u2063"  # appended to a message to see whether its text is shown
-_SURE = 24  # characters of a text that stands in a prompt by no chance
+_SURE = 24  # a text of so many characters is not in a prompt by chance
 _THOUGHT = re.compile(r"<think>((?:(?!<think>).)*)</think>\s*\Z", re.DOTALL)
 
 
 class ChatTemplate:
-    """The chat template of `tokenizer`, with variables `kwargs` and `date` for today's.
+    """The chat template of `tokenizer`, with variables `kwargs` and with `date` as today's date.
 
-    Raises RecipeError where it has none, or does not use a variable or the date.
+    Raises RecipeError if there is no template, or if it does not use a variable or the date.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class ChatTemplate:
     def render(
         self, where: str, messages: Sequence[Message], columns: Mapping[str, Any]
     ) -> tuple[str, str]:
-        """The prompt's text, and what a final message of the assistant has written of the answer.
+        """The prompt's text, and the beginning of the answer that a final assistant message gives.
 
-        `columns` may hold the row's own `tools` and `chat_template_kwargs`. Raises DataError, with
+        `columns` may have the row's own `tools` and `chat_template_kwargs`. Raises DataError, with
         `where`, for what the template refuses or leaves out.
         """
         kwargs = {**self.kwargs, **_row_kwargs(where, columns)}
@@ -99,7 +99,7 @@ class ChatTemplate:
         return (text, "") if final is None else _continued(where, text, str(final["content"]))
 
     def ending(self) -> str:
-        """What the template writes after the last message to have the assistant begin."""
+        """The text with which the template begins the assistant's turn."""
         asked: list[Message] = [{"role": "user", "content": _MARK}]
         text = self._apply("the generation prompt", asked, self.kwargs)
         return text.rpartition(_MARK)[2]
@@ -179,7 +179,7 @@ class ChatTemplate:
                 self._left_out(where, key, kwargs)
 
     def _left_out(self, where: str, key: str, kwargs: Mapping[str, Any]) -> None:
-        """A key of messages that the text does not depend on. Raises DataError where that is loss.
+        """Report a key of messages that the text does not depend on. Raises DataError for a loss.
 
         Templates that know thoughts leave out those of earlier turns on purpose.
         """
@@ -201,9 +201,9 @@ def template_columns(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row_kwargs(where: str, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of a row: its `chat_template_kwargs`, and its `tools` among them.
+    """Variables of a row: its `chat_template_kwargs`, and its `tools`.
 
-    Tables write None where other rows have a variable, so None is none.
+    Tables write None into a row that lacks a variable of others, so None counts as absent.
     """
     own = columns.get(KWARGS) or {}
     if not isinstance(own, Mapping):
@@ -233,7 +233,7 @@ def _row_kwargs(where: str, columns: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _argument_texts(messages: Sequence[Message]) -> list[str]:
-    """Arguments of tool calls that are JSON text of an object."""
+    """The arguments of tool calls that are given as JSON text of an object."""
     calls = [call for message in messages for call in message.get("tool_calls") or ()]
     texts = [(call.get("function") or call).get("arguments") for call in calls]
     return [text for text in texts if isinstance(text, str) and text.lstrip().startswith("{")]
@@ -278,7 +278,7 @@ def _check_final(where: str, final: Message) -> None:
 
 
 def _continued(where: str, text: str, said: str) -> tuple[str, str]:
-    """The text of a prompt that ends with `said` of the assistant, and what rewards put back."""
+    """The prompt that the assistant's message `said` ends, and what rewards put back before it."""
     written = said if text.endswith(said) else said.lstrip()  # templates that trim
     if not text.endswith(written):
         raise DataError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from fractions import Fraction
+from operator import add, mul, sub, truediv
 from typing import Literal
 
 from grpo.data.source import (
@@ -82,12 +83,12 @@ class Countdown:
             if is_heldout(key, self.heldout_fraction) == (split == "heldout"):
                 break
         shown = ",".join(map(str, numbers))
-        plain = self.style == "plain"
+        prompt = f"{shown}:{target}="
+        if self.style == "words":
+            prompt = self.prompt.format(numbers=numbers, target=target)
         return Task(
             uid=f"countdown/{shown}={target}",
-            prompt=f"{shown}:{target}="
-            if plain
-            else self.prompt.format(numbers=numbers, target=target),
+            prompt=prompt,
             columns={"numbers": numbers, "target": target, "solution": solution},
             cluster=key,
         )
@@ -116,7 +117,7 @@ class Countdown:
         return demonstration_text(thought, solution)
 
 
-_PRIORITY = {"+": 1, "-": 1, "*": 2, "/": 2}
+_OPERATIONS = {"+": (1, add), "-": (1, sub), "*": (2, mul), "/": (2, truediv)}  # with priority
 
 
 def _random_expression(numbers: list[int], rng: random.Random) -> tuple[str, Fraction | None]:
@@ -126,15 +127,10 @@ def _random_expression(numbers: list[int], rng: random.Random) -> tuple[str, Fra
         left = terms.pop(rng.randrange(len(terms)))
         right = terms.pop(rng.randrange(len(terms)))
         symbol = rng.choice("+-*/")
-        priority = _PRIORITY[symbol]
+        priority, operation = _OPERATIONS[symbol]
         if symbol == "/" and right[1] == 0:
             return "", None
-        value = {
-            "+": lambda x, y: x + y,
-            "-": lambda x, y: x - y,
-            "*": lambda x, y: x * y,
-            "/": lambda x, y: x / y,
-        }[symbol](left[1], right[1])
+        value = operation(left[1], right[1])
         first = f"({left[0]})" if left[2] < priority else left[0]
         # a-(b-c) and a/(b*c) need their parentheses; a+(b+c) and a*(b*c) do not
         tight = right[2] < priority or (right[2] == priority and symbol in "-/")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,23 +37,28 @@ def hub(
     return TableSource("hub", train, heldout, heldout_fraction, answer)
 
 
+@dataclass(frozen=True, kw_only=True)
+class OnHub:
+    """A published data set: its id on the hub, its configuration `name` and its splits."""
+
+    dataset: str
+    name: str | None = None
+    split: str = "train"
+    heldout_split: str | None = None
+
+
 def published(
     source: str,
     to_task: ToTask,
-    *,
-    dataset: str,
-    name: str | None = None,
-    split: str = "train",
-    heldout_split: str | None = None,
-    path: str | None = None,
-    heldout_path: str | None = None,
+    at: OnHub,
     heldout_fraction: float,
+    path: str | None,
+    heldout_path: str | None = None,
 ) -> TableSource:
-    """Tasks of a data set that is known, under the name `source`: from the hub, or from JSONL.
+    """Tasks of a published data set, under the name `source`: from the hub, or from JSONL.
 
-    With `path`, its rows are read there; else `split` of `dataset` (configuration `name`) is.
-    Held out are the rows of `heldout_path` or `heldout_split`; where there is neither,
-    `heldout_fraction` of the rows.
+    With `path`, its rows are read there; else the split of `at` is. Held out are the rows of
+    `heldout_path` or of the held-out split; where there is neither, `heldout_fraction` of the rows.
     """
     if path is not None:
         origin, rows = path, read_jsonl(path)
@@ -60,14 +66,14 @@ def published(
     elif heldout_path is not None:
         raise DataError(f"{source}: heldout_path needs path")
     else:
-        origin, rows = dataset, load_rows(dataset, name, split)
-        heldout = None if heldout_split is None else load_rows(dataset, name, heldout_split)
-    return TableSource(
-        source,
-        make_tasks(source, origin, rows, to_task),
-        None if heldout is None else make_tasks(source, heldout_path or dataset, heldout, to_task),
-        heldout_fraction,
-    )
+        origin, rows = at.dataset, load_rows(at.dataset, at.name, at.split)
+        held = at.heldout_split
+        heldout = None if held is None else load_rows(at.dataset, at.name, held)
+    train = make_tasks(source, origin, rows, to_task)
+    tasks = None
+    if heldout is not None:
+        tasks = make_tasks(source, heldout_path or at.dataset, heldout, to_task)
+    return TableSource(source, train, tasks, heldout_fraction)
 
 
 def load_rows(
@@ -95,9 +101,9 @@ def load_rows(
 
 
 def as_row(row: Row) -> Row:
-    """A row of a table without what its columns write into messages and tools that lack a key.
+    """A row of a table without the None that tables add to messages and tools.
 
-    Structures of one column share their keys, so an argument of one tool stands as None in all.
+    All structures of a column have the same keys, so an argument of one tool is None in all others.
     """
     nested = {
         key: _without_none(value)

@@ -1,8 +1,8 @@
-"""Tasks from rows: any JSONL file, and the common ground of every source that reads a table.
+"""Tasks from rows: any JSONL file, and what every source that reads a table shares.
 
-Rows with the same prompt text are one problem. They share a cluster and never straddle the split:
-either the hash of the prompt decides, or an explicit held-out table does, whose prompts are then
-taken out of train.
+Rows with the same prompt text are one problem. They share a cluster and are always in the same
+split: either the hash of the prompt decides, or an explicit held-out table does, whose prompts are
+then removed from train.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ ToTask = Callable[[str, Row], tuple[str | list[Message], str | None, dict[str, A
 
 
 class TableSource:
-    """A TaskSource over tasks in memory. `removed` train rows had a held-out prompt.
+    """A TaskSource over tasks in memory. `removed`: train rows left out for a held-out prompt.
 
-    `answer`: the column that gold answers are in, where a reward that needs one has to find it in
-    every row; None where rows may do without, or each was read already.
+    `answer`: the column of gold answers, in which a reward that needs them finds one in every row;
+    None if rows may lack it, or if a gold answer of every row was read already.
     """
 
     def __init__(
@@ -97,25 +97,16 @@ def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
         except ValueError as error:  # also a number of thousands of digits
             raise DataError(f"{path}:{number} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(
-                f"{path}:{number} must be a JSON object with columns, not {_shown(row)}"
-            )
+            shown = "a list" if isinstance(row, list) else json.dumps(row)[:40]
+            raise DataError(f"{path}:{number} must be a JSON object with columns, not {shown}")
         rows.append((f"{path}:{number}", row))
     if not rows:
         raise DataError(f"data file {path} is empty")
     return rows
 
 
-def _shown(value: Any) -> str:
-    """A JSON value that is no object, as a reader knows it."""
-    return "a list" if isinstance(value, list) else f"{json.dumps(value)[:40]}"
-
-
 def make_tasks(
-    name: str,
-    origin: str,
-    rows: Iterable[tuple[str, Row]],
-    to_task: ToTask,
+    name: str, origin: str, rows: Iterable[tuple[str, Row]], to_task: ToTask
 ) -> list[Task]:
     """Tasks from rows; `to_task(place, row)` gives the prompt, the answer and the other columns."""
     tasks: list[Task] = []
@@ -143,8 +134,8 @@ def make_tasks(
 def column_mapper(prompt: str, answer: str | None) -> ToTask:
     """A `to_task` for `make_tasks` that takes two columns and forwards the rest.
 
-    Where `answer` is the usual name, rows without it have none: a reward that needs it says so
-    (`grpo.stages.preflight.needed`), and any other does not care.
+    If `answer` is the usual name, rows may lack it: a reward that needs answers says so
+    (`grpo.stages.preflight.needed`), and any other works without.
     """
 
     def to_task(place: str, row: Row) -> tuple[str | list[Message], str | None, dict[str, Any]]:

@@ -13,14 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from grpo.data.source import (
-    Split,
-    check_fraction,
-    check_index,
-    check_int,
-    is_heldout,
-    stable_hash,
-)
+from grpo.data.source import Split, check_fraction, check_index, check_int, is_heldout, stable_hash
 from grpo.errors import DataError
 from grpo.types import Task
 
@@ -78,6 +71,7 @@ class Knights:
             if is_heldout(key, self.heldout_fraction) == (split == "heldout"):
                 break
         names = rng.sample(NAMES, count)
+        people = f"{', '.join(names[:-1])} and {names[-1]}"
         lines = " ".join(
             f"{name} says: {spoken(statement, names)}."
             for name, statement in zip(names, said, strict=True)
@@ -87,11 +81,7 @@ class Knights:
         }
         return Task(
             uid=f"{key}/{'-'.join(names)}",
-            prompt=self.prompt.format(
-                people=f"{', '.join(names[:-1])} and {names[-1]}",
-                statements=lines,
-                first=names[0],
-            ),
+            prompt=self.prompt.format(people=people, statements=lines, first=names[0]),
             answer=", ".join(f"{name} is a {role}" for name, role in found.items()),
             columns={"roles": json.dumps(found), "people": count},
             cluster=key,

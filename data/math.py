@@ -1,13 +1,39 @@
-"""Competition mathematics in the rows of MATH and MATH-500: problem, solution, answer."""
+"""Published sets of mathematics problems: GSM8K, MATH, AIME and AMC.
+
+AIME and AMC are for evaluation: every row is held out unless `heldout_fraction` says otherwise.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from grpo.data.hub import published
+from grpo.data.hub import OnHub, published
 from grpo.data.jsonl import TableSource
 from grpo.errors import DataError
 from grpo.outside.rows.columns import Row, answer_text, checked_prompt, column, is_missing
+
+AIME = {  # year -> data set and split on the hub
+    2024: ("HuggingFaceH4/aime_2024", "train"),
+    2025: ("math-ai/aime25", "test"),
+}
+Parts = tuple[Any, str, dict[str, Any]]  # prompt, answer and the other columns
+
+
+def gsm8k(
+    *,
+    path: str | None = None,
+    heldout_path: str | None = None,
+    heldout_fraction: float = 0.1,
+    dataset: str = "openai/gsm8k",
+) -> TableSource:
+    """GSM8K (arXiv 2110.14168): grade-school word problems whose solutions end in "#### 42".
+
+    Rows come from local JSONL files (`question`, `answer`), or from the hub where `path` is null.
+    The hub's test split is held out; a local file without `heldout_path` is split by hash. Rewards
+    receive the worked solution as the column `solution`.
+    """
+    at = OnHub(dataset=dataset, name="main", heldout_split="test")
+    return published("gsm8k", _gsm8k_parts, at, heldout_fraction, path, heldout_path)
 
 
 def math(
@@ -19,13 +45,13 @@ def math(
     split: str = "test",
     instruction: str = "",
 ) -> TableSource:
-    """MATH-style rows from local JSONL files, or from `dataset` on the hub when `path` is null.
+    """Rows of MATH and MATH-500 (`problem`, `solution`, `answer`), from JSONL files or the hub.
 
-    `instruction` is put after every problem on a line of its own (say "Put the final answer in
+    `instruction` follows every problem on a line of its own (say "Put the final answer in
     \\boxed{}."). A row without `answer` takes it from the last \\boxed{…} of its solution.
     """
 
-    def to_task(place: str, row: Row) -> tuple[Any, str, dict[str, Any]]:
+    def parts(place: str, row: Row) -> Parts:
         problem = checked_prompt(place, "problem", column(place, row, "problem"))
         if not isinstance(problem, str):
             raise DataError(f"{place}: column 'problem' must be text")
@@ -36,18 +62,39 @@ def math(
                 raise DataError(f"{place} has no column 'answer', and its solution has no \\boxed")
         else:
             gold = answer_text(place, given)
-        others = {key: value for key, value in row.items() if key not in ("problem", "answer")}
-        return f"{problem}\n{instruction}" if instruction else problem, gold, others
+        prompt = f"{problem}\n{instruction}" if instruction else problem
+        return prompt, gold, _without(row, "problem", "answer")
 
-    return published(
-        "math",
-        to_task,
-        dataset=dataset,
-        split=split,
-        path=path,
-        heldout_path=heldout_path,
-        heldout_fraction=heldout_fraction,
-    )
+    at = OnHub(dataset=dataset, split=split)
+    return published("math", parts, at, heldout_fraction, path, heldout_path)
+
+
+def aime(
+    *, year: int = 2024, path: str | None = None, heldout_fraction: float = 1.0
+) -> TableSource:
+    """The 30 problems of AIME I and II of `year`, from the hub or from a JSONL file."""
+    if year not in AIME:
+        raise DataError(f"aime: year must be {' or '.join(map(str, AIME))}, not {year!r}")
+    dataset, split = AIME[year]
+    at = OnHub(dataset=dataset, split=split)
+    return published("aime", _contest, at, heldout_fraction, path)
+
+
+def amc(
+    *, path: str | None = None, dataset: str = "math-ai/amc23", heldout_fraction: float = 1.0
+) -> TableSource:
+    """The 40 problems of AMC 12 of 2023 with a number as their answer."""
+    at = OnHub(dataset=dataset, split="test")
+    return published("amc", _contest, at, heldout_fraction, path)
+
+
+def gold_answer(place: str, solution: str) -> str:
+    """The final number after the last "####", without thousands separators."""
+    _, mark, gold = solution.rpartition("####")
+    gold = gold.strip().replace(",", "").removeprefix("$")
+    if not mark or not gold:
+        raise DataError(f"{place}: the answer has no final '#### number': {solution!r:.80}")
+    return gold
 
 
 def last_boxed(solution: str) -> str | None:
@@ -62,3 +109,24 @@ def last_boxed(solution: str) -> str | None:
         if depth == 0:
             return solution[begin + 1 : end]
     return None
+
+
+def _gsm8k_parts(place: str, row: Row) -> Parts:
+    question = checked_prompt(place, "question", column(place, row, "question"))
+    solution = answer_text(place, column(place, row, "answer"))
+    others = {**_without(row, "question", "answer"), "solution": solution}
+    return question, gold_answer(place, solution), others
+
+
+def _contest(place: str, row: Row) -> Parts:
+    """Copies on the hub differ in the prompt's name, and in whether answers are text or numbers."""
+    name = "problem" if "problem" in row else "question"
+    problem = checked_prompt(place, name, column(place, row, name))
+    answer = column(place, row, "answer")
+    whole = isinstance(answer, float) and answer.is_integer()  # some copies say 27.0
+    gold = str(int(answer)) if whole else answer_text(place, answer)
+    return problem, gold, _without(row, name, "answer")
+
+
+def _without(row: Row, *names: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in names}

@@ -1,12 +1,12 @@
 """Several sources as one, at chosen shares: reasoning, chat and safety prompts in one run.
 
 DeepSeek-R1 (2501.12948) ends with reinforcement learning for all scenarios: verifiable tasks and
-preference prompts mixed, each scored by rewards of its own kind. A part names itself in the column
-`task`, by which the `routed` reward finds them, and may have its own temperature and length.
+preference prompts mixed, each scored by rewards of its own kind. The column `task` has the name of
+a task's part, by which the `routed` reward chooses. A part may have its own temperature and length.
 
-The order is a function of the index alone, so a run resumes by its position. Indices fall into
-blocks in which every part has exactly its share of places, in a seeded order; a part that is used
-up begins again, reshuffled. Held-out indices end when every part has given each task once.
+The order is a function of the index alone, so a run resumes by its position. Indices are divided
+into blocks, in which every part has exactly its share of places in a seeded order. A part that is
+used up begins again, reshuffled. Held-out indices end when every part has given each task once.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from random import Random
 from typing import Any
 
 from grpo.data.prompts import SAMPLING_COLUMN
-from grpo.data.source import DemonstrationSource, Split, check_index, permuted
+from grpo.data.source import DemonstrationSource, Split, check_index, is_number, permuted
 from grpo.errors import DataError, unknown_name
 from grpo.outside.code.plugins import builtins, load
 from grpo.types import Sampling, Task, TaskSource
 
-# What a task may say in SAMPLING_COLUMN of how it is sampled.
+# The settings of sampling that a task may have in SAMPLING_COLUMN.
 SAMPLING_KEYS = ("temperature", "max_completion_length")
 KEYS = ("name", "source", "args", "weight", *SAMPLING_KEYS)
-BLOCK = 1000  # places in a block where the weights are no ratio of smaller numbers
+BLOCK = 1000  # places in a block if the weights are not in a ratio of smaller numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +90,7 @@ class Mixture:
         )
 
     def at(self, split: Split, index: int) -> tuple[int, int]:
-        """(part, how many of its tasks came before) of an index of an endless mixture."""
+        """(part, how many of its tasks came before) for an index of an endless mixture."""
         size = sum(self.places)
         block, place = divmod(index, size)
         place = permuted(place, size, "mixture", split, block)
@@ -146,7 +146,7 @@ def shares(weights: Sequence[float]) -> list[int]:
 
 
 def task_sampling(task: Task, sampling: Sampling, max_tokens: int | None = None) -> Sampling:
-    """How completions of `task` are sampled where it says so; a length only ever shortens.
+    """`sampling` with the settings of `task`'s own; its length can only be shorter.
 
     `max_tokens`: the greatest length allowed now (None: the one in `sampling`).
     """
@@ -175,7 +175,7 @@ def _part(index: int, entry: Mapping[str, Any]) -> Part:
     if not isinstance(name, str) or not name:
         raise DataError(f"{where}.name = {name!r} is not text")
     weight = entry.get("weight", 1.0)
-    if not _number(weight) or not 0 < weight < float("inf"):
+    if not is_number(weight) or not 0 < weight < float("inf"):
         raise DataError(f"{where}.weight = {weight!r} has to be a number above 0")
     sampling = _sampling(where, {key: entry[key] for key in SAMPLING_KEYS if key in entry})
     made = load("source", source, builtins("source"), dict(entry.get("args") or {}))
@@ -196,12 +196,8 @@ def _sampling(where: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in asked.items():
         if key not in SAMPLING_KEYS:
             raise DataError(f"{where}: {unknown_name('key', str(key), SAMPLING_KEYS)}")
-        if key == "temperature" and not (_number(value) and 0 < value < float("inf")):
+        if key == "temperature" and not (is_number(value) and 0 < value < float("inf")):
             raise DataError(f"{where}.temperature = {value!r} has to be a number above 0")
         if key == "max_completion_length" and not (type(value) is int and value >= 1):
             raise DataError(f"{where}.{key} = {value!r} has to be a whole number, 1 or more")
     return dict(asked)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

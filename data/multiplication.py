@@ -97,7 +97,6 @@ class Multiplication:
         return 2 * mixed + squares
 
     def task(self, split: Split, index: int) -> Task:
-        """The task at `index` of the split."""
         check_index("multiplication", index, self.size(split))
         # Mixed, so that the first tasks of a split stand for all of it, squares included.
         index = permuted(index, self.size(split), "mixed", split)

@@ -46,7 +46,6 @@ class Parity:
         return heldout if split == "heldout" else 2**self.bits - heldout
 
     def task(self, split: Split, index: int) -> Task:
-        """The task at `index` of the split."""
         check_index("parity", index, self.size(split))
         rank = index if split == "heldout" else self.size("heldout") + index
         digits = format(permuted(rank, 2**self.bits, "parity", self.bits), f"0{self.bits}b")

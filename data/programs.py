@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from grpo.data.hub import published
+from grpo.data.hub import OnHub, published
 from grpo.data.jsonl import TableSource
 from grpo.outside.rows import code_rows
 from grpo.outside.rows.columns import Row
@@ -28,14 +28,9 @@ def humaneval(
 
     They are for evaluation: every row is held out unless `heldout_fraction` says otherwise.
     """
-    return published(
-        "humaneval",
-        partial(_task, code_rows.humaneval, "task_id"),
-        dataset=dataset,
-        split="test",
-        path=path,
-        heldout_fraction=heldout_fraction,
-    )
+    to_task = partial(_task, code_rows.humaneval, "task_id")
+    at = OnHub(dataset=dataset, split="test")
+    return published("humaneval", to_task, at, heldout_fraction, path)
 
 
 def mbpp(
@@ -46,15 +41,9 @@ def mbpp(
     heldout_fraction: float = 0.1,
 ) -> TableSource:
     """MBPP (arXiv 2108.07732), full or sanitized; the hub's test split of 500 is held out."""
-    return published(
-        "mbpp",
-        partial(_task, code_rows.mbpp, "task_id"),
-        dataset=dataset,
-        heldout_split="test",
-        path=path,
-        heldout_path=heldout_path,
-        heldout_fraction=heldout_fraction,
-    )
+    to_task = partial(_task, code_rows.mbpp, "task_id")
+    at = OnHub(dataset=dataset, heldout_split="test")
+    return published("mbpp", to_task, at, heldout_fraction, path, heldout_path)
 
 
 def leetcode(
@@ -70,15 +59,10 @@ def leetcode(
     The hub's test split, problems published after July 2024, is held out. The starter code is
     shown; the imports that a solution may rely on are the tests' `setup`.
     """
-    return published(
-        "leetcode",
-        partial(_task, partial(code_rows.leetcode, instruction=instruction), "difficulty"),
-        dataset=dataset,
-        heldout_split="test",
-        path=path,
-        heldout_path=heldout_path,
-        heldout_fraction=heldout_fraction,
-    )
+    convert = partial(code_rows.leetcode, instruction=instruction)
+    to_task = partial(_task, convert, "difficulty")
+    at = OnHub(dataset=dataset, heldout_split="test")
+    return published("leetcode", to_task, at, heldout_fraction, path, heldout_path)
 
 
 def _task(

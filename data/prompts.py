@@ -1,9 +1,9 @@
 """Tasks through a template: what the model reads, as text and as token ids.
 
 Templates: `r1_zero` (the user/assistant template of DeepSeek-R1-Zero, for base models), `chat` (the
-tokenizer's own chat template, `conversation.py`) and `raw` (the task's text as it is). What is
-already written of the answer at the end of the prompt, by `prefill`, by a chat template that opens
-`<think>` itself or by a final message of the assistant, is recorded in `Prompt.prefill`, so that
+tokenizer's own chat template, `conversation.py`) and `raw` (the task's text as it is). A prompt may
+end with the beginning of the answer: from `prefill`, from a chat template that opens `<think>`
+itself, or from a final message of the assistant. `Prompt.prefill` has that beginning, so that
 rewards can put it back in front of the completion.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from grpo.data.conversation import ChatTemplate
@@ -47,66 +48,57 @@ def template_args(args: Mapping[str, Any]) -> dict[str, Any]:
     return dict(args)
 
 
+@dataclass(eq=False)
 class PromptTemplate:
     """Renders tasks; `counts` says how many prompts were rendered, dropped and truncated.
 
     `date` (YYYY-MM-DD) stands for today's in chat templates that write it; `vocab_size` is the
-    number of tokens that the model has embeddings for. A prompt is too long beyond
-    `max_prompt_length` tokens, or where the model's `positions` leave no room behind it for a
-    `completion` of so many tokens (of as many as the task asks for, where those are fewer).
-    Raises RecipeError for a combination that cannot work (no chat template, a system prompt with
-    `raw`), DataError for a task that cannot be rendered or, with overlong="error", is too long.
+    number of tokens that the model has embeddings for. A prompt is too long if it has more than
+    `max_prompt_length` tokens, or if the model's `positions` leave no room behind it for
+    `completion` tokens (or for as many as the task asks for, if those are fewer). Raises
+    RecipeError for a combination that cannot work (no chat template, a system prompt with `raw`),
+    DataError for a task that cannot be rendered or, with overlong="error", is too long.
     """
 
-    def __init__(
-        self,
-        template: str,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        system_prompt: str | None = None,
-        prefill: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        date: object = None,
-        vocab_size: int | None = None,
-        max_prompt_length: int | None = None,
-        overlong: Literal["drop", "truncate", "error"] = "drop",
-        positions: int | None = None,
-        completion: int = 0,
-    ) -> None:
+    template: str
+    tokenizer: PreTrainedTokenizerBase
+    _: KW_ONLY
+    system_prompt: str | None = None
+    prefill: str | None = None
+    chat_template_kwargs: InitVar[Mapping[str, Any] | None] = None
+    date: InitVar[object] = None
+    vocab_size: int | None = None
+    max_prompt_length: int | None = None
+    overlong: Literal["drop", "truncate", "error"] = "drop"
+    positions: int | None = None
+    completion: int = 0
+
+    def __post_init__(self, chat_template_kwargs: Mapping[str, Any] | None, date: object) -> None:
+        template, most = self.template, self.max_prompt_length
         if template not in TEMPLATES:
             raise RecipeError(unknown_name("data.template", template, TEMPLATES))
-        if overlong not in OVERLONG:
-            raise RecipeError(unknown_name("data.overlong", overlong, OVERLONG))
+        if self.overlong not in OVERLONG:
+            raise RecipeError(unknown_name("data.overlong", self.overlong, OVERLONG))
         if template != "chat" and (chat_template_kwargs or date is not None):
             name = "chat_template_kwargs" if chat_template_kwargs else "date"
             raise RecipeError(f"data.{name} needs data.template 'chat', not {template!r}")
-        if template == "raw" and system_prompt:
+        if template == "raw" and self.system_prompt:
             raise RecipeError(
                 "data.system_prompt has no place in data.template 'raw'; "
                 "use 'chat' or 'r1_zero', or write it into the prompts"
             )
-        if max_prompt_length is not None and max_prompt_length < 1:
-            raise RecipeError(f"data.max_prompt_length must be at least 1, not {max_prompt_length}")
-        self.template = template
-        self.tokenizer = tokenizer
-        self.system_prompt = system_prompt
-        self.prefill = prefill or ""
-        self.chat = None
+        if most is not None and most < 1:
+            raise RecipeError(f"data.max_prompt_length must be at least 1, not {most}")
+        self.chat: ChatTemplate | None = None
         if template == "chat":
-            self.chat = ChatTemplate(tokenizer, chat_template_kwargs, date)
-        self.vocab_size = vocab_size
-        self.max_prompt_length = max_prompt_length
-        self.overlong = overlong
-        self.positions = positions
-        self.completion = completion
+            self.chat = ChatTemplate(self.tokenizer, chat_template_kwargs, date)
         self.counts = {"rendered": 0, "dropped": 0, "truncated": 0}
 
     def render(self, task: Task) -> Prompt | None:
         """The prompt of a task, or None when it is too long and overlong="drop".
 
-        overlong="truncate" keeps the last `max_prompt_length` tokens, and a bos before them: the
-        end of a prompt holds the question's own end, the assistant's turn and the prefill, without
-        which nothing works.
+        overlong="truncate" keeps a bos and the last `max_prompt_length` tokens: the end of a prompt
+        has the end of the question, the assistant's turn and the prefill, which are all needed.
         """
         text, prefill = self._written(task)
         ids = self._ids(text, task.where)
@@ -133,11 +125,11 @@ class PromptTemplate:
         return len(self._ids(self._written(task)[0], task.where))
 
     def text_bytes(self, task: Task) -> int:
-        """The bytes of a prompt's whole text (UTF-8), of which no tokenizer makes more tokens."""
+        """Bytes of a prompt's whole text in UTF-8: no tokenizer makes more tokens than that."""
         return len(self._written(task)[0].encode(errors="replace"))
 
     def limit(self, task: Task | None = None) -> tuple[int | None, str]:
-        """The most tokens that a prompt (of `task`) may have, None for any number, and why."""
+        """The most tokens that a prompt (of `task`) may have, None for no limit, and the reason."""
         limit = self.max_prompt_length
         if self.positions is not None:
             own = task.columns.get(SAMPLING_COLUMN) if task else None
@@ -152,19 +144,20 @@ class PromptTemplate:
         return limit, f"data.max_prompt_length={limit}"
 
     def _written(self, task: Task) -> tuple[str, str]:
-        """The whole text, and what of it is the answer's beginning."""
+        """The whole text, and the part of it that is the beginning of the answer."""
         if self.chat is not None:
             where, messages = task.where, self._messages(task)
             text, final = self.chat.render(where, messages, task.columns)
-            if final:  # a row's own beginning says more about the row than the recipe can
+            if final:  # a row's own beginning goes before that of the recipe
                 return text, final
         else:
             text = self._text(task)
         opened = _OPENED_THOUGHT.search(text)
         prefill = opened.group(0) if opened else ""
-        if opened and self.prefill.strip() == "<think>":  # never open the thought twice
+        own = self.prefill or ""
+        if opened and own.strip() == "<think>":  # never open the thought twice
             return text, prefill
-        return text + self.prefill, prefill + self.prefill
+        return text + own, prefill + own
 
     def _truncated(
         self, ids: list[int], limit: int, prefill: str, why: str
@@ -206,7 +199,7 @@ class PromptTemplate:
             if isinstance(task.prompt, str)
             else list(task.prompt)
         )
-        # A row's own system message says more about the row than the recipe can.
+        # A row's own system message goes before that of the recipe.
         if self.system_prompt and (not messages or messages[0].get("role") != "system"):
             messages.insert(0, {"role": "system", "content": self.system_prompt})
         return messages
@@ -231,12 +224,12 @@ class PromptTemplate:
                 "a model made by a pretrain stage knows the characters of its own tasks only"
             ) from error
         if self.template != "chat":
-            # Some tokenizers also close what they encode, and a prompt must stay open.
+            # Some tokenizers also append an <eos>, and a prompt must stay open.
             eos: Any = self.tokenizer.eos_token_id
             if eos is not None and len(ids) > 1 and ids[-1] == eos:
                 own = _trailing(self.tokenizer.encode(text, add_special_tokens=False), eos)
                 ids = ids[: len(ids) - max(0, _trailing(ids[1:], eos) - own)]
-            # A text that was made by a template brings a <bos> of its own.
+            # A text that a template made has a <bos> of its own.
             bos = getattr(self.tokenizer, "bos_token_id", None)
             while bos is not None and ids[:2] == [bos, bos]:
                 ids = ids[1:]

@@ -1,8 +1,8 @@
-"""Where tasks come from in a seeded, resumable order, and how train and held-out stay apart.
+"""The seeded, resumable order of tasks, and the split into train and held-out.
 
-Nothing here keeps state beyond one integer. A shuffle is a keyed permutation computed one index at
-a time, so resuming at position 10**9 costs what resuming at 0 costs. Noise comes from blake2b and
-`random.Random`, whose streams are the same on every machine and in every version we support.
+The only state is one integer. A shuffle is a keyed permutation computed one index at a time, so
+resuming at position 10**9 costs no more than resuming at 0. Noise comes from blake2b and
+`random.Random`, which give the same numbers on every machine and in every supported version.
 """
 
 from __future__ import annotations
@@ -69,18 +69,25 @@ def check_index(name: str, index: int, size: int | None) -> None:
         raise IndexError(f"{name} has no task {index}: the split holds {size}")
 
 
+def is_number(value: Any) -> bool:
+    """Whether `value` is an int or a float; a bool is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def check_int(name: str, value: Any, low: int, high: int | None = None) -> None:
     """Raise DataError unless `value` is a whole number from `low` to `high` (None: no bound)."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
+    if (
+        not (is_number(value) and isinstance(value, int))
+        or value < low
+        or (high is not None and value > high)
+    ):
         bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
         raise DataError(f"{name} must be a whole number {bounds}, not {value!r}")
 
 
 def check_fraction(name: str, value: Any, *, inclusive: bool = True) -> None:
     """Raise DataError unless 0 <= value <= 1 (0 < value < 1 if not `inclusive`)."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not (0 <= value <= 1 if inclusive else 0 < value < 1):
+    if not is_number(value) or not (0 <= value <= 1 if inclusive else 0 < value < 1):
         bounds = "from 0 to 1" if inclusive else "between 0 and 1, both excluded"
         raise DataError(f"{name} must be {bounds}, not {value!r}")
 

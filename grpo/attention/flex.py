@@ -37,9 +37,9 @@ HEAD_SIZES = range(16, 129)
 
 
 def uses_flex(query: Tensor, key: Tensor, value: Tensor, choices: Choices) -> bool:
-    """Whether FlexAttention computes this; [1, heads, N, D] each. Everything else is torch's.
+    """Whether FlexAttention computes this ([1, heads, N, D] each); otherwise PyTorch does.
 
-    Not a row within one block, where there is nothing to leave out.
+    A row within one block has no blocks to leave out, so it is PyTorch's too.
     """
     return (
         choices.flex_attention
@@ -144,6 +144,6 @@ def _kinds(packs: Sequence[Pack], N: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ordered(kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many blocks of a kind each row of blocks has [q]; all, those of the kind first [q, k]."""
+    """[q]: blocks of this kind in each row of blocks. [q, k]: all blocks, this kind first."""
     order = np.argsort(~kind, axis=-1, kind="stable").astype(np.int32)
     return kind.sum(-1, dtype=np.int32), order

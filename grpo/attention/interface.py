@@ -1,7 +1,7 @@
 """How models reach the attention over a flat row: transformers' interface and its keyword.
 
 A model whose configuration names `IMPLEMENTATION` calls `attention` in every layer, with what was
-given to the model as `shared_layout`. Without a layout it is transformers' own `sdpa`.
+given to the model as `shared_layout`. Without a layout, transformers' own `sdpa` computes it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,7 @@ def attention(
     shared_layout: Layout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' interface: query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D].
-
-    Without a layout it is transformers' own `sdpa`.
-    """
+    """transformers' interface: query [1, H, N, D], key and value [1, K, N, D] -> [1, N, H, D]."""
     if shared_layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
@@ -42,7 +39,7 @@ def attention(
     others = [
         name for name in ("softcap", "s_aux", "sliding_window") if kwargs.get(name) is not None
     ]
-    if others:  # dropped, they would be wrong numbers
+    if others:  # without them the numbers would be wrong
         raise NotImplementedError(f"attention over a shared prompt knows no {', '.join(others)}")
     dtype = compute_type(query)
     query, key, value = (tensor.to(dtype) for tensor in (query, key, value))

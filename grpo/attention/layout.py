@@ -1,10 +1,10 @@
 """Which token of a flat row sees which, made once for a micro-batch and read by every layer.
 
-A micro-batch is one row without padding: prompt, its completions, next prompt, ... Everything in a
-model but attention takes each token by itself, so only attention has to know about the layout. A
-completion's token attends to the prompt and to its own completion. The same is said in three forms,
-for the three ways of `grpo/attention/shared.py`: starts and lengths for the compiled kernels,
-blocks for FlexAttention, and batches of attentions of equal size for PyTorch's products:
+A micro-batch is one row without padding: prompt, its completions, next prompt, ... Only attention
+mixes tokens, so only attention needs the layout. A completion's token attends to the prompt and to
+its own completion. Each implementation in `grpo/attention/shared.py` has its own form of this:
+starts and lengths for the compiled kernels, blocks for FlexAttention, and batches of attentions of
+equal size for PyTorch's products:
 
     own      a prompt to itself, a completion to itself, causal, in batches of similar lengths
     cross    all tokens of a prompt's completions to the prompt, with nothing to mask
@@ -35,8 +35,9 @@ SLACK = 0.75  # completions shorter than this part of a batch's longest go into 
 class Attentions:
     """B attentions of equal size; indices are flat positions of tokens.
 
-    Queries beyond an item's own are copies of some token: computed, and then left out by `real`.
-    `kept` says the same in places: how many a mask leaves, the host would have to wait for.
+    Queries beyond an item's own are padding, copies of some token: computed, then left out by
+    `real`. `kept` has the places that `real` keeps, since the host would have to wait for a GPU to
+    count them.
     """
 
     queries: Tensor  # int64 [B, S]
@@ -62,37 +63,25 @@ class Layout:
 
     @property
     def compiled(self) -> tuple[Tensor, Tensor, int]:
-        """What the compiled kernels are told of it."""
+        """The arguments of the compiled kernels."""
         return self.packs, self.completions, self.end
 
-    @property
-    def own(self) -> tuple[Attentions, ...]:
-        """The same without kernels: prompts, and completions to themselves."""
-        return self._both[0]
-
-    @property
-    def cross(self) -> tuple[Attentions, ...]:
-        """Completions to the prompt they share."""
-        return self._both[1]
-
     @cached_property
-    def _both(self) -> tuple[tuple[Attentions, ...], tuple[Attentions, ...]]:
-        """Both, which are one copy to the device."""
+    def attentions(self) -> list[Attentions]:
+        """All of it for PyTorch's products: the causal batches first. One copy to the device."""
         sequences: list[np.ndarray] = []
         crossing: list[tuple[np.ndarray, np.ndarray]] = []
         for pack in self.source:
-            prompt, spans = _places(pack)
+            prompt = np.arange(pack.start, pack.start + pack.prompt)
+            spans = [np.arange(start, start + n) for start, n in pack.completions if n]
             if len(pack.completions) == 1:  # one causal sequence
                 sequences.append(np.concatenate([prompt, *spans]))
             else:
                 sequences += [prompt, *spans]
                 if spans:
                     crossing.append((np.concatenate(spans), prompt))
-        own = _batched([(s, s[:0]) for s in sequences])
-        made = _made(
-            [(m, True) for m in own] + [(m, False) for m in _batched(crossing)], self.device
-        )
-        return tuple(made[: len(own)]), tuple(made[len(own) :])
+        own, cross = _batched([(s, s[:0]) for s in sequences]), _batched(crossing)
+        return _made([(m, True) for m in own] + [(m, False) for m in cross], self.device)
 
     @cached_property
     def blocks(self) -> BlockMask:
@@ -123,14 +112,8 @@ def make_layout(packs: Sequence[Pack], device: torch.device) -> Layout:
     )
 
 
-def _places(pack: Pack) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Where the tokens of a prompt and those of each completion lie; of empty ones nothing."""
-    spans = [np.arange(start, start + length) for start, length in pack.completions if length]
-    return np.arange(pack.start, pack.start + pack.prompt), spans
-
-
 def _made(batches: list[tuple[Members, bool]], device: torch.device) -> list[Attentions]:
-    """Those of each batch; `True`: causal, its queries are its keys."""
+    """The attentions of each batch. In a causal one (`True`) the queries are the keys as well."""
     arrays: dict[str, np.ndarray] = {}
     for number, (members, causal) in enumerate(batches):
         lengths = np.array([len(queries) for queries, _ in members])

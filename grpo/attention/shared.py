@@ -1,9 +1,9 @@
 """Attention over a flat row in parts, where the completions of a group share one prompt.
 
-What a completion's token sees of the prompt and what it sees of its own completion are computed
-apart and put together by the logarithms of their normalizers, as in ring attention (2310.01889).
-No pair of tokens from different completions is computed, and keys are not repeated for the query
-heads that share them. Three ways lead there, with the same sums:
+A completion's token attends to the prompt and to its own completion. The two parts are computed
+separately and merged by the logarithms of their normalizers, as in ring attention (2310.01889). No
+pair of tokens from different completions is computed, and keys are not repeated for the query heads
+that share them. There are three implementations of the same sums:
 
     flex       on a GPU, in one part: `grpo/attention/flex.py`, for what its `uses_flex` says
     compiled   float32 and bfloat16 on a CPU: `kernels/attention.cpp`, a head of a prompt and its
@@ -14,7 +14,7 @@ heads that share them. Three ways lead there, with the same sums:
                probabilities need no softmax, in tiles of `TILE_ELEMENTS`. It is several times
                faster there than the flash kernel's own
 
-Which of them a device has is said by the layout (`grpo/model/devices.py`).
+The layout says which of them a device has (`grpo/model/devices.py`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from grpo.model.pieces import piece
 # Up to here the compiled forward pass without tiles is faster than PyTorch's flash kernel.
 FEW_KEYS = 256
 TILE_ELEMENTS = 2**21  # scores that exist at a time in the backward pass, on a CPU
-# On a card one for each so many bytes of its memory: with what is made of it a score takes about
-# 16 bytes, so all of them a sixteenth.
+# On a GPU there is one score for each so many bytes of memory. A score and what is made of it take
+# about 16 bytes, so all scores take a sixteenth of the memory.
 BYTES_TO_A_SCORE = 256
 
 
@@ -87,19 +87,16 @@ def attend(
         return out, norm
     flash = layout.choices.flash_attention and query.shape[-1] == value.shape[-1]
     attend_to = _by_flash_kernel if flash else _in_tiles
-    for part in layout.own:
-        found, own = attend_to(part, query, key, value, scale)
+    for part in layout.attentions:
+        both = attend_to(part, query, key, value, scale)
+        found, total = (_flat(tensor, part.kept) for tensor in both)
         places = _flat(part.queries, part.kept)
-        out[places], norm[places] = _flat(found, part.kept), _flat(own, part.kept)
-    for part in layout.cross:
-        found, own = attend_to(part, query, key, value, scale)
-        places = _flat(part.queries, part.kept)
-        found, own = _flat(found, part.kept), _flat(own, part.kept)
-        before = norm[places]
-        total = torch.logaddexp(before, own)
-        merged = out[places] * (before - total).exp_()[..., None]
-        merged += found * (own - total).exp_()[..., None]
-        out[places], norm[places] = merged.to(out.dtype), total
+        if not part.causal:  # a prompt, beside what the completion gave
+            before, own = norm[places], total
+            total = torch.logaddexp(before, own)
+            merged = out[places] * (before - total).exp_()[..., None]
+            found = merged.add_(found * (own - total).exp_()[..., None]).to(out.dtype)
+        out[places], norm[places] = found, total
     return out, norm
 
 
@@ -124,7 +121,7 @@ def attend_backward(
         return
     delta = (grad_out * out).sum(-1, dtype=norm.dtype)
     totals = [torch.zeros(t.shape, dtype=norm.dtype, device=t.device) for t in saved[:3]]
-    for whole in (*layout.own, *layout.cross):
+    for whole in layout.attentions:
         for tile in _tiles(whole, query.shape[1]):
             _pull_back(tile, (query, key, value, grad_out, norm, delta), totals, scale)
     for place, total in zip(places, totals, strict=True):
@@ -141,7 +138,7 @@ def _kernels(*tensors: Tensor) -> ctypes.CDLL | None:
 
 
 def _flat(values_B_S: Tensor, kept: Tensor | None) -> Tensor:
-    """[B, S, ...] -> [n, ...] without what is only there to fill up."""
+    """[B, S, ...] -> [n, ...], without padding."""
     flat = values_B_S.flatten(0, 1)
     return flat if kept is None else flat[kept]
 
@@ -175,7 +172,8 @@ def _by_flash_kernel(
     k, v = key[part.keys].transpose(1, 2), value[part.keys].transpose(1, 2)
     if part.causal:
         q = q.transpose(1, 2)
-        k, v = (_repeated(t, H // K) for t in (k, v))
+        if H > K:
+            k, v = (t.repeat_interleave(H // K, 1) for t in (k, v))
     else:
         q = _folded(q, K).view(B, K, -1, q.shape[-1])
     out, norm = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -215,12 +213,6 @@ def _tiles(whole: Attentions, heads: int) -> Iterator[Attentions]:
         real = None if whole.real is None else whole.real[part]
         queries, keys = whole.queries[part], whole.keys[part]
         yield replace(whole, queries=queries, keys=keys, real=real, kept=None)
-
-
-def _repeated(t: Tensor, times: int) -> Tensor:
-    """[B, K, S, D] -> [B, K * times, S, D]."""
-    B, K, S, D = t.shape
-    return t if times == 1 else t[:, :, None].expand(B, K, times, S, D).reshape(B, -1, S, D)
 
 
 def _scores(

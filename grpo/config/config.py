@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 
 from grpo.config.locate import locate
 from grpo.config.schema import STAGES, PretrainStage, Recipe, RLStage, Run
-from grpo.errors import RecipeError, UnknownSettingError, unknown_name
+from grpo.errors import RecipeError, UnknownSettingError, did_you_mean, unknown_name
 from grpo.outside.files.yaml_tree import Tree, read_yaml, read_yaml_file
 
 __all__ = ["PretrainStage", "RLStage", "Recipe", "Run", "from_dict", "load", "resolved", "shipped"]
@@ -37,7 +37,7 @@ _PLAIN = {
     "Tuple should have": "it should have",
     " after validation, not 0": "",
 }
-# Sections that had another name: who brings a recipe or a run of then is told the new one.
+# Sections that were renamed: an old recipe or run gets an error that names the new one.
 _RENAMED = {"parity": "agreement"}
 
 
@@ -47,7 +47,10 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Values are YAML. `stage.section.key=value` addresses one stage of several. Raises RecipeError.
     """
     file = find(recipe)
-    return from_dict(_parse(file), overrides, folder=file.parent)
+    tree = read_yaml_file(file, f"the recipe {str(file)!r}")
+    if not isinstance(tree, dict):
+        raise RecipeError(f"the recipe {str(file)!r} is not a mapping of sections to settings.")
+    return from_dict({"name": file.stem, **cast(Tree, tree)}, overrides, folder=file.parent)
 
 
 def from_dict(
@@ -56,10 +59,10 @@ def from_dict(
     folder: Path | None = None,
     is_done: Callable[[Recipe, str], bool] = lambda _recipe, _stage: False,
 ) -> Recipe:
-    """The recipe in a plain dict: a parsed YAML file, or what `resolved` gave. Raises RecipeError.
+    """The recipe in a plain dict: a parsed YAML file, or `resolved` data. Raises RecipeError.
 
     Relative paths are looked up in the working directory, then in `folder`, then in the package.
-    is_done: whether a stage, by its name, is over, so that its files are not looked for.
+    is_done: whether the stage of a name is finished, so that its files need not exist.
     """
     tree = _normal(data)
     for override in overrides:
@@ -130,13 +133,6 @@ def section_types(model: type[BaseModel]) -> dict[str, FieldInfo]:
     return found
 
 
-def _parse(file: Path) -> Tree:
-    tree = read_yaml_file(file, f"the recipe {str(file)!r}")
-    if not isinstance(tree, dict):
-        raise RecipeError(f"the recipe {str(file)!r} is not a mapping of sections to settings.")
-    return {"name": file.stem, **cast(Tree, tree)}
-
-
 def _normal(data: Mapping[str, Any]) -> Tree:
     """A fresh tree of {name, run, stages: [{kind, name, sections…}]} from either way of writing."""
     tree: Tree = json.loads(json.dumps(data, default=str))
@@ -190,8 +186,7 @@ def _override(tree: Tree, override: str) -> None:
                 f"{s['name']}.{name}" for s in stages for name in section_types(STAGES[s["kind"]])
             ]
             renamed = ".".join(_RENAMED.get(part, part) for part in parts)
-            close = difflib.get_close_matches(renamed, valid, n=3)
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            hint = did_you_mean(renamed, valid)
             names = ", ".join(["run", "ray", *(stage["name"] for stage in stages)])
             raise RecipeError(
                 f"override {override!r}: no stage has {key!r}.{hint} Start with: {names}."
@@ -203,29 +198,24 @@ def _override(tree: Tree, override: str) -> None:
 def _set(target: Tree, parts: list[str], value: Any, override: str) -> None:
     node: Any = target
     for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
+        name, index = ".".join(parts[:depth]), cast(Any, part)
         if isinstance(node, list):
-            entries = cast(list[Any], node)
-            if not part.isdigit() or int(part) >= len(entries):
-                name, valid = ".".join(parts[:depth]), ", ".join(map(str, range(len(entries))))
+            count = len(cast(list[Any], node))
+            if not part.isdigit() or int(part) >= count:
+                valid = ", ".join(map(str, range(count))) or "none"
                 raise RecipeError(
-                    f"override {override!r}: {name} has {len(entries)} entries; "
-                    f"valid: {valid or 'none'}."
+                    f"override {override!r}: {name} has {count} entries; valid: {valid}."
                 )
-            index: Any = int(part)
-            if not last and entries[index] is None:
-                entries[index] = {}
-        elif isinstance(node, dict):
-            index = part
-            if not last and cast(Tree, node).get(part) is None:
-                cast(Tree, node)[part] = {}
-        else:
-            name = ".".join(parts[:depth])
+            index = int(part)
+        elif not isinstance(node, dict):
             raise RecipeError(f"override {override!r}: {name} is one value and has no {part!r}.")
-        if last:
-            cast(Tree, node)[index] = value
-        else:
-            node = cast(Tree, node)[index]
+        entries = cast("dict[Any, Any]", node)
+        found = entries[index] if isinstance(node, list) else entries.get(index)
+        if depth == len(parts) - 1:
+            entries[index] = value
+        elif found is None:
+            entries[index] = {}
+        node = entries[index]
 
 
 def _has(model: type[BaseModel], parts: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ bug and keeps its traceback. `printable` is how foreign text is written in such 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from grpo.errors.printable import printable, redacted_text
@@ -95,6 +95,13 @@ def at(setting: str) -> Iterator[None]:
 def unknown_name(kind: str, name: str, valid: Iterable[str]) -> str:
     """One sentence for an unknown `name`, with close matches first and every valid choice after."""
     choices = sorted(valid)
-    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return f"unknown {kind} {name!r}.{hint} Valid: {', '.join(choices)}."
+    return f"unknown {kind} {name!r}.{did_you_mean(name, choices)} Valid: {', '.join(choices)}."
+
+
+def did_you_mean(name: str, choices: Sequence[str], n: int = 3, cutoff: float = 0.6) -> str:
+    """ " Did you mean 'a' or 'b'?" with up to `n` choices similar to `name`; "" if none is.
+
+    cutoff: the least similarity, 0 to 1, as difflib measures it.
+    """
+    close = difflib.get_close_matches(name, choices, n=n, cutoff=cutoff)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,17 +1,18 @@
 """Foreign text as it may stand on a terminal: what models, files, servers and names say.
 
-A terminal obeys what it is sent: an escape sequence sets its title or its clipboard (OSC 52),
-clears it or makes it answer as if someone typed; a carriage return overwrites a line; characters of
-direction show other words than there are ("Trojan Source", CVE-2021-42574); those without width
-hide some. Each of them is written out as Python's `repr` does, `\\x1b` or `\\u202e`, one by one, so
-that a sequence that comes in pieces does not get through either.
+A terminal obeys what it is sent. An escape sequence sets its title or its clipboard (OSC 52),
+clears it or makes it answer as if someone typed. A carriage return overwrites a line. Bidirectional
+controls show other words than there are ("Trojan Source", CVE-2021-42574), and characters without
+width hide some. Each of them is written out as Python's `ascii` does, `\\x1b` or `\\u202e`, one by
+one, so that a sequence that comes in pieces does not get through either.
 
-Passwords and keys are taken out as well (`redacted`): what is shown, or written into a run, is read
-by others than those who typed it.
+Passwords and keys are taken out as well (`redacted`): other people than the one who typed them read
+what is shown, or written into a run.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any, cast
@@ -36,8 +37,6 @@ _IN_WORDS = {
     "\u200d": re.compile(f"[{_PICTURES}\ufe0f].[{_PICTURES}]|[{_JOINED}].[{_JOINED}]"),
 }
 
-_SHORT = {9: "\\t", 10: "\\n", 13: "\\r"}
-
 HIDDEN = "***"
 _NAME = (
     r"(?:api|access|secret|private)[_-]?key|(?:client[_-]?)?secret|password|passwd"
@@ -49,61 +48,39 @@ _VALUE = r"[^\s'\",;&}\])]"
 # What a word of a sentence is not.
 _LIKE_A_KEY = rf"(?:(?={_VALUE}{{6}})(?={_VALUE}{{0,256}}?\d)|(?={_VALUE}{{16}}))"
 _NO_VALUE = r"(?!(?:none|null|nil|true|false)\b)"
-_CERTAIN: tuple[tuple[re.Pattern[str], str], ...] = (
+# In each pattern the first group stays, and what follows it is hidden.
+_CERTAIN = (
     # scheme://user:password@host
-    (re.compile(r"(?<=://)[^\s/?#'\"]{1,512}(?=@)"), HIDDEN),
+    re.compile(r"(://)[^\s/?#'\"]{1,512}(?=@)"),
     # https://host/?token=KEY
-    (
-        re.compile(rf"(?i)([?&](?:token|key|sig|signature|auth|pw|pwd|{_NAME})=)[^\s&#'\"]+"),
-        r"\1***",
-    ),
+    re.compile(rf"(?i)([?&](?:token|key|sig|signature|auth|pw|pwd|{_NAME})=)[^\s&#'\"]+"),
     # of Hugging Face, and not a folder's name like hf_llama3_8b_instruct
-    (
-        re.compile(
-            r"(?<![A-Za-z0-9_-])(hf_)(?:(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{16,}|[A-Za-z0-9]{20,})"
-            r"(?![A-Za-z0-9_-])"
-        ),
-        r"\1***",
+    re.compile(
+        r"(?<![A-Za-z0-9_-])(hf_)(?:(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{16,}|[A-Za-z0-9]{20,})"
+        r"(?![A-Za-z0-9_-])"
     ),
     # of OpenAI and Anthropic, GitHub, Slack, Amazon
-    (
-        re.compile(
-            r"(?<![A-Za-z0-9_-])(sk-|gh[oprsu]_|github_pat_|xox[abps]-|AKIA)"
-            r"(?=[A-Za-z_-]{0,64}\d|[A-Za-z0-9]{16})[A-Za-z0-9_-]{12,}"
-        ),
-        r"\1***",
+    re.compile(
+        r"(?<![A-Za-z0-9_-])(sk-|gh[oprsu]_|github_pat_|xox[abps]-|AKIA)"
+        r"(?=[A-Za-z_-]{0,64}\d|[A-Za-z0-9]{16})[A-Za-z0-9_-]{12,}"
     ),
 )
-_LIKELY: tuple[tuple[re.Pattern[str], str], ...] = (
+_LIKELY = (
     # Authorization: Bearer KEY
-    (
-        re.compile(
-            r"(?i)(authorization['\"]?\s{0,4}[=:]\s{0,4}['\"]?(?:bearer|basic|token)\s{1,4})"
-            rf"{_VALUE}+"
-        ),
-        r"\1***",
+    re.compile(
+        r"(?i)(authorization['\"]?\s{0,4}[=:]\s{0,4}['\"]?(?:bearer|basic|token)\s{1,4})"
+        rf"{_VALUE}+"
     ),
-    (re.compile(r"(?i)\b(bearer\s{1,4})(?=[^\s'\"]{0,512}\d)[\w.~+/=-]{12,}"), r"\1***"),
+    re.compile(r"(?i)\b(bearer\s{1,4})(?=[^\s'\"]{0,512}\d)[\w.~+/=-]{12,}"),
     # api_key=KEY, "password": "KEY"
-    (
-        re.compile(
-            rf"(?i)(?<![a-z0-9])((?:{_NAME})(?:=|['\"]?\s{{0,4}}[=:]\s{{0,4}}['\"])){_NO_VALUE}"
-            rf"{_VALUE}+"
-        ),
-        r"\1***",
+    re.compile(
+        rf"(?i)(?<![a-z0-9])((?:{_NAME})(?:=|['\"]?\s{{0,4}}[=:]\s{{0,4}}['\"])){_NO_VALUE}{_VALUE}+"
     ),
     # X-Api-Key: KEY, Authorization: KEY, --api-key KEY
-    (
-        re.compile(
-            rf"(?i)(?<![a-z0-9])((?:{_NAME}|authorization)\s{{0,4}}[=:]\s{{0,4}}){_LIKE_A_KEY}"
-            rf"{_VALUE}+"
-        ),
-        r"\1***",
+    re.compile(
+        rf"(?i)(?<![a-z0-9])((?:{_NAME}|authorization)\s{{0,4}}[=:]\s{{0,4}}){_LIKE_A_KEY}{_VALUE}+"
     ),
-    (
-        re.compile(rf"(?i)(--(?:\w{{1,32}}-)?(?:{_NAME})\s{{1,4}}['\"]?){_LIKE_A_KEY}[^\s'\"]+"),
-        r"\1***",
-    ),
+    re.compile(rf"(?i)(--(?:\w{{1,32}}-)?(?:{_NAME})\s{{1,4}}['\"]?){_LIKE_A_KEY}[^\s'\"]+"),
 )
 _MARKS = re.compile(
     r"(?i)://|[=:]|key|secret|token|pass|bearer|basic|hf_|sk-|gh[oprsu]_|pat_|xox|AKIA"
@@ -130,11 +107,11 @@ def json_printable(text: str, encoding: str = "utf-8") -> str:
     Only strings of JSON can hold them, so the data stays exact. encoding: what cannot be written
     in it is escaped as well.
     """
-    text = _FORBIDDEN.sub(_json_escape, text)
+    text = _FORBIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
     try:
         text.encode(encoding)
     except (UnicodeEncodeError, LookupError):
-        return "".join(c if c.isascii() else _escaped(c) for c in text)
+        return "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
     return text
 
 
@@ -147,8 +124,8 @@ def redacted_text(text: str, *, certain: bool = False) -> str:
     """
     if not _MARKS.search(text):
         return text
-    for pattern, instead in _CERTAIN if certain else (*_CERTAIN, *_LIKELY):
-        text = pattern.sub(instead, text)
+    for pattern in _CERTAIN if certain else (*_CERTAIN, *_LIKELY):
+        text = pattern.sub(rf"\1{HIDDEN}", text)
     return text
 
 
@@ -178,29 +155,11 @@ def redacted_command(words: list[str]) -> list[str]:
 
 def _hides(key: Any, value: Any) -> bool:
     named = isinstance(key, str) and _IS_NAME.fullmatch(key) is not None
-    return named and isinstance(value, str) and bool(value)
+    return named and isinstance(value, str) and value != ""
 
 
 def _written_out(found: re.Match[str]) -> str:
     in_words = _IN_WORDS.get(found[0])
     if in_words and in_words.fullmatch(found.string[max(0, found.start() - 1) : found.end() + 1]):
         return found[0]
-    number = ord(found[0])
-    if number in _SHORT:
-        return _SHORT[number]
-    return (
-        f"\\x{number:02x}"
-        if number < 256
-        else f"\\u{number:04x}"
-        if number < 65536
-        else f"\\U{number:08x}"
-    )
-
-
-def _json_escape(found: re.Match[str]) -> str:
-    return _escaped(found[0])
-
-
-def _escaped(character: str) -> str:
-    units = character.encode("utf-16-be", "surrogatepass").hex()
-    return "".join(f"\\u{units[i : i + 4]}" for i in range(0, len(units), 4))
+    return ascii(found[0])[1:-1]

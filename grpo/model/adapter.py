@@ -2,20 +2,20 @@
 
     y = W x + (lora_alpha / r) * B A x        W frozen; A [r, in] random, B [out, r] zero at first
 
-Learner and engines put the same adapter on the same base, so only A and B travel between them,
+Learner and engines put the same adapter on the same base, so only A and B are sent between them,
 under the names of peft's own files. The base is never merged in place: every update would round it
 once more, and the reference of a KL term is the base itself.
 
-The adapter is on the layers that compute W x + b and nothing else: queries, keys, values, output,
-dense and shared perceptrons. peft's own "all-linear" goes by names, and in a mixture of experts
-takes routers and experts along. Left out, so that what is merged is what is trained:
+The adapter is on layers that compute W x + b and nothing else: queries, keys, values, output, dense
+and shared MLPs. peft's own "all-linear" goes by names, and in a mixture of experts includes routers
+and experts. These are left out, so that what is merged is what was trained:
 
   embeddings and the head
-  routers, and the gates of shared experts: of which expert a token gets, not of what it computes
+  routers, and the gates of shared experts: they choose experts, and compute no part of the output
   experts that a model keeps as one tensor of three dimensions
-  what a state-space mixer reads inside a fused kernel, past the layer: all but its `in_proj`
-  weights that several layers share: one merged weight cannot be what each of them computes
-  the towers of a multimodal model: there is nothing but text to train them on
+  layers whose weights a fused kernel of a state-space mixer reads directly: all but its `in_proj`
+  weights that several layers share: one merged weight cannot serve each of them
+  the encoders of a multimodal model: there is only text to train them on
 """
 
 from __future__ import annotations
@@ -44,18 +44,13 @@ WEIGHTS = "adapter_model.safetensors"
 ROUTERS = {"gate", "router", "shared_expert_gate"}  # the modules' names, in every family
 # peft takes these for experts of checkpoints from before transformers 5, in any part of the model
 OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-LINEAR = (
-    "Linear",
-    "FourBitLinear",
-    "Conv1D",
-    "FalconLinear",
-)  # classes of W x + b; subclasses vary
+LINEAR = ("Linear", "FourBitLinear", "Conv1D", "FalconLinear")  # classes of W x + b alone
 
 
 def adapted_layers(model: nn.Module) -> list[str]:
-    """Names of the layers that an adapter goes on, by the model's own names; also on `meta`.
+    """Names of the layers that an adapter goes on. The model may be on `meta`.
 
-    Raises RecipeError where there is none.
+    Raises RecipeError if there is none.
     """
     named: Any = model
     head = named.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -81,7 +76,7 @@ def adapted_layers(model: nn.Module) -> list[str]:
 
 
 def described(model: nn.Module) -> str:
-    """What of `model` its adapter trains, and what of its weights it leaves as they are."""
+    """A sentence: which layers of `model` its adapter is on, and which weights stay as they are."""
     on, off = set[str](), set[str]()
     layers = _layers(model)
     for name, parameter in model.named_parameters():
@@ -98,7 +93,7 @@ def described(model: nn.Module) -> str:
 
 
 def _text_part(model: nn.Module) -> str:
-    """The prefix of the names of a multimodal model's language model; "" where it is one itself."""
+    """What names in a multimodal model's language model begin with; "" for a text model."""
     named: Any = model
     config = getattr(model, "config", None)
     if not hasattr(config, "get_text_config") or named.config.get_text_config() is config:
@@ -108,7 +103,7 @@ def _text_part(model: nn.Module) -> str:
 
 
 def adapter_settings(rank: int) -> dict[str, Any]:
-    """The adapter of rank `rank`, as arguments of `peft.LoraConfig`, but for the layers' names."""
+    """Arguments of `peft.LoraConfig` for an adapter of rank `rank`, without the layers' names."""
     return {
         "r": rank,
         "lora_alpha": 2 * rank,
@@ -118,11 +113,10 @@ def adapter_settings(rank: int) -> dict[str, Any]:
 
 
 def add_adapter(model: nn.Module, rank: int) -> None:
-    """Put a fresh adapter on `model` in place and freeze the rest; at first it changes nothing.
+    """Put a new adapter on `model` in place and freeze the rest. At first it changes no output.
 
-    The adapter has the type of the layer it is beside, but float32 where that is a half type. A is
-    drawn from torch's generator. Raises RecipeError where peft is not installed, or the model has
-    no layer for it.
+    The adapter has its layer's type, or float32 where that is a half type. A is drawn from torch's
+    generator. Raises RecipeError if peft is not installed, or if the model has no layer for it.
     """
     from_peft = _peft(rank)
     with _names_as_they_are(model):
@@ -133,9 +127,9 @@ def add_adapter(model: nn.Module, rank: int) -> None:
 
 
 def peft_model(model: PreTrainedModel, rank: int) -> PeftModel:
-    """The same as `add_adapter`, in the wrapper that trainers of others know.
+    """As `add_adapter`, in peft's own wrapper, which TRL's trainers expect.
 
-    Raises RecipeError, also where peft could not load the adapter again.
+    Raises RecipeError, also if peft could not load the adapter again.
     """
     with _names_as_they_are(model):
         wrapped = _peft(rank).get_peft_model(model, _new(model, rank))
@@ -164,10 +158,10 @@ def _new(model: nn.Module, rank: int) -> LoraConfig:
 
 @contextmanager
 def _names_as_they_are(model: nn.Module) -> Iterator[None]:
-    """Within it peft puts layers where their names say.
+    """Within it peft finds layers by the names they have.
 
-    For some types of model it reads `gate_proj` and `down_proj` as those of the experts that
-    checkpoints from before transformers 5 have.
+    For some types of model it takes `gate_proj` and `down_proj` for experts, as checkpoints from
+    before transformers 5 name them.
     """
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "model_type"):
@@ -191,10 +185,10 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def base_alone(model: nn.Module) -> Iterator[None]:
-    """The model without its adapter: the term it adds is multiplied by 0.
+    """Within it the model computes without its adapter, whose term is multiplied by 0.
 
-    peft's own switch also turns `requires_grad` off and on, which wrappers that hold gradients do
-    not survive.
+    peft's own switch also turns `requires_grad` off and on, which breaks wrappers that hold
+    gradients.
     """
     layers = list(_layers(model).values())
     scales = [layer.scaling[NAME] for layer in layers]
@@ -210,12 +204,12 @@ def base_alone(model: nn.Module) -> Iterator[None]:
 def merged(
     model: nn.Module, whole: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """Names of the plain model, and what makes each tensor with the adapter in it.
+    """(name in the plain model, a function that makes the tensor with the adapter merged in).
 
-    Nothing in `model` changes, and one tensor exists at a time. The sum is made in float64 and
-    rounded once, to the adapter's type, in which all floating-point tensors come. `whole` makes a
-    full tensor of a shard. Raises LearnerError, after the last tensor, where a part of the adapter
-    is in none of them.
+    `model` stays as it is, and one tensor exists at a time. The sum is computed in float64 and
+    rounded once to the adapter's type, which all floating-point tensors have. `whole` makes a full
+    tensor of a shard. Raises LearnerError, after the last tensor, if a part of the adapter was
+    merged into none of them.
     """
     import torch
 
@@ -255,7 +249,7 @@ def merged(
 
 
 def skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same class and configuration, whose weights are zeros that take no memory."""
+    """A model of the same class and configuration, with zeros for weights that take no memory."""
     import torch
 
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
@@ -268,9 +262,9 @@ def skeleton(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_peft(model: PreTrainedModel, rank: int) -> None:
-    """Find settings with which peft loads the adapter on `model` from files; they stay with it.
+    """Find settings with which peft loads the adapter of `model` from files, and keep them with it.
 
-    Tried on a skeleton. Raises RecipeError where there are none.
+    Each is tried on a skeleton. Raises RecipeError if none works.
     """
     tensors = {name: p.detach().cpu() for name, p in adapter_parameters(model).items()}
     short = _short_names(sorted(_layers(model)), model)
@@ -301,9 +295,9 @@ def check_peft(model: PreTrainedModel, rank: int) -> None:
 def write_adapter(
     model: PreTrainedModel, tensors: dict[str, Tensor], rank: int, base: str | None, folder: Path
 ) -> None:
-    """The adapter as `PeftModel.from_pretrained` loads it; `base`: folder or id it belongs to.
+    """Write the adapter for `PeftModel.from_pretrained`; `base`: folder or hub id of its base.
 
-    Raises RecipeError as `check_peft`, LearnerError where the file does not hold `tensors`.
+    Raises RecipeError as `check_peft`, LearnerError if the file does not hold `tensors`.
     """
     from safetensors.torch import load_file
 
@@ -329,7 +323,7 @@ def _write(
 
 
 def _trial(model: PreTrainedModel, tensors: dict[str, Tensor], settings: dict[str, Any]) -> str:
-    """What peft makes of the adapter's files otherwise than meant; "" where it does as meant."""
+    """What peft gets wrong when it loads the adapter's files with `settings`; "" if nothing."""
     import torch
 
     plain = skeleton(model)
@@ -353,7 +347,7 @@ def _trial(model: PreTrainedModel, tensors: dict[str, Tensor], settings: dict[st
 
 
 def _unlike(tensors: dict[str, Tensor], read: Mapping[str, Tensor]) -> str:
-    """The first name under which `read` has not what `tensors` has; "" if there is none."""
+    """The first name under which `read` differs from `tensors`; "" if there is none."""
     for name, tensor in tensors.items():
         found = read.get(name)
         if found is None or not tensor.equal(found.to(tensor.dtype)):

@@ -1,11 +1,13 @@
 """A canary: one number that tells two sets of resident weights apart.
 
-Engine and learner compute it from the same fixed tokens; if the engine's number is not the
-learner's, the weights that sample are not the weights that learn.
+Engine and learner compute it from the same fixed tokens. If the two numbers differ, the weights
+that sample are not the weights that learn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,32 +27,44 @@ def vocabulary(config: Any) -> int:
     return int(getattr(config, "unpadded_vocab_size", None) or config.vocab_size)
 
 
-def canary_logits(model: nn.Module) -> Tensor:
-    """Logits [CANARY_LENGTH, V] of the canary tokens, float32.
-
-    The forward pass runs in the model's own dtype: nothing is copied or cast. Dropout is off while
-    it runs.
-    """
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Within it `model` computes without gradients and without dropout."""
     import torch
 
-    parameter = next(model.parameters())
-    ids = torch.tensor([canary_ids(vocabulary(model.config))], device=parameter.device)
     training = model.training
-    if training:
+    if training:  # eval and train visit every module, which takes as long as a tiny model's layers
         model.eval()
     try:
         with torch.no_grad():
-            return model(input_ids=ids, use_cache=False).logits[0].float()
+            yield
     finally:
-        if training:  # both walk through all modules, which takes as long as a tiny model's layers
+        if training:
             model.train()
+
+
+def logits_of(model: nn.Module, ids: list[int], **options: Any) -> Tensor:
+    """Logits [L, V], float32, of one sequence of L token ids.
+
+    The forward pass runs in the model's own dtype: nothing is copied or cast.
+    """
+    import torch
+
+    tokens = torch.tensor([ids], device=next(model.parameters()).device)
+    return model(input_ids=tokens, use_cache=False, **options).logits[0].float()
+
+
+def canary_logits(model: nn.Module) -> Tensor:
+    """Logits [CANARY_LENGTH, V] of the canary tokens, float32, without dropout."""
+    with evaluating(model):
+        return logits_of(model, canary_ids(vocabulary(model.config)))
 
 
 def canary_logprob(model: nn.Module) -> float:
     """Sum of log p(token | earlier tokens) over the canary tokens, natural log.
 
-    The log-softmax is in float32. Compare with a tolerance: about 1e-3 between float32 models, 0.5
-    between bfloat16 ones.
+    The log-softmax is in float32. Compare with a tolerance: about 1e-3 for float32 models, 0.5 for
+    bfloat16 ones.
     """
     import torch
 

@@ -14,9 +14,9 @@ _kept: ContextVar[dict[tuple[int, ...], Tensor] | None] = ContextVar("kept", def
 
 @contextlib.contextmanager
 def casts_kept(autocast: contextlib.AbstractContextManager[object]) -> Iterator[None]:
-    """Within `autocast`, every cast is made once; so nothing in here may change the weights.
+    """Within `autocast`, `joined` casts each weight once, so nothing inside may change the weights.
 
-    PyTorch does as much for the layers of its own.
+    PyTorch does the same for its own layers.
     """
     token = _kept.set({})
     try:
@@ -32,13 +32,13 @@ def autocast_off(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
 
 
 def compute_type(tensor: Tensor) -> torch.dtype:
-    """That of autocast where it is on, otherwise the tensor's own."""
+    """The type of autocast where it is on, otherwise the tensor's own."""
     device = tensor.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
 def joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """The weights below one another in `dtype`, without gradient."""
+    """The weights concatenated along their first dimension, in `dtype` and without gradient."""
     kept = _kept.get()
     key = (*map(id, weights),)
     if kept is not None and key in kept:

@@ -1,4 +1,4 @@
-"""Which type of numbers a stage computes in: what `auto` means here, and what a device lacks.
+"""The type that a stage computes in: what `auto` means, and which types a device lacks.
 
     CPU                                    float32
     GPU of compute capability >= 8.0, AMD  bfloat16
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 BFLOAT16_SINCE = (8, 0)  # compute capability, of Ampere
-SETTINGS = ("model.dtype", "rollout.dtype", "dtype")  # of a stage
 
 R = TypeVar("R", bound="BaseModel")
 
@@ -58,7 +57,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 
 def here() -> torch.device:
-    """The kind of device that accelerate gives this process, which is not asked: it would start."""
+    """The kind of device that accelerate would give this process, found without starting it."""
     import torch
 
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on", "y")
@@ -66,39 +65,40 @@ def here() -> torch.device:
 
 
 def settled(recipe: R, device: torch.device | None = None) -> R:
-    """`recipe` with the type of `device` wherever a stage says auto: so a run is recorded."""
+    """`recipe` with the type of `device` wherever a stage says auto, as runs are recorded."""
     stages = [_settled(stage, device) for stage in cast(Any, recipe).stages]
     return recipe.model_copy(update={"stages": tuple(stages)})
 
 
 def _settled(stage: BaseModel, device: torch.device | None) -> BaseModel:
     changed: dict[str, Any] = {}
-    for setting in SETTINGS:
-        *section, leaf = setting.split(".")
-        owner: Any = getattr(stage, section[0], None) if section else stage
-        if getattr(owner, leaf, None) != AUTO:
-            continue
-        update = {leaf: chosen(AUTO, device)}
-        changed |= {section[0]: owner.model_copy(update=update)} if section else update
+    for section, owner in _typed(stage):
+        if owner.dtype == AUTO:
+            update = {"dtype": chosen(AUTO, device)}
+            changed |= {section: owner.model_copy(update=update)} if section else update
     return stage.model_copy(update=changed)
+
+
+def _typed(stage: BaseModel) -> list[tuple[str, Any]]:
+    """The sections of a stage that have a setting `dtype`, by name; "" is the stage itself."""
+    named = [("", stage), *((name, getattr(stage, name, None)) for name in ("model", "rollout"))]
+    return [(name, owner) for name, owner in named if hasattr(owner, "dtype")]
 
 
 def check(stage: BaseModel, where: str = "", device: torch.device | None = None) -> None:
     """Refuse a type that the device (None: that of this process) does not compute in. RecipeError.
 
     where: what a person writes before a setting of the stage. An engine elsewhere has a device of
-    its own, which is not looked at.
+    its own, which is not checked.
     """
-    rollout: Any = getattr(stage, "rollout", None)
-    elsewhere = rollout is not None and (
-        rollout.backend != "local" or rollout.engine in ("server", "endpoint")
-    )
-    for setting in SETTINGS:
-        *section, leaf = setting.split(".")
-        owner: Any = getattr(stage, section[0], None) if section else stage
-        name = getattr(owner, leaf, None)
-        if name is not None and not (section == ["rollout"] and elsewhere):
-            check_type(f"{where}{setting}", name, device)
+    for section, owner in _typed(stage):
+        elsewhere = section == "rollout" and (
+            owner.backend != "local" or owner.engine in ("server", "endpoint")
+        )
+        if owner.dtype is not None and not elsewhere:
+            check_type(
+                f"{where}{section}.dtype" if section else f"{where}dtype", owner.dtype, device
+            )
 
 
 def check_type(setting: str, name: str, device: torch.device | None = None) -> None:
@@ -130,7 +130,7 @@ def check_kernels() -> None:
         return
     capability, known = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
     for kind, major, minor in re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(known)):
-        # Machine code runs on later GPUs of its generation; what is compiled on arrival, on all.
+        # Machine code (sm) runs on later GPUs of its generation, PTX (compute) on all later ones.
         same = kind == "compute" or int(major) == capability[0]
         if same and (int(major), int(minor)) <= capability:
             return

@@ -1,7 +1,7 @@
 """The content hash of a set of weights: the second half of a `Version`.
 
-Learner and engines compute it from the same named tensors, so equal hashes mean equal bytes but
-for accidents of a chance that `grpo/kernels/fingerprint.py` states.
+Learner and engines compute it from the same named tensors. Equal hashes mean equal bytes, except
+for collisions, whose probability `grpo/kernels/fingerprint.py` states.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ _DIGEST_BYTES = 8
 
 
 def content_hash(named: Iterable[tuple[str, Tensor]]) -> str:
-    """16 hex digits that identify the content of `named`, whatever the order of the tensors.
+    """16 hex digits for names, dtypes, shapes and bytes of the tensors, in whatever order.
 
-    That is names, dtypes, shapes and bytes. Bytes are read where they lie: of tensors on a device,
-    16 bytes each come to the host, all of them in one copy. The same bytes give the same hash on
-    every device.
+    Bytes are hashed on the tensor's device. 16 bytes per tensor come to the host, in one copy. The
+    same bytes give the same hash on every device.
     """
     from grpo.kernels.fingerprint import fingerprints
 

@@ -1,7 +1,6 @@
-"""What is chosen by the kind of device: the one place that asks for it.
+"""What depends on the kind of device. No other file of the learner asks what kind it is.
 
-A record of choices is made where the learner is made, and goes to a layer or an attention with what
-these are given; none of them asks a tensor where it lies.
+The learner gets a record of choices when it is made, and passes it to layers and attention.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ NO_COMPILER = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """Which ways a learner takes on a device."""
+    """Which implementations a learner uses on a device."""
 
     fused_layers: bool  # `grpo/learner/layers.py`, whose passes over memory are for a CPU
     sparse_embedding: bool  # an embedding's gradient by rows; see `policy.add_up_embedding`
@@ -34,7 +33,7 @@ class Choices:
 
 @functools.cache
 def choices(device: torch.device) -> Choices:
-    """Those for a device. FlexAttention is off where it cannot be compiled."""
+    """The choices for a device. FlexAttention is off where it cannot be compiled."""
     kind = device.type
     on_cpu = kind == "cpu"
     return Choices(
@@ -49,9 +48,9 @@ def choices(device: torch.device) -> Choices:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether PyTorch compiles FlexAttention: on, all it needs is here, a GPU it is tested on.
+    """Whether PyTorch can compile FlexAttention here, on a kind of GPU that it is tested on.
 
-    Not compiled it would hold a score for each pair of tokens, which attention in parts does not.
+    Without compilation it would hold a score for each pair of tokens; attention in parts does not.
     """
     return (
         not any(os.environ.get(name) == "1" for name in NO_COMPILER)
@@ -63,7 +62,7 @@ def can_compile(device: torch.device) -> bool:
 
 
 def free_memory(device: torch.device) -> float:
-    """Bytes for one more model on a device; without end on a CPU, 0 where it cannot be asked."""
+    """Free bytes on a device: infinite on a CPU, 0 where nothing says."""
     if device.type == "cpu":
         return math.inf
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

@@ -1,11 +1,10 @@
 """Which causal language models can be trained, found out from the model and not from its name.
 
 `check_causal` asks the model itself: a token's logits must not change with what comes after it.
-Everything in this toolkit rests on that: rows padded on the right, log-probs of a whole completion
-from one forward pass, tokens sampled one after another. It costs three forward passes of
-`CANARY_LENGTH` tokens. `check_family` says the same from a configuration alone, of families whose
-code is known; the two are compared over every causal family of transformers by a test, which also
-writes docs/models.md.
+Rows padded on the right, log-probs of a whole completion from one forward pass and sampling token
+by token all rest on that. It costs three forward passes of `CANARY_LENGTH` tokens. `check_family`
+says the same from a configuration alone, for families whose code is known. A test compares the two
+over every causal family of transformers, and writes docs/models.md.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from grpo.errors import RecipeError
-from grpo.model.canary import canary_ids, vocabulary
+from grpo.model.canary import canary_ids, evaluating, logits_of, vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Encoders that transformers runs as decoders too; what is in front of their output embedding the
-# learner's head does not know.
+# Encoders that transformers runs as decoders too. They have layers in front of their output
+# embedding, which the learner's head does not know.
 ENCODERS = """
     bert big_bird camembert data2vec-text electra ernie megatron-bert rembert roberta
     roberta-prelayernorm roc_bert roformer xlm-roberta xlm-roberta-xl xmod
@@ -56,39 +55,21 @@ def check_family(config: Any) -> None:
 
 
 def looks_ahead(model: nn.Module) -> float:
-    """By what part the logits of a text change with the tokens after it, and with their number."""
-    import torch
-
-    config: Any = model.config
-    ids = canary_ids(vocabulary(config))
-    other = [(token + 1) % vocabulary(config) for token in ids]
+    """Relative change of a text's logits when the tokens after it change, or are left out."""
+    size = vocabulary(model.config)
+    ids = canary_ids(size)
     half = len(ids) // 2
-    device = next(model.parameters()).device
-
-    def logits(tokens: list[int]) -> Tensor:
-        given = torch.tensor([tokens], device=device)
-        return model(input_ids=given, use_cache=False).logits[0, :half].float()
-
-    training = model.training
-    if training:
-        model.eval()
-    try:
-        with torch.no_grad():
-            own = logits(ids)
-            changed = [logits(ids[:half] + other[half:]), logits(ids[:half])]
-    finally:
-        if training:
-            model.train()
-    return max(float((c - own).norm() / own.norm()) for c in changed)
+    other = [(token + 1) % size for token in ids[half:]]
+    with evaluating(model):
+        own = logits_of(model, ids)[:half]
+        changed = [logits_of(model, ids[:half] + other)[:half], logits_of(model, ids[:half])]
+    return max(_apart(logits, own) for logits in changed)
 
 
 def check_causal(model: nn.Module) -> None:
     """Raise RecipeError where a token's logits depend on what comes after it."""
-    import torch
-
-    exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
     off = looks_ahead(model)
-    if not off <= (1e-3 if exact else 5e-2):  # NaN is no logit either
+    if not off <= _tolerance(model):  # NaN is no logit either
         raise RecipeError(
             f"model.path: {type(model).__name__} is no causal language model: logits of a text "
             f"change by {off:.1e} of their size with the tokens after it (in an encoder's "
@@ -106,26 +87,28 @@ def check_packing(model: nn.Module) -> None:
 
     ids = canary_ids(vocabulary(model.config))
     cut = len(ids) // 3
-    device = next(model.parameters()).device
-    restarted = [*range(cut), *range(len(ids) - cut)]
-
-    def logits(tokens: list[int], **more: Any) -> Tensor:
-        given = torch.tensor([tokens], device=device)
-        return model(input_ids=given, use_cache=False, **more).logits[0].float()
-
+    restarted = [[*range(cut), *range(len(ids) - cut)]]
+    positions = torch.tensor(restarted, device=next(model.parameters()).device)
     with torch.no_grad():
-        alone = torch.cat([logits(ids[:cut]), logits(ids[cut:])])
+        alone = torch.cat([logits_of(model, ids[:cut]), logits_of(model, ids[cut:])])
         try:
-            packed = logits(ids, position_ids=torch.tensor([restarted], device=device))
-            off = float((packed - alone).norm() / alone.norm())
-        except TypeError:  # no positions are taken
+            off = _apart(logits_of(model, ids, position_ids=positions), alone)
+        except TypeError:  # the model takes no positions
             off = math.inf
-    exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
-    if not off <= (1e-3 if exact else 5e-2):
+    if not off <= _tolerance(model):
         raise RecipeError(
             f"learner.packing = true: rows of one sequence would see one another in a "
             f"{type(model).__name__} (logits off by {off:.1e} of their size); set it to false"
         )
+
+
+def _apart(logits: Tensor, wanted: Tensor) -> float:
+    return float((logits - wanted).norm() / wanted.norm())
+
+
+def _tolerance(model: nn.Module) -> float:
+    """The relative change of logits that rounding alone explains."""
+    return 1e-3 if next(model.parameters()).dtype.itemsize >= 4 else 5e-2
 
 
 def may_share_prompts(model: Any) -> bool:

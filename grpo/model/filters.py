@@ -1,4 +1,4 @@
-"""What a sampler leaves out of a distribution: temperature, top-k, top-p and min-p by rows.
+"""Temperature, top-k, top-p and min-p of a sampler, which may differ from row to row.
 
 Filters follow Hugging Face: temperature, then top-k, top-p (Holtzman et al., 1904.09751) and
 min-p (2407.01082), each on what the one before it left. All are thresholds on the probability, so
@@ -28,9 +28,9 @@ class Plan:
     temperature [R, 1] float32 (1 for greedy rows) or one float for all; greedy [R] bool;
     top_k [R] int64 (vocabulary size = off); top_p, min_p [R, 1] float32.
 
-    What decides which operations run is known on the host, as reading it off a device is a wait:
-    only_greedy (all rows are), largest (of all top_k that are on; 1 where none is), waits (whether
-    it is a wait).
+    The host knows what decides which operations run, since reading it off a GPU would be a wait:
+    only_greedy (all rows are), largest (of all top_k that are on; 1 if none is), waits (whether
+    reading a number off the device is a wait).
     """
 
     temperature: Tensor | float
@@ -124,6 +124,6 @@ def _top_p_threshold(probs: Tensor, top_p: Tensor, waits: bool) -> Tensor:
 
 
 def _prefix(probs: Tensor, top_p: Tensor) -> Tensor | None:
-    """The largest of each row, where they are enough to find the threshold among; else None."""
+    """The largest entries of each row, if their mass reaches top_p in all rows; else None."""
     values = probs.topk(min(_TOP_P_PREFIX, probs.shape[1]), dim=1).values
     return None if bool((values.sum(1, keepdim=True) < top_p).any()) else values

@@ -1,8 +1,8 @@
 """The Hugging Face hub: asked once and briefly, before a library asks it file by file.
 
-Libraries ask for each file by itself and ask again for 23 s where there is no answer: a misspelled
-path would end after minutes. Here one question settles where a model or a data set is; with its
-answer, a commit, libraries take what they have in their cache without a question of their own.
+Libraries ask for each file separately, and ask again for 23 s where there is no answer: a
+misspelled path would fail after minutes. Here one question settles where a model or a data set is.
+With its answer, a commit, libraries use their cache without asking again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Literal
 logger = logging.getLogger(__name__)
 
 Kind = Literal["model", "dataset"]
-# Also names that cannot be resolved are waited for no longer. HF_HUB_ETAG_TIMEOUT sets another.
+# This also limits the lookup of the host's name. HF_HUB_ETAG_TIMEOUT sets another number.
 SECONDS = 5.0
 _SHOWN = 2  # names that a message offers
 
@@ -40,10 +40,10 @@ _refused: dict[tuple[str, str, str | None], str] = {}
 
 
 def find_repo(name: str, kind: Kind, revision: str | None = None) -> Repo:
-    """The repository `name`, by one question of at most `SECONDS` seconds a process.
+    """The repository `name`, by one question of at most `SECONDS` seconds in a process.
 
-    Without an answer, what is in the local cache. Raises LookupError, with a clause that says what
-    goes on from "there is no such folder, ": what the cache holds, and what the hub answered.
+    Without an answer, what the local cache holds. Raises LookupError, whose text continues "there
+    is no such folder, ": what the cache holds, and what the hub answered.
     """
     key = (name, kind, revision)
     if key in _refused:
@@ -93,7 +93,8 @@ def _find(name: str, kind: Kind, revision: str | None) -> Repo:
         if isinstance(answer, HfHubHTTPError) and status is not None and status < 500:
             raise LookupError(f"and the hub refuses the request with status {status}")
         host = constants.ENDPOINT.partition("://")[2] or constants.ENDPOINT
-        said = f"status {status}" if status is not None else _reason(answer)
+        why = str(answer).strip().partition("\n")[0] or type(answer).__name__
+        said = why if status is None else f"status {status}"
         reason = f"the hub at {host} could not be reached ({said})"
     cached = _cached(name, kind, revision)
     if cached is None:
@@ -122,11 +123,6 @@ def _asked(name: str, kind: Kind, revision: str | None) -> str | Exception:
         return answers.get(timeout=seconds)
     except queue.Empty:
         return TimeoutError(f"no answer within {seconds:g} s")
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0]
-    return text or type(error).__name__
 
 
 def _cached(name: str, kind: Kind, revision: str | None) -> str | None:

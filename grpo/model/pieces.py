@@ -1,7 +1,7 @@
 """How much of a large intermediate result exists at a time.
 
-On a CPU that is for the processor's cache, and a constant beside what is cut. On a card it is for
-its memory: a piece is some kernels to launch, and pieces for a cache would be mostly launches.
+On a CPU a piece fits the processor's cache: a constant number of elements. On a GPU each piece
+costs some kernel launches, so pieces are as large as its memory allows.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import torch
 
 
 def piece(device: torch.device, on_cpu: int, bytes_each: int) -> int:
-    """Elements of a piece: `on_cpu`, or on a card one for each `bytes_each` of its memory."""
+    """Elements of a piece: `on_cpu`, or on a GPU one for each `bytes_each` bytes of its memory."""
     memory = card_memory(device)
     return on_cpu if memory is None else max(on_cpu, memory // bytes_each)
 
 
 @functools.cache
 def card_memory(device: torch.device) -> int | None:
-    """Bytes on a card, used or not; None elsewhere.
+    """Bytes of memory on a GPU, used or not; None elsewhere.
 
-    Not what is free: that differs from one moment to the next, with it the pieces would, and with
-    them the last bits of sums.
+    Free memory changes from moment to moment. With it the pieces would change, and with them the
+    last bits of sums.
     """
     if device.type != "cuda":
         return None

@@ -1,9 +1,9 @@
 """The one door to pretrained models: configuration, tokenizer, generation config and weights.
 
-Everything that Hugging Face's libraries would answer with a traceback, with minutes of waiting, or
-with random numbers in place of a tensor is one sentence here, which names the setting.
-`check_model` says it without the weights in memory. Nothing is imported before it is needed, so
-that a path that leads nowhere is refused before torch is loaded.
+Hugging Face's libraries may answer with a traceback, wait for minutes, or put random numbers in
+place of a tensor. Here one sentence says what is wrong and names the setting. `check_model` says it
+without the weights in memory. Nothing is imported before it is needed, so a path that leads nowhere
+is refused before torch is loaded.
 """
 
 from __future__ import annotations
@@ -82,14 +82,13 @@ def generation_config(path: str, setting: str = "model.path") -> Any:
     local = Path(where.path)
     if local.is_dir() and not (local / "generation_config.json").is_file():
         return None
-    try:
-        return _load(GenerationConfig, where)
-    except OSError as error:
-        if local.is_dir():  # it is there, and cannot be read
-            raise RecipeError(_unreadable(path, setting, where, error)) from error
-        return None
-    except (ValueError, TypeError) as error:
-        raise RecipeError(_unreadable(path, setting, where, error)) from error
+    with _sentences(path, setting, where):
+        try:
+            return _load(GenerationConfig, where)
+        except OSError:
+            if local.is_dir():  # the file exists, and cannot be read
+                raise
+            return None
 
 
 def tokenizer(path: str, setting: str = "model.path", chat_template: str = "") -> Any:
@@ -168,7 +167,7 @@ def _made(path: str, setting: str, kind: str, **options: Any) -> Any:
     if kind == CAUSAL:
         check_text_model(config(path, setting), said)
     with _sentences(path, setting, where), _no_report():
-        made: Any = _load(
+        model, report = _load(
             getattr(transformers, kind),
             where,
             output_loading_info=True,
@@ -176,7 +175,6 @@ def _made(path: str, setting: str, kind: str, **options: Any) -> Any:
             weights_only=True,  # a pickle's tensors and no other objects
             **options,
         )
-    model, report = made
     check_tensors(model, report, said)
     return model
 
@@ -208,15 +206,10 @@ def _sentences(path: str, setting: str, where: Repo, what: str = "model") -> Ite
     except RecipeError:
         raise
     except Exception as error:  # they raise whatever their readers raise
-        if _is_memory(error):
+        memory = any(words in str(error) for words in ("out of memory", "can't allocate memory"))
+        if memory or isinstance(error, MemoryError):
             raise
         raise RecipeError(_unreadable(path, setting, where, error, what)) from error
-
-
-def _is_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory")
-    )
 
 
 def _unreadable(path: str, setting: str, where: Repo, error: Exception, what: str = "model") -> str:

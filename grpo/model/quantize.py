@@ -1,9 +1,8 @@
 """QLoRA: the frozen base of an adapter in 4-bit NormalFloat (Dettmers et al. 2023, 2305.14314).
 
-The learner keeps every linear layer but the head packed by bitsandbytes, unpacked for each use and
-again for its backward pass; engines get the same numbers by rounding their own copy there and back,
-so that both sample and score one policy.
-What an engine computes in, and the memory it needs, stay as they are.
+The learner keeps every linear layer but the head packed by bitsandbytes. It unpacks a layer for
+each use, and again in the backward pass. Engines quantize their own copy and unpack it at once, so
+that both have the same numbers. An engine's compute type and memory do not change.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
     --num_processes 2                              every rank holds the model (DDP)
     --num_processes 2 --use_fsdp --fsdp_version 2  every rank holds a part of it (FSDP2)
 
-The processes and the settings are accelerate's; the wrappers are torch's own, `fully_shard` since
-accelerate shards on accelerators only, and tests on CPUs would then be of other code. Two settings
-are ours: mixed precision stays off (the learner's own autocast does it; the shards are float32
-master weights), and so does accelerate's RAM-efficient loading, which leaves the weights of every
-rank but the first empty until the model is sharded, engines included.
+accelerate makes the processes and reads the settings. The wrappers are torch's own: accelerate
+shards on accelerators only, so tests on CPUs would run other code. We change two settings. Mixed
+precision stays off, since the learner has its own autocast and the shards are float32 master
+weights. RAM-efficient loading stays off too: until the model is sharded, it leaves the weights of
+all ranks but the first empty, and those of engines as well.
 
 Every function here is collective: all ranks have to call it, in the same order.
 """
@@ -39,7 +39,7 @@ from grpo.errors import GrpoError, LearnerError, RecipeError
 
 T = TypeVar("T")
 
-# Others wait at a barrier while the first rank evaluates or writes, so this is not a short time.
+# The other ranks wait at a barrier while the first one evaluates or writes, so this is long.
 TIMEOUT = timedelta(hours=2)
 
 
@@ -68,10 +68,10 @@ class Ranks:
     def wrap(
         self, policy: nn.Module, layers: Sequence[nn.Module], passes: Sequence[str] = ()
     ) -> nn.Module:
-        """`policy` so that its gradients are averaged over ranks; sharded by layer under FSDP2.
+        """`policy` wrapped so that its gradients are averaged over ranks; FSDP2 shards its layers.
 
-        Only the forward pass of what is returned may be used from then on, and those methods of
-        `unwrapped` that `passes` names, without gradient.
+        From then on use only the forward pass of what is returned and, without gradient, the
+        methods of `unwrapped` that `passes` names.
         """
         if self.sharding is None:
             if self.count == 1 or not any(p.requires_grad for p in policy.parameters()):
@@ -101,19 +101,19 @@ class Ranks:
         return policy
 
     def no_sync(self, policy: nn.Module) -> contextlib.AbstractContextManager[object]:
-        """Around a backward pass whose gradients need not be averaged yet.
+        """For a backward pass whose gradients need not be averaged yet.
 
-        Under FSDP2 they are all the same: unreduced gradients are not sharded, and would take the
-        memory that sharding is there to save.
+        FSDP2 averages them all the same: unreduced gradients are not sharded, and would take the
+        memory that sharding saves.
         """
         if isinstance(policy, DistributedDataParallel):
             return policy.no_sync()
         return contextlib.nullcontext()
 
     def release(self, policy: nn.Module) -> None:
-        """Drop the gathered weights that a forward pass without a backward one leaves behind.
+        """Drop the gathered weights that a forward pass without a backward pass leaves behind.
 
-        They would not follow the shards when those change.
+        They would keep old values when the shards change.
         """
         if self.sharding is not None:
             from torch.distributed.fsdp import FSDPModule
@@ -133,10 +133,9 @@ class Ranks:
         return cast(list[T], gather_object(list(objects)))
 
     def on_first(self, act: Callable[[], T]) -> T:
-        """What `act` returned on the first rank, where alone it ran; all ranks wait for it.
+        """The result of `act`, which runs on the first rank only; all ranks wait for it.
 
-        An error of ours or an OSError there (a full disk, say) is raised on every rank instead of
-        letting them wait.
+        An error of ours or an OSError there (a full disk, say) is raised on every rank.
         """
         if self.count == 1:
             return act()
@@ -155,8 +154,8 @@ class Ranks:
 def join() -> Ranks:
     """The ranks that were launched; the first call of a process sets the process group up.
 
-    To be called before any model is loaded. Raises RecipeError where what was launched is neither
-    DDP nor FSDP2, LearnerError where the processes did not find one another.
+    To be called before any model is loaded. Raises RecipeError for a launch that is neither DDP
+    nor FSDP2, LearnerError if the processes did not find one another.
     """
     if _on("ACCELERATE_USE_DEEPSPEED") or _on("ACCELERATE_USE_MEGATRON_LM"):
         raise RecipeError("the learner runs under DDP or FSDP2; launch it without DeepSpeed")
@@ -194,17 +193,17 @@ def _on(variable: str) -> bool:
 
 
 def unwrapped(policy: nn.Module) -> Any:
-    """What `Ranks.wrap` was given, for its other passes; under FSDP2 that is what it returned."""
+    """The module that `Ranks.wrap` was given, for its other passes. FSDP2 does not wrap it."""
     return policy.module if isinstance(policy, DistributedDataParallel) else policy
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The tensor of which `tensor` is this rank's part, or itself."""
+    """The full tensor if `tensor` is this rank's shard of one, else `tensor` itself."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def laid_out_as(parameter: Tensor, values: Tensor) -> Tensor:
-    """`values` (whole, the same on all ranks) on the device of `parameter`, in parts as it is."""
+    """`values` (whole, the same on all ranks) on the device of `parameter`, sharded as it is."""
     if not isinstance(parameter, DTensor):
         return values.to(parameter.device)
     on_mesh = values.to(parameter.device_mesh.device_type)

@@ -1,7 +1,7 @@
-"""Whether a loaded model has every tensor that its architecture asks for, and all of them numbers.
+"""Whether a loaded model has every tensor that its architecture needs, all of them finite.
 
-A library that loads a model fills what the checkpoint lacks with random numbers and leaves out what
-the model has no place for, with a line in its log. Both are refused here in a sentence.
+transformers fills what the checkpoint lacks with random numbers and leaves out what the model has
+no place for, with a line in its log. Here both are refused with a sentence.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from grpo.errors import RecipeError
 logger = logging.getLogger(__name__)
 
 _SHOWN = 3  # tensors that a message names
-# Scales of a cache in eight bits, which some servers write beside the weights: no weights.
+# Scales of an 8-bit KV cache, which some servers write beside the weights.
 _HARMLESS = re.compile(r"(^|\.)(k|v|q|kv|prob)_scale$")
 _told: set[str] = set()
 
 
 def check_tensors(model: Any, report: dict[str, Any], said: str) -> None:
-    """Refuse a checkpoint that does not fill the model, or fills more than it. RecipeError."""
+    """Refuse a checkpoint with too few or too many tensors for the model. Raises RecipeError."""
     missing = sorted(report["missing_keys"])
     if missing:
         what = "a tensor" if len(missing) == 1 else f"{len(missing)} tensors"
@@ -79,7 +79,7 @@ def _remedy(model: Any, missing: Sequence[str], unused: Iterable[str]) -> str:
 
 
 def _belongs(model: Any, name: str) -> bool:
-    """Whether the tensor `name` is of a module that the model has, or of one more of its layers."""
+    """Whether the tensor `name` belongs to a module of the model, or to a layer beyond its last."""
     from torch import nn
 
     owner, _, _ = name.rpartition(".")
@@ -119,12 +119,12 @@ def check_finite(model: Any, said: str) -> None:
 
 
 def _is_finite(tensor: Any) -> bool:
-    """By the sum, which NaN and infinity spread to: as fast as memory is read."""
+    """By the sum, which is NaN or infinite if any number is: as fast as memory is read."""
     import torch
 
     if bool(tensor.sum(dtype=torch.float32).isfinite()):
         return True
-    # The sum itself may be too large; numbers of eight bits cannot be asked.
+    # The sum itself may overflow. Types of eight bits have no isfinite.
     return bool((tensor if tensor.dtype.itemsize > 1 else tensor.float()).isfinite().all())
 
 

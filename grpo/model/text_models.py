@@ -1,4 +1,4 @@
-"""Which configurations and tokenizers are of models that can be trained here: of text alone."""
+"""Which configurations and tokenizers belong to models that can be trained here: text models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from grpo.model.tensors import named
 
 
 def check_no_kernels(found: Any, said: str) -> None:
-    """Refuse a configuration that has kernels of a repository loaded, which are code."""
+    """Refuse a configuration that names kernels of a repository: loading them would run code."""
     parts = [found, *(part for part in vars(found).values() if hasattr(part, "model_type"))]
     for part in parts:
         for name in ("_attn_implementation", "_experts_implementation"):
@@ -22,19 +22,15 @@ def check_no_kernels(found: Any, said: str) -> None:
 
 
 def check_text_model(found: Any, said: str) -> None:
-    """Refuse what is no language model that goes on from text. Raises RecipeError."""
+    """Refuse a model that does not continue text. Raises RecipeError."""
     from transformers import AutoModelForCausalLM
 
     text = text_part(found, said)
     known = AutoModelForCausalLM._model_mapping
-    made: Any
-    try:
-        made = known[type(found)]
-    except KeyError:
-        made = None
+    made: Any = known.get(type(found), None)
     takes = getattr(made, "config_class", None)
     many = text is not found
-    # Of several parts the text alone is made, and has to be a model by itself when it is saved.
+    # Of a model of several parts only the text model is made, which has to work when saved alone.
     alone = not many or (type(text) in known and (takes is None or isinstance(text, takes)))
     if made is not None and not made.__name__.endswith("ForConditionalGeneration") and alone:
         return
@@ -64,9 +60,9 @@ def text_part(found: Any, said: str) -> Any:
 
 
 def check_vocabulary(tokens: Any, found: Any, said: str) -> None:
-    """Refuse a tokenizer that writes text in tokens the model lacks. Raises RecipeError.
+    """Refuse a tokenizer with tokens that the model has no embedding for. Raises RecipeError.
 
-    Special tokens beyond the embedding do no harm as long as nothing writes them.
+    Special tokens are exempt: they do no harm as long as no prompt uses them.
     """
     size = getattr(found, "vocab_size", None)
     if not isinstance(size, int) or len(tokens) <= size:

@@ -1,14 +1,14 @@
 """The one door between arrays of the host and tensors of a device.
 
-A copy from ordinary memory to a GPU blocks: the driver first moves it to pinned memory of its own,
-and the program waits for that. One from pinned memory is put into the stream and the program goes
-on. So everything that a pass needs is laid side by side in one pinned buffer and sent in one copy;
-what comes back comes in one copy too, since each is a wait for all that was started before.
+A copy from ordinary memory to a GPU blocks: the driver first moves the data to pinned memory of its
+own, and the program waits for that. A copy from pinned memory is queued, and the program goes on.
+So everything that a pass needs is put into one pinned buffer and sent in one copy. Results come
+back in one copy too, since each copy back waits for everything that was started before it.
 
-The buffer is given back while the copy may still run. That is safe: it is from torch's caching
-host allocator, and a non-blocking copy records an event with the block (`record_event` in
-`aten/src/ATen/native/cuda/Copy.cu`), before which `CachingHostAllocator.h` does not hand the block
-out again.
+The buffer is freed while the copy may still run. That is safe: it comes from torch's caching host
+allocator. A non-blocking copy records an event with the block (`record_event` in
+`aten/src/ATen/native/cuda/Copy.cu`), and `CachingHostAllocator.h` does not reuse the block before
+that event.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALIGNMENT = 16
 
 
 def pins(device: torch.device) -> bool:
-    """Whether copies to `device` may leave from pinned memory without being waited for."""
+    """Whether copies to `device` leave from pinned memory, so that nobody waits for them."""
     return device.type == "cuda"
 
 
@@ -34,28 +34,26 @@ def waits(device: torch.device) -> bool:
 def to_device(device: torch.device, **arrays: np.ndarray) -> dict[str, Tensor]:
     """The arrays as tensors on `device`, of the same names, shapes, types and bytes.
 
-    On a CPU they share memory with the arrays. Elsewhere all are views of one buffer, which is one
-    copy; where `pins` says so, the program does not wait for it. The views count as one tensor for
-    autograd: writing to one makes it refuse to go back through any of them.
+    On a CPU they share memory with the arrays. Elsewhere all are views of one buffer, sent in one
+    copy; where `pins` says so, the program does not wait for it. The views are one tensor for
+    autograd: after a write to one, it refuses to go back through any of them.
     """
     if device.type == "cpu" or not arrays:
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-    starts, end = {}, 0
+    places, end = dict[str, slice](), 0
     for name, array in arrays.items():
-        starts[name] = end
+        places[name] = slice(end, end + array.nbytes)
         end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
     pinned = pins(device)
     staging = torch.empty(end, dtype=torch.uint8, device="cpu", pin_memory=pinned)
     host = staging.numpy()
     for name, array in arrays.items():
-        place = host[starts[name] : starts[name] + array.nbytes].view(array.dtype)
-        place.reshape(array.shape)[...] = array
+        host[places[name]].view(array.dtype).reshape(array.shape)[...] = array
     there = staging.to(device, non_blocking=pinned)
-    found = {}
-    for name, array in arrays.items():
-        part = there[starts[name] : starts[name] + array.nbytes]
-        found[name] = part.view(_torch_type(array.dtype)).view(array.shape)
-    return found
+    return {
+        name: there[places[name]].view(_torch_type(array.dtype)).view(array.shape)
+        for name, array in arrays.items()
+    }
 
 
 def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
@@ -83,7 +81,7 @@ def to_host(*tensors: Tensor) -> tuple[np.ndarray, ...]:
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait for all that was started on `device`; nothing is under way on a CPU."""
+    """Wait for everything that was started on `device`. On a CPU there is nothing to wait for."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
 

@@ -1,12 +1,13 @@
-"""Checkpoints that exist whole or not at all, and the way back from one.
+"""Checkpoints that exist whole or not at all, and how a run resumes from one.
 
-A checkpoint is written into a folder aside; beside the next step every file is hashed and fsynced,
-the folder is renamed, and only then does a line in `checkpoints.jsonl` say that it exists. A kill
-at any moment leaves the previous one valid; what a run wrote after its last checkpoint is moved
-aside on resume, never mixed in.
+A checkpoint is written into a temporary folder. While the next step runs, every file is hashed and
+fsynced and the folder is renamed; only then a line in `checkpoints.jsonl` says that it exists. A
+kill at any moment leaves the previous one valid. On resume, what the run wrote after its last
+checkpoint is moved aside, never mixed in.
 
-Its state also knows the files beside it by hash (`beside`): a run goes on from the newest
-checkpoint of which every byte is what was written, and of which all that belongs to it is.
+A checkpoint's state also has the hashes of the run's other files that belong to it (`beside`). A
+run resumes from the newest checkpoint of which every byte, there and beside it, is what was
+written.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ INDEX = "checkpoints.jsonl"
 FOLDER = "checkpoints"
 STATE = "state.json"
 LOG = "metrics.jsonl"  # grows; a checkpoint belongs to its first bytes
-RECORDS = ("ledger", "eval")  # folders that training does not read
+RECORDS = ("ledger", "eval")  # folders that training never reads
 BEST = "best"  # folder of the best models so far; at the end one of them becomes the model
 MODEL = "model"
 NAMED = 3  # damaged checkpoints in one sentence
@@ -42,8 +43,8 @@ NAMED = 3  # damaged checkpoints in one sentence
 class Checkpoint:
     """A whole checkpoint.
 
-    beside: what belongs to it elsewhere in the run's folder. lost: names of that which are not what
-    they were, and which the caller can make again. notes: what a user should know.
+    beside: the files elsewhere in the run's folder that belong to it. lost: names of those that are
+    damaged, and that the caller can make again. notes: sentences for the user.
     """
 
     folder: Path
@@ -54,10 +55,10 @@ class Checkpoint:
 
 
 class Saver:
-    """Writes the checkpoints of a run; use it as a context, which ends when the last one is whole.
+    """Writes the checkpoints of a run. As a context it ends when the last checkpoint is whole.
 
-    Only the files are written before `save` returns. Beside what the caller does next they are
-    hashed and made durable, and the checkpoint gets its name: until then there is none.
+    `save` returns when the files are written. A thread then hashes them, makes them durable and
+    gives the checkpoint its name; until then it does not exist.
     """
 
     def __init__(self, run: Path, keep: int | None = None) -> None:
@@ -76,7 +77,7 @@ class Saver:
             self._beside.shutdown()
 
     def wait(self) -> None:
-        """Until the last checkpoint is whole. Raises what went wrong with it."""
+        """Wait until the last checkpoint is whole. Raises what went wrong with it."""
         last, self._last = self._last, None
         if last is not None:
             last.result()
@@ -90,8 +91,8 @@ class Saver:
     ) -> None:
         """Make `checkpoints/step_NNNNNN` from what `write(folder)` puts there, with its `state`.
 
-        beside: what belongs to it elsewhere in the run's folder, of `metrics.jsonl` the bytes so
-        far. Raises what went wrong with the checkpoint before.
+        beside: files elsewhere in the run's folder that belong to it; of `metrics.jsonl`, its bytes
+        so far. Raises what went wrong with the checkpoint before.
         """
         self.wait()
         aside = _folder(self.run, step).with_suffix(".tmp")
@@ -108,14 +109,14 @@ class Saver:
             index.flush()
             os.fsync(index.fileno())
         if self.keep:
-            # those of later steps are damaged: a run goes on from the newest that is whole
+            # Checkpoints of later steps are damaged, or the run would have resumed from them.
             old = [_folder(self.run, later) for later in steps(self.run) if later > step]
             for place in [*old, *beyond(self.run, self.keep, newest=step)]:
                 remove(place)
 
 
 def make_folder(aside: Path, write: Callable[[Path], None]) -> None:
-    """A new folder `aside` of what `write` puts there: durable, with the modes of the umask."""
+    """Make the folder `aside` from what `write` puts there: durable, with modes by the umask."""
     _fill(aside, write)
     manifest.give_mode(aside)
     for path in [*aside.rglob("*"), aside]:
@@ -139,7 +140,7 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """A full disk as the OSError that it is: safetensors raises an exception of its own."""
+    """Raise OSError for a full disk, for which safetensors has an exception of its own."""
     try:
         yield
     except Exception as error:
@@ -152,10 +153,10 @@ def disk_errors() -> Iterator[None]:
 def latest(
     run: Path, say: Callable[[str], None] = lambda _: None, again: tuple[str, ...] = ()
 ) -> Checkpoint | None:
-    """The newest checkpoint that is whole, with its state; None where none was ever made.
+    """The newest checkpoint that is whole, with its state; None if none was ever made.
 
-    Every newer one is named to `say` with what is wrong. again: how names of files beside it begin
-    that the caller can make again, so that a checkpoint can do without them. Raises RunError where
+    `say` is told what is wrong with every newer one. again: prefixes of names of files beside it
+    that the caller can make again, so that a checkpoint can do without them. Raises RunError if
     there are checkpoints and none is whole.
     """
     wrong: list[str] = []
@@ -184,7 +185,7 @@ def latest(
 
 
 def _checked(run: Path, folder: Path, again: tuple[str, ...]) -> Checkpoint:
-    """A checkpoint of which everything is as it was written. Raises Damage."""
+    """The checkpoint in `folder`, if all its files are as they were written. Raises Damage."""
     if not folder.is_dir():
         raise Damage("it is gone")
     files = manifest.sealed_files(folder, name=folder.name)
@@ -237,7 +238,7 @@ def rewind(path: Path, size: int) -> int:
 
 
 def steps(run: Path) -> list[int]:
-    """Steps of the checkpoints that are there, and of the newest one that was made."""
+    """Steps of the checkpoints in the folder, and of the newest one that was ever made."""
     there = {int(p.name[5:]) for p in (run / FOLDER).glob("step_*") if p.name[5:].isdigit()}
     return sorted(there | set(_indexed(run)[-1:]))
 
@@ -249,7 +250,7 @@ def beyond(run: Path, keep: int, newest: int) -> list[Path]:
 
 
 def models(run: Path) -> set[str]:
-    """Names of the best models that the checkpoints go back to."""
+    """Names of the best models that some checkpoint refers to."""
     found: set[str] = set()
     for step in steps(run):
         try:
@@ -257,7 +258,7 @@ def models(run: Path) -> set[str]:
             names = [name.split("/") for name in state["beside"]]
             found |= {name[1] for name in names if name[0] == BEST}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
-            continue  # damaged: nothing goes back to it
+            continue  # damaged: no run resumes from it
     return found
 
 

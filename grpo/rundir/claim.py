@@ -1,11 +1,11 @@
 """One process at a time trains in a run's folder.
 
-The lock is the kernel's (flock on `run.lock`), so it ends with the process that holds it, however
-that ends: there is no stale one to remove. It belongs to an open file, which programs that are
-started do not inherit (close-on-exec) and which forked children close first thing, so no child
-keeps it. It holds between containers of one machine, and between machines on file systems that
-share their locks (NFS, Lustre with `flock`). Where a file system has none, the owner that the file
-names is looked up among the processes of this machine.
+The lock is the kernel's (flock on `run.lock`). It ends with the process that holds it, however that
+ends, so no stale lock can remain. Child processes do not keep it: started programs do not inherit
+its open file (close-on-exec), and forked children close it at once. It works between containers of
+one machine, and between machines on file systems that share locks (NFS, Lustre with `flock`). On a
+file system without locks, the owner that the file names is looked up among this machine's
+processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from grpo.errors import RunError
 
 NAME = "run.lock"
-PATIENCE = 2.0  # seconds for a process that was killed to be gone: its memory is given back first
+PATIENCE = 2.0  # seconds for a killed process to end: it first gives its memory back
 _RETRY = 0.05
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _held: set[int] = set()  # descriptors of this process
@@ -35,8 +35,8 @@ _held: set[int] = set()  # descriptors of this process
 def claimed(folder: Path) -> Iterator[str]:
     """Within it, `folder` (made if missing) is this process's to train in.
 
-    Yields a sentence to say of an owner on another machine that ended without a word, or "".
-    Raises RunError, naming the owner, where the run is being trained.
+    Yields a warning about an owner on another machine that did not end in order, or "". Raises
+    RunError, naming the owner, if the run is being trained.
     """
     path = folder / NAME
     try:
@@ -90,7 +90,7 @@ def _take(descriptor: int) -> bool:
 
 
 def _release(path: Path, descriptor: int) -> None:
-    """Remove the file and let go. In a forked child there is nothing to let go."""
+    """Remove the file and release the lock. A forked child has neither."""
     if descriptor not in _held:
         return
     _held.discard(descriptor)
@@ -98,7 +98,7 @@ def _release(path: Path, descriptor: int) -> None:
         # before the lock ends, so that nobody else's file is removed
         if _is_at(descriptor, path):
             path.unlink(missing_ok=True)
-    except OSError:  # the owner's name stays behind, which holds nobody up
+    except OSError:  # the file stays, which blocks nobody
         pass
     finally:
         os.close(descriptor)
@@ -122,7 +122,7 @@ def _write(descriptor: int) -> None:
 
 
 def _owner(descriptor: int) -> dict[str, Any]:
-    """What the file says of its owner; {} where it says nothing that can be read."""
+    """The owner that the file names; {} if it cannot be read."""
     try:
         found = json.loads(os.pread(descriptor, 4096, 0))
     except ValueError:
@@ -137,7 +137,7 @@ def _by(owner: dict[str, Any]) -> str:
 
 
 def _elsewhere(folder: Path, owner: dict[str, Any]) -> str:
-    """What to say where the last owner was on another machine, whose locks may not be seen here."""
+    """A warning if the last owner was on another machine, whose locks may be invisible here."""
     if not owner or owner.get("host") == socket.gethostname():
         return ""
     return (
@@ -147,7 +147,7 @@ def _elsewhere(folder: Path, owner: dict[str, Any]) -> str:
 
 
 def _runs(owner: dict[str, Any]) -> bool:
-    """Whether the owner is a process of this machine that is still there, and no later one."""
+    """Whether the owner still runs on this machine, and its number is not another process now."""
     pid, started = owner.get("pid"), owner.get("started")
     if owner.get("boot") != _boot() or not isinstance(pid, int) or pid == os.getpid():
         return False
@@ -155,7 +155,7 @@ def _runs(owner: dict[str, Any]) -> bool:
 
 
 def _boot() -> str:
-    """What tells this machine, since it was started, from others; the host's name elsewhere."""
+    """An id of this machine since its start; its host name where the kernel has no such id."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -163,7 +163,7 @@ def _boot() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process was started, in ticks since the machine was; None where nobody can say."""
+    """When a process was started, in ticks after the machine's start; None if unknown."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -10,19 +10,19 @@ from typing import Any, cast
 from grpo.errors import RunError
 from grpo.outside.files.durable import Tree
 
-# settings that a run may be given anew in its resolved.json: they change no number
+# Settings that may be edited in a run's resolved.json: they change no number.
 FREE = (
     *("run.dir", "run.trackers", "run.save_steps", "run.save_total_limit"),
     *("run.num_samples_logged", "ray.address", "ray.timeout"),
 )
-# and the length of an rl stage with a constant learning rate, whose steps are the same until then
+# The length of an rl stage may be edited too if its learning rate is constant.
 LENGTH = "learner.max_steps"
 
 
 def check_settings(record: Tree, now: Tree, folder: Path) -> list[str]:
-    """Lines about the settings in resolved.json that were edited and may be; the record has them.
+    """Lines about the settings in resolved.json that were edited and may be. `record` gets them.
 
-    Raises RunError naming every other one that differs, with both values.
+    Raises RunError naming every other setting that differs, with both values.
     """
     before, after = (dict(_flat(tree)) for tree in (record["settings"], now))
     names = [name for name in {**before, **after} if _text(before, name) != _text(after, name)]
@@ -48,7 +48,7 @@ def _is_free(name: str, record: Tree, before: Tree, after: Tree) -> bool:
     where = name.removesuffix(LENGTH)
     if name.endswith(LENGTH) and before.get(f"{where}kind") == "rl":
         return before.get(f"{where}learner.lr_scheduler_type", "constant") == "constant"
-    # what was moved keeps its name, and is compared by its content
+    # A file that was moved keeps its name, and is compared by its content.
     old, new = before.get(name), after.get(name)
     if not (isinstance(old, str) and isinstance(new, str) and Path(old).name == Path(new).name):
         return False
@@ -66,7 +66,7 @@ def _leads_to_rows(setting: str) -> bool:
 
 
 def _flat(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every setting; those of one stage alone stand without its name."""
+    """(dotted name, value) of every setting. A single stage's settings lack its name."""
     if isinstance(tree, dict) and not name and isinstance(tree.get("stages"), list):
         rest = {key: value for key, value in tree.items() if key != "stages"}
         yield from _flat(rest)

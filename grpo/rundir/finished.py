@@ -3,8 +3,8 @@
     manifest.json   written before the summary, with the summary's own hash
     summary.json    a stage that has it is done
 
-A run that is continued believes a stage to be done only where everything is as it was left. What is
-not is made again, from the newest whole checkpoint, to the same bits.
+A resumed run takes a stage for done only where every file is as the stage left it. Otherwise the
+stage is finished again, from the newest whole checkpoint, to the same bits.
 """
 
 from __future__ import annotations
@@ -69,9 +69,8 @@ def again(stage: Path, damage: str) -> Iterator[None]:
 
 def _checked(stage: Path) -> dict[str, Any]:
     files = manifest.read_sealed(stage / manifest.NAME, stage)["files"]
-    for record in ("ledger",):  # which nothing reads; removed to save space
-        if not (stage / record).exists():
-            files = {name: f for name, f in files.items() if not name.startswith(f"{record}/")}
+    if not (stage / "ledger").exists():  # nothing reads it; users remove it to save space
+        files = {name: f for name, f in files.items() if not name.startswith("ledger/")}
     manifest.check(stage, files)
     _nothing_else(stage, files)
     return json.loads((stage / SUMMARY).read_text(encoding="utf-8"))

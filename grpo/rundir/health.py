@@ -1,6 +1,6 @@
-"""Is the run still learning? Two faults that leave every number finite and every step green.
+"""Is the run still learning? Two faults in which every number is finite and no step fails.
 
-    collapse    the reward has fallen and stays down; mostly the learning rate is too high
+    collapse    the reward has fallen and stays low, usually because the learning rate is too high
     standstill  from the first step on all completions of a prompt get the same reward, so that
                 every advantage is 0
 
@@ -21,7 +21,7 @@ COMPLETIONS = 64  # in these steps at least: a few groups are equal by chance
 
 
 class Health:
-    """Looks at the metrics of an rl stage, step after step."""
+    """Watches the metrics of an rl stage, step after step."""
 
     def __init__(self) -> None:
         self._mean = 0.0
@@ -32,7 +32,7 @@ class Health:
         self._still: list[float] = []  # the same of steps that taught nothing
 
     def observe(self, metrics: Metrics) -> dict[str, str]:
-        """The faults that stand after this step, each with what to do: name -> sentence."""
+        """The faults that persist after this step: name -> a sentence with what to do."""
         if "reward" not in metrics or metrics.get("frac_unscored", 0.0) == 1.0:
             return {}
         reward, count = metrics["reward"], metrics.get("num_completions", 0.0)

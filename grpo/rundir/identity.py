@@ -1,14 +1,13 @@
-"""What tasks, files, folders and code are, in a few bytes, to tell later whether they still are.
+"""Hashes of tasks, files, folders and code, which tell later whether one of them has changed.
 
 Rows are hashed one by one: what the model is asked and what the rewards get, not how a file spells
 it. A file of more than WHOLE bytes is hashed by its size, its ends and blocks evenly between them:
 other weights differ everywhere, and 15 GB are not read at every start. So a single flipped bit in
-the middle of such a file is not seen.
+the middle of such a file goes unnoticed.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.outside.code.foreign import is_users
+from grpo.outside.code.fresh import imports
 
 DIGEST = 8  # bytes of a row's hash
 WHOLE = 32 << 20
@@ -50,7 +50,7 @@ class HashedRows:
 
 def row_digest(*parts: Any) -> bytes:
     """Of a prompt, an answer, columns: anything that JSON can hold, the rest by its type."""
-    text = json.dumps(parts, sort_keys=True, default=_type_name)
+    text = json.dumps(parts, sort_keys=True, default=lambda value: f"<{type(value).__name__}>")
     return hashlib.blake2b(text.encode(), digest_size=DIGEST).digest()
 
 
@@ -138,26 +138,9 @@ def _imported(file: Path, top: Path) -> set[Path]:
         if one in found or not is_users(str(one)) or not one.is_file():
             continue
         found.add(one)
-        waiting += [m for m in (_module(top, name) for name in _names(one, top)) if m is not None]
+        package = ".".join(one.relative_to(top).parts[:-1])
+        waiting += [m for m in (_module(top, name) for name in imports(one, package)) if m]
     return found
-
-
-def _names(file: Path, top: Path) -> list[str]:
-    """Dotted names, from `top` on, that a file's import statements may mean."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return []
-    package = list(file.relative_to(top).parts[:-1])
-    names: list[str] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            parts = package[: len(package) - node.level + 1] if node.level else []
-            base = [*parts, *(node.module or "").split(".")] if node.module else parts
-            names += [".".join(base), *(".".join([*base, alias.name]) for alias in node.names)]
-    return [".".join(n.split(".")[: i + 1]) for n in names for i in range(n.count(".") + 1)]
 
 
 def _module(top: Path, name: str) -> Path | None:
@@ -176,7 +159,3 @@ def _find(package: str) -> Path | None:
         return None
     origin = None if spec is None else spec.origin
     return Path(origin) if origin and origin.endswith(".py") and is_users(origin) else None
-
-
-def _type_name(value: object) -> str:
-    return f"<{type(value).__name__}>"

@@ -1,4 +1,4 @@
-"""What a kill leaves in the folder of a stage, and what is not of the kind that a stage expects."""
+"""Leftovers of a kill in a stage's folder, and files in the place of folders or the reverse."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FOLDERS = (
     *("checkpoints", "eval", "ledger", "ledger/replaced", "shards", "data", "model", "best"),
     *("teacher", "teacher/shards"),
 )
-# A stage writes under these names and renames what is whole; versions before put old models aside.
+# Temporary names, under which a stage writes. Earlier versions also moved old models aside.
 ASIDE = (
     *("summary.tmp", "manifest.tmp", "metrics.tmp", "reference_losses.tmp", "teacher/metrics.tmp"),
     *("progress.tmp", "teacher/progress.tmp"),
@@ -31,9 +31,9 @@ ASIDE = (
 
 
 def tidy(stage: Path, console: Console) -> None:
-    """The folder of a stage, which is made where it is not there, without what a kill left.
+    """Make the folder of a stage, or remove the leftovers of a kill from it.
 
-    Raises RunError where a folder is in the place of a file, or a file in that of a folder.
+    Raises RunError if a folder is in the place of a file, or a file in that of a folder.
     """
     _check_kind(stage, folder=True)
     stage.mkdir(exist_ok=True)

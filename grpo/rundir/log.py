@@ -123,7 +123,8 @@ class RunLog:
 
     def step(self, step: int, metrics: Metrics, samples: Sequence[str] = ()) -> None:
         """Write and show one step."""
-        line = {"step": step, "time": round(time.time(), 3), **_rounded(metrics)}
+        rounded = {name: round(float(value), 6) for name, value in metrics.items()}
+        line = {"step": step, "time": round(time.time(), 3), **rounded}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._accelerator is not None:
@@ -177,18 +178,10 @@ def _lines(path: Path) -> Iterator[Metrics]:
 
 
 def _with_verifiers(metrics: Metrics) -> dict[str, str]:
-    """`SHOWN`; where there are several verifiers, with the accuracy of each as metrics call it."""
-    found: dict[str, str] = {}
-    for name, heading in SHOWN.items():
-        found[name] = heading
-        if name == "accuracy":
-            each = [key for key in metrics if key.startswith("accuracy/")]
-            found |= dict(zip(each, each, strict=True))
-    return found
-
-
-def _rounded(metrics: Metrics) -> dict[str, float]:
-    return {name: round(float(value), 6) for name, value in metrics.items()}
+    """`SHOWN`, and after "accuracy" that of each verifier by its metric, if there are several."""
+    each = {key: key for key in metrics if key.startswith("accuracy/")}
+    first = {name: SHOWN[name] for name in ("reward", "accuracy")}
+    return first | each | SHOWN
 
 
 def _trackers(folder: Path, names: Sequence[str], config: dict[str, Any]) -> Any:

@@ -1,13 +1,13 @@
-"""What a run was started with, kept in its provenance.json and compared whenever it goes on.
+"""What a run was started with, kept in its provenance.json and compared whenever it resumes.
 
     settings   resolved.json as it was written
     process    what decides the bits and is no setting: threads, compiled kernels, ranks, device
-    versions   of packages, and what the machine computes with: they may differ, and are said
+    versions   of packages, and what the machine computes with: they may differ, with a notice
     stages     of each stage: its rows, and the files that it was given (code, models)
     changes    what was accepted since, each with its time
 
-Settings and process have to be what they were; rows and files too, unless their change is accepted.
-The file ends in a hash of itself: where that fails it is damaged, and no input has changed.
+Settings and process must be the same, and so must rows and files unless their change is accepted.
+The file has a hash of itself, which tells a damaged file from inputs that have changed.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from grpo.rundir.provenance import text_hash
 FILE = "provenance.json"
 ROWS = "rows"  # folder of the hashes of single rows, by which a change is described
 ACCEPT = "--accept-changes"
-# what `process.described` says that is of the latest part of a run, not of its start
+# Keys of `process.described` that are about the latest part of a run, not its start.
 CURRENT = ("versions", "commit", "process", "computes")
 
 
 def read(folder: Path) -> Tree:
-    """The record of the run in `folder`. Raises RunError where it is gone or damaged."""
+    """The record of the run in `folder`. Raises RunError if it is gone or damaged."""
     path = folder / FILE
     data = read_json(path)
     if data.pop("sha256", None) != _hash(data):
@@ -57,7 +57,7 @@ def check_inputs(
     files: Mapping[str, Tree],
     rows: Mapping[str, HashedRows],
 ) -> list[str]:
-    """What has changed in the inputs of a stage since it was first met, a phrase each.
+    """What has changed in the inputs of a stage since its first start, a phrase each.
 
     files: setting -> {path, files: name -> digest}. rows: part of the data -> rows.
     """
@@ -88,7 +88,7 @@ def keep_inputs(
     files: Mapping[str, Tree],
     rows: Mapping[str, HashedRows],
 ) -> None:
-    """Put the inputs of a stage, in place of those it had, into the record for `write` to take."""
+    """Replace the inputs of a stage in `record`; `write` then saves it."""
     entry = record.setdefault("stages", {}).setdefault(stage, {})
     entry["files"] = dict(files)
     if not rows:  # not read this time
@@ -102,13 +102,13 @@ def keep_inputs(
 
 
 def note(record: Tree, lines: Sequence[str]) -> None:
-    """Add to the changes of a run what is said of them."""
+    """Add lines to the changes of a run, with the time."""
     time = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     record.setdefault("changes", []).extend({"time": time, "what": line} for line in lines)
 
 
 def accept(record: Tree, stage: str, changes: Sequence[str]) -> None:
-    """Note changes of a stage's inputs that the user has accepted: it samples anew from here on."""
+    """Note changes of a stage's inputs that the user has accepted, so that it samples anew."""
     note(record, changes)
     entry = record.setdefault("stages", {}).setdefault(stage, {})
     entry["accepted"] = entry.get("accepted", 0) + 1
@@ -123,7 +123,7 @@ def accepted(folder: Path, stage: str) -> int:
 
 
 def _kept_rows(folder: Path, stage: str, part: str, sha256: str) -> list[bytes] | None:
-    """The hashes of single rows, None where the file has not those that the record means."""
+    """The hashes of single rows; None if the file does not match the record."""
     try:
         found = base64.b64decode(read_json(folder / ROWS / f"{stage}.json")[part], validate=True)
     except (RunError, KeyError, TypeError, binascii.Error):

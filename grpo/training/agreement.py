@@ -5,25 +5,25 @@ Two questions, asked of each engine with fresh samples and the learner at the sa
 Does it report the right log-probs? |sampler - learner| over the same tokens, mean and maximum, and
 the KL divergence KL(sampler || learner) estimated by k3 (http://joschu.net/blog/kl-approx.html).
 
-Does it draw from the distribution it reports? A sampler that is wrong and consistent passes the
-first question. Under the learner's own distribution each -log p has the entropy as its mean, and a
-variance that is computed with it; so over all tokens
+Does it draw from the distribution it reports? A sampler that is consistently wrong passes the first
+question. Under the learner's own distribution each -log p has the entropy as its mean, and a
+variance that is computed with it. So over all tokens
 
     z = sum(-log p - entropy) / sqrt(sum(variance))
 
 is a standard normal number, whatever the lengths (the terms are martingale differences). Its
-numerator is the derivative of the log-likelihood by the inverse temperature, so nothing sees a
+numerator is the derivative of the log-likelihood by the inverse temperature, so no test detects a
 wrong temperature with fewer tokens: drawing at T / (1 - d) moves z by about d times
 sqrt(sum(variance)).
 
-Where the policy is nearly sure of every token, z is no longer normal: almost all of the variance
-lies in tokens so rare that one of them is chance and stands many deviations out. Such tokens are
-Poisson events, and z without the two most surprising passes its limit as rarely as a normal number
-does (in at most 1 of 10,000 checks, whatever their rate).
+Where the policy is nearly sure of every token, z is no longer normal: almost all of the variance is
+in very rare tokens, and a single one that occurs by chance is many deviations out. Such tokens are
+Poisson events. Without the two most surprising ones, z passes its limit as rarely as a normal
+number does (in at most 1 of 10,000 checks, whatever their rate).
 
-An engine can be right about probes and wrong about batches: another length, another load. So the
-batch of a step with a check is asked the same two questions, and every step's trained tokens have a
-limit (`grpo/training/step_limits.py`): the log-probs are there anyway.
+An engine can be right for probes and wrong for batches, which have other lengths and another load.
+So both questions are asked of a step's batch as well when a check is due, and every step's trained
+tokens have limits (`grpo/training/step_limits.py`), since their log-probs are known anyway.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from grpo.types import Engine, EnginePool, Group, Learner, Metrics, Row
 
 Z_LIMIT = 4.0  # a clean check fails once in 16,000
 FEWEST = 512  # tokens of a batch below which nothing is said about it
-LEAST = ("agreement/tokens",)  # the worst of several engines is the one with the fewest
-# what is kept of a batch's check
+LEAST = ("agreement/tokens",)  # figures whose worst value over several engines is the smallest
+# figures of a batch's check that become metrics
 BATCH = ("agreement/difference_mean", "agreement/z", "agreement/tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementGate:
-    """When engines are probed, and what is too much: `max_difference` in nats a token, the mean."""
+    """When engines are probed, and the limit: `max_difference`, the mean in nats a token."""
 
     probes: Probes
     steps: int  # between checks
@@ -92,10 +92,10 @@ class AgreementGate:
         return self._judged(name, rows, surprise_3_N, learner)
 
     def check_batch(self, groups: Sequence[Group], learner: Learner, step: int) -> Metrics:
-        """The same of a batch before it is learned from; {} where it cannot tell.
+        """The same for a batch, before it is learned from; {} if it has too few tokens to tell.
 
-        `groups` are all of this rank's, as they were sampled. Completions of older weights say
-        nothing about these. Raises AgreementError.
+        `groups` are all of this rank's, as they were sampled. Completions of older weights are left
+        out, since they say nothing about the current ones. Raises AgreementError.
         """
         rows = self.probes.of_batch(groups, learner.version())
         surprise_3_N = learner.surprise(rows)

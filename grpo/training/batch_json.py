@@ -24,16 +24,7 @@ def to_json(batch: Batch) -> dict[str, Any]:
                 "position": position,
                 "prompt": _digest(group.prompt),
                 "completions": [_completion_json(r.completion) for r in group.rollouts],
-                "scores": [
-                    [
-                        r.score.value,
-                        r.score.status,
-                        r.score.detail,
-                        dict(r.score.parts),
-                        None if r.score.right is None else dict(r.score.right),
-                    ]
-                    for r in group.rollouts
-                ],
+                "scores": [_score_json(r.score) for r in group.rollouts],
             }
             for position, group in zip(batch.positions, batch.groups, strict=True)
         ],
@@ -44,6 +35,11 @@ def _digest(prompt: Prompt) -> str:
     """Of a task and the tokens it became."""
     task = prompt.task
     return row_digest(task.uid, task.prompt, task.answer, dict(task.columns), prompt.ids).hex()
+
+
+def _score_json(score: Score) -> list[Any]:
+    right = None if score.right is None else dict(score.right)
+    return [score.value, score.status, score.detail, dict(score.parts), right]
 
 
 def _completion_json(completion: Completion) -> dict[str, Any]:
@@ -72,14 +68,15 @@ def from_json(saved: dict[str, Any], spec: RolloutSpec) -> Batch:
                 f"{saved['step']} (now {task.uid} there): its source, the chat template or the "
                 "tokenizer is not what it was; put it back, or start a new run from the checkpoint"
             )
+        fields = ("value", "status", "detail", "parts", "right")
         pairs = zip(entry["completions"], entry["scores"], strict=True)
         rollouts = tuple(
             Rollout(
                 prompt=prompt,
                 completion=_completion(completion, index),
-                score=Score(value=value, status=status, detail=detail, parts=parts, right=right),
+                score=Score(**dict(zip(fields, score, strict=True))),
             )
-            for index, (completion, (value, status, detail, parts, right)) in enumerate(pairs)
+            for index, (completion, score) in enumerate(pairs)
         )
         groups.append(Group(prompt=prompt, visit=visit, rollouts=rollouts))
     return Batch(

@@ -4,14 +4,14 @@ A group whose completions are all right or all wrong teaches nothing (its advant
 rules leave such tasks out before they are sampled:
 
     pass_rates   measured beforehand with some policy: only tasks inside a band are asked
-    adaptive     measured as the run goes: a task whose last groups were all right or all wrong is
-                 mostly passed over, and met again now and then, since the policy changes
+    adaptive     measured during the run: a task whose last groups were all right or all wrong is
+                 mostly passed over, and asked again now and then, since the policy changes
                  (sampling by tracked success rates: Kimi k1.5, 2501.12599)
 
-What is asked at a step must not depend on which thread is quicker. The batch of step k is begun
-when the weights of step k - 1 - staleness are there, so it knows the outcomes up to that step and
-no later one, whatever has arrived meanwhile. Choices are made by hash of the place in the order:
-together with `state` a resumed run asks what the uninterrupted one would have.
+What is asked at a step must not depend on which thread is faster. The batch of step k is begun when
+the weights of step k - 1 - staleness are in the engine. It uses the outcomes up to that step and no
+later one, whatever has arrived meanwhile. Choices are made by hash of the place in the order: with
+`state`, a resumed run asks what the uninterrupted one would have asked.
 """
 
 from __future__ import annotations
@@ -35,27 +35,28 @@ Outcome = tuple[int, str, float]  # place in the task order, uid, pass rate of o
 
 
 class Rule(Protocol):
-    """One reason to pass a task over. All of its state is what `learn` was given."""
+    """One reason to pass a task over. Its state depends on nothing but what `learn` was given.
+
+    A subclass that learns nothing needs neither `learn` nor `state` nor `restore`.
+    """
 
     def skips(self, task: Task, position: int) -> bool:
         """Whether the task at this place of the order is not asked: a function of the state."""
         ...
 
-    def learn(self, outcomes: Sequence[Outcome]) -> None:
-        """Take note of the groups of one step, in the order they were drawn."""
+    def metrics(self) -> Metrics:
+        """What is known now, as figures by name."""
         ...
 
-    def metrics(self) -> Metrics:
-        """What is known now."""
-        ...
+    def learn(self, outcomes: Sequence[Outcome]) -> None:
+        """Take note of the groups of one step, in the order they were drawn."""
 
     def state(self) -> Any:
         """Plain data for `restore`."""
-        ...
+        return None
 
     def restore(self, state: Any) -> None:
         """Go on from what `state` gave."""
-        ...
 
 
 class Curriculum:
@@ -116,7 +117,7 @@ class Curriculum:
         }
 
 
-class PassRates:
+class PassRates(Rule):
     """Only tasks whose measured pass rate is in [low, high].
 
     `path` is a JSONL file (or .jsonl.gz, or a folder of them, say the `ledger` of a run). A line is
@@ -149,25 +150,16 @@ class PassRates:
         """Whether the task is outside the band."""
         return not (task.uid in self.inside or (self.keep and task.uid not in self.rates))
 
-    def learn(self, outcomes: Sequence[Outcome]) -> None:
-        """Nothing: the rates were measured beforehand."""
-
     def metrics(self) -> Metrics:
         """How many tasks are in the band."""
         return {"in_band": float(len(self.inside))}
 
-    def state(self) -> None:
-        """Nothing: the file is part of the recipe."""
 
-    def restore(self, state: Any) -> None:
-        """Nothing."""
-
-
-class Adaptive:
+class Adaptive(Rule):
     """Tasks whose last `window` groups were all right, or all wrong, are mostly skipped.
 
-    `skip` is the chance of that each time, so a task between 0 and 1 is asked 1 / (1 - skip) times
-    as often. What was never asked is not skipped.
+    `skip` is the chance of that each time: a task with a pass rate between 0 and 1 is asked
+    1 / (1 - skip) times as often. A task that was never asked is not skipped.
     """
 
     def __init__(self, skip: float = 0.8, window: int = 1) -> None:
@@ -200,11 +192,10 @@ class Adaptive:
         """How many tasks were asked so far, and the shares of them that are at 0, at 1, between."""
         rates = [self.rate(uid) for uid in self.rates]
         count = max(1, len(rates))
-        right, wrong = rates.count(1.0) / count, rates.count(0.0) / count
         return {
             "tasks": float(len(rates)),
-            "all_right": right,
-            "all_wrong": wrong,
+            "all_right": rates.count(1.0) / count,
+            "all_wrong": rates.count(0.0) / count,
             "between": sum(rate not in (0.0, 1.0) for rate in rates) / count,
         }
 

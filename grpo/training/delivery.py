@@ -1,8 +1,8 @@
 """Which weights the engine got, and the proof that it computes with them.
 
-An engine is believed when it acknowledges the version that was sent, and answers a canary with the
-learner's log-prob. Each token of a completion names the weights that sampled it: those that were
-never delivered, or are older than the schedule allows, are refused.
+An engine has to acknowledge the version that was sent, and to compute the learner's log-prob of the
+canary. Each token of a completion names the weights that sampled it. Weights that were never
+delivered, or are older than the schedule allows, stop the run.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 from grpo.errors import WeightsError
 from grpo.types import Ack, Completion, Group, Learner, Metrics, Version
 
-# Of the canary's log-prob. In float32 two implementations differ by 1e-6; bfloat16 on both sides
-# stays below a third of this, and float16 is finer.
+# Relative, of the canary's log-prob. In float32 two implementations differ by 1e-6. With bfloat16
+# on both sides they differ by less than a third of this, and float16 is finer.
 CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.02}
 
 
@@ -61,7 +61,7 @@ class Deliveries:
                 )
 
     def ages(self, groups: Sequence[Group], step: int) -> Metrics:
-        """By how many steps the weights that sampled are behind those that learn, over tokens."""
+        """Steps by which the sampling weights are behind the learner: mean and maximum by token."""
         count = total = most = 0
         for group in groups:
             for rollout in group.rollouts:
@@ -91,6 +91,5 @@ def check_ack(ack: Ack, sent: Version, expected: float, tolerance: float) -> Non
     if not abs(ack.canary - expected) <= tolerance * max(1.0, abs(expected)):
         raise WeightsError(
             f"after loading weights {sent} the canary log-prob of {ack.engine} is "
-            f"{ack.canary:.4f}, "
-            f"the learner's {expected:.4f}: it computes with other weights"
+            f"{ack.canary:.4f}, the learner's {expected:.4f}: it computes with other weights"
         )

@@ -1,9 +1,9 @@
 """One batch on its way: completions sorted into groups, groups scored.
 
-A batch is complete when it has `prompts_per_step` groups. Two things may ask for more prompts than
+A batch is complete when it has `prompts_per_step` groups. Two settings ask for more prompts than
 that. Over-sampling begins some more and cancels the slowest. Dynamic sampling (DAPO, 2503.14476)
-wants groups whose rewards differ, and draws another round until there are enough or `max_rounds`
-are over; groups that teach nothing then fill the places that are left.
+wants groups whose rewards differ: it draws further rounds until there are enough such groups, or
+after `max_rounds` fills the remaining places with groups that teach nothing.
 """
 
 from __future__ import annotations
@@ -21,16 +21,7 @@ from grpo.errors import EngineError
 from grpo.rollout.answers import check_answer
 from grpo.training.curriculum import Outcome, group_pass_rate
 from grpo.training.drawing import DrawnPrompt, RolloutSpec, draw
-from grpo.types import (
-    Completion,
-    Group,
-    Metrics,
-    NoiseSplit,
-    Prompt,
-    Request,
-    Rollout,
-    Score,
-)
+from grpo.types import Completion, Group, Metrics, NoiseSplit, Prompt, Request, Rollout, Score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +74,8 @@ class BatchAssembler:
         if self.rounds == 0:
             # 10 * 1.1 is a little more than 11
             return math.ceil(spec.prompts_per_step * spec.oversample - 1e-9)
-        if self.rounds == spec.max_rounds or self._open or not self._all_scored():
+        scored = all(future.done() for future in self.scores)
+        if self.rounds == spec.max_rounds or self._open or not scored:
             return 0
         found = len(self._informative())
         missing = max(0, spec.prompts_per_step - found)
@@ -123,13 +115,8 @@ class BatchAssembler:
             self._scored[place] = (whole, score(prompt, whole, self.step))
 
     @property
-    def under_way(self) -> bool:
-        """Whether the engine still owes completions."""
-        return bool(self._open)
-
-    @property
     def owed(self) -> list[str]:
-        """The requests that the engine has not finished."""
+        """The requests that the engine has not finished, by their uids."""
         return [f"{self.step}/{place}" for place in self._open]
 
     @property
@@ -143,13 +130,10 @@ class BatchAssembler:
         Only over-sampling cancels: which group is late depends on the clock as soon as scores
         decide (`max_rounds`), and a run that did not ask for that repeats to the bit.
         """
-        if self.spec.oversample == 1:
+        if self.spec.oversample == 1 or not self._open:
             return []
-        if self.spec.max_rounds == 1:
-            enough = len(self._scored) >= self.spec.prompts_per_step
-        else:
-            enough = len(self._informative()) >= self.spec.prompts_per_step
-        if not (enough and self._open):
+        whole = self._scored if self.spec.max_rounds == 1 else self._informative()
+        if len(whole) < self.spec.prompts_per_step:
             return []
         uids = self.owed
         self._canceled += len(uids)
@@ -188,13 +172,10 @@ class BatchAssembler:
     def _outcomes(self) -> tuple[Outcome, ...]:
         """Pass rates of all groups that were scored, those that are not kept too."""
         found: list[Outcome] = []
-        for place, (_, future) in sorted(self._scored.items(), key=lambda item: item[0]):
-            drawn, rate = self._drawn[place], group_pass_rate(future.result())
+        for place in sorted(self._scored):
+            drawn, rate = self._drawn[place], group_pass_rate(self._scored[place][1].result())
             found += [] if rate is None else [(drawn.position, drawn.prompt.task.uid, rate)]
         return tuple(found)
-
-    def _all_scored(self) -> bool:
-        return all(future.done() for _, future in self._scored.values())
 
     def _informative(self) -> list[int]:
         """Places of the scored groups whose rewards are not all equal."""

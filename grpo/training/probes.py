@@ -1,4 +1,4 @@
-"""Completions to be looked at and not learned from: how many, of which prompts, at which noise."""
+"""Completions that only the agreement gate reads: how many, of which prompts, with which noise."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class Probes:
     def samples(self, surprise_3_N: np.ndarray, asked: int) -> int:
         """Completions of each prompt in the next round, after `asked` that gave these tokens.
 
-        As many as it takes if they turn out like those so far: an engine decodes many completions
-        in little more time than a few, so rounds are to be few.
+        Enough to finish if they turn out like those so far: an engine decodes many completions in
+        little more time than a few, so there should be few rounds.
         """
         if not asked:
             longest = len(self.asked) * self._length
@@ -99,8 +99,8 @@ class Probes:
     def of_batch(self, groups: Sequence[Group], version: Version) -> list[Row]:
         """The first completions of a batch that the weights `version` alone sampled.
 
-        All of the `groups`, the dead ones too: had some been left out for their rewards, the tokens
-        of the others would not be a sample of the policy's.
+        From all `groups`, dead ones too: chosen by their rewards, they would no longer be a fair
+        sample of the policy.
         """
         temperatures = [task_sampling(g.prompt.task, self.sampling).temperature for g in groups]
         rows = [
@@ -120,7 +120,7 @@ def too_little(surprise_3_N: np.ndarray) -> bool:
 
 
 def _row(group: int, prompt: Prompt, completion: Completion, temperature: float) -> Row:
-    """A completion to be looked at and not learned from."""
+    """A completion as a row that teaches nothing: its advantages are 0."""
     return Row(
         group=group,
         prompt_ids=prompt.ids,

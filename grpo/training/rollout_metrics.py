@@ -15,21 +15,21 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> Met
     """Rewards, lengths and verdict counts of one step.
 
     Lengths are in tokens; a terminated completion is one that ended by itself. Statuses are shares
-    of completions. `accuracy` is the share of right ones among those that a verifier judged, by the
-    first verifier that did; of several, `accuracy/NAME` is each one's own. What nobody gave a
-    number for has no mean: there is no figure then.
+    of completions. `accuracy` is the share of correct completions among those that a verifier
+    judged, by the first verifier that did. With several verifiers `accuracy/NAME` is that of each.
+    A reward that scored nothing has no mean, and its figure is left out.
     """
     rollouts = [r for group in groups for r in group.rollouts]
-    said = [verdict(r.score) for r in rollouts]
+    verdicts = [verdict(r.score) for r in rollouts]
     values_N = _values([r.score.value for r in rollouts])
     lengths_N = np.array([len(r.completion) for r in rollouts], dtype=float)
     stopped_N = np.array([r.completion.finish == "stop" for r in rollouts])
-    right_N = np.array([one is True for one in said])
-    wrong_N = np.array([one is False for one in said])
-    verdicts = int(right_N.sum() + wrong_N.sum())
+    right_N = np.array([one is True for one in verdicts])
+    wrong_N = np.array([one is False for one in verdicts])
+    judged = int(right_N.sum() + wrong_N.sum())
     metrics = {"reward": _mean(values_N)} if len(values_N) else {}
     metrics |= {
-        "reward_std": float(values_N.std(ddof=1)) if len(values_N) > 1 else 0.0,
+        "reward_std": _std(values_N),
         "frac_unscored": 1 - len(values_N) / max(1, len(rollouts)),
         "num_completions": float(len(rollouts)),
         "completions/num_tokens": float(lengths_N.sum()),
@@ -42,8 +42,8 @@ def rollout_metrics(groups: Sequence[Group], reward_names: Sequence[str]) -> Met
     for name, length_N in (("correct", lengths_N[right_N]), ("wrong", lengths_N[wrong_N])):
         if len(length_N):
             metrics[f"completions/mean_length_{name}"] = float(length_N.mean())
-    if verdicts:
-        metrics["accuracy"] = float(right_N.sum()) / verdicts
+    if judged:
+        metrics["accuracy"] = float(right_N.sum()) / judged
     metrics |= _accuracies(rollouts)
     return metrics | _reward_parts(rollouts, reward_names) | _statuses(rollouts)
 
@@ -84,7 +84,7 @@ def _reward_parts(rollouts: Sequence[Rollout], names: Sequence[str]) -> Metrics:
         part_N = _values([r.score.parts.get(name) for r in rollouts])
         if len(part_N):
             metrics[f"rewards/{name}/mean"] = _mean(part_N)
-            metrics[f"rewards/{name}/std"] = float(part_N.std(ddof=1)) if len(part_N) > 1 else 0.0
+            metrics[f"rewards/{name}/std"] = _std(part_N)
     return metrics
 
 
@@ -109,6 +109,10 @@ def _values(values: Sequence[float | None]) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else 0.0
+
+
+def _std(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
 
 
 def group_metrics(groups: Sequence[Group]) -> Metrics:

@@ -1,4 +1,4 @@
-"""Sampling and learning, in turns or at once: the same loop, another distance between them.
+"""Sampling and learning, in turns or at once: one loop, which may sample some steps ahead.
 
 Steps count from 1. The batch of step k may be begun once the weights of step k - 1 - staleness are
 in the engine:
@@ -51,11 +51,11 @@ T = TypeVar("T")
 
 
 class RolloutScheduler:
-    """Scored batches from an engine, and the way by which weights reach it.
+    """Takes scored batches from an engine, and hands it weights.
 
     Use: deliver, then take and deliver in turns for the steps up to `last`. A `colocated` engine
-    shares its device with the learner, and sleeps while that learns. `precision`: the coarser type
-    of engine and learner; it says how far apart their canaries may be.
+    shares its device with the learner, and sleeps while the learner works. `precision`: see
+    `Deliveries`.
     """
 
     def __init__(
@@ -228,9 +228,9 @@ class RolloutScheduler:
                 self._changed.notify_all()
 
     def _serve_command(self) -> None:
-        # Weights that may not change in the middle of a batch wait until it is whole, and until
-        # the one that the weights before them are to sample is: which weights sample a batch must
-        # not depend on whether the learner or this thread is quicker.
+        # With "finish", new weights wait until every batch that the old ones should sample is
+        # whole, also one not yet begun: which weights sample a batch must not depend on whether
+        # the learner or this thread is faster.
         waits = self._in_flight == "finish" and (self._assembling or self._may_begin())
         if self._command and not waits:
             (future, call), self._command = self._command, None
@@ -297,7 +297,7 @@ class RolloutScheduler:
         """Begin what may begin, sort in what has come, finish what is whole."""
         while assembler := self._begin():
             self.engine.submit(assembler.more())
-        if any(g.under_way for g in self._assembling.values()):
+        if any(g.owed for g in self._assembling.values()):
             self._poll(timeout)
         else:  # every completion is there, and the scores are not
             scores = [future for g in self._assembling.values() for future in g.scores]
@@ -309,7 +309,7 @@ class RolloutScheduler:
             requests = assembler.more()
             if requests:
                 self.engine.submit(requests)
-            if not (assembler.under_way or requests) and all(f.done() for f in assembler.scores):
+            if not (assembler.owed or requests) and all(f.done() for f in assembler.scores):
                 self._finish(step, assembler)
 
     def _poll(self, timeout: float | None) -> None:
@@ -326,7 +326,7 @@ class RolloutScheduler:
         at_once = seconds < (timeout or POLL) / 2
         self._empty_polls = self._empty_polls + 1 if at_once and not completions else 0
         if (timeout is None and not completions) or self._empty_polls > EMPTY_POLLS:
-            steps = [step for step, g in self._assembling.items() if g.under_way]
+            steps = [step for step, g in self._assembling.items() if g.owed]
             raise EngineError(f"the engine lost completions of the batches of steps {steps}")
 
     def _finish(self, step: int, assembler: BatchAssembler) -> None:
@@ -360,5 +360,5 @@ def _settle(future: Future[Any], call: Callable[[], Any]) -> None:
         future.set_result(call())
     except BaseException as error:
         future.set_exception(error)
-        if not isinstance(error, Exception):  # Ctrl-C is this thread's, and not a score
+        if not isinstance(error, Exception):  # Ctrl-C ends this thread; it is not a score
             raise

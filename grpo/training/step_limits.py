@@ -1,7 +1,7 @@
-"""How far the tokens that a step trains on may be from what the sampler said of them.
+"""How far the learner's log-probs of a step's tokens may be from the sampler's.
 
-The gate (`grpo/training/agreement.py`) asks now and then. These figures cost nothing, so every step
-has limits for them.
+The gate (`grpo/training/agreement.py`) checks now and then. These figures cost nothing, so every
+step has limits for them.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from grpo.data.contests import aime, amc
+from grpo.data.math import aime, amc
 from grpo.data.programs import humaneval, mbpp
 from grpo.errors import DataError
 from grpo.model.hub import Repo

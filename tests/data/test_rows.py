@@ -13,10 +13,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from grpo.data.gsm8k import gold_answer, gsm8k
 from grpo.data.hub import hub
 from grpo.data.jsonl import jsonl
-from grpo.data.math import last_boxed, math
+from grpo.data.math import gold_answer, gsm8k, last_boxed, math
 from grpo.errors import DataError
 from grpo.model.hub import Repo
 from grpo.outside.rows.columns import answer_text

@@ -1,4 +1,4 @@
-"""A recipe: a named list of stages, and how they hang together."""
+"""A recipe: a named list of stages, and how one refers to another."""
 
 from __future__ import annotations
 

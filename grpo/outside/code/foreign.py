@@ -1,9 +1,9 @@
 """Code that is not ours: where it went wrong, and what it may not leave changed.
 
-A plug-in may raise anything. `SystemExit` would end a run with exit code 0 and without a word, and
-a `KeyboardInterrupt` of its own would look like a user's Ctrl-C; inside `guarded` both end as one
-of our errors, with the line of the user's file, and only a signal is a Ctrl-C. What belongs to the
-whole process and would change what is trained (torch's default type, say) is put back.
+A plug-in may raise anything. `SystemExit` would end a run silently with exit code 0, and a
+`KeyboardInterrupt` of its own would look like Ctrl-C. Inside `guarded` both become one of our
+errors, with the line of the user's file; only a signal counts as Ctrl-C. Settings of the whole
+process that would change the training (torch's default type, say) are restored.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 _OURS = os.path.dirname(os.path.abspath(str(grpo.__file__))) + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_NOWHERE = ("<frozen", "<string>")  # Python's own, and what dataclasses and the like write
+_NOWHERE = ("<frozen", "<string>")  # Python's own, and code that dataclasses and the like generate
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _told: set[tuple[str, str]] = set()
 
 
 class Passing(BaseException):
-    """Something of ours on its way out through code that is not: nobody turns it into an error."""
+    """Raised by us through a user's code: `guarded` lets it pass as it is."""
 
 
 @cache
@@ -58,7 +58,7 @@ def _is_pythons(file: str) -> bool:
 def _place(frames: list[tuple[str, int]]) -> str:
     """ " at FILE:LINE" of the innermost frame in a user's file, else of the outermost in a package.
 
-    "" where all of them are ours or Python's.
+    "" if all of them are ours or Python's.
     """
     users = [frame for frame in frames if is_users(frame[0])]
     others = [f for f in frames if _is_installed(f[0]) and not f[0].startswith(_OURS)]
@@ -67,9 +67,9 @@ def _place(frames: list[tuple[str, int]]) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """ " at FILE:LINE" where the user's code raised `error`, or "" where none of it is the user's.
+    """ " at FILE:LINE" where the user's code raised `error`; "" if none of it is the user's.
 
-    Where the plug-in is an installed package, its outermost line.
+    For a plug-in from an installed package, its outermost line.
     """
     if isinstance(error, SyntaxError) and os.path.isabs(error.filename or ""):
         return f" at {error.filename}:{error.lineno}"  # no frame is of a file that cannot be read
@@ -78,13 +78,13 @@ def place_of(error: BaseException) -> str:
 
 
 def place_in(frame: FrameType | None) -> str:
-    """The same of code that is still running, `frame` being its innermost."""
+    """The same for code that is still running in `frame`."""
     found = [(f.f_code.co_filename, line) for f, line in traceback.walk_stack(frame)]
     return _place(found[::-1])
 
 
 def said(error: BaseException) -> str:
-    """What code did that raised `error`: "raised KeyError: 'x' at my.py:3"."""
+    """What the code did: "raised KeyError: 'x' at my.py:3"."""
     if isinstance(error, SystemExit):
         code = "" if error.code is None else repr(error.code)
         return f"called sys.exit({code}){place_of(error)}, and only you may end a run"
@@ -97,10 +97,10 @@ def said(error: BaseException) -> str:
 def guarded(
     who: str, fail: Callable[[BaseException], GrpoError], *, keep: bool = True
 ) -> Iterator[None]:
-    """Inside runs code of `who`, say "reward 'short'"; what it raises becomes `fail(error)`.
+    """Run code of `who`, say "reward 'short'", inside; an error it raises becomes `fail(error)`.
 
-    A signal's KeyboardInterrupt passes, and so does `Passing`. Without `keep`, what the code
-    changes in the process stays changed.
+    The KeyboardInterrupt of a signal passes, and so does `Passing`. Unless `keep`, settings of the
+    process that the code changes stay changed.
     """
     with _signals() as arrived, _settings(who) if keep else nullcontext():
         try:
@@ -144,7 +144,7 @@ def _signals() -> Iterator[list[int]]:
 
 @contextmanager
 def _settings(who: str) -> Iterator[None]:
-    """Put back what `_known` lists, with a word of warning that names who changed it."""
+    """Restore the settings that `_known` lists, with a warning that names who changed them."""
     known = _known("torch" in sys.modules, "numpy" in sys.modules)
     before = [read() for _, read, _ in known]
     try:
@@ -162,10 +162,10 @@ def _settings(who: str) -> Iterator[None]:
 def _known(
     with_torch: bool, with_numpy: bool
 ) -> tuple[tuple[str, Callable[[], Any], Callable[[Any], Any]], ...]:
-    """(what, how to read it, how to set it) of what would change our own computation.
+    """(name, how to read it, how to set it) of each setting that would change our computation.
 
-    Not here, since nothing of ours depends on it while it trains: random generators (sampling noise
-    is a hash, models have no dropout), environment variables, the locale.
+    Training does not depend on random generators (sampling noise is a hash, models have no
+    dropout), environment variables or the locale, so they are not listed.
     """
     known: list[tuple[str, Callable[[], Any], Callable[[Any], Any]]] = [
         ("the working directory", _working_directory, lambda path: path and os.chdir(path))

@@ -1,12 +1,12 @@
-"""Importing a user's code as it is now, also when an older state of it is loaded already.
+"""Importing a user's code as it is now, also when an older state of it is already loaded.
 
-A notebook trains, edits its reward and trains again. Python would give the module it has. Here a
-module is read anew when its source, or that of a file beside it that it imports, has changed since
-it was read, and so are those files, so that they know one another. With every source as it was, the
-module stays, and what it keeps stays with it. Objects of the older module go on working: only its
-name leads to the new one.
+A notebook trains, edits its reward and trains again. Python would return the loaded module. Here a
+module is read again when its source has changed since it was read, or that of a file beside it that
+it imports. Those files are read again with it, so that all of them are of one state. While no
+source changes, the module stays, with its state. Objects of the older module go on working: only
+its name leads to the new one.
 
-Packages that are installed are not looked at.
+Installed packages are not checked.
 """
 
 from __future__ import annotations
@@ -44,9 +44,8 @@ def module(name: str, path: Path | None = None) -> ModuleType:
             del sys.modules[one]
         if old:
             _outdated_once.update(old)
-            if _Late not in sys.meta_path:
-                finder: Any = _Late
-                sys.meta_path.insert(0, finder)
+            if _late not in sys.meta_path:
+                sys.meta_path.insert(0, _late)
         try:
             present = _imported(name, path)
         except BaseException:
@@ -128,7 +127,7 @@ def _files(name: str, found: ModuleType) -> dict[str, str]:
         source = _source(sys.modules.get(one))
         if one not in files and source is not None and source.startswith(folder):
             files[one] = source
-            waiting += _imports(source, sys.modules[one])
+            waiting += imports(source, sys.modules[one].__package__)
     return files
 
 
@@ -140,8 +139,12 @@ def _source(one: ModuleType | None) -> str | None:
     return file if is_users(file) else None
 
 
-def _imports(file: str, one: ModuleType) -> list[str]:
-    """The modules that a file names in its import statements, wherever they stand."""
+def imports(file: str | Path, package: str | None) -> list[str]:
+    """Dotted names of the modules that a file's import statements may mean, wherever they stand.
+
+    `package` is the file's own, by which relative imports are resolved. [] for a file that is not
+    Python.
+    """
     try:
         tree = ast.parse(Path(file).read_bytes())
     except (OSError, SyntaxError, ValueError):
@@ -153,7 +156,7 @@ def _imports(file: str, one: ModuleType) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             base = "." * node.level + (node.module or "")
             try:
-                base = importlib.util.resolve_name(base, one.__package__) if node.level else base
+                base = importlib.util.resolve_name(base, package) if node.level else base
             except ImportError:
                 continue
             names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
@@ -176,11 +179,15 @@ class _FromSource(importlib.machinery.SourceFileLoader):
 
 
 class _Finder:
-    """Gives a user's own modules `_FromSource` for a loader."""
+    """Gives a user's own modules `_FromSource` as their loader: all, or those of `names`."""
 
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
+    def __init__(self, names: set[str] | None = None) -> None:
+        self.names = names
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: Any = None, /) -> Any:
         """The spec that Python would find, loaded from source where it is the user's."""
+        if self.names is not None and name not in self.names:
+            return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)
         loader = None if spec is None else spec.loader
         if spec is None or type(loader) is not importlib.machinery.SourceFileLoader:
@@ -195,21 +202,14 @@ class _Finder:
         )
 
 
-class _Late:
-    """The same for what is imported when a function is called, once its source has changed.
-
-    It stays: the bytecode of the older source may be of the same second and size.
-    """
-
-    @staticmethod
-    def find_spec(name: str, path: Sequence[str] | None = None, target: Any = None) -> Any:
-        """As `_Finder`, for names of `_outdated_once`."""
-        return _Finder.find_spec(name, path, target) if name in _outdated_once else None
+# For imports inside functions, once the source has changed. It stays: the bytecode of the older
+# source may be of the same second and size.
+_late = _Finder(_outdated_once)
 
 
 @contextmanager
 def _from_source() -> Iterator[None]:
-    finder: Any = _Finder
+    finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:
         yield

@@ -7,7 +7,6 @@ at the start of a run and not a TypeError in the middle of it.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import importlib
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import grpo
-from grpo.errors import GrpoError, PluginError, unknown_name
+from grpo.errors import GrpoError, PluginError, did_you_mean, unknown_name
 from grpo.outside.code import fresh
 from grpo.outside.code.foreign import guarded, said
 
-# Where the built-ins of each kind are listed. Addresses, not imports: what lists them imports this
-# file. All can be imported without torch.
+# Where the built-ins of each kind are listed. Addresses, since those modules import this file. All
+# can be imported without torch.
 BUILTINS = {
     "reward": "grpo.rewards:REWARDS",
     "engine": "grpo.rollout:ENGINES",
@@ -96,10 +95,9 @@ def load(
 ) -> Any:
     """The plug-in `spec` of `kind`, ready to use.
 
-    A built-in is a factory and a class is a class: both are called with `args`, and so is anything
-    that is to make a source or an engine. Another plain function is the plug-in itself: it comes
-    back as it is, or with `args` bound by functools.partial. Raises PluginError naming the plug-in,
-    a bad argument and the valid ones.
+    Built-ins and classes are called with `args`, and so is whatever makes a source or an engine.
+    Any other function is the plug-in itself, and is returned with `args`, if any, bound to it.
+    Raises PluginError naming the plug-in, a bad argument and the valid ones.
     """
     found = find(kind, spec, builtins)
     arguments = dict(args or {})
@@ -173,7 +171,7 @@ def check_args(
 
 
 def _hint(module_name: str, attr: str) -> str:
-    """ " Did you mean …?" with the address in this package that is most alike; '' for others'."""
+    """ " Did you mean …?" with the most similar address in this package; "" for other packages."""
     if module_name.partition(".")[0] != "grpo":
         return ""
     root = Path(str(grpo.__file__)).parent
@@ -185,12 +183,11 @@ def _hint(module_name: str, attr: str) -> str:
         for file in (Path(folder) / name for name in files if name.endswith(".py"))
         if defines.search(file.read_text(encoding="utf-8"))
     ]
-    close = difflib.get_close_matches(f"{module_name}:{attr}", sorted(addresses), n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    return did_you_mean(f"{module_name}:{attr}", sorted(addresses), n=1)
 
 
 def _import(kind: str, spec: str, module_name: str) -> Any:
-    """A module by name, or a file by path under a name of its own, as their sources are now."""
+    """A module by name, or from a file's path under a name of its own, in its current state."""
     file = split_file(spec)
     path = None
     if file is not None:
@@ -198,7 +195,7 @@ def _import(kind: str, spec: str, module_name: str) -> Any:
         if not path.is_file():
             raise PluginError(f"{kind} {spec!r}: there is no file {str(path)!r}.")
         # The name is a function of the path: worker processes find the same module, and two
-        # files called rewards.py do not meet.
+        # files called rewards.py are two modules.
         digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
         module_name = f"grpo_plugin_{path.stem}_{digest}"
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and stay: written aside, synced, renamed."""
+"""Files that exist whole or not at all, and survive a crash: written aside, synced, renamed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Tree = dict[str, Any]
 
 
 def write_text(path: Path, text: str) -> None:
-    """A file that is durable, and there whole or not at all."""
+    """Write a durable file, which exists whole or not at all."""
     aside = path.with_suffix(".tmp")
     with open(aside, "w", encoding="utf-8", newline="\n", opener=opener) as file:
         file.write(text)
@@ -27,14 +27,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def opener(path: str, flags: int) -> int:
-    """What `open` opens a file by that is written aside: never what a link of its name leads to."""
+    """An opener for `open` that replaces a link of this name instead of following it."""
     if os.path.islink(path):
         os.unlink(path)
     return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """The same of a JSON object, for people to read."""
+    """The same for a JSON object, indented for people."""
     write_text(path, json.dumps(data, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Names from outside that become files: one word, in the folder that it is meant for."""
+"""Names from outside that become file names: one word, which cannot lead to another folder."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAME = re.compile(r"[^\W_][\w.+@=-]*")
 
 
 def check_file_name(name: str, what: str) -> str:
-    """`name` itself, if it can be a file's name; `what` says of what. Raises RecipeError."""
+    """`name`, if it can be a file's name; `what` names it in the RecipeError otherwise."""
     if not _NAME.fullmatch(name) or name.isspace():
         raise RecipeError(
             f"{what} {name!r} becomes the name of a file, so it begins with a letter or digit and "
@@ -28,7 +28,7 @@ def check_file_name(name: str, what: str) -> str:
 
 
 def folder_name(path: str) -> str:
-    """A file's name for what a path leads to: NAME of `…/NAME/model`, else its last part."""
+    """A file name for a model's path: NAME for `…/NAME/model`, else the path's last part."""
     place = Path(path)
     if place.name in ("", ".."):
         place = place.resolve()

@@ -1,7 +1,7 @@
 """Size and hash of files.
 
-The hash is SHA-256 of a file, or, above 64 MiB, of the hashes of its pieces of 64 MiB: several
-threads read one file, and they do so while the disk is still being waited for.
+The hash is SHA-256 of a file, or, above 64 MiB, of the hashes of its pieces of 64 MiB, so that
+several threads can read one file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 PIECE = 64 << 20  # bytes that one thread hashes
 BLOCK = 1 << 20  # bytes read at once
-THREADS = min(8, os.cpu_count() or 1)  # a disk and memory have no use for more
+THREADS = min(8, os.cpu_count() or 1)  # more do not make disk or memory faster
 
 Known = dict[str, list[Any]]  # name below a folder, with / -> [bytes, hash]
 
@@ -41,7 +41,7 @@ def of_text(text: str) -> list[Any]:
 
 
 def hashes_of(files: list[tuple[Path, int]]) -> list[str]:
-    """Of the first bytes of each file, as many as are asked for."""
+    """Hashes of the first bytes, as many as the pair says, of each (file, bytes)."""
     with ThreadPoolExecutor(THREADS) as pool:
         pieces: list[list[Future[bytes]]] = [
             [

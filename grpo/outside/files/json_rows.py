@@ -1,8 +1,8 @@
 """Files of rows that someone else wrote, one JSON value a line: read line by line, strictly.
 
-A line ends at \\n and nowhere else. What plain readers pass over is refused: a key with several
-values, of which they keep the last, and bytes that are no UTF-8. NaN and infinity, which tables
-write into empty cells, are read; whoever needs a value there says that it is missing.
+A line ends at \\n and nowhere else. A key that comes twice in an object is refused (plain readers
+keep the last value), and so are bytes that are not UTF-8. NaN and infinity, which tables write into
+empty cells, are read; the code that needs a value there says that it is missing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from grpo.errors import DataError
 
-LONGEST = 256 << 20  # bytes of a line; a file without ends of lines would fill the memory
+LONGEST = 256 << 20  # bytes of a line; a file without line ends would fill the memory
 
 
 def row_lines(path: str | Path) -> Generator[tuple[int, str]]:

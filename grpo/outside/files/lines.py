@@ -1,8 +1,8 @@
-"""Our own files of lines, one JSON value each: written and read so that any text survives.
+"""Our own JSON Lines files, written and read so that any text survives.
 
 A line ends at \\n and nowhere else. `str.splitlines` also cuts at U+2028, U+2029 and U+0085, which
-JSON leaves as they are inside strings and which models write. They are escaped here, and so are
-lone surrogates, which UTF-8 cannot hold: other people's readers then find whole lines too.
+models write and which JSON allows in strings. They are escaped here, so that other readers find
+whole lines too, and so are lone surrogates, which UTF-8 cannot hold.
 """
 
 from __future__ import annotations

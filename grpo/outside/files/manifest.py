@@ -1,4 +1,4 @@
-"""What was written, known by size and hash, so that what is read again is what was written.
+"""Size and hash of files that were written, so that a damaged one is noticed when it is read.
 
 {"files": {name: [bytes, hash]}, …, "seal": hash of the rest}         manifest.json of a folder
 """
@@ -18,15 +18,15 @@ from grpo.outside.files.durable import sync, write_text
 from grpo.outside.files.hashes import Known, hashes_of, known
 
 NAME = "manifest.json"
-WAITING = 16  # files whose way to the disk is waited for at once
+WAITING = 16  # files that are synced at the same time
 
 
 class Damage(Exception):
-    """A file that is not what was written, in words; who reads it says what to do about it."""
+    """A file that is not what was written, in words. The caller adds what to do about it."""
 
 
 def check(root: Path, files: Mapping[str, Any], growing: str = "") -> None:
-    """Compare files below `root` with what is known of them. Raises Damage that names one.
+    """Compare files below `root` with their known sizes and hashes. Raises Damage that names one.
 
     growing: the file that may have become longer.
     """
@@ -49,7 +49,7 @@ def check(root: Path, files: Mapping[str, Any], growing: str = "") -> None:
 def check_sealed(folder: Path, **facts: Any) -> None:
     """Compare a folder that `seal` made with its manifest. Raises Damage.
 
-    Files that were not there count too, hidden ones apart: libraries load what they find by name.
+    New files are damage too, except hidden ones: libraries load what they find by name.
     """
     files = sealed_files(folder, **facts)
     check(folder, files)
@@ -60,7 +60,7 @@ def check_sealed(folder: Path, **facts: Any) -> None:
 
 
 def sealed_files(folder: Path, **facts: Any) -> Known:
-    """What the manifest of a folder says of its files, if it is of this one. Raises Damage."""
+    """The files that a folder's manifest lists. Raises Damage if it has other facts."""
     said = read_sealed(folder / NAME, folder)
     for name, value in facts.items():
         if said.get(name) != value:
@@ -71,7 +71,7 @@ def sealed_files(folder: Path, **facts: Any) -> Known:
 def seal(folder: Path, **facts: Any) -> None:
     """Write the manifest of a new folder, and make its files durable, with the umask's mode.
 
-    Hashes are computed while the disk is waited for. facts: what `check_sealed` is to find again.
+    Files are hashed while others are synced. facts: what `check_sealed` compares again.
     """
     names = sorted(_names(folder) - {NAME})
     give_mode(folder)
@@ -87,7 +87,7 @@ def seal(folder: Path, **facts: Any) -> None:
 
 
 def give_mode(folder: Path) -> None:
-    """Weights with the mode of any new file there; safetensors writes for the owner alone."""
+    """Give weights the mode of any new file: safetensors makes them readable for the owner only."""
     probe = folder / ".mode.tmp"
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
@@ -97,13 +97,13 @@ def give_mode(folder: Path) -> None:
 
 
 def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
-    """A durable JSON object that says itself whether it is whole."""
+    """Write a durable JSON object with its own hash in it."""
     plain = json.loads(json.dumps(data))  # as it will be read, keys included
     write_text(path, json.dumps({**plain, "seal": _seal(path, plain)}, sort_keys=True))
 
 
 def read_sealed(path: Path, root: Path) -> dict[str, Any]:
-    """What `write_sealed` wrote. Raises Damage, which names the file as seen from `root`."""
+    """The object that `write_sealed` wrote. Raises Damage, which names it relative to `root`."""
     name = path.relative_to(root).as_posix()
     _size(root, name)
     try:
@@ -119,7 +119,7 @@ def read_sealed(path: Path, root: Path) -> dict[str, Any]:
 
 
 def _size(root: Path, name: str) -> int:
-    """Bytes of a file. Raises Damage where there is none."""
+    """Bytes of a file. Raises Damage if there is none."""
     path = root / name
     try:
         found = path.stat()
@@ -137,5 +137,5 @@ def _names(folder: Path) -> set[str]:
 
 
 def _seal(path: Path, data: Mapping[str, Any]) -> str:
-    """Hash of a JSON object and of the name of its file: one is not taken for another."""
+    """Hash of a JSON object and of its file's name, so that no file passes for another."""
     return hashlib.sha256(f"{path.name}\0{json.dumps(data, sort_keys=True)}".encode()).hexdigest()

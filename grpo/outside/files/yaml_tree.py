@@ -1,8 +1,8 @@
 """YAML from outside as plain data: of bounded size, depth and growth, or one sentence.
 
-A few hundred bytes of aliases stand for billions of values ("billion laughs"), brackets in brackets
-end in Python's stack, and what reads YAML takes seconds for a megabyte. So all three have a limit.
-Tags of Python (`!!python/…`) are none of ours and are refused, as is a key that is written twice.
+A few hundred bytes of aliases can stand for billions of values ("billion laughs"), nested brackets
+exhaust Python's stack, and PyYAML takes seconds for a megabyte. So all three have a limit. Tags of
+Python (`!!python/…`) are refused, and so is a key that is written twice.
 """
 
 from __future__ import annotations
@@ -79,12 +79,10 @@ def _whole_number(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
-    pairs: list[tuple[Any, Any]] = [
-        (_construct(loader, key), _construct(loader, value))
-        for key, value in cast(list[tuple[yaml.Node, yaml.Node]], node.value)
-    ]
+    construct = cast(Callable[..., Any], loader.construct_object)  # pyright: ignore[reportUnknownMemberType]
     found: Tree = {}
-    for key, value in pairs:
+    for nodes in cast("list[tuple[yaml.Node, yaml.Node]]", node.value):
+        key, value = (construct(one, deep=True) for one in nodes)
         if type(key) is int:  # {1: 8192, 1001: 16384}; text in JSON
             key = str(key)
         if not isinstance(key, str):
@@ -93,11 +91,6 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
             raise RecipeError(f"key {key!r} appears twice (line {node.start_mark.line + 1}).")
         found[key] = value
     return found
-
-
-def _construct(loader: _Loader, node: yaml.Node) -> Any:
-    construct = cast(Callable[..., Any], loader.construct_object)  # pyright: ignore[reportUnknownMemberType]
-    return construct(node, deep=True)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)

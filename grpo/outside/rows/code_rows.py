@@ -1,11 +1,11 @@
 """Rows of published code data sets, as the `prompt` and `tests` columns of the `code` reward.
 
-Pure functions of one row, `place` for messages; the sources in `data/programs.py` are made of them.
+Pure functions of one row; messages name it by `place`. The sources in `data/programs.py` use them.
 They also prepare files for `data.source: jsonl` and for scoring:
     rows = [humaneval(json.loads(line)) for line in open("HumanEval.jsonl")]
-The canonical solution, where there is one, is kept in `canonical_solution` for `grpo check`. What
-it defines is kept in the tests as `defines` (a class as "class Node"), where the row has no entry
-point of its own: it tells which names of the tests are the program's.
+The published solution is kept in `canonical_solution` for `grpo check`. If the row names no entry
+point, the names that the solution defines are kept in the tests as `defines` (a class as "class
+Node"): these names in the tests are the program's.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""Columns of a row that someone else wrote, read with a DataError that says where and what."""
+"""Columns of a row from outside; a DataError says which row and what is wrong with it."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from numbers import Real
 from typing import Any
 
-from grpo.errors import DataError
+from grpo.errors import DataError, did_you_mean
 from grpo.types import Message
 
 Row = Mapping[str, Any]
@@ -24,8 +23,7 @@ def column(place: str, row: Row, name: str) -> Any:
 def near(name: str, columns: Iterable[str]) -> str:
     """The columns there are, after the closest ones to `name`: " Did you mean …? Columns: …."."""
     have = sorted(columns)
-    close = difflib.get_close_matches(name, have, n=2, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint = did_you_mean(name, have, n=2, cutoff=0.5)
     return f"{hint} Columns: {', '.join(have) or 'none'}."
 
 
@@ -35,7 +33,7 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def _checked_message(where: str, message: Any) -> Message | None:
-    """A message with all that it holds, content made text; None if it is none. Raises DataError."""
+    """A message with its content as text; None if `message` is not one. Raises DataError."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         return None
     content: Any = message.get("content")
@@ -49,7 +47,7 @@ def _checked_message(where: str, message: Any) -> Message | None:
 
 
 def _joined(where: str, parts: list[Any]) -> str:
-    """The text of content in parts, of which there is one. Raises DataError."""
+    """The text of content that is a list of one part. Raises DataError."""
     kinds = [str(part.get("type", "text")) if isinstance(part, dict) else "text" for part in parts]
     other = next((kind for kind in kinds if kind != "text"), None)
     if other is not None:
@@ -64,9 +62,9 @@ def _joined(where: str, parts: list[Any]) -> str:
 
 
 def checked_prompt(place: str, name: str, value: Any) -> str | list[Message]:
-    """The prompt itself if it is non-empty text or a list of messages that say something.
+    """`value` if it is text, or a list of messages, and not empty. Raises DataError.
 
-    Messages keep what they have beside role and content: tool_calls, reasoning_content, name.
+    Messages keep their other keys: tool_calls, reasoning_content, name.
     """
     if isinstance(value, str) and value.strip():
         return value
@@ -86,7 +84,7 @@ def checked_prompt(place: str, name: str, value: Any) -> str | list[Message]:
 
 
 def answer_text(place: str, value: Any) -> str:
-    """Gold answers as text: numbers are written out, anything else but text is refused.
+    """A gold answer as text: a number is written out, and any other type is refused.
 
     So is a missing one: null, blank text, NaN (what a table has in an empty cell) or a number too
     large for a float, which JSON readers turn into infinity.

@@ -1,6 +1,6 @@
 """The tests of contest problems, as published data sets write them. Pure functions of one row.
 
-Each format is read by its own rule, and told by its columns:
+Each format has its own rule, and is recognized by one of its columns:
     input_output        APPS (arXiv 2105.09938), TACO (2312.14852): {"inputs", "outputs", "fn_name"}
     public_test_cases   LiveCodeBench (2403.07974), with private_test_cases
     public_tests        CodeContests (2203.07814), with private_tests and generated_tests
@@ -8,7 +8,7 @@ Each format is read by its own rule, and told by its columns:
     verification_info   SYNTHETIC-1 and prime-rl: {"test_cases": [{"type", "input", "output"}]}
     reward_model        Eurus-2 and PRIME: ground_truth is the text of {"inputs", "outputs"}
     tests               DeepCoder: as in input_output, or a list of {"input", "output", "testtype"}
-Whatever else there is raises DataError: tests that are guessed train a model on noise.
+Anything else raises DataError: guessed tests would train a model on noise.
 """
 
 from __future__ import annotations
@@ -138,15 +138,11 @@ def _arguments(given: Any, where: str) -> list[Any]:
 
 
 def _result(given: Any) -> Any:
-    """What a call with JSON text returns. Text that is no JSON is meant as it stands."""
+    """What a call with JSON text returns. Text that is not JSON is the value itself."""
     try:
         return json.loads(given) if isinstance(given, str) else given
     except (ValueError, RecursionError):
         return given
-
-
-def _input_output(row: Row, where: str) -> dict[str, Any]:
-    return _inputs_outputs(_object(row["input_output"], where), row, where)
 
 
 def _inputs_outputs(given: Any, row: Row, where: str) -> dict[str, Any]:
@@ -189,13 +185,15 @@ def _by_type(
     cases: Sequence[Mapping[str, Any]], function: Any, row: Row, where: str
 ) -> dict[str, Any]:
     """Cases that say by `testtype` how they are run."""
-    pairs = [(case["input"], case["output"]) for case in cases]
+    pairs = _pairs(cases, where)
     kinds = {str(case.get("testtype") or "stdin") for case in cases}
     if kinds == {"functional"}:
         name = function or _member(cases[0].get("metadata"), "func_name")
         if not name:
-            raise DataError(f"{where}, has functional tests, and neither metadata nor starter_code "
-                            "names the function")  # fmt: skip
+            raise DataError(
+                f"{where}, has functional tests, and neither metadata nor starter_code names the "
+                "function"
+            )
         return _calls(str(name), pairs, row, where, wrapped=False)
     if kinds <= {"stdin", "stdin_stdout", "stdio"}:
         return _stdio(pairs, where)
@@ -232,42 +230,37 @@ def _verification_info(row: Row, where: str) -> dict[str, Any]:
     if "test_cases" not in held:
         return _inputs_outputs(held, row, where)
     cases = _cases(_object(held["test_cases"], where), where)
-    pairs = [(case["input"], case["output"]) for case in cases]
     kinds = {str(case.get("type") or "stdin_stdout") for case in cases}
     names = {str(case.get("fn_name") or "") for case in cases}
     if kinds == {"function_call"} and len(names) == 1:
-        return _calls(names.pop(), pairs, row, where, wrapped=True)
+        return _calls(names.pop(), _pairs(cases, where), row, where, wrapped=True)
     if kinds == {"stdin_stdout"}:
-        return _stdio(pairs, where)
+        return _stdio(_pairs(cases, where), where)
     raise DataError(
         f"{where}, has tests of type {', '.join(sorted(kinds))}; understood are stdin_stdout, or "
         "function_call with one fn_name"
     )
 
 
-def _reward_model(row: Row, where: str) -> dict[str, Any]:
-    return _by_shape(_object(_member(row["reward_model"], "ground_truth"), where), row, where)
-
-
-def _tests(row: Row, where: str) -> dict[str, Any]:
-    return _by_shape(_object(row["tests"], where), row, where)
-
-
-def _by_shape(given: Any, row: Row, where: str) -> dict[str, Any]:
-    """{"inputs", "outputs"} or a list of cases that may say their type."""
+def _by_shape(text: Any, row: Row, where: str) -> dict[str, Any]:
+    """JSON of {"inputs", "outputs"}, or of a list of cases that may say their type."""
+    given = _object(text, where)
     if isinstance(given, list):
-        cases = _cases(cast("Any", given), where)
-        return _by_type(cases, _starter(row), row, where)
+        return _by_type(_cases(given, where), _starter(row), row, where)
     return _inputs_outputs(given, row, where)
 
 
 _FORMATS: dict[str, Callable[[Row, str], dict[str, Any]]] = {
-    "input_output": _input_output,
+    "input_output": lambda row, where: _inputs_outputs(
+        _object(row["input_output"], where), row, where
+    ),
     "public_test_cases": _livecodebench,
     "public_tests": _codecontests,
     "official_tests": _codeforces,
     "verification_info": _verification_info,
-    "reward_model": _reward_model,
-    "tests": _tests,
+    "reward_model": lambda row, where: _by_shape(
+        _member(row["reward_model"], "ground_truth"), row, where
+    ),
+    "tests": lambda row, where: _by_shape(row["tests"], row, where),
     "examples": _codeforces,
 }

@@ -1,7 +1,7 @@
 """LiveCodeBench's private tests: JSON text in a pickle, in zlib, in base64 (its `code_generation`).
 
-Nothing is unpickled: a pickle of one text is a few opcodes, which are read without being carried
-out. Any other pickle is refused, since loading one runs what it says.
+Nothing is unpickled: a pickle of one text is a few opcodes, which are read and not executed. Any
+other pickle is refused, since loading one can run any program.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _AROUND_TEXT = frozenset(["PROTO", "FRAME", "MEMOIZE", "BINPUT", "LONG_BINPUT", 
 
 
 def unpacked(text: Any, where: str) -> Any:
-    """The JSON text inside, or what is given where it is not packed. Raises DataError."""
+    """The JSON text inside, or `text` itself if it is not packed. Raises DataError."""
     if not isinstance(text, str) or text.lstrip()[:1] in ("[", "{"):
         return text
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,6 @@ def _rendered(tokenizer: Any, said: list[str], begin: bool) -> str:
 
 def _line(error: BaseException) -> int | None:
     """The line of the template at which it failed: Jinja puts it into the traceback."""
-    line, frame = None, error.__traceback__
-    while frame is not None:
-        if frame.tb_frame.f_code.co_filename in ("<template>", "<unknown>"):
-            line = frame.tb_lineno
-        frame = frame.tb_next
-    return line
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [n for f, n in frames if f.f_code.co_filename in ("<template>", "<unknown>")]
+    return lines[-1] if lines else None

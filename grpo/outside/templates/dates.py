@@ -1,7 +1,7 @@
-"""The date that a chat template writes: one and the same for every prompt, run and rank.
+"""The date that a chat template writes: the same one for every prompt, run and rank.
 
 Some templates write today's date (`strftime_now`, Llama 3.2 and SmolLM3 among them). A run would
-then sample other prompts after midnight, on another machine, or when it is resumed.
+then use other prompts after midnight, on another machine, or when it is resumed.
 """
 
 from __future__ import annotations

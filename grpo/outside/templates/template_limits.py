@@ -1,10 +1,10 @@
-"""Chat templates are programs of whoever made a model: what they may do, and for how long.
+"""What a chat template, a program from outside, may do, and for how long.
 
-transformers runs them in Jinja's sandbox for immutable data: no attribute that begins with an
-underscore, no file, no change of what they are given, no `range` beyond 100,000. It does not bound
-time: two loops in one another run for hours, and one power of powers never ends. So a rendering has
-a deadline, and powers are refused before. Memory is not bounded: a template that doubles a text
-often enough ends the process.
+transformers runs it in Jinja's sandbox for immutable data: no attribute that begins with an
+underscore, no file, no change of its arguments, no `range` beyond 100,000. The sandbox does not
+limit time: two nested loops run for hours, and a power of powers never ends. So a rendering has a
+deadline, and a template with powers is refused. Memory is not limited: a template that doubles a
+text often enough ends the process.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: A
 
 @lru_cache(maxsize=64)
 def _check_powers(source: str) -> None:
-    """Raise ValueError for `**`, which may never end, and not give way to a deadline either."""
+    """Raise ValueError for `**`, which may never end and which no deadline can interrupt."""
     if "**" not in source:
         return
     from jinja2 import Environment, TemplateSyntaxError, nodes
@@ -106,7 +106,7 @@ def _keep_watch() -> None:
         with _lock:
             for thread, deadline in _deadlines.items():
                 if now >= deadline:
-                    _deadlines[thread] = now + 1  # again, should something have caught it
+                    _deadlines[thread] = now + 1  # again, in case something caught the error
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(
                         ctypes.c_ulong(thread), ctypes.py_object(LateTemplateError)
                     )

@@ -1,8 +1,8 @@
-"""Consoles on which foreign text cannot do anything: no escape sequence, no markup.
+"""Consoles on which foreign text has no effect: no escape sequence, no markup.
 
-Rich reads `[red]`, `[link=…]` and `:smile:` in any string by default, and lets through what it does
-not know. Here a string is text and nothing else, and so is a `Text`; whoever wants a style says
-`Text(…, style=…)`. Every console of this package is one of these (a lint rule says so).
+By default Rich interprets `[red]`, `[link=…]` and `:smile:` in any string, and passes escape
+sequences on. Here a string is only text, and so is a `Text`; for a style write `Text(…, style=…)`.
+Every console of this package is one of these (a lint rule says so).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Console(theirs.Console):  # noqa: TID251 - the one that others use
 
     @property
     def file(self) -> Any:
-        """Where it writes: beside the door, since its own sequences have to arrive."""
+        """The stream behind the door, since rich's own escape sequences have to arrive."""
         return streams.behind(super().file)
 
     @file.setter

@@ -1,9 +1,9 @@
-"""The one place where standard output and standard error are written, so that nothing is forgotten.
+"""The one place where standard output and standard error are written.
 
-`guarded` puts a `Door` in front of both: text that comes through `print`, a warning, a log of a
-library or a traceback is `printable.shown`. What is not text for people goes beside it: data by
-`write_data`, and the colors and cursor of our own tables by `grpo.outside.terminal.console`.
-Processes that other packages start write past it.
+`guarded` puts a `Door` in front of both: text from `print`, a warning, a library's log or a
+traceback passes through `printable.shown`. Two things bypass the door: data, by `write_data`, and
+the colors and cursor of our own tables, by `grpo.outside.terminal.console`. So do processes that
+other packages start.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _COLORS = re.compile(r"\x1b\[[0-9;]{0,32}m")
 class Door:
     """A stream of text in front of `raw`, through which no control character passes.
 
-    Colors are left out, as libraries write them. A carriage return at the very beginning of what is
-    written passes where the line is empty or began with one: there it redraws a line of progress. A
-    character that the encoding of `raw` does not have is written out instead of raising.
+    Colors, which libraries write, are left out. A carriage return at the beginning of `text` passes
+    if the line is empty or began with one: it redraws a progress bar. A character that the encoding
+    of `raw` lacks is escaped instead of raising.
     """
 
     def __init__(self, raw: Any) -> None:
         self.raw = raw
-        self._empty, self._progress = True, False  # what the line is
+        self._empty, self._progress = True, False  # of the current line
         if hasattr(raw, "reconfigure"):
             raw.reconfigure(errors="backslashreplace")
 
@@ -58,7 +58,7 @@ class Door:
 
 @contextmanager
 def guarded() -> Iterator[None]:
-    """Standard output and error behind doors, which stay there for the traceback of an error."""
+    """Put standard output and error behind doors. After an error they stay, for its traceback."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = door(sys.stdout), door(sys.stderr)
     yield
@@ -71,7 +71,7 @@ def door(stream: Any) -> Any:
 
 
 def behind(stream: Any) -> Any:
-    """The stream behind a door, for those who write what is printable already."""
+    """The stream behind a door, for text that is printable already."""
     return stream.raw if isinstance(stream, Door) else stream
 
 

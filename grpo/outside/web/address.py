@@ -1,12 +1,11 @@
 """The address of a server, the key it wants, and the way there.
 
-Keys never stand in a URL: those are written into records of a run. They come from an environment
-variable or from a file that only the user may read.
+A key is never part of a URL, since URLs are written into the records of a run. It comes from an
+environment variable or from a file that only the user may read.
 
-Proxies: `https` goes through the one that HTTPS_PROXY or ALL_PROXY names, unless NO_PROXY excludes
-the host; the key stays inside TLS. Plain `http` goes straight to its server, whatever HTTP_PROXY
-says, and so does everything on this machine: a proxy would read the key, and has no way to a
-loopback address.
+`https` uses the proxy that HTTPS_PROXY or ALL_PROXY names, unless NO_PROXY excludes the host; the
+key stays inside TLS. Plain `http` goes straight to its server, whatever HTTP_PROXY says: a proxy
+would read the key. So does everything on this machine, whose loopback addresses no proxy reaches.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _PORTS = {"http": 80, "https": 443}
 class Address:
     """A server, checked.
 
-    url       with what its routes have before them, say http://127.0.0.1:8000/v1
+    url       with the prefix of its routes, say http://127.0.0.1:8000/v1
     key       sent as a bearer token; "" for none
-    key_file  a file with the key, read anew for each call: a server that restarts has a new one
-    setting   what the URL is called where the user wrote it
+    key_file  a file with the key, read for each call: a server that restarts has a new key
+    setting   the setting in which the user wrote the URL
 
-    Raises RecipeError for what is no address, and for one with a password in it.
+    Raises RecipeError if the URL is not an address, or has a password in it.
     """
 
     url: str
@@ -83,7 +82,7 @@ class Address:
 
     @cached_property
     def is_loopback(self) -> bool:
-        """Whether it is this machine, by an address that no other machine can have."""
+        """Whether it is a loopback address, which is always this machine."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
@@ -91,10 +90,10 @@ class Address:
 
     @property
     def called(self) -> str:
-        """The host that is connected to.
+        """The host to connect to.
 
-        A name may lead to ::1 as well, where another user can wait for a token that is meant for
-        our own server, which is at 127.0.0.1.
+        "localhost" may mean ::1, where another user could wait for the token of our own server,
+        which is at 127.0.0.1.
         """
         return "127.0.0.1" if self.key_file and self.host == "localhost" else self.host
 
@@ -118,8 +117,8 @@ class Address:
 def key_from(variable: str, setting: str) -> str:
     """The key in the environment variable `variable`, "" for none.
 
-    The usual variable may be unset, as servers of one's own want no key; any other name was written
-    by someone who wants it sent. Raises RecipeError for such a one without a value.
+    The usual variable may be unset, since a user's own server needs no key. Raises RecipeError if
+    any other variable is: whoever names one wants its key sent.
     """
     key = os.environ.get(variable, "").strip()
     if variable and variable != USUAL_KEY and not key:
@@ -136,7 +135,7 @@ def key_from(variable: str, setting: str) -> str:
 
 
 def checked_file(path: str, setting: str) -> str:
-    """`path` as a whole path, its key looked at. Raises RecipeError where there is none."""
+    """`path` made absolute, if the file holds a key. Raises RecipeError if it does not."""
     whole = os.path.abspath(os.path.expanduser(path))
     try:
         key = private.read_key(whole)

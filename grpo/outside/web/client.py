@@ -1,13 +1,13 @@
 """JSON over HTTP to one server: the client of judges, endpoints and servers of our own.
 
-It stands on httpcore, the engine of httpx. httpx itself limits each read and not the call, and has
-much that would have to be off: redirects, which carry a key to another server; decompression, by
-which a small answer becomes a large one; cookies; proxies for everything.
+It uses httpcore, on which httpx is built. httpx has a timeout for each read but none for the call,
+and much that would have to be switched off: redirects, which send the key to another server;
+decompression, by which a small answer becomes a large one; cookies; proxies for everything.
 
-A call has one deadline, from looking up the name to the last byte. Its thread waits no longer for
-anything, and whoever waits for the call does not wait for the thread. What comes of it is JSON of
-bounded size and depth, `Unreachable` where nobody knows what became of the call (no connection, no
-whole answer in time, none that can be read), or `Refused` where the server said no.
+A call has one deadline, from the lookup of the name to the last byte. The call's thread waits no
+longer than that for anything, and the caller does not wait for the thread. The outcome is JSON of
+bounded size and depth; `Unreachable` if the call's fate is unknown (no connection, no whole answer
+in time, or none that can be read); or `Refused` if the server said no.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import httpcore
@@ -30,16 +31,16 @@ from grpo.outside.web.address import Address
 from grpo.outside.web.replies import Unreachable
 from grpo.outside.web.wires import Wire, open_pool
 
-LARGEST = 16 << 20  # bytes of an answer, where a call does not say
+LARGEST = 16 << 20  # bytes of an answer, unless a call sets its own limit
 IDLE_SECONDS = 2.0  # that a connection is kept; vLLM's servers hang up after 5
-_SECRET = 12  # characters from which a key is one; "EMPTY" and "none" are words of answers
-_GRACE_SECONDS = 0.1  # in which a call's own thread may say that it is late
+_SECRET = 12  # shorter keys are not hidden in answers: "EMPTY" and "none" are ordinary words
+_GRACE_SECONDS = 0.1  # after the deadline, in which a call's own thread may report that it is late
 
 
 class Client:
-    """Calls to `address`, from any thread and from asyncio, as many at a time as are made.
+    """Calls to `address`, from any thread and from asyncio, any number at a time.
 
-    Each runs in a thread, which keeps its connection a while for the next one.
+    Each runs in a thread of its own, which keeps its connection for a while for the next call.
     """
 
     def __init__(self, address: Address) -> None:
@@ -63,7 +64,7 @@ class Client:
         return _result(outcome)
 
     async def ask(self, path: str, body: Any, *, timeout: float, largest: int = LARGEST) -> Any:
-        """The same of a POST, while the event loop goes on. Cancelling it hangs up."""
+        """The same for a POST in an event loop. Cancelling it hangs up."""
         loop = asyncio.get_running_loop()
         arrived: asyncio.Future[Any] = loop.create_future()
 
@@ -90,17 +91,20 @@ class Client:
         done: Callable[[Any], None],
         largest: int = LARGEST,
     ) -> Call:
-        """A POST under way; `done`, on another thread, gets its JSON or its exception, once."""
+        """Start a POST; another thread calls `done` once, with the JSON or the exception."""
         return self._start(Call("POST", path, body, timeout, done, largest))
 
     def close(self) -> None:
-        """Let idle connections go. Calls under way go on."""
+        """Close idle connections. Calls under way go on."""
         with suppress(IndexError):
             while True:
                 self._idle.pop().calls.put(None)
 
     def _start(self, call: Call) -> Call:
-        line = self._waiting() or self._new()
+        line = self._waiting()
+        if line is None:
+            line = _Line(self.address, self._idle)
+            line.start()
         line.calls.put(call)
         return call
 
@@ -112,63 +116,56 @@ class Client:
                     return line
         return None
 
-    def _new(self) -> _Line:
-        line = _Line(self.address, self._idle)
-        line.start()
-        return line
 
-
+@dataclass(eq=False)
 class Call:
-    """A call on its way; `done` gets what comes of it, once."""
+    """A call under way; `done` gets its outcome, once. `timeout` in seconds, `largest` in bytes."""
 
-    def __init__(
-        self,
-        method: str,
-        path: str,
-        body: Any,
-        timeout: float,
-        done: Callable[[Any], None],
-        largest: int,
-    ) -> None:
-        self.method, self.path, self.body, self.largest = method, path, body, largest
-        self.deadline = time.monotonic() + timeout
-        self._done = done
+    method: str
+    path: str
+    body: Any
+    timeout: float
+    done: Callable[[Any], None]
+    largest: int
+
+    def __post_init__(self) -> None:
+        self.deadline = time.monotonic() + self.timeout
         self._lock = threading.Lock()
         self._settled = False
         self._wire: Wire | None = None  # while a thread works on it
 
     def take(self, wire: Wire) -> bool:
-        """Whether the call is still wanted, and is `wire`'s from now on."""
+        """Assign the call to `wire`. Whether it is still wanted."""
         with self._lock:
             self._wire = wire
             wire.seconds_left, wire.was_read = self._seconds_left, False
             return not self._settled
 
     def settle(self, outcome: Any) -> None:
-        """Hand out what came, unless something was handed out already."""
+        """Give the outcome to `done`, unless `done` got one already."""
         with self._lock:
             first, self._settled, self._wire = not self._settled, True, None
         if first:
-            self._done(outcome)
+            self.done(outcome)
 
     def drop(self, *, late: bool = False) -> None:
-        """Hang up: the server stops working on it, and `done` gets Unreachable at once."""
+        """Hang up, so that the server stops working on it; `done` gets Unreachable at once."""
         with self._lock:
             if self._settled:
                 return
             self._settled = True
             if self._wire is not None:
                 self._wire.hang_up()
-        self._done(_late() if late else Unreachable("we hung up"))
+        self.done(_late() if late else Unreachable("we hung up"))
 
     def _seconds_left(self) -> float:
         return 0.0 if self._settled else self.deadline - time.monotonic()
 
 
 class _Line(threading.Thread):
-    """A thread with a connection, which makes one call after the other.
+    """A thread with a connection, which makes one call after another.
 
-    A daemon: an answer that never comes does not keep the process alive.
+    It is a daemon, so an answer that never comes does not keep the process alive.
     """
 
     def __init__(self, address: Address, idle: deque[_Line]) -> None:
@@ -178,14 +175,13 @@ class _Line(threading.Thread):
         self._pool: Any = None
 
     def run(self) -> None:
-        """Until nothing was asked for a while."""
+        """Make calls until there was none for a while."""
         call = self.calls.get()
         while call is not None:
             try:
                 outcome = self._exchange(call) if call.take(self._wire) else None
             except Exception as error:
-                # Whatever it is, it is raised where the outcome is read.
-                outcome = error
+                outcome = error  # raised where the outcome is read
             self._idle.append(self)
             call.settle(outcome)
             del outcome
@@ -199,7 +195,7 @@ class _Line(threading.Thread):
         except queue.Empty:
             try:
                 self._idle.remove(self)
-            except ValueError:  # somebody has just taken this line
+            except ValueError:  # another thread has just taken this line
                 return self.calls.get()
         return None
 

@@ -1,7 +1,7 @@
-"""Files of this user alone: keys, tokens, logs of servers.
+"""Files that only this user may read: keys, tokens, logs of servers.
 
-Folders for all users, /tmp say, are no place for them: whoever makes a name there first decides
-where a file of that name leads.
+They are not in a folder for all users such as /tmp, where another user could make a file or link
+of the same name first.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _GROUP_AND_OTHERS = 0o077
 
 
 def folder() -> Path:
-    """Where this user's own files lie: in the cache (XDG).
+    """The folder of this user's private files, in the cache (XDG).
 
-    Not in XDG_RUNTIME_DIR: it goes when the user logs out, and a server may stay.
+    XDG_RUNTIME_DIR is removed when the user logs out, and a server may outlive that.
     """
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return Path(cache if os.path.isabs(cache) else os.path.expanduser("~/.cache")) / "grpo"
@@ -56,9 +56,10 @@ def create(path: Path) -> int:
 
 
 def lock(path: Path) -> int | None:
-    """A descriptor that holds the lock file `path`, None where another process holds it.
+    """A descriptor that holds the lock file `path`; None if another process holds it.
 
-    The lock ends with its holder, however that ends. Some file systems have none; there it is ours.
+    The lock ends with its process, however that ends. On a file system without locks everybody
+    gets a descriptor.
     """
     flags = os.O_CREAT | os.O_NOFOLLOW | os.O_RDWR | os.O_CLOEXEC
     descriptor = os.open(path, flags, 0o600)

@@ -1,7 +1,7 @@
 """What comes back from a server: JSON of bounded depth, or one of two exceptions.
 
-A server may be broken, or not be the one it was taken for, so nothing of an answer is believed
-before it was looked at: `part` takes a value out of it only if it is of the type that is expected.
+A server may be broken, or not be the one it was taken for, so no part of an answer is believed
+before it was checked: `part` returns a value only if it has the expected type.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ def read(status: int, content: bytes, location: str = "") -> Any:
 
 
 def part(answer: Any, *path: str | int, kind: type[T]) -> T:
-    """What lies at `path` in an answer, if it is of type `kind`. Raises Unreachable.
+    """The value at `path` in an answer, if it is of type `kind`. Raises Unreachable.
 
-    `part({"data": [{"id": "m"}]}, "data", 0, "id", kind=str)` is "m". A bool is no number, and
-    a whole number is a float as well; infinity, as which 1e999 is read, is none.
+    `part({"data": [{"id": "m"}]}, "data", 0, "id", kind=str)` is "m". A bool is not a number. An
+    int is a float as well; infinity, which is how 1e999 is read, is not.
     """
     found: Any = answer
     for step in path:
@@ -67,16 +67,13 @@ def part(answer: Any, *path: str | int, kind: type[T]) -> T:
         else:
             found = None
     if kind is float:
-        found = _as_float(found)
+        number = type(found) in (int, float) and abs(found) < _LARGEST
+        found = float(found) if number else None
     if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
         where = ".".join(map(str, path)) or "top"
-        raise Unreachable(f"an answer without a {kind.__name__} at {where}: {_short(answer)}")
+        shown = " ".join(repr(answer).split())[:80]
+        raise Unreachable(f"an answer without a {kind.__name__} at {where}: {shown}")
     return found
-
-
-def _as_float(found: Any) -> Any:
-    """Whole numbers and fractions; None for anything else, infinity (1e999) among it."""
-    return float(found) if type(found) in (int, float) and abs(found) < _LARGEST else None
 
 
 def _decoded(content: bytes) -> Any:
@@ -114,7 +111,3 @@ def _reason(decoded: Any) -> str:
         error = decoded.get("error", decoded.get("detail", decoded))
         decoded = error.get("message", error) if isinstance(error, dict) else error
     return " ".join(str(decoded).split())[:500]
-
-
-def _short(answer: Any) -> str:
-    return " ".join(repr(answer).split())[:80]

@@ -1,7 +1,7 @@
-"""Connections that wait for nothing longer than the call which uses them may last.
+"""Connections whose every operation ends by the deadline of the call that uses them.
 
-httpcore takes its timeouts for each read; here every operation of a socket gets the seconds that
-are left of the whole call, so a server that sends a byte now and then does not hold it.
+httpcore's timeouts are for each read. Here every operation of a socket gets the seconds that are
+left of the whole call, so a server that sends a byte now and then cannot prolong it.
 """
 
 from __future__ import annotations
@@ -44,31 +44,30 @@ class Wire(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        """A connection."""
         del timeout
         left = self.left()
         stream = self._sockets.connect_tcp(host, port, left, local_address, socket_options)
         return self.keep(stream)
 
     def keep(self, stream: httpcore.NetworkStream) -> httpcore.NetworkStream:
-        """`stream` by the call's clock; it is what `hang_up` ends."""
+        """`stream` with the call's deadline; `hang_up` ends it."""
         self._stream = stream
         return _Stream(stream, self)
 
     def hang_up(self) -> None:
-        """Wake the thread that waits for the server. Called from another one."""
+        """Wake the thread that waits for the server. Other threads call this."""
         found = self._stream.get_extra_info("socket") if self._stream is not None else None
         if found is not None:
-            # Not its own shutdown: where that is one of TLS, it first lets go of the encryption,
-            # and what the other thread then writes goes out in the clear.
+            # Not its own method: that of a TLS socket first ends the encryption, and the other
+            # thread would then write in the clear.
             with suppress(OSError):
                 socket.socket.shutdown(found, socket.SHUT_RDWR)
 
 
 class _Stream(httpcore.NetworkStream):
-    """A connection by the clock of its wire.
+    """A connection with the deadline of its wire.
 
-    Head and body of a request, which httpcore writes one after the other, leave together.
+    Head and body of a request, which httpcore writes one after the other, are sent together.
     """
 
     def __init__(self, stream: httpcore.NetworkStream, wire: Wire) -> None:
@@ -108,10 +107,10 @@ class _Stream(httpcore.NetworkStream):
 
 
 def open_pool(address: Address, wire: Wire, idle_seconds: float) -> httpcore.ConnectionPool:
-    """One connection at a time to `address`, made anew where the old one has ended.
+    """A pool of one connection to `address`, replaced when it has ended.
 
     Certificates are checked against the system's and certifi's; SSL_CERT_FILE adds to them. Raises
-    RecipeError for a proxy that is none for HTTP.
+    RecipeError for a proxy of another protocol than HTTP.
     """
     settings: dict[str, Any] = {
         "max_connections": 1,

@@ -47,7 +47,7 @@ def play(assembler, mixed, order=lambda requests: requests):
             for index in (1, 0):
                 assembler.add(complete(request, index), lambda *_, v=values: scored(v))
             canceled += assembler.stragglers()
-    assert not assembler.under_way
+    assert not assembler.owed
     return rounds, canceled
 
 
@@ -94,7 +94,7 @@ def test_dynamic_sampling_waits_for_the_scores_of_a_round():
     for request, future in zip(assembler.more(), late, strict=True):
         for index in range(2):
             assembler.add(complete(request, index), lambda *_, f=future: f)
-    assert not assembler.under_way
+    assert not assembler.owed
     assert assembler.more() == []
     late[0].set_result([Score(value=v, status="scored") for v in (0.0, 1.0)])
     assert assembler.more() == []

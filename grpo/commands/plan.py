@@ -27,6 +27,7 @@ from grpo.config.schema import (
 )
 from grpo.model import compute_types, pretrained
 from grpo.outside.terminal.console import Console
+from grpo.rollout.settings import TorchSettings
 from grpo.stages import preflight
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -217,7 +218,7 @@ def memory_rows(stage: RLStage, size: dict[str, int] | None) -> list[tuple[str, 
     n = size["parameters"]
     engine_bytes = BYTES[stage.rollout.dtype or stage.model.dtype]
     rows_at_once = min(
-        stage.rollout.engine_args.get("max_rows", 256),
+        stage.rollout.engine_args.get("max_rows", TorchSettings.max_rows),
         stage.rollout.prompts_per_step * stage.rollout.num_generations,
     )
     context = stage.data.max_prompt_length + stage.rollout.longest_completion

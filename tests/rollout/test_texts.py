@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from grpo.rewards.format import Format
+from grpo.rollout import samples
 from grpo.rollout.embedded import torch_engine
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.rollout.fake import FakeEngine
@@ -81,11 +83,11 @@ def served(tokenizer: Any, ids: list[int], sampling: Sampling) -> Any:
 def in_process(tokenizer: Any, ids: list[int], sampling: Sampling, stopped: bool) -> Any:
     """What the vLLM engine makes of ids that vLLM has sampled."""
     request = Request(uid="r", ids=(5, 6), n=1, sampling=sampling, key=(0,))
-    queued = requests.QueuedRequest(request=request, waiting=requests.deque())
-    sample = requests.RunningSample(
-        queued=queued, index=0, marks=[(0, V0)], ids=list(ids), logprobs=[-1.0] * len(ids)
+    job = samples.Job(request=request, waiting=deque())
+    sample = samples.Sample(
+        job=job, index=0, marks=[(0, V0)], ids=list(ids), logprobs=[-1.0] * len(ids)
     )
-    return requests.completion_of(sample, tokenizer, "stop", stopped)
+    return samples.finished(sample, tokenizer, "stop", stopped=stopped)
 
 
 def test_tags_that_are_special_tokens_reach_the_rewards_from_every_engine(

@@ -171,6 +171,8 @@ class PoolEngine(BaseEngine):
         self._published = None  # two sets at a time would be one too many
         self._published = self._publish(weights), version
         self._publications += 1  # the same version again is loaded again
+        for seat in self._seats:
+            seat.refusals = 0
         while not all(self._serves(seat) for seat in self._seats):
             self._turn(None)
         acks = [replace(a, engine=s.worker.name) for s in self._seats if (a := s.ack)]
@@ -373,6 +375,8 @@ class PoolEngine(BaseEngine):
                     del self._tickets[ticket.request.uid]
             raise EngineError(f"{name}: {error}") from error
         if call.method == "load_weights":
+            if known and call.detail[0] != self._publications:
+                return  # of an older set, which nobody waits for; it is given the newest
             seat.refusals += 1
             if seat.refusals > 1:
                 raise WeightsError(

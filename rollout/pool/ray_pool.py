@@ -159,9 +159,9 @@ class RayWorker:
             else:  # an engine's own error comes wrapped with a traceback in its text
                 answer.set_exception(getattr(error, "cause", None) or _lost(error))
 
-        own = getattr(self._actor, method, None)
-        reference = own.remote(*args) if own else self._actor.run.remote(method, *args)
-        reference.future().add_done_callback(forward)
+        if not hasattr(EngineHost, method):
+            method, args = "run", (method, *args)
+        getattr(self._actor, method).remote(*args).future().add_done_callback(forward)
         return answer
 
     def kill(self) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, get_args
 
 from grpo.errors import EngineError, WeightsError
-from grpo.rollout.samples import Job, Sample, is_late, without_tokens
+from grpo.rollout.samples import Job, Sample, is_late, refusal, without_tokens
 from grpo.types import Ack, Completion, Engine, InFlight, Metrics, Request, Version
 
 if TYPE_CHECKING:
@@ -141,22 +141,10 @@ class BaseEngine(Engine, ABC):
 
     def _problem(self, request: Request) -> str | None:
         """Why this engine cannot sample a request, or None."""
-        prompt, most = request.ids, request.sampling.max_tokens
-        needed = len(prompt) + most
-        if request.n < 1 or most < 1:
-            return f"asks for n={request.n}, max_tokens={most}"
-        if not prompt:
-            return "has no prompt tokens"
-        if self.vocab_size is not None and not 0 <= min(prompt) <= max(prompt) < self.vocab_size:
-            return f"has token ids outside 0..{self.vocab_size - 1}"
-        if self.max_length is not None and needed > self.max_length:
-            return (
-                f"needs {needed} positions ({len(prompt)} prompt + {most} max_tokens), the engine "
-                f"has {self.max_length}"
-            )
-        return None
+        return refusal(request, self.vocab_size, self.max_length)
 
     def _check(self, requests: Sequence[Request]) -> None:
+        """Refuse the whole batch for one request that cannot be sampled. Raises EngineError."""
         active = self._active()
         for request in requests:
             queued = request.uid in active

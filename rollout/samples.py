@@ -43,6 +43,24 @@ class Sample:
         self.marks.append((made, version))
 
 
+def refusal(request: Request, vocab_size: int | None, max_length: int | None) -> str | None:
+    """Why an engine with such limits (None: not known) cannot sample `request`, or None."""
+    prompt, most = request.ids, request.sampling.max_tokens
+    needed = len(prompt) + most
+    if request.n < 1 or most < 1:
+        return f"asks for n={request.n}, max_tokens={most}"
+    if not prompt:
+        return "has no prompt tokens"
+    if vocab_size is not None and not 0 <= min(prompt) <= max(prompt) < vocab_size:
+        return f"has token ids outside 0..{vocab_size - 1}"
+    if max_length is not None and needed > max_length:
+        return (
+            f"needs {needed} positions ({len(prompt)} prompt + {most} max_tokens), the engine has "
+            f"{max_length}"
+        )
+    return None
+
+
 def is_late(request: Request, now: float) -> bool:
     """Whether the request is past its deadline at `now` (time.monotonic)."""
     return request.deadline is not None and request.deadline < now

@@ -97,10 +97,7 @@ class TorchEngine(LocalEngine):
 
     @classmethod
     def from_spec(cls, spec: EngineSpec, settings: TorchSettings) -> TorchEngine:
-        """The engine of `spec`, on the device accelerate gives this process.
-
-        Raises EngineError where the model's positions are fewer than the longest request needs.
-        """
+        """The engine of `spec`, on the device accelerate gives this process."""
         from accelerate import PartialState
 
         dtype = getattr(torch, spec.dtype)

@@ -27,7 +27,6 @@ from grpo.rollout.base import LocalEngine
 from grpo.rollout.samples import Sample, finished, is_late
 from grpo.rollout.settings import VllmSettings
 from grpo.rollout.vllm import arguments, compat, lora, readback
-from grpo.rollout.vllm.requests import sampling_params
 from grpo.rollout.vllm.speculation import Speculation
 from grpo.types import Ack, EngineSpec, FinishReason, InFlight, Metrics, Request, Version
 
@@ -266,7 +265,9 @@ class VllmEngine(LocalEngine):
                 place: Sample(job=job, index=index, marks=[(0, self.version)])
                 for place, index in enumerate(taken)
             }
-            self._add(name, job.request.ids, sampling_params(job.request, first, len(taken)))
+            self._add(
+                name, job.request.ids, arguments.sampling_params(job.request, first, len(taken))
+            )
             free -= len(taken)
             if not job.waiting:
                 self._queue.popleft()

@@ -18,7 +18,7 @@ from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.rollout.fake import FakeEngine
 from grpo.rollout.remote import server_answers
 from grpo.rollout.texts import completion_text, cut, whole_characters
-from grpo.rollout.vllm import compat, requests
+from grpo.rollout.vllm import arguments, compat
 from grpo.stages.from_scratch import build_model, build_tokenizer
 from grpo.types import Request, Sampling, Version
 
@@ -156,7 +156,7 @@ def test_vllm_is_asked_to_look_for_stop_strings_among_special_tokens(
     monkeypatch.setattr(compat, "module", lambda _name: kinds)
     sampling = Sampling(max_tokens=9, eos_ids=(1, 7), stop=("</answer>",))
     asked = Request(uid="r", ids=(5, 6), n=2, sampling=sampling, key=(0,))
-    found: Any = requests.sampling_params(asked, 0, 2)
+    found: Any = arguments.sampling_params(asked, 0, 2)
     on_the_wire = server_answers.body_for(asked, "r")["sampling_params"]
     for settings in (found, on_the_wire):
         assert settings["skip_special_tokens"] is False

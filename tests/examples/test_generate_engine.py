@@ -32,6 +32,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class TestContract(EngineContract):
+    stepwise = False
     vocab_size: ClassVar[int] = 10
 
     def model(self, seed: int = 0) -> Any:

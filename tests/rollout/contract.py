@@ -39,6 +39,7 @@ class EngineContract:
     keyed = True  # a sample depends on its noise key and the weights, not on what else is sampled
     stops = True  # stop strings are looked for
     knows_limits = True  # refuses at once what does not fit its vocabulary and its positions
+    stepwise = True  # a step is less than a completion, and `poll` may end after any
     prompt_deadlines = True  # what is late before it begins is aborted without a token
     compares_hashes = False  # refuses weights itself that are not those announced
     closes = True  # the engine is of one test alone
@@ -243,7 +244,8 @@ class EngineContract:
         assert time.monotonic() - started < 1
         requests = self.asked()
         engine.submit(requests)
-        found: list[Any] = []
+        found: list[Any] = engine.poll(timeout=0)
+        assert not (self.stepwise and found)
         while len(found) < sum(r.n for r in requests):
             found += engine.poll(timeout=0)
             assert time.monotonic() - started < 60

@@ -53,7 +53,7 @@ class TestTorchOverTheModelsOwnCache(TestTorch):
 class TestFake(EngineContract):
     """It plays letters that follow from the request's prompt and the sample's number."""
 
-    models = stops = knows_limits = False
+    models = stops = knows_limits = stepwise = False
 
     @pytest.fixture
     def engine(self) -> FakeEngine:

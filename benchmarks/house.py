@@ -15,7 +15,8 @@ Counted without importing anything, so that it works on any commit checked out s
   running the tree's own benchmarks/way.py (--still leaves these rows out)
 * tests of the device: comparisons of `device.type`, or of a name it was given to, and `is_cuda`,
   outside the files where a device decides (DECIDES says which and why)
-* lines: of files of the packages and of their functions, docstrings and comments included
+* lines: of files of the packages and of their functions, docstrings and comments included; those of
+  all Python, and of all C++, apart
 * test functions: `def test_…` below `tests/`; one with parameters is one
 
 Exit code 1 where a bar does not hold.
@@ -104,7 +105,7 @@ def measure(tree: Path, *, still: bool = False) -> list[Figure]:
     rooms = {room_of(module) for module in sources} - {""}
     links = {path.name for path in (tree / PACKAGE).iterdir() if path.is_symlink()}
     knots = circles(found)
-    lines = {path: len(path.read_text().splitlines()) for path in sources.values()}
+    lines = {path: line_count(path) for path in sources.values()}
     longest = max(lines, key=lambda path: lines[path])
     length, function = max(
         (length, f"{path.name}: {name}")
@@ -144,11 +145,24 @@ def measure(tree: Path, *, still: bool = False) -> list[Figure]:
             value=sum(asked[path] for path in decided),
             where=counted({path.name: n for path, n in asked.items() if path in decided}),
         ),
+        Figure(name="lines of Python", value=sum(lines.values())),
+        Figure(name="lines of C++", value=sum(map(line_count, compiled(tree)))),
         Figure(name="median file", value=statistics.median(lines.values()), bar=150),
         Figure(name="longest file", value=lines[longest], bar=450, where=longest.name),
         Figure(name="longest function", value=length, bar=60, where=function),
         Figure(name="test functions", value=tests(tree)),
     ]
+
+
+def line_count(path: Path) -> int:
+    """All lines of a file."""
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def compiled(tree: Path) -> list[Path]:
+    """The C++ of the packages."""
+    found = (tree.glob(f"{top}/**/*.{end}") for top in ("grpo", "rollout") for end in ("cpp", "h"))
+    return [path for paths in found for path in paths]
 
 
 def counted(numbers: Mapping[str, int]) -> str:

@@ -51,9 +51,14 @@ class Gate:
         self.verifier = load("reward", verifier, builtins("reward"), dict(verifier_args or {}))
         self.threshold = threshold
 
+    @property
+    def nested(self) -> list[tuple[str, Any]]:
+        """The rewards within, by name."""
+        return list(zip(self.names, (self.reward, self.verifier), strict=True))
+
     def inner(self, _task: Task) -> list[tuple[str, Any]]:
         """The rewards that a task's columns go to, by name."""
-        return list(zip(self.names, (self.reward, self.verifier), strict=True))
+        return self.nested
 
     def scores(self, **keywords: Any) -> list[Score]:
         """One `Score` per completion, by TRL's calling convention."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from grpo.errors import RewardError
 from grpo.outside.code.foreign import guarded, place_of, said
-from grpo.rewards import deadline
+from grpo.rewards import deadline, memory
 from grpo.rewards.calling import as_scores, invoke, named
 from grpo.rewards.combine import UNUSABLE
 from grpo.rewards.verdicts import judges, verdict
@@ -105,6 +105,14 @@ class RewardSet:
         with self._lock:
             logged, self._metrics = self._metrics, {}
         return {name: float(np.mean(values)) for name, values in logged.items()}
+
+    def state(self) -> dict[str, Any]:
+        """What the rewards remember of earlier steps, by name; {} where none does."""
+        return memory.states((name, reward) for name, reward, _ in self.rewards)
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Let the rewards go on from what `state` gave."""
+        memory.restore(((name, reward) for name, reward, _ in self.rewards), state)
 
     def close(self) -> None:
         """Release the rewards' workers and the event loop of asynchronous rewards."""

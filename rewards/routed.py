@@ -65,6 +65,15 @@ class Routed:
         return [(f"{route}.{label}", one) for label, one, _ in self.routes[route].rewards.rewards]
 
     @property
+    def nested(self) -> list[tuple[str, Any]]:
+        """The rewards of all routes, by route and name."""
+        return [
+            (f"{value}.{label}", one)
+            for value, route in self.routes.items()
+            for label, one, _ in route.rewards.rewards
+        ]
+
+    @property
     def judges(self) -> bool:
         """Whether a reward of some route says right or wrong."""
         return any(route.rewards.judges for route in self.routes.values())

@@ -38,6 +38,13 @@ NOT_IN_THE_TREE = {
     "mine.py": "a user's",
     "my_rewards.py": "a user's",
 }
+# Files that a page shows whole, in a block that is named by the file.
+SHOWN = {
+    name
+    for page in PAGES
+    if page.suffix == ".md"
+    for name in re.findall(r"^```\w+ (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+}
 NO_SETTING = {"args.timeout", "run.lock", "sys.path"}  # of any reward; a file; Python's
 
 
@@ -147,7 +154,8 @@ def test_source_files_that_a_page_names_by_their_end_exist(page: Path) -> None:
     lost = [
         name
         for name in source_files(page)
-        if name not in NOT_IN_THE_TREE and not any(file.endswith(f"/{name}") for file in tree)
+        if name not in {*NOT_IN_THE_TREE, *SHOWN}
+        and not any(file.endswith(f"/{name}") for file in tree)
     ]
     assert lost == []
 

@@ -22,6 +22,7 @@ from grpo.config.schema import (
 from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder, stable_hash
+from grpo.errors import RecipeError
 from grpo.evaluation import heldout
 from grpo.learner.learner import TorchLearner
 from grpo.method.advantage import ADVANTAGES
@@ -141,10 +142,24 @@ def load_engine(name: str, args: Mapping[str, Any], spec: EngineSpec) -> Engine:
 
 
 def build_rewards(stage: RLStage, recipe: Recipe) -> RewardSet:
-    """The rewards of a stage: in this process, or in Ray actors."""
-    if stage.rollout.backend == "ray" and recipe.ray.verifiers:
+    """The rewards of a stage: in this process, or in Ray actors.
+
+    Raises RecipeError where several processes would each remember a part of the run, RewardError
+    for a memory that no checkpoint can keep.
+    """
+    elsewhere = stage.rollout.backend == "ray" and bool(recipe.ray.verifiers)
+    here = reward_set(stage.rewards)
+    remembered = sorted(here.state())
+    if remembered and (elsewhere or join().count > 1):
+        where = "ray.verifiers" if elsewhere else "several learner ranks"
+        raise RecipeError(
+            f"reward {remembered[0]!r} remembers earlier steps (it has state_dict), and with "
+            f"{where} each process would remember only what it scored itself; score in one process"
+        )
+    if elsewhere:
+        here.close()
         return RemoteRewards(stage.rewards, recipe.ray.verifiers)
-    return reward_set(stage.rewards)
+    return here
 
 
 def training_seed(stage: RLStage, recipe: Recipe) -> int:

@@ -157,12 +157,14 @@ class RolloutScheduler:
         }
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs beside `position`. Call it inside `quiet`."""
+        """What `restore` needs beside `position`. Call it inside `quiet`: scores are whole then."""
+        remembered = self.rewards.state()
         return {
             "next": self._next,
             "ready": [to_json(batch) for _, batch in sorted(self._ready.items())],
             "known": self._deliveries.state(),
             "curriculum": self._spec.curriculum.state() if self._spec.curriculum else None,
+            **({"rewards": remembered} if remembered else {}),
         }
 
     @property
@@ -187,6 +189,7 @@ class RolloutScheduler:
         self._deliveries.restore(state["known"])
         if self._spec.curriculum is not None and state.get("curriculum") is not None:
             self._spec.curriculum.restore(state["curriculum"])
+        self.rewards.restore(state.get("rewards", {}))
 
     def close(self) -> None:
         """Stop the thread and cancel what is under way; the engine is the caller's to close."""

@@ -90,9 +90,9 @@ class SleepingEngine(FakeEngine):
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
         """The next prompt's completions, or [] after `timeout` seconds."""
-        if not self._pending:
+        if not self._queue:
             return []
-        left = self.ends[-(len(self._pending) // 2)] - time.monotonic()
+        left = self.ends[-len(self._queue)] - time.monotonic()
         if timeout is not None and left > timeout:
             time.sleep(timeout)
             return []

@@ -22,30 +22,29 @@ def collect(
     nobody asked for, that came twice or that cannot be an answer, and when the engine has nothing
     more to give while some are missing. If the caller stops early, what is left is canceled.
     """
-    wanted = {r.uid: r.n for r in requests}
     asked = {r.uid: r for r in requests}
-    if len(wanted) != len(requests):
+    if len(asked) != len(requests):
         raise EngineError("two requests of one batch have the same uid")
-    groups: dict[str, dict[int, Completion]] = {uid: {} for uid in wanted}
+    groups: dict[str, dict[int, Completion]] = {uid: {} for uid in asked}
     engine.submit(requests)
     try:
         while groups:
             polled = engine.poll()
             if not polled:
-                missing = {uid: wanted[uid] - len(group) for uid, group in groups.items()}
+                missing = {uid: asked[uid].n - len(group) for uid, group in groups.items()}
                 raise EngineError(f"the engine lost completions (request: missing): {missing}")
             for completion in polled:
                 uid, index = completion.request, completion.index
-                if uid not in wanted or not 0 <= index < wanted[uid]:
+                if uid not in asked:
                     raise EngineError(f"completion {index} of request {uid!r} was not asked for")
                 check_answer(asked[uid], completion, vocab_size=vocab_size, text=text)
                 group = groups.get(uid)
                 if group is None or index in group:
                     raise EngineError(f"completion {index} of request {uid!r} came twice")
                 group[index] = completion
-                if len(group) == wanted[uid]:
+                if len(group) == asked[uid].n:
                     del groups[uid]
-                    yield uid, tuple(group[i] for i in range(wanted[uid]))
+                    yield uid, tuple(group[i] for i in range(asked[uid].n))
     finally:
         if groups:
             engine.cancel(list(groups))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from grpo.errors import EngineError
+from grpo.rollout.base import LocalEngine
 from grpo.rollout.texts import completion_text
-from grpo.types import Ack, Completion, InFlight, Metrics, Request, Segment, Version
+from grpo.types import Ack, Completion, Request, Segment, Version
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 Script = Callable[[Request, int], str | Sequence[int]]
 
 
-class FakeEngine:
+class FakeEngine(LocalEngine):
     """An `Engine` whose completion of sample `index` of a request is `script(request, index)`.
+
+    FakeEngine(lambda request, index: "<answer>4</answer>", tokenizer, version=version)
 
     The script gives text (the tokenizer's `encode` makes the ids, and the request's first eos id
     is appended) or token ids as they are. More than `max_tokens` ids are cut (finish "length").
     Every token has log-prob `logprob`. `batch` completions are handed out per poll, last submitted
     first if `reverse`. `versions` lists every version ever loaded, the initial one first;
     `canary` is what `load_weights` acknowledges.
-
-    FakeEngine(lambda request, index: "<answer>4</answer>", tokenizer, version=version)
     """
 
     def __init__(
@@ -40,31 +40,41 @@ class FakeEngine:
         logprob: float = -1.0,
         canary: float = 0.0,
     ) -> None:
+        super().__init__(version)
         self.script = script
         self.tokenizer = tokenizer
         self.versions = [version]
         self.requests: list[Request] = []
         self.asleep = False
-        self._pending: list[tuple[Request, int]] = []
         self._batch = batch
         self._reverse = reverse
         self._logprob = logprob
         self._canary = canary
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; EngineError for a uid that is queued already."""
-        for request in requests:
-            if any(request.uid == queued.uid for queued, _ in self._pending):
-                raise EngineError(f"request {request.uid!r} is queued already")
-            self.requests.append(request)
-            self._pending.extend((request, i) for i in range(request.n))
+        """Queue requests, and remember them in `requests`."""
+        super().submit(requests)
+        self.requests += requests
 
-    def poll(self, timeout: float | None = None) -> list[Completion]:
-        """The next `batch` completions; [] when none is left."""
-        order = self._pending[::-1] if self._reverse else self._pending
-        taken = order[: self._batch]
-        self._pending = [p for p in self._pending if p not in taken]
-        return [self._completion(request, index) for request, index in taken]
+    def sleep(self) -> None:
+        """Remember that it sleeps (`asleep`)."""
+        self.asleep = True
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+        self.asleep = False
+
+    def _advance(self, end: float | None) -> None:
+        """Play the next `batch` samples."""
+        self._expire()
+        for _ in range(self._batch):
+            if not self._queue:
+                break
+            job = self._queue[-1 if self._reverse else 0]
+            index = job.waiting.pop() if self._reverse else job.waiting.popleft()
+            if not job.waiting:
+                self._queue.remove(job)
+            self._done.append(self._completion(job.request, index))
 
     def _completion(self, request: Request, index: int) -> Completion:
         sampling = request.sampling
@@ -79,44 +89,13 @@ class FakeEngine:
         return Completion(
             request=request.uid,
             index=index,
-            segments=(
-                Segment(
-                    ids=array,
-                    version=self.versions[-1],
-                    logprobs=logprobs,
-                ),
-            ),
+            segments=(Segment(ids=array, version=self.versions[-1], logprobs=logprobs),),
             text=completion_text(self.tokenizer, array.tolist(), sampling.eos_ids),
             finish="length" if cut else "stop",
         )
 
-    def cancel(self, uids: Sequence[str]) -> None:
-        """Forget requests."""
-        self._pending = [p for p in self._pending if p[0].uid not in uids]
-
-    def load_weights(
-        self,
-        weights: Iterable[tuple[str, Tensor]],
-        version: Version,
-        in_flight: InFlight = "finish",
-    ) -> Ack:
+    def _load(self, weights: Iterable[tuple[str, Tensor]], version: Version) -> Ack:
         """Count the tensors; completions given out from now on carry `version`."""
         tensors = sum(1 for _ in weights)
         self.versions.append(version)
         return Ack(version=version, tensors=tensors, canary=self._canary)
-
-    def take_metrics(self) -> Metrics:
-        """Nothing to report."""
-        return {}
-
-    def sleep(self) -> None:
-        """Remember that it sleeps (`asleep`)."""
-        self.asleep = True
-
-    def wake(self) -> None:
-        """Undo `sleep`."""
-        self.asleep = False
-
-    def close(self) -> None:
-        """Forget everything queued."""
-        self._pending.clear()

@@ -46,6 +46,8 @@ SHOWN = {
     for name in re.findall(r"^```\w+ (\S+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
 }
 NO_SETTING = {"args.timeout", "run.lock", "sys.path"}  # of any reward; a file; Python's
+# Of a plug-in's code: what an engine is made from and asked for.
+NO_SETTING |= {"spec.lora_rank", "spec.quantization", "sampling.stop"}
 
 
 def code(page: Path) -> Iterator[str]:

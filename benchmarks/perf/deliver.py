@@ -11,6 +11,7 @@ from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import make_rows
 from grpo.rollout.embedded import torch_engine
 from grpo.rollout.embedded.torch_engine import TorchEngine
+from grpo.rollout.settings import TorchSettings, VllmSettings
 from grpo.rollout.vllm import engine as vllm_engine
 from grpo.rollout.vllm import readback
 from grpo.rollout.vllm.engine import VllmEngine
@@ -82,10 +83,10 @@ def make_engine(settings: Settings) -> Any:
     """The engine that the settings name, with room for a few short completions."""
     spec = EngineSpec(model=settings["model"], dtype=settings["dtype"], max_length=64)
     if settings["engine"] == "torch":
-        return TorchEngine.from_spec(spec, max_rows=8)
+        return TorchEngine.from_spec(spec, TorchSettings(max_rows=8))
     if device(settings) == "cpu":
-        return VllmEngine.from_spec(spec, max_num_seqs=8)
-    return VllmEngine.from_spec(spec, max_num_seqs=8, gpu_memory_utilization=0.3)
+        return VllmEngine.from_spec(spec, VllmSettings(max_num_seqs=8))
+    return VllmEngine.from_spec(spec, VllmSettings(max_num_seqs=8, gpu_memory_utilization=0.3))
 
 
 def watch(owner: Any, name: str, part: str, spent: dict[str, float], settings: Settings) -> None:

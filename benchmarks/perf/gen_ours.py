@@ -11,6 +11,7 @@ from grpo.rollout.embedded.decoder import make_decoder
 from grpo.rollout.embedded.own_cache import OwnCacheDecoder
 from grpo.rollout.embedded.rows import RunningRows
 from grpo.rollout.embedded.torch_engine import TorchEngine
+from grpo.rollout.settings import TorchSettings
 from grpo.types import EngineSpec, Request, Sampling
 from perf import work
 from perf.worker import Settings, now, serve
@@ -31,7 +32,7 @@ def prepare(settings: Settings) -> Any:
         model=settings["model"], dtype=settings["dtype"], max_length=settings["prompt"] + limit
     )
     options = {key: settings[key] for key in ("max_rows", "compile") if key in settings}
-    engine = TorchEngine.from_spec(spec, **options)
+    engine = TorchEngine.from_spec(spec, TorchSettings(**options))
     config: Any = engine.model.config
     ids = work.prompts(settings["prompts"], settings["prompt"], config.vocab_size)
     samples = settings["samples"]

@@ -29,6 +29,7 @@ from grpo.config.schema import (
 )
 from grpo.model import compute_types, pretrained
 from grpo.outside.terminal.console import Console
+from grpo.rollout.settings import TorchSettings
 from grpo.stages import preflight
 
 Rows = list[tuple[str, str, str]]  # unit, count, how it comes about
@@ -213,7 +214,7 @@ def memory_rows(stage: RLStage, size: Size | None) -> Rows:
     n = size["parameters"]
     engine_bytes = BYTES[stage.rollout.dtype or stage.model.dtype]
     rows_at_once = min(
-        stage.rollout.engine_args.get("max_rows", 256),
+        stage.rollout.engine_args.get("max_rows", TorchSettings.max_rows),
         stage.rollout.prompts_per_step * stage.rollout.num_generations,
     )
     context = stage.data.max_prompt_length + stage.rollout.longest_completion

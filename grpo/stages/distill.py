@@ -30,6 +30,7 @@ from grpo.evaluation.decontaminate import prompt_text
 from grpo.outside.code import plugins
 from grpo.outside.terminal.console import Console
 from grpo.rollout.remote.endpoint import EndpointEngine
+from grpo.rollout.settings import EndpointSettings
 from grpo.stages.endings import sampling_of
 from grpo.stages.prompting import same_tokens
 from grpo.stages.reject import leave_rows
@@ -37,7 +38,7 @@ from grpo.stages.served import ServedTemplate
 from grpo.stages.sft import encoded, fine_tune, frozen, load_tokenizer
 from grpo.stages.sft_trainer import StageTrainer
 from grpo.stages.supervised_rows import TextRow, read_rows
-from grpo.stages.wiring import Sampler, build_sampler, load_engine
+from grpo.stages.wiring import Sampler, build_sampler
 from grpo.types import EngineSpec
 
 
@@ -115,15 +116,16 @@ def _served(stage: DistillStage, recipe: Recipe) -> Sampler:
     rollout = stage.rollout
     tokenizer = load_tokenizer(stage.model.path, stage.data.chat_template)
     template = ServedTemplate(stage.data, tokenizer)
-    settings = {**rollout.engine_args, "url": stage.teacher.path, "say": template.say}
-    settings |= {"model": stage.teacher.model, "api_key_env": stage.teacher.api_key_env}
+    args = {**rollout.engine_args, "url": stage.teacher.path, "model": stage.teacher.model}
+    args |= {"api_key_env": stage.teacher.api_key_env}
+    settings = plugins.load("engine", "endpoint", {"endpoint": EndpointSettings}, args)
     length = stage.data.max_prompt_length + rollout.longest_completion
     spec = EngineSpec(model=stage.model.path, max_length=length, seed=recipe.run.seed)
     return Sampler(
         tokenizer=tokenizer,
         source=plugins.load("source", stage.data.source, SOURCES, stage.data.args),
         template=template,
-        engine=load_engine("endpoint", settings, spec, {"endpoint": EndpointEngine}),
+        engine=EndpointEngine(spec, settings, template.say),
         sampling=sampling_of(rollout, tokenizer, stage.model.path, text_only=True),
         prompts=(),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,14 +137,9 @@ def build_engine(model: Model, data: Data, rollout: Rollout, recipe: Recipe) -> 
     return load_engine(rollout.engine, rollout.engine_args, spec)
 
 
-def load_engine(
-    name: str,
-    args: Mapping[str, Any],
-    spec: EngineSpec,
-    engines: Mapping[str, Callable[..., Any]] = ENGINES,
-) -> Engine:
+def load_engine(name: str, args: Mapping[str, Any], spec: EngineSpec) -> Engine:
     """An engine of the dict, or a plug-in, in this process."""
-    return plugins.load("engine", name, engines, {**args, "spec": spec})
+    return plugins.load("engine", name, ENGINES, {**args, "spec": spec})
 
 
 def build_rewards(stage: RLStage | RejectStage | DistillStage, recipe: Recipe) -> RewardSet:

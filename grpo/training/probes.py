@@ -120,7 +120,7 @@ def too_little(surprise_3_N: np.ndarray) -> bool:
 
 
 def _row(group: int, prompt: Prompt, completion: Completion, temperature: float) -> Row:
-    """A completion as a row that teaches nothing: its advantages are 0."""
+    """A completion as a row that is looked at, and never learned from."""
     return Row(
         group=group,
         prompt_ids=prompt.ids,

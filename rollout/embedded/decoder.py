@@ -24,7 +24,13 @@ from grpo.model.families import check_causal, check_family
 from grpo.model.transfer import to_device
 from grpo.rollout.embedded.cpu.fused import FusedDecoder, fusable
 from grpo.rollout.embedded.kv_cache import ATTENTION, SlotCache, bucketed
-from grpo.rollout.embedded.own_cache import OwnCacheDecoder, ReplayDecoder, rebuilt, reordered
+from grpo.rollout.embedded.own_cache import (
+    ModelDecoder,
+    OwnCacheDecoder,
+    ReplayDecoder,
+    rebuilt,
+    reordered,
+)
 from grpo.rollout.embedded.prefill import read_prompts
 from grpo.rollout.embedded.ways import Ways
 
@@ -61,23 +67,17 @@ class Decoder(Protocol):
         ...
 
 
-class SlotDecoder:
+class SlotDecoder(ModelDecoder):
     """Ragged rows in a preallocated cache. `compiled`: decoding goes through torch.compile."""
 
     lockstep = False
 
     def __init__(self, model: nn.Module, ways: Ways, *, compiled: bool = False) -> None:
-        self.model, self._ways = model, ways
+        super().__init__(model, ways)
         self._run: Any = torch.compile(model, dynamic=True) if compiled else model
-        self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
-        self.free()
 
     def free(self) -> None:
         self.cache = SlotCache()
-
-    def refresh(self) -> None:
-        """Nothing to do: it runs the model itself."""
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> Tensor:

@@ -17,6 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
+from grpo.rollout.embedded.prefill import causal_mask
+
 ATTENTION = "grpo_slots"
 BUCKET = 32  # slots; views grow in such steps, so that kernels see few distinct shapes
 
@@ -138,8 +140,9 @@ def slot_attention(
     groups = heads // kv_heads
     mask = attention_mask
     if mask is None:
-        mask = _causal(query, seen, sliding_window) if softcap or sliding_window else None
-        if mask is None and length > 1:
+        if softcap or sliding_window:
+            mask = causal_mask(query, seen, sliding_window)[None, None]
+        elif length > 1:
             if groups > 1:
                 # Only some of a GPU's kernels take fewer heads of keys than of queries; where none
                 # does, all scores are in memory at once.
@@ -162,16 +165,6 @@ def slot_attention(
         scores = scores if mask is None else scores + mask
         out = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
     return out.reshape(batch, heads, length, value.shape[3]).transpose(1, 2), None
-
-
-def _causal(query: Tensor, seen: int, sliding_window: int | None) -> Tensor:
-    """Additive causal mask [1, 1, seen, seen], limited to `sliding_window` tokens if given."""
-    index = torch.arange(seen, device=query.device)
-    distance = index[:, None] - index[None, :]
-    hidden = distance < 0
-    if sliding_window is not None:
-        hidden |= distance >= sliding_window
-    return query.new_zeros(seen, seen).masked_fill_(hidden, float("-inf"))[None, None]
 
 
 AttentionInterface.register(ATTENTION, slot_attention)

@@ -57,24 +57,36 @@ def _rebuild(part: Any, rows: Tensor, count: int, seen: dict[int, Any]) -> Any:
     return found
 
 
-class OwnCacheDecoder:
-    """The model's own cache. `pick` makes one of other rows from it."""
+class ModelDecoder:
+    """A decoder that runs the model's own code."""
 
-    lockstep = True
-
-    def __init__(self, model: nn.Module, ways: Ways, pick: Pick = reordered) -> None:
-        self.model, self.pick, self._ways = model, pick, ways
+    def __init__(self, model: nn.Module, ways: Ways) -> None:
+        self.model, self._ways = model, ways
         self.device = next(model.parameters()).device
         self.dtype = next(model.parameters()).dtype
         self._takes = inspect.signature(model.forward).parameters
         self.free()
 
     def free(self) -> None:
-        self.cache: Any = None
-        self.count = 0
+        """Drop what was read."""
+        raise NotImplementedError
 
     def refresh(self) -> None:
         """Nothing to do: it runs the model itself."""
+
+
+class OwnCacheDecoder(ModelDecoder):
+    """The model's own cache. `pick` makes one of other rows from it."""
+
+    lockstep = True
+
+    def __init__(self, model: nn.Module, ways: Ways, pick: Pick = reordered) -> None:
+        super().__init__(model, ways)
+        self.pick = pick
+
+    def free(self) -> None:
+        self.cache: Any = None
+        self.count = 0
 
     def _run(self, ids: Tensor, positions: Tensor | None) -> Tensor:
         """Logits [R, V] after the last of `ids` [R, L], which follow what the cache holds."""
@@ -129,7 +141,7 @@ class OwnCacheDecoder:
         self._pick(keep)
 
 
-class ReplayDecoder:
+class ReplayDecoder(ModelDecoder):
     """No cache: the tokens of each row, read from the first one for every new one.
 
     Rows are padded on the right, where a causal model never looks.
@@ -137,18 +149,8 @@ class ReplayDecoder:
 
     lockstep = False
 
-    def __init__(self, model: nn.Module, ways: Ways) -> None:
-        self.model, self._ways = model, ways
-        self.device = next(model.parameters()).device
-        self.dtype = next(model.parameters()).dtype
-        self._takes = inspect.signature(model.forward).parameters
-        self.free()
-
     def free(self) -> None:
         self.rows: list[list[int]] = []
-
-    def refresh(self) -> None:
-        """Nothing to do: it runs the model itself."""
 
     def _set(self, row: int, tokens: Sequence[int]) -> None:
         self.rows += [[] for _ in range(row + 1 - len(self.rows))]

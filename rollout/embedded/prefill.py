@@ -60,6 +60,16 @@ def padded(prompts: Sequence[Sequence[int]]) -> np.ndarray:
     return ids
 
 
+def causal_mask(like: Tensor, length: int, window: int | None) -> Tensor:
+    """Additive mask [length, length]: causal, and no further back than `window` tokens if given."""
+    at = torch.arange(length, device=like.device)
+    distance = at[:, None] - at[None, :]
+    hidden = distance < 0
+    if window is not None:
+        hidden |= distance >= window
+    return like.new_zeros(length, length).masked_fill_(hidden, float("-inf"))
+
+
 def _fits(prompts: Sequence[Sequence[int]], ways: Ways) -> bool:
     lengths = [len(p) for p in prompts]
     count = len(prompts)

@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
-
 import numpy as np
-from torch import Tensor
 
 from grpo.rollout.embedded.sampling import noise_key
-from grpo.types import Completion, FinishReason, Request, Segment, Version
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class Job:
-    """A request and its samples not yet started; once its prompt is read, what came out.
-
-    `first` is kept while it may be needed: the prompt's keys and values are then in every running
-    row of this job.
-    """
-
-    request: Request
-    waiting: deque[int]  # sample indices
-    first: Tensor | None = None  # logits [V] after the prompt
-
-
-@dataclass(kw_only=True, slots=True, eq=False)
-class Owner:
-    """Whose completion a row holds, and from which token on which weights wrote it."""
-
-    job: Job
-    index: int
-    marks: list[tuple[int, Version]] = field(default_factory=list[tuple[int, Version]])
+from grpo.rollout.samples import Job, Sample, segments_of
+from grpo.types import Completion, FinishReason, Version
 
 
 class RunningRows:
@@ -45,7 +20,7 @@ class RunningRows:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.count = 0
-        self.owners: list[Owner] = []
+        self.owners: list[Sample] = []
         self.made = np.zeros(capacity, dtype=np.int64)
         self.prompt = np.zeros(capacity, dtype=np.int64)
         self.limit = np.zeros(capacity, dtype=np.int64)
@@ -59,7 +34,7 @@ class RunningRows:
     def set(self, row: int, job: Job, index: int, version: Version) -> None:
         """Row `row` starts sample `index` of `job`; the next free row, or one to reuse."""
         request = job.request
-        owner = Owner(job=job, index=index, marks=[(0, version)])
+        owner = Sample(job=job, index=index, marks=[(0, version)])
         if row == self.count:
             self.owners.append(owner)
             self.count += 1
@@ -103,29 +78,17 @@ class RunningRows:
     def mark(self, version: Version) -> None:
         """Tokens from here on are written by the weights `version`."""
         for row, owner in enumerate(self.owners):
-            made = int(self.made[row])
-            if owner.marks[-1][0] == made:
-                owner.marks[-1] = (made, version)
-            else:
-                owner.marks.append((made, version))
+            owner.mark(int(self.made[row]), version)
 
     def completion(self, row: int, text: str, finish: FinishReason) -> Completion:
         """The completion in `row`, as it stands."""
         owner = self.owners[row]
         made = int(self.made[row])
-        # A mark at the very end has written nothing; keep it only in an empty completion.
-        marks = [m for m in owner.marks if m[0] < made] or owner.marks[:1]
-        ends = [start for start, _ in marks[1:]] + [made]
         return Completion(
             request=owner.job.request.uid,
             index=owner.index,
-            segments=tuple(
-                Segment(
-                    ids=self.tokens[row, start:end].copy(),
-                    version=version,
-                    logprobs=self.logprobs[row, start:end].copy(),
-                )
-                for (start, version), end in zip(marks, ends, strict=True)
+            segments=segments_of(
+                self.tokens[row, :made].copy(), self.logprobs[row, :made].copy(), owner.marks
             ),
             text=text,
             finish=finish,

@@ -10,19 +10,20 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grpo.errors import EngineError, WeightsError
+from grpo.errors import EngineError
 from grpo.model import pretrained
 from grpo.model.adapter import add_adapter
 from grpo.model.canary import canary_logprob
 from grpo.model.filters import Plan, make_plan
 from grpo.model.quantize import round_base
 from grpo.model.transfer import to_host
+from grpo.rollout.base import LocalEngine
 from grpo.rollout.embedded.decoder import make_decoder
 from grpo.rollout.embedded.engine_weights import (
     copy_weights,
@@ -30,16 +31,18 @@ from grpo.rollout.embedded.engine_weights import (
     private_copy,
     resident_hash,
 )
-from grpo.rollout.embedded.rows import Job, RunningRows
+from grpo.rollout.embedded.rows import RunningRows
 from grpo.rollout.embedded.sampling import sample, uniforms, workspace
 from grpo.rollout.embedded.ways import ways_on
+from grpo.rollout.samples import Job, Sample
+from grpo.rollout.settings import TorchSettings
 from grpo.rollout.texts import completion_text, cut
-from grpo.types import Ack, Completion, EngineSpec, FinishReason, Metrics, Request, Segment, Version
+from grpo.types import Ack, EngineSpec, FinishReason, InFlight, Version
 
 _STOP_MARGIN = 8  # tokens decoded beyond the stop string's bytes: some tokens have no text
 
 
-class TorchEngine:
+class TorchEngine(LocalEngine):
     """An `Engine` over its own copy of `model`.
 
     `max_rows` completions are decoded at a time. `dtype` (a torch dtype or its name) is what the
@@ -59,11 +62,11 @@ class TorchEngine:
         tokenizer: Any,
         *,
         version: Version,
-        max_rows: int = 256,
+        max_rows: int = TorchSettings.max_rows,
         dtype: torch.dtype | str | None = None,
         share_storage: bool = False,
         packed: bool | None = None,
-        compile: bool = False,
+        compile: bool = TorchSettings.compile,
         lora_rank: int = 0,
     ) -> None:
         if max_rows < 1:
@@ -75,7 +78,12 @@ class TorchEngine:
             self.model.to(cast).requires_grad_(False)
         self._lora_rank = lora_rank
         self.tokenizer = tokenizer
-        self.version = version
+        config: Any = self.model.config
+        super().__init__(
+            version,
+            vocab_size=config.vocab_size,
+            max_length=getattr(config, "max_position_embeddings", None),
+        )
         self._ways = ways_on(next(self.model.parameters()).device)
         self._decoder = make_decoder(
             self.model,
@@ -84,20 +92,12 @@ class TorchEngine:
             compiled=compile,
         )
         self._rows = RunningRows(max_rows)
-        self._queue: deque[Job] = deque()
-        self._done: list[Completion] = []
         self._plan: Plan | None = None  # of all running rows; None once they change
         self._room: Tensor | None = None  # of `sample`
-        self._broken = False
 
     @classmethod
-    def from_spec(
-        cls, spec: EngineSpec, *, max_rows: int = 256, compile: bool = False
-    ) -> TorchEngine:
-        """The engine of `spec`, on the device accelerate gives this process.
-
-        Raises EngineError where the model's positions are fewer than the longest request needs.
-        """
+    def from_spec(cls, spec: EngineSpec, settings: TorchSettings) -> TorchEngine:
+        """The engine of `spec`, on the device accelerate gives this process."""
         from accelerate import PartialState
 
         dtype = getattr(torch, spec.dtype)
@@ -112,75 +112,44 @@ class TorchEngine:
             model,
             tokenizer,
             version=spec.version,
-            max_rows=max_rows,
+            max_rows=settings.max_rows,
             share_storage=True,  # with nobody: the model is the engine's alone
             packed=True,
-            compile=compile,
+            compile=settings.compile,
             lora_rank=spec.lora_rank,
         )
 
     # The Engine protocol
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; EngineError (and none is queued) if one cannot be sampled."""
-        active = self._active()
-        for request in requests:
-            self._check(request, active)
-            active.add(request.uid)
-        for request in requests:
-            self._queue.append(Job(request=request, waiting=deque(range(request.n))))
+    def sleep(self) -> None:
+        """Free the cache. Raises EngineError while completions are under way."""
+        super().sleep()
+        self._free()
 
-    def poll(self, timeout: float | None = None) -> list[Completion]:
-        """Decode until a completion has finished or `timeout` seconds are over (one step at least).
+    def close(self) -> None:
+        """Drop requests, cache and model."""
+        super().close()
+        self._rows.truncate(0)
+        self._free()
+        self.model = nn.Module()
 
-        Returns [] at once when nothing is queued.
-        """
-        if self._broken:
-            raise WeightsError("the last load_weights failed half-way; load a full set first")
-        end = None if timeout is None else time.monotonic() + timeout
-        while not self._done and (self._queue or self._rows.count):
-            self._advance()
-            if end is not None and time.monotonic() >= end:
-                break
-        done, self._done = self._done, []
-        return done
+    # Weights
 
-    def cancel(self, uids: Sequence[str]) -> None:
-        """Forget requests and their finished completions; unknown uids are ignored."""
-        gone = set(uids)
-        self._queue = deque(j for j in self._queue if j.request.uid not in gone)
-        self._done = [c for c in self._done if c.request not in gone]
-        owners = self._rows.owners
-        rows = [r for r, owner in enumerate(owners) if owner.job.request.uid in gone]
-        for row in rows:
-            owners[row].job.waiting.clear()
-        self._remove(rows)
+    def _settle(self, in_flight: InFlight) -> None:
+        while in_flight == "finish" and self._rows.count:
+            self._step()
+        # Waiting samples must have their prompt read again: it was read by other weights. They get
+        # new jobs, as running rows of the old ones hold the stale prompt.
+        old, self._queue = self._queue, deque()
+        for job in old:
+            self._queue.append(Job(request=job.request, waiting=deque(job.waiting)))
+            job.waiting.clear()
 
-    def load_weights(
-        self,
-        weights: Iterable[tuple[str, Tensor]],
-        version: Version,
-        in_flight: Literal["finish", "continue"] = "finish",
-    ) -> Ack:
-        """Copy `weights` in by name; the engine serves no half-loaded model.
-
-        The acknowledgment's hash is that of what the module holds afterwards, not the one sent.
-        Completions under way: "finish" them first under the old weights; "continue" them with the
-        new ones (a new segment, the keys and values of the old weights are kept). Samples not yet
-        started always use the new weights. Raises WeightsError.
-        """
-        if in_flight == "finish":
-            while self._rows.count:
-                self._step()
-        elif in_flight != "continue":
-            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: continue, finish.")
-        self._forget_prompts()
-        self._broken = True
+    def _load(self, weights: Iterable[tuple[str, Tensor]], version: Version) -> Ack:
+        """Copy `weights` in by name. The hash is that of what the module holds afterwards."""
         own = own_weights(self.model, self._lora_rank)
         dtypes = copy_weights(own, weights)
         self._decoder.refresh()
-        self._broken = False
-        self.version = version
         self._rows.mark(version)
         with self._ways.forward():
             canary = canary_logprob(self.model)
@@ -190,71 +159,24 @@ class TorchEngine:
             canary=canary,
         )
 
-    def take_metrics(self) -> Metrics:
-        """Nothing to report."""
-        return {}
-
-    def sleep(self) -> None:
-        """Free the cache. Raises EngineError while completions are under way."""
-        if self._rows.count:
-            raise EngineError(
-                f"{self._rows.count} completions are under way; poll or cancel them before sleep"
-            )
+    def _free(self) -> None:
         self._decoder.free()
         self._room = None
-
-    def wake(self) -> None:
-        """Nothing to do: the cache is allocated on first use."""
-
-    def close(self) -> None:
-        """Drop requests, cache and model."""
-        self._queue.clear()
-        self._done.clear()
-        self._rows.truncate(0)
-        self._decoder.free()
-        self._room = None
-        self.model = nn.Module()
 
     # Queue
 
-    def _forget_prompts(self) -> None:
-        """Waiting samples must have their prompt read again: it was read by other weights."""
-        queue: deque[Job] = deque()
-        for job in self._queue:
-            # A new job, as running rows of the old one hold the stale prompt.
-            queue.append(Job(request=job.request, waiting=deque(job.waiting)))
-            job.waiting.clear()
-        self._queue = queue
+    def _running(self) -> list[Sample]:
+        return self._rows.owners
 
-    def _active(self) -> set[str]:
-        return (
-            {j.request.uid for j in self._queue}
-            | {o.job.request.uid for o in self._rows.owners}
-            | {c.request for c in self._done}
-        )
+    def _drop(self, gone: set[str]) -> None:
+        super()._drop(gone)
+        owners = self._rows.owners
+        rows = [r for r, owner in enumerate(owners) if owner.job.request.uid in gone]
+        for row in rows:
+            owners[row].job.waiting.clear()
+        self._remove(rows)
 
-    def _check(self, request: Request, active: set[str]) -> None:
-        config: Any = self.model.config
-        room = getattr(config, "max_position_embeddings", None)
-        needed = len(request.ids) + request.sampling.max_tokens
-        problem = None
-        if request.uid in active:
-            problem = "is queued already"
-        elif request.n < 1 or request.sampling.max_tokens < 1:
-            problem = f"asks for n={request.n}, max_tokens={request.sampling.max_tokens}"
-        elif not request.ids:
-            problem = "has no prompt tokens"
-        elif not 0 <= min(request.ids) <= max(request.ids) < config.vocab_size:
-            problem = f"has token ids outside 0..{config.vocab_size - 1}"
-        elif room is not None and needed > room:
-            problem = (
-                f"needs {needed} positions ({len(request.ids)} prompt + "
-                f"{request.sampling.max_tokens} max_tokens), the model has {room}"
-            )
-        if problem:
-            raise EngineError(f"request {request.uid!r} {problem}")
-
-    def _advance(self) -> None:
+    def _advance(self, end: float | None) -> None:
         """Expire, admit, decode one token for every row."""
         self._expire()
         if not (self._decoder.lockstep and self._rows.count):
@@ -262,27 +184,10 @@ class TorchEngine:
         self._step()
 
     def _expire(self) -> None:
-        now = time.monotonic()
-        late = [
-            j for j in self._queue if j.request.deadline is not None and j.request.deadline < now
-        ]
-        for job in late:
-            self._done.extend(self._empty(job.request, i) for i in job.waiting)
-            job.waiting.clear()
-            self._queue.remove(job)
-        rows = np.flatnonzero(self._rows.deadline[: self._rows.count] < now)
+        """Abort what is past its deadline, begun or not."""
+        super()._expire()
+        rows = np.flatnonzero(self._rows.deadline[: self._rows.count] < time.monotonic())
         self._finish({int(r): "abort" for r in rows})
-
-    def _empty(self, request: Request, index: int) -> Completion:
-        """A completion that was aborted before its first token."""
-        segment = Segment(
-            ids=np.zeros(0, dtype=np.int64),
-            version=self.version,
-            logprobs=np.zeros(0, dtype=np.float32),
-        )
-        return Completion(
-            request=request.uid, index=index, segments=(segment,), text="", finish="abort"
-        )
 
     def _admit(self) -> None:
         """Start waiting samples in the free rows, oldest request first.

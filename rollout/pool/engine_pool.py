@@ -25,8 +25,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grpo.errors import EngineError, GrpoError, WeightsError
+from grpo.rollout.base import BaseEngine
 from grpo.rollout.pool.pool_member import PoolMember
 from grpo.rollout.pool.seats import PendingCall, Seat, Ticket, Worker
+from grpo.rollout.settings import TorchSettings
 from grpo.types import Ack, Completion, Engine, InFlight, Metrics, Request, Version
 
 if TYPE_CHECKING:
@@ -41,10 +43,11 @@ _MAX_REISSUES = 5  # workers lost under one request, after which it is held to b
 _EMPTY_POLLS = 3  # answers in a row that came early and empty: the engine has lost its requests
 
 
-class PoolEngine:
+class PoolEngine(BaseEngine):
     """An `EnginePool` of `workers` engines, each made by `start(index)`.
 
     `timeout` (seconds) is the longest a worker may owe an answer (at least 600 while it starts).
+    `version`: the weights that the engines start with.
     `window` is the number of completions a worker holds at a time (a request alone may be more):
     what its engine decodes at once. `publish` turns weights into what `load_weights` of a worker
     takes; its result is kept until the next weights, for workers that replace others. `release` is
@@ -60,10 +63,12 @@ class PoolEngine:
         workers: int,
         timeout: float,
         *,
-        window: int = 256,
+        version: Version,
+        window: int = TorchSettings.max_rows,
         publish: Callable[[Iterable[tuple[str, Tensor]]], Any] = list,
         release: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__(version)
         self._start = start
         self._timeout = timeout
         self._window = window
@@ -72,13 +77,12 @@ class PoolEngine:
         self._published: tuple[Any, Version] | None = None
         self._publications = 0
         self._in_flight: InFlight = "finish"
-        self._queue: list[Ticket] = []  # not with any worker, longest first
+        self._queue: list[Ticket] = []  # not with any worker
         self._tickets: dict[str, Ticket] = {}  # by the caller's uid
-        self._done: list[Completion] = []
         self._lengths: dict[tuple[int, ...], float] = {}  # mean completion, tokens, by prompt
         self._issues = 0
         self._counts: Counter[str] = Counter()
-        self._busy = self._wall = 0.0  # worker-seconds with work, and in all, while any was there
+        self._worked = self._wall = 0.0  # worker-seconds with work, and in all, while any was there
         self._seen = time.monotonic()
         self._seats: list[Seat] = []
         try:
@@ -99,55 +103,14 @@ class PoolEngine:
         return [(seat.worker.name, self._member(seat)) for seat in self._seats]
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; EngineError for a uid that is queued already.
-
-        A request that an engine refuses raises from a later `poll`.
-        """
-        self._enqueue(requests, None)
+        """As `BaseEngine`. What only a worker's engine can refuse raises from a later `poll`."""
+        self._submit(requests, None)
 
     def poll(self, timeout: float | None = None) -> list[Completion]:
-        """Completions that came since the last call; [] at once when nothing is under way."""
-        end = None if timeout is None else time.monotonic() + timeout
-        while not self._done and self._tickets:
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                break
-            self._turn(left)
-        done, self._done = self._done, []
-        self._turn(0)  # workers need not wait for the next call
+        """As `BaseEngine`; workers need not wait for the next call."""
+        done = super().poll(timeout)
+        self._turn(0)
         return done
-
-    def cancel(self, uids: Sequence[str]) -> None:
-        """Forget requests and their finished completions; unknown uids are ignored."""
-        gone = {self._tickets.pop(uid).wire for uid in set(uids) & self._tickets.keys()}
-        self._queue = [ticket for ticket in self._queue if ticket.request.uid in self._tickets]
-        self._done = [c for c in self._done if c.request not in set(uids)]
-        for seat in self._seats:
-            wires = [wire for wire in seat.owed if wire in gone]
-            if wires:
-                self._call(seat, "cancel", wires)
-            for wire in wires:
-                del seat.owed[wire]
-
-    def load_weights(
-        self,
-        weights: Iterable[tuple[str, Tensor]],
-        version: Version,
-        in_flight: InFlight = "finish",
-    ) -> Ack:
-        """Give every worker the same weights; the answer of each is in `members`.
-
-        A worker that fails to load is replaced once; WeightsError if its successor fails as well,
-        and at once for a worker that acknowledges other weights than were sent.
-        """
-        self._published = None  # two sets at a time would be one too many
-        bundle = self._publish(weights)
-        self._published, self._in_flight = (bundle, version), in_flight
-        self._publications += 1  # the same version again is loaded again
-        while not all(self._serves(seat) for seat in self._seats):
-            self._turn(None)
-        acks = [replace(a, engine=s.worker.name) for s in self._seats if (a := s.ack)]
-        return replace(acks[0], engine=f"{len(acks)} workers", members=tuple(acks))
 
     def take_metrics(self) -> Metrics:
         """What happened since the last call; of the workers' own metrics, the mean.
@@ -159,7 +122,7 @@ class PoolEngine:
         for metrics in self._ask("take_metrics", self._seats):
             for name, value in metrics.items():
                 own.setdefault(name, []).append(value)
-        idle = 1 - self._busy / self._wall if self._wall else 0.0
+        idle = 1 - self._worked / self._wall if self._wall else 0.0
         found = {
             **{name: sum(values) / len(values) for name, values in own.items()},
             "rollout/workers_replaced": float(self._counts["replaced"]),
@@ -170,7 +133,7 @@ class PoolEngine:
             found[f"rollout/worker_{seat.index + 1}_completions"] = float(seat.completions)
             seat.completions = 0
         self._counts.clear()
-        self._busy = self._wall = 0.0
+        self._worked = self._wall = 0.0
         return found
 
     def sleep(self) -> None:
@@ -183,6 +146,7 @@ class PoolEngine:
 
     def close(self) -> None:
         """Close the engines that answer soon, end all workers."""
+        super().close()
         closing = [seat.worker.call("close") for seat in self._seats if seat.up]
         wait(closing, timeout=min(self._timeout, 10))
         for seat in self._seats:
@@ -193,37 +157,75 @@ class PoolEngine:
         self._published = None
         self._release()
 
+    # Weights
+
+    def _settle(self, in_flight: InFlight) -> None:
+        self._in_flight = in_flight
+
+    def _load(self, weights: Iterable[tuple[str, Tensor]], version: Version) -> Ack:
+        """Give every worker the same weights; the answer of each is in `members`.
+
+        A worker that fails to load is replaced once; WeightsError if its successor fails as well,
+        and at once for a worker that acknowledges other weights than were sent.
+        """
+        self._published = None  # two sets at a time would be one too many
+        self._published = self._publish(weights), version
+        self._publications += 1  # the same version again is loaded again
+        for seat in self._seats:
+            seat.refusals = 0
+        while not all(self._serves(seat) for seat in self._seats):
+            self._turn(None)
+        acks = [replace(a, engine=s.worker.name) for s in self._seats if (a := s.ack)]
+        return replace(acks[0], engine=f"{len(acks)} workers", members=tuple(acks))
+
     # Requests
 
     def _member(self, seat: Seat) -> PoolMember:
         return PoolMember(
             name=seat.worker.name,
             pool=self,
-            enqueue=partial(self._enqueue, seat=seat.index),
+            enqueue=partial(self._submit, seat=seat.index),
             ask=partial(self._ask, seats=[seat]),
         )
 
-    def _enqueue(self, requests: Sequence[Request], seat: int | None) -> None:
-        uids = Counter([*self._tickets, *(r.uid for r in requests)])
-        if uids and max(uids.values()) > 1:
-            raise EngineError(f"request {uids.most_common(1)[0][0]!r} is queued already")
+    def _submit(self, requests: Sequence[Request], seat: int | None) -> None:
+        self._check(requests)
         for request in requests:
-            cost = len(request.ids) + self._expected_length(request)
-            ticket = Ticket(request=request, seat=seat, cost=cost, missing=set(range(request.n)))
-            self._tickets[request.uid] = ticket
-            self._queue.append(ticket)
-        self._sort()
+            self._enqueue(request, seat)
         self._turn(0)
+
+    def _enqueue(self, request: Request, seat: int | None = None) -> None:
+        cost = len(request.ids) + self._expected_length(request)
+        ticket = Ticket(request=request, seat=seat, cost=cost, missing=set(range(request.n)))
+        self._tickets[request.uid] = ticket
+        self._queue.append(ticket)
+
+    def _active(self) -> set[str]:
+        return super()._active() | self._tickets.keys()
+
+    def _busy(self) -> bool:
+        return bool(self._tickets)
+
+    def _advance(self, end: float | None) -> None:
+        self._turn(None if end is None else max(0.0, end - time.monotonic()))
+
+    def _drop(self, gone: set[str]) -> None:
+        wires = {self._tickets.pop(uid).wire for uid in gone & self._tickets.keys()}
+        self._queue = [ticket for ticket in self._queue if ticket.request.uid in self._tickets]
+        for seat in self._seats:
+            owed = [wire for wire in seat.owed if wire in wires]
+            if owed:
+                self._call(seat, "cancel", owed)
+            for wire in owed:
+                del seat.owed[wire]
 
     def _expected_length(self, request: Request) -> float:
         """Tokens of a completion: as this prompt's last ones, else the most it may have."""
         return self._lengths.get(request.key[:-1], request.sampling.max_tokens)
 
-    def _sort(self) -> None:
-        self._queue.sort(key=lambda ticket: -ticket.cost)
-
     def _dispatch(self) -> None:
-        """Hand waiting requests to workers that have room."""
+        """Hand waiting requests to workers that have room, the longest first."""
+        self._queue.sort(key=lambda ticket: -ticket.cost)
         given: dict[int, list[Request]] = {}
         kept: list[Ticket] = []
         for ticket in self._queue:
@@ -319,7 +321,7 @@ class PoolEngine:
             seat = pending[future]
             call = seat.calls.pop(future, None)  # None: the worker was replaced a moment ago
             if call is not None:
-                self._settle(seat, call, future)
+                self._take(seat, call, future)
         now = time.monotonic()
         for seat in self._seats:
             late = [c for f, c in seat.calls.items() if self._due(c) <= now and not f.done()]
@@ -336,10 +338,10 @@ class PoolEngine:
         now = time.monotonic()
         if self._tickets:
             self._wall += (now - self._seen) * len(self._seats)
-            self._busy += (now - self._seen) * sum(1 for seat in self._seats if seat.owed)
+            self._worked += (now - self._seen) * sum(1 for seat in self._seats if seat.owed)
         self._seen = now
 
-    def _settle(self, seat: Seat, call: PendingCall, future: Future[Any]) -> None:
+    def _take(self, seat: Seat, call: PendingCall, future: Future[Any]) -> None:
         error = future.exception()
         if error is not None:
             self._fail(seat, call, error)
@@ -373,6 +375,8 @@ class PoolEngine:
                     del self._tickets[ticket.request.uid]
             raise EngineError(f"{name}: {error}") from error
         if call.method == "load_weights":
+            if known and call.detail[0] != self._publications:
+                return  # of an older set, which nobody waits for; it is given the newest
             seat.refusals += 1
             if seat.refusals > 1:
                 raise WeightsError(
@@ -406,7 +410,6 @@ class PoolEngine:
                 )
         logger.warning("%s %s; replacing it, %d requests again", name, reason, len(tickets))
         self._queue.extend(tickets)
-        self._sort()
         self._counts["replaced"] += 1
         self._counts["reissued"] += len(tickets)
         seat.worker = self._start(seat.index)

@@ -22,7 +22,8 @@ from grpo.errors import EngineError
 from grpo.outside.code import plugins
 from grpo.rollout import ENGINES
 from grpo.rollout.pool.engine_pool import PoolEngine
-from grpo.types import Ack, Completion, Engine, EngineSpec, InFlight, Metrics, Request, Version
+from grpo.rollout.settings import TorchSettings, VllmSettings
+from grpo.types import Ack, Completion, Engine, EngineSpec, InFlight, Request, Version
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +70,11 @@ def ray_pool(
     try:
         # Two threads on one core spin against each other: shares are explicit.
         share = spec.threads // workers or 1
-        gpus = engine_args.get("tensor_parallel_size", 1) if _has_gpus(ray) else 0
+        gpus = (
+            engine_args.get("tensor_parallel_size", VllmSettings.tensor_parallel_size)
+            if _has_gpus(ray)
+            else 0
+        )
         places = _Places(ray, workers, {"CPU": share, **({"GPU": gpus} if gpus else {})})
         release.insert(0, places.release)
         places.wait(placement_timeout)
@@ -83,8 +88,11 @@ def ray_pool(
             start,
             workers,
             timeout,
+            version=spec.version,
             # More than an engine decodes at once would only wait there.
-            window=engine_args.get("max_rows") or engine_args.get("max_num_seqs") or 256,
+            window=engine_args.get("max_rows")
+            or engine_args.get("max_num_seqs")
+            or TorchSettings.max_rows,
             publish=lambda weights: [ray.put(bucket) for bucket in buckets(weights)],
             release=lambda: _release(release),
         )
@@ -118,29 +126,13 @@ class EngineHost:
             done = done + more
         return done
 
-    def cancel(self, uids: Sequence[str]) -> None:
-        """As the engine's."""
-        self._engine.cancel(uids)
-
     def load_weights(self, refs: Sequence[Any], version: Version, in_flight: InFlight) -> Ack:
         """As the engine's, from buckets in the object store, one after another."""
         return self._engine.load_weights(_unpacked(refs), version, in_flight)
 
-    def take_metrics(self) -> Metrics:
-        """As the engine's."""
-        return self._engine.take_metrics()
-
-    def sleep(self) -> None:
-        """As the engine's."""
-        self._engine.sleep()
-
-    def wake(self) -> None:
-        """As the engine's."""
-        self._engine.wake()
-
-    def close(self) -> None:
-        """As the engine's."""
-        self._engine.close()
+    def run(self, method: str, *args: Any) -> Any:
+        """What the engine's own `method` says, for those that are as the engine's."""
+        return getattr(self._engine, method)(*args)
 
 
 class RayWorker:
@@ -167,6 +159,8 @@ class RayWorker:
             else:  # an engine's own error comes wrapped with a traceback in its text
                 answer.set_exception(getattr(error, "cause", None) or _lost(error))
 
+        if not hasattr(EngineHost, method):
+            method, args = "run", (method, *args)
         getattr(self._actor, method).remote(*args).future().add_done_callback(forward)
         return answer
 

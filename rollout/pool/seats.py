@@ -57,7 +57,7 @@ class Seat:
     ack: Ack | None = None  # of the weights it now has, None before any were loaded
     loaded: int = 0  # the publication they came with, 0 before any
     failures: int = 0  # without a completion in between
-    refusals: int = 0  # loads that failed, without a good one in between
+    refusals: int = 0  # failures to load the weights published last
     empty_polls: int = 0
     completions: int = 0
     owed: dict[str, Ticket] = field(default_factory=dict)  # by wire id

@@ -17,26 +17,26 @@ or on a network that is yours. Weights travel through memory shared on one machi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from grpo.errors import EngineError, WeightsError
+from grpo.model import pretrained
 from grpo.outside.web.address import Address, checked_file, key_from
-from grpo.outside.web.replies import Refused, Unreachable
 from grpo.rollout.remote.http_engine import HttpEngine, Work
 from grpo.rollout.remote.server_answers import (
-    Strange,
     body_for,
     completions_from,
-    nothing,
     plain_body,
     plain_completions,
 )
 from grpo.rollout.remote.server_control import GENERATE, Control
 from grpo.rollout.remote.server_token import found_token
+from grpo.rollout.samples import is_late, without_tokens
+from grpo.rollout.settings import ServerSettings
 from grpo.types import Ack, Completion, EngineSpec, InFlight, Metrics, Request, Version
 
 _PAUSE_MODES = {"finish": "wait", "continue": "keep"}
@@ -53,98 +53,53 @@ class _GroupWork(Work):
 
 
 class ServerEngine(HttpEngine[_GroupWork]):
-    """An `Engine` over HTTP.
-
-    timeout      seconds that one call for completions may take
-    retries      how often a call is made again before the run stops
-    wait         seconds that a server may be gone, for one that is being restarted
-    concurrency  calls under way at a time
-    key_file     file with the server's token; "": of a server that this user started on this
-                 machine it is found by its port
-    api_key_env  environment variable with the server's key, for one that was started otherwise
-    tokenizer    makes the text of a completion from its ids; None: the text is the server's own
+    """An `Engine` over HTTP. `tokenizer` makes the text of a completion from its ids, as in every
+    engine; None: the text is the server's own.
     """
 
+    ADVICE = "see the server's log, or raise rollout.engine_args.retries or timeout"
+
     def __init__(
-        self,
-        spec: EngineSpec,
-        *,
-        url: str = "http://127.0.0.1:8000",
-        timeout: float = 600.0,
-        retries: int = 3,
-        wait: float = 300.0,
-        concurrency: int = 64,
-        key_file: str = "",
-        api_key_env: str = "",
-        tokenizer: Any = None,
+        self, spec: EngineSpec, settings: ServerSettings, *, tokenizer: Any = None
     ) -> None:
-        super().__init__(
-            _address(url, key_file, api_key_env),
-            spec.version,
-            timeout=timeout,
-            retries=retries,
-            concurrency=concurrency,
-        )
+        super().__init__(_address(settings), spec.version, settings)
         self.spec = spec
         self.tokenizer = tokenizer
-        self._broken = ""
         self._suspect = False  # a failure that a restart would explain; look before the next call
         self._heard = time.monotonic()  # when the last answer came
-        self.server = Control(spec, self.client, timeout=timeout, retries=retries, wait=wait)
+        self._mode = _PAUSE_MODES["finish"]
+        self.server = Control(spec, self.client, settings)
+        self.model = self.server.model or spec.model
+        self.vocab_size, self.max_length = self.server.vocab_size, self.server.max_length
 
-    # The Engine protocol
+    @classmethod
+    def from_spec(cls, spec: EngineSpec, settings: ServerSettings) -> ServerEngine:
+        """The engine of a recipe."""
+        return cls(spec, settings, tokenizer=pretrained.tokenizer(spec.model))
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; EngineError (and none is queued) if one cannot be sampled."""
-        uids = self._queued()
-        for request in requests:
-            self._check(request, uids)
-            uids.add(request.uid)
-        # Once a batch: is this the server we left, with our weights?
-        self._suspect = self.server.takes_weights
-        for request in requests:
-            self._add(_GroupWork(request=request))
+    # Weights
 
-    def poll(self, timeout: float | None = None) -> list[Completion]:
-        """Completions that came; waits up to `timeout` s for one, [] at once if none is due.
-
-        Waits longer where the server is gone. Raises EngineError when it stays away, or a
-        request has failed `retries` + 1 times.
-        """
-        if self._broken:
-            raise WeightsError(self._broken)
-        return super().poll(timeout)
-
-    def load_weights(
-        self,
-        weights: Iterable[tuple[str, Tensor]],
-        version: Version,
-        in_flight: InFlight = "finish",
-    ) -> Ack:
-        """Hand `weights` to the server, with sampling paused.
-
-        The acknowledgment's hash is that of the tensors as they arrived in the server's process.
-        Calls under way: "finish" waits for them; "continue" lets them go on with the new weights
-        (a new segment; their keys and values are computed anew). Calls not yet made use the new
-        weights. Raises WeightsError, also where the server is not one of `grpo serve`.
-        """
-        if in_flight not in _PAUSE_MODES:
-            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: continue, finish.")
+    def _settle(self, in_flight: InFlight) -> None:
         if not self.server.takes_weights:
             raise WeightsError(
                 f"the server at {self.address.url} was not started by `grpo serve`, so it takes no "
                 "weights: it serves evaluation and distillation only; start one with "
                 f"`grpo serve {self.spec.model}`, or set rollout.engine=vllm or torch"
             )
-        # A copy, as the learner updates its tensors in place while these are the ones that sample.
-        kept = [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in weights]
+        self._mode = _PAUSE_MODES[in_flight]
         while in_flight == "finish" and self._running:
             self._take(self._patience(None))
             self._expire()
-        self._broken = "the last load_weights failed half-way; load a full set first"
-        ack = self.server.deliver(kept, version, _PAUSE_MODES[in_flight])
-        self._broken, self.version = "", version
-        return ack
+
+    def _load(self, weights: Iterable[tuple[str, Tensor]], version: Version) -> Ack:
+        """Hand `weights` to the server, with sampling paused.
+
+        The hash is that of the tensors as they arrived in the server's process. Calls that go on
+        compute their keys and values anew.
+        """
+        # A copy, as the learner updates its tensors in place while these are the ones that sample.
+        kept = [(name, tensor.detach().to("cpu", copy=True)) for name, tensor in weights]
+        return self.server.deliver(kept, version, self._mode)
 
     def take_metrics(self) -> Metrics:
         """Restarts of the server that were met, and calls made again, since the last time."""
@@ -158,23 +113,16 @@ class ServerEngine(HttpEngine[_GroupWork]):
 
     # Requests
 
-    def _check(self, request: Request, uids: set[str]) -> None:
+    def _problem(self, request: Request) -> str | None:
         sampling = request.sampling
-        needed = len(request.ids) + sampling.max_tokens
-        room = self.server.max_length
-        problem = None
-        if request.uid in uids:
-            problem = "is queued already"
-        elif request.n < 1 or sampling.max_tokens < 1:
-            problem = f"asks for n={request.n}, max_tokens={sampling.max_tokens}"
-        elif not request.ids:
-            problem = "has no prompt tokens"
-        elif room is not None and needed > room:
-            problem = f"needs {needed} positions, the server was started with {room}"
-        elif not self.server.gives_tokens and (sampling.top_k or sampling.min_p):
-            problem = "asks for top_k or min_p, which only a vLLM server has"
-        if problem:
-            raise EngineError(f"request {request.uid!r} {problem}")
+        if not self.server.gives_tokens and (sampling.top_k or sampling.min_p):
+            return "asks for top_k or min_p, which only a vLLM server has"
+        return super()._problem(request)
+
+    def _enqueue(self, request: Request) -> None:
+        # Once a batch: is this the server we left, with our weights?
+        self._suspect = self.server.takes_weights
+        self._add(_GroupWork(request=request))
 
     def _issue(self) -> None:
         """Make the calls that are due, once the server is known to be the one we think it is."""
@@ -206,32 +154,11 @@ class ServerEngine(HttpEngine[_GroupWork]):
             for call in calls:
                 call.drop()
 
-    def _settle(self, name: str, outcome: Any) -> None:
+    def _receive(self, name: str, outcome: Any) -> None:
         self._heard = time.monotonic()
-        work = self._answered(name)
-        if work is None:
-            return
-        if isinstance(outcome, Refused) and outcome.status < 500:
-            raise EngineError(
-                f"the server at {self.address.url} refused request {work.request.uid!r}: {outcome}"
-            )
-        if not isinstance(outcome, Exception):
-            try:
-                completions = self._read(work, outcome)
-            except (Strange, Unreachable) as strange:
-                outcome = strange
-            else:
-                self._finish(work, completions)
-                return
-        elif not isinstance(outcome, Unreachable | Refused):
-            raise outcome
-        if work.abort_by is not None:
-            self._finish(work, nothing(work.request, self.version))
-            return
-        self._again(work, outcome)
+        super()._receive(name, outcome)
 
     def _read(self, work: _GroupWork, answer: Any) -> list[Completion]:
-        """The completions of an answer. Raises Strange."""
         versions = self.server.since(work.label)
         if not self.server.gives_tokens:
             return plain_completions(work.request, answer, versions)
@@ -243,33 +170,38 @@ class ServerEngine(HttpEngine[_GroupWork]):
             tokenizer=self.tokenizer,
         )
 
-    def _again(self, work: _GroupWork, reason: Exception) -> None:
-        if work.attempts > self._retries:
-            raise EngineError(
-                f"request {work.request.uid!r} failed {work.attempts} times at {self.address.url}, "
-                f"the last time: {reason}; see the server's log, or raise "
-                "rollout.engine_args.retries or timeout"
-            )
+    def _failed(self, work: _GroupWork, reason: Exception) -> None:
+        if work.abort_by is not None:
+            self._give_up(work)
+            return
+        super()._failed(work, reason)
         self._suspect = self.server.takes_weights
-        self._call_again(work, min(10.0, 0.1 * 2**work.attempts))
+
+    def _pause(self, attempts: int) -> float:
+        return min(10.0, 0.1 * 2**attempts)
+
+    def _give_up(self, work: _GroupWork) -> None:
+        nothing = [without_tokens(work.request, i, self.version) for i in range(work.request.n)]
+        self._finish(work, nothing)
 
     def _expire(self) -> None:
         """Abort what is past its deadline; the server then answers with what it has."""
         now = time.monotonic()
         for work in list(self._timed.values()):
             if work.abort_by is None:
-                if work.request.deadline is None or work.request.deadline > now:
+                if not is_late(work.request, now):
                     continue
                 work.abort_by = now + _GRACE_SECONDS
                 if work.name and self.server.gives_tokens:
                     self.server.abort(work.name)
                     continue
             if not work.name or work.abort_by < now:
-                self._finish(work, nothing(work.request, self.version))
+                self._give_up(work)
 
 
-def _address(url: str, key_file: str, api_key_env: str) -> Address:
+def _address(settings: ServerSettings) -> Address:
     """The server, with the key that the user names, else the one that lies beside it."""
+    url, key_file, api_key_env = settings.url, settings.key_file, settings.api_key_env
     if key_file and api_key_env:
         raise EngineError(
             "rollout.engine_args.key_file and api_key_env are both set, and a call has one key: "

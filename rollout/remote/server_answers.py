@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 
 from grpo.outside.web.replies import Unreachable, part
+from grpo.rollout.remote.http_engine import Strange
+from grpo.rollout.samples import segments_of, without_tokens
 from grpo.rollout.texts import completion_text, cut, whole_characters
-from grpo.types import Completion, FinishReason, Request, Segment, Version
+from grpo.types import Completion, FinishReason, Request, Version
 
 _ROUNDED_UP = 1e-3  # a log-prob of 0 may come out a little above it
 _FINISH: dict[str, FinishReason] = {"stop": "stop", "length": "length", "abort": "abort"}
-
-
-class Strange(Exception):
-    """An answer that cannot be used: other weights, an abort nobody asked for, samples missing."""
 
 
 def seed_of(key: Sequence[int]) -> int:
@@ -111,14 +109,13 @@ def _completion(
         raise Strange(
             f"it was sampled from weights {sorted(unknown)} that this run did not deliver"
         )
-    segments = [
-        Segment(ids=ids[start:end], version=versions[label], logprobs=logprobs[start:end])
-        for start, end, label in spans
-    ]
+    marks = [(start, versions[label]) for start, _, label in spans]
+    if not marks:
+        marks = [(0, list(versions.values())[-1])]
     return Completion(
         request=request.uid,
         index=choice["index"],
-        segments=tuple(segments) or (_no_tokens(list(versions.values())[-1]),),
+        segments=segments_of(ids, logprobs, marks),
         text=_own_text(choice) if tokenizer is None else _text(request, ids.tolist(), tokenizer),
         finish=finish,
     )
@@ -188,40 +185,27 @@ def plain_completions(
 
     Raises Strange and Unreachable.
     """
-    found: list[Completion] = []
-    for choice in _choices(request, answer):
-        text, finish = whole_characters(_own_text(choice)), _finish(choice)
-        kept = cut(text, request.sampling.stop)
-        found.append(
-            Completion(
-                request=request.uid,
-                index=choice["index"],
-                segments=(_no_tokens(list(versions.values())[-1]),),
-                text=text if kept is None else kept,
-                finish=finish if kept is None else "stop",
-            )
-        )
-    return found
-
-
-def nothing(request: Request, version: Version) -> list[Completion]:
-    """All samples of `request`, aborted before their first token."""
+    version = list(versions.values())[-1]
     return [
-        Completion(
-            request=request.uid,
-            index=index,
-            segments=(_no_tokens(version),),
-            text="",
-            finish="abort",
+        text_completion(
+            request,
+            choice["index"],
+            version,
+            whole_characters(_own_text(choice)),
+            _finish(choice),
         )
-        for index in range(request.n)
+        for choice in _choices(request, answer)
     ]
 
 
-def _no_tokens(version: Version) -> Segment:
-    return Segment(
-        ids=np.zeros(0, dtype=np.int64), version=version, logprobs=np.zeros(0, dtype=np.float32)
-    )
+def text_completion(
+    request: Request, index: int, version: Version, text: str, finish: FinishReason
+) -> Completion:
+    """A completion of text alone, which ends with its first stop string."""
+    kept = cut(text, request.sampling.stop)
+    if kept is not None:
+        text, finish = kept, "stop"
+    return without_tokens(request, index, version, text=text, finish=finish)
 
 
 def _choices(request: Request, answer: Any) -> list[Mapping[str, Any]]:

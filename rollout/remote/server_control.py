@@ -21,6 +21,7 @@ from grpo.model.canary import canary_ids
 from grpo.outside.web.client import Client
 from grpo.outside.web.replies import Refused, Unreachable, part
 from grpo.rollout.remote.segments import send_segments
+from grpo.rollout.settings import ServerSettings
 from grpo.types import Ack, EngineSpec, Version
 
 GENERATE = "/inference/v1/generate"
@@ -49,13 +50,11 @@ class Control:
     Raises EngineError where no server answers, or it cannot hold what `spec` asks for.
     """
 
-    def __init__(
-        self, spec: EngineSpec, client: Client, *, timeout: float, retries: int, wait: float
-    ) -> None:
+    def __init__(self, spec: EngineSpec, client: Client, settings: ServerSettings) -> None:
         self.spec, self.client, self.address = spec, client, client.address
         self.restarts = 0
         self.labels: dict[str, Version] = {_AS_STARTED: spec.version}
-        self._timeout, self._retries, self._wait = timeout, retries, wait
+        self.settings = settings
         self.label = _AS_STARTED
         self._resident: _Resident | None = None
         self._hello: dict[str, Any] = {}
@@ -73,6 +72,11 @@ class Control:
     def max_length(self) -> int | None:
         """The longest request in tokens, where the server says."""
         return self._hello.get("max_length")
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Rows of the model's embedding, where the server says."""
+        return self._hello.get("vocab_size")
 
     def abort(self, name: str) -> None:
         """Have the server answer the call `name` with what it has."""
@@ -172,7 +176,7 @@ class Control:
 
     def ensure_ready(self) -> None:
         """Wait for the server if it is gone; give it the last weights if it has lost them."""
-        for _ in range(self._retries + 1):
+        for _ in range(self.settings.retries + 1):
             with suppress(Unreachable):
                 self._await_hello()
                 info = self.client.call("GET", "/weight_info", timeout=_CONTROL_SECONDS)
@@ -187,7 +191,7 @@ class Control:
 
     def _await_hello(self) -> None:
         """Wait up to `wait` seconds for an answer; note a restart."""
-        end = time.monotonic() + self._wait
+        end = time.monotonic() + self.settings.wait
         while True:
             try:
                 hello = self._ask_hello()
@@ -197,9 +201,10 @@ class Control:
                     self._check_token(error)
                 if time.monotonic() > end:
                     raise EngineError(
-                        f"the server at {self.address.url} has been gone for {self._wait:.0f} s "
-                        f"({error}); restart it with `grpo serve {self.spec.model}` and continue "
-                        "the run with --resume, or raise rollout.engine_args.wait"
+                        f"the server at {self.address.url} has been gone for "
+                        f"{self.settings.wait:.0f} s ({error}); restart it with `grpo serve "
+                        f"{self.spec.model}` and continue the run with --resume, or raise "
+                        "rollout.engine_args.wait"
                     ) from error
                 time.sleep(0.5)
         restarted = hello["instance"] != self._hello["instance"]
@@ -243,12 +248,12 @@ class Control:
 
     def _deliver(self, weights: list[tuple[str, Tensor]], version: Version, mode: str) -> Ack:
         """Pause, load, label, resume; starts over when the server goes away in between."""
-        for attempt in range(self._retries + 1):
+        for attempt in range(self.settings.retries + 1):
             try:
                 self._await_hello()
                 return self._deliver_once(weights, version, mode)
             except Unreachable as error:
-                if attempt == self._retries:
+                if attempt == self.settings.retries:
                     raise WeightsError(
                         f"weights {version} did not reach {self.address.url}: {error}"
                     ) from error
@@ -260,14 +265,16 @@ class Control:
 
     def _deliver_once(self, weights: list[tuple[str, Tensor]], version: Version, mode: str) -> Ack:
         label = f"{version.step}-{version.hash}"
-        self._control(f"/pause?mode={mode}", timeout=self._timeout)
+        self._control(f"/pause?mode={mode}", timeout=self.settings.timeout)
         try:
             self._control("/update_weight_version", {"new_version": _LOADING})
             self._control("/collective_rpc", {"method": "grpo_begin"})
-            self._control("/start_weight_update", timeout=self._timeout)
+            self._control("/start_weight_update", timeout=self.settings.timeout)
             for message in send_segments(weights):
-                self._control("/update_weights", {"update_info": message}, timeout=self._timeout)
-            self._control("/finish_weight_update", timeout=self._timeout)
+                self._control(
+                    "/update_weights", {"update_info": message}, timeout=self.settings.timeout
+                )
+            self._control("/finish_weight_update", timeout=self.settings.timeout)
             # Keys and values of the old weights, also those of completions that were paused.
             self._control("/reset_prefix_cache?reset_running_requests=true")
             report = self._rpc("grpo_report", {"hash": str, "tensors": int, "missing": list})
@@ -301,7 +308,7 @@ class Control:
         """Summed log-prob of the canary tokens under the weights now resident."""
         ids = canary_ids(self._hello["vocab_size"])
         body = {"token_ids": ids, "sampling_params": {"max_tokens": 1, "prompt_logprobs": 0}}
-        answer = self._control(GENERATE, body, timeout=self._timeout)
+        answer = self._control(GENERATE, body, timeout=self.settings.timeout)
         rows = part(answer, "prompt_logprobs", kind=list)
         if len(rows) != len(ids):
             raise Unreachable(f"log-probs of {len(rows)} tokens came, and not of {len(ids)}")

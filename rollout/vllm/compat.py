@@ -17,7 +17,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -50,10 +50,10 @@ class Workaround:
     """A fault of vLLM and the way round it; `first` and `last` are the versions that have it."""
 
     name: str
-    first: tuple[int, int]
-    last: tuple[int, int]
-    cpu_only: bool
     reason: str
+    first: tuple[int, int] = (0, 22)
+    last: tuple[int, int] = (0, 32)
+    cpu_only: bool = True
 
     def applies(self, version: tuple[int, int], cpu: bool) -> bool:
         """Whether a vLLM of `version`, on a CPU or not, has the fault."""
@@ -65,48 +65,31 @@ WORKAROUNDS = {
     for w in (
         Workaround(
             name="speculative_temperature",
-            first=(0, 22),
-            last=(0, 32),
-            cpu_only=True,
             reason="expand_batch_to_tokens casts its output for the C++ kernel, which then writes "
             "to the copy: rejection sampling reads temperatures from uninitialized memory",
         ),
         Workaround(
             name="mla_rotary",
-            first=(0, 22),
-            last=(0, 32),
-            cpu_only=True,
             reason="the C++ rotary embedding misreads the 3-D queries of MLA models",
         ),
         Workaround(
             name="tied_head",
-            first=(0, 22),
-            last=(0, 32),
-            cpu_only=True,
             reason="reload_weights packs the embedding anew but not the head tied to it, which "
             "then computes logits with the old weights",
         ),
         Workaround(
             name="chunked_prefill_seeds",
-            first=(0, 22),
-            last=(0, 32),
-            cpu_only=True,
             reason="a prompt read in chunks rewinds its generator by set_offset, which generators "
             "of the CPU do not have: RuntimeError",
         ),
         Workaround(
             name="kernel_scan",
             first=(0, 32),
-            last=(0, 32),
-            cpu_only=True,
             reason="the search for Triton kernels calls .get on every __dict__ there is; "
             "llvmlite, which n-gram speculation imports, has one that is a function",
         ),
         Workaround(
             name="set_num_threads",
-            first=(0, 22),
-            last=(0, 32),
-            cpu_only=True,
             reason="the CPU worker replaces torch.set_num_threads by a function that refuses",
         ),
     )
@@ -316,11 +299,9 @@ def make_engine(arguments: dict[str, Any]) -> Any:
 def destroy(engine: Any) -> None:
     """Shut `engine` down and give its process group back."""
     engine.engine_core.shutdown()
-    parallel: Callable[[str], Any] = lambda name: getattr(  # noqa: E731
-        module("distributed.parallel_state"), name
-    )
-    parallel("destroy_model_parallel")()
-    parallel("destroy_distributed_environment")()
+    parallel = module("distributed.parallel_state")
+    parallel.destroy_model_parallel()
+    parallel.destroy_distributed_environment()
 
 
 def worker(engine: Any) -> Any:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,35 +23,21 @@ from grpo.errors import EngineError, WeightsError
 from grpo.model import pretrained
 from grpo.model.canary import canary_ids
 from grpo.model.content_hash import content_hash
+from grpo.rollout.base import LocalEngine
+from grpo.rollout.samples import Sample, finished, is_late
+from grpo.rollout.settings import VllmSettings
 from grpo.rollout.vllm import arguments, compat, lora, readback
-from grpo.rollout.vllm.requests import (
-    QueuedRequest,
-    RunningSample,
-    completion_of,
-    late,
-    refusal,
-    sampling_params,
-)
 from grpo.rollout.vllm.speculation import Speculation
-from grpo.types import (
-    Ack,
-    Completion,
-    EngineSpec,
-    FinishReason,
-    InFlight,
-    Metrics,
-    Request,
-    Version,
-)
+from grpo.types import Ack, EngineSpec, FinishReason, InFlight, Metrics, Request, Version
 
 _SCORED = "scored"  # id of a request for log-probs; those of samples are numbers
 
 
-class VllmEngine:
+class VllmEngine(LocalEngine):
     """An `Engine` over one in-process `LLMEngine`; settings as in docs/vllm.md.
 
-    `llm` is the LLMEngine, `tokenizer` ours (texts are decoded once, with it), `rows` the most
-    samples under way. The engine owns `llm`.
+    `llm` is the LLMEngine, which the engine owns; `tokenizer` is ours, and makes all texts. `rows`:
+    the most samples under way.
     """
 
     def __init__(
@@ -66,45 +51,23 @@ class VllmEngine:
         speculation: Speculation | None = None,
         can_sleep: bool = False,
     ) -> None:
+        vocab_size = int(llm.model_config.get_vocab_size())
+        super().__init__(spec.version, vocab_size=vocab_size, max_length=max_length)
         self.llm: Any = llm
         self.tokenizer = tokenizer
-        self.spec = spec
-        self.version = spec.version
-        self.max_length = max_length
         self.rows = rows
         self.speculation = speculation
         self.adapter = lora.Adapter(rank=spec.lora_rank) if spec.lora_rank else None
         self._can_sleep = can_sleep
         self._asleep = False
-        self._vocab_size = int(llm.model_config.get_vocab_size())
-        self._queue: deque[QueuedRequest] = deque()
-        self._chunks: dict[
-            str, dict[int, RunningSample]
-        ] = {}  # vLLM request id -> samples under way
-        self._done: list[Completion] = []
+        # vLLM request id -> samples under way, by their place in it
+        self._chunks: dict[str, dict[int, Sample]] = {}
+        self._canary = canary_ids(vocab_size)
         self._scored: Any = None
         self._serial = 0
-        self._broken = False
 
     @classmethod
-    def from_spec(
-        cls,
-        spec: EngineSpec,
-        *,
-        tensor_parallel_size: int = 1,
-        gpu_memory_utilization: float = 0.45,
-        max_model_len: int = 0,
-        max_num_batched_tokens: int = 0,
-        max_num_seqs: int = 256,
-        kv_cache_gib: float = 0.0,
-        kv_cache_dtype: str = "auto",
-        head_dtype: str = "",
-        enforce_eager: bool | None = None,
-        enable_prefix_caching: bool = True,
-        enable_sleep_mode: bool = False,
-        speculative_tokens: int = 0,
-        speculative_model: str = "",
-    ) -> VllmEngine:
+    def from_spec(cls, spec: EngineSpec, settings: VllmSettings) -> VllmEngine:
         """The engine of `spec`. Raises EngineError with vLLM's reason where it does not start."""
         started = time.monotonic()
         print("vLLM starts; this takes 10 to 50 s", file=sys.stderr, flush=True)
@@ -112,118 +75,19 @@ class VllmEngine:
         cpu = compat.is_cpu()
         if spec.threads and cpu:
             torch.set_num_threads(spec.threads)
-        config = pretrained.config(spec.model)
-        positions = getattr(config, "max_position_embeddings", None) or spec.max_length
-        # Room for the canary and one token after it.
-        length = min(max(max_model_len or spec.max_length, 17), positions)
-        speculation = arguments.speculation_of(speculative_tokens, speculative_model)
-        chosen: dict[str, Any] = {
-            **arguments.fixed(spec, length, speculation),
-            "max_num_seqs": max_num_seqs,
-            "tensor_parallel_size": tensor_parallel_size,
-            "gpu_memory_utilization": gpu_memory_utilization,
-            "kv_cache_dtype": kv_cache_dtype,
-            "enforce_eager": cpu if enforce_eager is None else enforce_eager,
-            "enable_prefix_caching": enable_prefix_caching,
-            **arguments.step_size(max_num_batched_tokens, length, max_num_seqs),
-        }
-        if kv_cache_gib or cpu:
-            chosen["kv_cache_memory_bytes"] = int((kv_cache_gib or 1.0) * 2**30)
-        if compilation := compat.compilation_config(config):
-            chosen["compilation_config"] = compilation
-        if enable_sleep_mode and not cpu:
-            chosen["enable_sleep_mode"] = True
-        if head_dtype:
-            chosen["hf_overrides"] = {"head_dtype": head_dtype}
+        speculation = arguments.speculation_of(settings)
+        chosen = arguments.chosen(spec, settings, speculation, cpu=cpu)
         llm = compat.make_engine(chosen)
         print(f"vLLM is up after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         return cls(
             llm,
             pretrained.tokenizer(spec.model),
             spec=spec,
-            max_length=length,
-            rows=max_num_seqs,
+            max_length=chosen["max_model_len"],
+            rows=settings.max_num_seqs,
             speculation=speculation,
-            can_sleep=enable_sleep_mode and not cpu,
+            can_sleep=settings.enable_sleep_mode and not cpu,
         )
-
-    # The Engine protocol
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests; EngineError (and none is queued) if one cannot be sampled."""
-        active = self._active()
-        for request in requests:
-            problem = "is queued already" if request.uid in active else None
-            problem = problem or refusal(request, self._vocab_size, self.max_length)
-            if problem:
-                raise EngineError(f"request {request.uid!r} {problem}")
-            active.add(request.uid)
-        self._queue.extend(QueuedRequest(request=r, waiting=deque(range(r.n))) for r in requests)
-
-    def poll(self, timeout: float | None = None) -> list[Completion]:
-        """Step until a completion has finished or `timeout` seconds are over (one step at least).
-
-        Returns [] at once when nothing is queued.
-        """
-        if self._broken:
-            raise WeightsError("the last load_weights failed half-way; load a full set first")
-        end = None if timeout is None else time.monotonic() + timeout
-        while not self._done and (self._queue or self._chunks):
-            self._expire()
-            self._admit()
-            self._step()
-            if end is not None and time.monotonic() >= end:
-                break
-        done, self._done = self._done, []
-        return done
-
-    def cancel(self, uids: Sequence[str]) -> None:
-        """Forget requests and their finished completions; unknown uids are ignored."""
-        gone = set(uids)
-        self._queue = deque(j for j in self._queue if j.request.uid not in gone)
-        self._done = [c for c in self._done if c.request not in gone]
-        for name, samples in list(self._chunks.items()):
-            if next(iter(samples.values())).queued.request.uid in gone:
-                del self._chunks[name]
-                self.llm.abort_request([name])
-
-    def load_weights(
-        self,
-        weights: Iterable[tuple[str, Tensor]],
-        version: Version,
-        in_flight: InFlight = "finish",
-    ) -> Ack:
-        """Load `weights` (the adapter, where spec.lora_rank > 0) and read them back.
-
-        The acknowledgment's hash is that of the tensors that came here; that these are resident is
-        proven by reading them back, and that vLLM computes with them by the canary. Samples under
-        way: "finish" them under the old weights; "continue" them with the new ones (a new segment;
-        their keys and values stay). Samples without a token yet start again under the new weights,
-        and no prompt reuses keys and values of old ones. Raises WeightsError with the name of the
-        first tensor that is not resident.
-        """
-        if in_flight not in ("finish", "continue"):
-            raise EngineError(f"unknown in_flight {in_flight!r}. Valid: continue, finish.")
-        self.wake()
-        self._settle(in_flight)
-        sent = {name: tensor.detach() for name, tensor in weights}
-        arrived = Version(step=version.step, hash=content_hash(sent.items()))
-        self._broken = True
-        if self.adapter is not None:
-            self.adapter.load(self.llm, sent, arrived, running=bool(self._chunks))
-        else:
-            self._load(sent, arrived)
-        self._broken = False
-        self.version = arrived
-        for name, samples in self._chunks.items():
-            for index, (_, ids, _) in self._progress(name).items():
-                samples[index].marks.append((len(ids), arrived))
-        # Blocks in use cannot be dropped; the salt of every new prompt keeps it from them.
-        self.llm.reset_prefix_cache()
-        if self.speculation is not None:
-            self.speculation.restart(self.llm)
-        canary = float(self.logprobs(canary_ids(self._vocab_size)).astype(np.float64).sum())
-        return Ack(version=arrived, tensors=len(sent), canary=canary)
 
     def logprobs(self, ids: Sequence[int]) -> np.ndarray:
         """float32 [len(ids) - 1]: log p of each token after the first, at temperature 1.
@@ -252,9 +116,7 @@ class VllmEngine:
         vLLM's CPU worker has no such state to release: its cache is of fixed size. Raises
         EngineError while completions are under way.
         """
-        if self._chunks:
-            count = sum(map(len, self._chunks.values()))
-            raise EngineError(f"{count} completions are under way; poll or cancel them first")
+        super().sleep()
         if self._can_sleep and not self._asleep:
             self.llm.sleep(level=1)
             self._asleep = True
@@ -269,8 +131,7 @@ class VllmEngine:
         """Drop requests, model and process group; the process is left as a start found it."""
         if self.llm is None:
             return
-        self._queue.clear()
-        self._done.clear()
+        super().close()
         self._chunks.clear()
         if self.adapter is not None:
             self.adapter.close()
@@ -280,29 +141,8 @@ class VllmEngine:
 
     # Weights
 
-    def _load(self, sent: dict[str, Tensor], version: Version) -> None:
-        """Full weights: check the set, load it, read it back. Raises WeightsError."""
-        if self.llm.vllm_config.parallel_config.tensor_parallel_size > 1:
-            # Shards lie in other processes; there the canary is the proof.
-            self.llm.collective_rpc(readback.load, args=(sent,))
-            return
-        worker = compat.worker(self.llm)
-        readback.check_complete(worker.model_runner.get_model(), sent)
-        with compat.undisturbed():
-            readback.load(worker, sent)
-        wrong = self._not_resident(sent, version)
-        if wrong is not None:
-            raise WeightsError(
-                f"{wrong} is not what was sent: vLLM holds other values after loading weights "
-                f"{version}; rollouts from it would train on wrong log-probs"
-            )
-
-    def _not_resident(self, sent: dict[str, Tensor], version: Version) -> str | None:
-        model = compat.worker(self.llm).model_runner.get_model()
-        return readback.find_difference(model, sent, version.hash)
-
-    def _settle(self, in_flight: str) -> None:
-        """Bring samples under way into the state in which weights may change."""
+    def _settle(self, in_flight: InFlight) -> None:
+        self.wake()
         for name, samples in list(self._chunks.items()):
             progress = self._progress(name)
             fresh = [i for i in samples if not progress[i][1]]
@@ -315,30 +155,86 @@ class VllmEngine:
         while in_flight == "finish" and self._chunks:
             self._step()
 
-    def _requeue(self, samples: Sequence[RunningSample]) -> None:
+    def _requeue(self, samples: Sequence[Sample]) -> None:
         for sample in reversed(samples):
-            sample.queued.waiting.appendleft(sample.index)
-            if sample.queued not in self._queue:
-                self._queue.appendleft(sample.queued)
+            sample.job.waiting.appendleft(sample.index)
+            if sample.job not in self._queue:
+                self._queue.appendleft(sample.job)
+
+    def _load(self, weights: Iterable[tuple[str, Tensor]], version: Version) -> Ack:
+        """Load `weights` (the adapter, where spec.lora_rank > 0) and read them back.
+
+        The acknowledgment's hash is that of the tensors that came here; that these are resident is
+        proven by reading them back, and that vLLM computes with them by the canary. Samples that
+        go on keep their keys and values; no prompt reuses those of old weights. Raises WeightsError
+        with the name of the first tensor that is not resident.
+        """
+        sent = {name: tensor.detach() for name, tensor in weights}
+        arrived = Version(step=version.step, hash=content_hash(sent.items()))
+        if self.adapter is not None:
+            self.adapter.load(self.llm, sent, arrived, running=bool(self._chunks))
+        else:
+            self._load_full(sent, arrived)
+        self.version = arrived
+        for name, samples in self._chunks.items():
+            for index, (_, ids, _) in self._progress(name).items():
+                samples[index].mark(len(ids), arrived)
+        # Blocks in use cannot be dropped; the salt of every new prompt keeps it from them.
+        self.llm.reset_prefix_cache()
+        if self.speculation is not None:
+            self.speculation.restart(self.llm)
+        canary = float(self.logprobs(self._canary).astype(np.float64).sum())
+        return Ack(version=arrived, tensors=len(sent), canary=canary)
+
+    def _load_full(self, sent: dict[str, Tensor], version: Version) -> None:
+        """Full weights: check the set, load it, read it back. Raises WeightsError."""
+        if self.llm.vllm_config.parallel_config.tensor_parallel_size > 1:
+            # Shards lie in other processes; there the canary is the proof.
+            self.llm.collective_rpc(readback.load, args=(sent,))
+            return
+        worker = compat.worker(self.llm)
+        readback.check_complete(worker.model_runner.get_model(), sent)
+        with compat.undisturbed():
+            readback.load(worker, sent)
+        model = compat.worker(self.llm).model_runner.get_model()
+        wrong = readback.find_difference(model, sent, version.hash)
+        if wrong is not None:
+            raise WeightsError(
+                f"{wrong} is not what was sent: vLLM holds other values after loading weights "
+                f"{version}; rollouts from it would train on wrong log-probs"
+            )
 
     # Queue
 
-    def _active(self) -> set[str]:
-        running = (s.queued for samples in self._chunks.values() for s in samples.values())
-        jobs = {j.request.uid for j in (*self._queue, *running)}
-        return jobs | {c.request for c in self._done}
+    def _problem(self, request: Request) -> str | None:
+        if request.sampling.top_p < 1 and request.sampling.min_p > 0:
+            return (
+                "asks for top_p and min_p together, which vLLM applies in another order than the "
+                "learner; use one of them"
+            )
+        return super()._problem(request)
+
+    def _running(self) -> list[Sample]:
+        return [sample for samples in self._chunks.values() for sample in samples.values()]
+
+    def _advance(self, end: float | None) -> None:
+        self._expire()
+        self._admit()
+        self._step()
+
+    def _drop(self, gone: set[str]) -> None:
+        super()._drop(gone)
+        for name, samples in list(self._chunks.items()):
+            if _request_of(samples).uid in gone:
+                del self._chunks[name]
+                self.llm.abort_request([name])
 
     def _expire(self) -> None:
-        """Abort what is over its deadline, begun or not."""
+        """Abort what is past its deadline, begun or not."""
+        super()._expire()
         now = time.monotonic()
-        for queued in [j for j in self._queue if late(j.request, now)]:
-            self._queue.remove(queued)
-            for index in queued.waiting:
-                sample = RunningSample(queued=queued, index=index, marks=[(0, self.version)])
-                self._finish(sample, "abort")
-            queued.waiting.clear()
         for name, samples in list(self._chunks.items()):
-            if late(next(iter(samples.values())).queued.request, now):
+            if is_late(_request_of(samples), now):
                 self._abort(name)
 
     def _abort(self, name: str) -> None:
@@ -355,23 +251,25 @@ class VllmEngine:
 
     def _admit(self) -> None:
         """Hand waiting samples to vLLM, oldest request first, as far as there are free rows."""
-        free = self.rows - sum(map(len, self._chunks.values()))
+        free = self.rows - len(self._running())
         while self._queue and free > 0:
-            queued = self._queue[0]
-            first = queued.waiting.popleft()
+            job = self._queue[0]
+            first = job.waiting.popleft()
             taken = [first]
             # vLLM numbers the seeds of one request on from the first.
-            while queued.waiting and len(taken) < free and queued.waiting[0] == taken[-1] + 1:
-                taken.append(queued.waiting.popleft())
+            while job.waiting and len(taken) < free and job.waiting[0] == taken[-1] + 1:
+                taken.append(job.waiting.popleft())
             self._serial += 1
             name = str(self._serial)
             self._chunks[name] = {
-                place: RunningSample(queued=queued, index=index, marks=[(0, self.version)])
+                place: Sample(job=job, index=index, marks=[(0, self.version)])
                 for place, index in enumerate(taken)
             }
-            self._add(name, queued.request.ids, sampling_params(queued.request, first, len(taken)))
+            self._add(
+                name, job.request.ids, arguments.sampling_params(job.request, first, len(taken))
+            )
             free -= len(taken)
-            if not queued.waiting:
+            if not job.waiting:
                 self._queue.popleft()
 
     def _add(self, name: str, ids: Sequence[int], params: Any) -> None:
@@ -415,5 +313,15 @@ class VllmEngine:
         if self.speculation is not None:
             self.speculation.observe(self.llm, made, seconds)
 
-    def _finish(self, sample: RunningSample, reason: FinishReason, stopped: bool = False) -> None:
-        self._done.append(completion_of(sample, self.tokenizer, reason, stopped))
+    def _finish(self, sample: Sample, reason: FinishReason, stopped: bool = False) -> None:
+        if len(sample.logprobs) != len(sample.ids):
+            raise EngineError(
+                f"vLLM returned {len(sample.logprobs)} log-probs for {len(sample.ids)} tokens of "
+                f"request {sample.job.request.uid!r}"
+            )
+        self._done.append(finished(sample, self.tokenizer, reason, stopped=stopped))
+
+
+def _request_of(samples: Mapping[int, Sample]) -> Request:
+    """The request that all `samples` of one vLLM request belong to."""
+    return next(iter(samples.values())).job.request

@@ -88,14 +88,21 @@ def rename(model: Any, name: str) -> str:
 
 
 def check_complete(model: Any, sent: dict[str, Tensor]) -> None:
-    """Refuse a set of weights with tensors missing or unknown. Raises WeightsError."""
-    wanted = {part for resident in residents(model) for part in resident.parts}
-    came = {rename(model, name) for name in sent}
+    """Refuse a set of weights with tensors missing, unknown or misshaped. Raises WeightsError.
+
+    Shapes of matrices are left to vLLM, which fuses, packs and pads them.
+    """
+    wanted = {part: held for held in residents(model) for part in held.parts}
+    came = {rename(model, name): tensor for name, tensor in sent.items()}
     optional = {"lm_head.weight"} if getattr(model.config, "tie_word_embeddings", False) else set()
-    if missing := sorted(wanted - came):
+    if missing := sorted(wanted.keys() - came.keys()):
         raise WeightsError(f"{len(missing)} weights did not arrive, among them {missing[:3]}")
-    if unknown := sorted(came - wanted - optional):
+    if unknown := sorted(came.keys() - wanted.keys() - optional):
         raise WeightsError(unknown_name("weight", unknown[0], wanted))
+    for name, held in wanted.items():
+        shape, here = tuple(came[name].shape), tuple(held.tensor.shape)
+        if held.parts == (name,) and len(here) == 1 and here[0] and shape != here:
+            raise WeightsError(f"weight {name!r} has shape {shape}, the engine's has {here}")
 
 
 def columns_read(model: Any, seed: str) -> tuple[int, int]:

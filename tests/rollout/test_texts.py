@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections import deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 import torch
 
 from grpo.rewards.format import Format
+from grpo.rollout import samples
 from grpo.rollout.embedded import torch_engine
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.rollout.fake import FakeEngine
 from grpo.rollout.remote import server_answers
 from grpo.rollout.texts import completion_text, cut, whole_characters
-from grpo.rollout.vllm import compat, requests
+from grpo.rollout.vllm import arguments, compat
 from grpo.stages.from_scratch import build_model, build_tokenizer
 from grpo.types import Request, Sampling, Version
 
@@ -81,11 +83,11 @@ def served(tokenizer: Any, ids: list[int], sampling: Sampling) -> Any:
 def in_process(tokenizer: Any, ids: list[int], sampling: Sampling, stopped: bool) -> Any:
     """What the vLLM engine makes of ids that vLLM has sampled."""
     request = Request(uid="r", ids=(5, 6), n=1, sampling=sampling, key=(0,))
-    queued = requests.QueuedRequest(request=request, waiting=requests.deque())
-    sample = requests.RunningSample(
-        queued=queued, index=0, marks=[(0, V0)], ids=list(ids), logprobs=[-1.0] * len(ids)
+    job = samples.Job(request=request, waiting=deque())
+    sample = samples.Sample(
+        job=job, index=0, marks=[(0, V0)], ids=list(ids), logprobs=[-1.0] * len(ids)
     )
-    return requests.completion_of(sample, tokenizer, "stop", stopped)
+    return samples.finished(sample, tokenizer, "stop", stopped=stopped)
 
 
 def test_tags_that_are_special_tokens_reach_the_rewards_from_every_engine(
@@ -154,7 +156,7 @@ def test_vllm_is_asked_to_look_for_stop_strings_among_special_tokens(
     monkeypatch.setattr(compat, "module", lambda _name: kinds)
     sampling = Sampling(max_tokens=9, eos_ids=(1, 7), stop=("</answer>",))
     asked = Request(uid="r", ids=(5, 6), n=2, sampling=sampling, key=(0,))
-    found: Any = requests.sampling_params(asked, 0, 2)
+    found: Any = arguments.sampling_params(asked, 0, 2)
     on_the_wire = server_answers.body_for(asked, "r")["sampling_params"]
     for settings in (found, on_the_wire):
         assert settings["skip_special_tokens"] is False

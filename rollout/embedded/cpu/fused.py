@@ -20,9 +20,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from grpo.errors import WeightsError
 from grpo.rollout.embedded.cpu.group_attention import attention_for, with_norms
 from grpo.rollout.embedded.cpu.group_cache import GroupCache
-from grpo.rollout.embedded.cpu.packed import Gated, Linear, Linears, layout_for, packs
+from grpo.rollout.embedded.cpu.packed import Linear, layout_for, packs
 from grpo.rollout.embedded.cpu.rotation import Rotation, rotated
-from grpo.rollout.embedded.prefill import in_passes, padded
+from grpo.rollout.embedded.prefill import causal_mask, in_passes, padded
 from grpo.rollout.embedded.ways import Ways
 
 _MODELS = {"llama", "mistral", "qwen2", "qwen3"}
@@ -49,14 +49,14 @@ def fusable(model: nn.Module) -> bool:
 class Layer:
     """A decoder layer's weights; norms and shapes are the module's own."""
 
-    def __init__(self, module: Any, config: Any, linears: Linears) -> None:
+    def __init__(self, module: Any, config: Any, linear: type[Linear], gated: type[Linear]) -> None:
         attention, mlp = module.self_attn, module.mlp
         self.before = module.input_layernorm
         self.after = module.post_attention_layernorm
-        self.qkv = linears.together([attention.q_proj, attention.k_proj, attention.v_proj])
-        self.out = linears.together([attention.o_proj])
-        self.gated = linears.gated(mlp.gate_proj, mlp.up_proj)
-        self.down = linears.together([mlp.down_proj])
+        self.qkv = linear([attention.q_proj, attention.k_proj, attention.v_proj])
+        self.out = linear([attention.o_proj])
+        self.gate = gated([mlp.gate_proj, mlp.up_proj])
+        self.down = linear([mlp.down_proj])
         self.head_norms = (
             (attention.q_norm, attention.k_norm) if config.model_type == "qwen3" else None
         )
@@ -64,13 +64,13 @@ class Layer:
         self.window: int | None = getattr(owner, "sliding_window", None)
 
     @property
-    def linears(self) -> tuple[Linear | Gated, ...]:
-        return (self.qkv, self.out, self.gated, self.down)
+    def linears(self) -> tuple[Linear, ...]:
+        return (self.qkv, self.out, self.gate, self.down)
 
     def rest(self, attended: Tensor, x: Tensor) -> Tensor:
         """What follows attention [R, H D], with the residual stream x [R, hidden]: the same."""
         x = self.out.plus(attended, x)
-        return self.down.plus(self.gated(x, self.after), x)
+        return self.down.plus(self.gate.gated(x, self.after), x)
 
 
 class FusedDecoder:
@@ -88,9 +88,9 @@ class FusedDecoder:
         self.size: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
         self.embed = whole.model.embed_tokens
         self.norm = whole.model.norm
-        linears = layout_for(model)
-        self.layers = [Layer(module, config, linears) for module in whole.model.layers]
-        self.head = linears.together([whole.lm_head])
+        linear, gated = layout_for(model)
+        self.layers = [Layer(module, config, linear, gated) for module in whole.model.layers]
+        self.head = linear([whole.lm_head])
         self._windows = {layer.window for layer in self.layers}
         self._rotation = Rotation(whole.model.rotary_emb, self.size)
         self.attention = attention_for(self._rotation, self.dtype)
@@ -129,7 +129,7 @@ class FusedDecoder:
             mixed = mixed.view(B, L, -1, self.size).transpose(1, 2)
             q, k, v = mixed.split([heads, kv_heads, kv_heads], dim=1)
             self.cache.update(k, v, index)
-            mask = None if layer.window is None else _banded(x, L, layer.window)
+            mask = None if layer.window is None else causal_mask(x, L, layer.window)
             # Heads are repeated: torch's kernel for CPUs takes no fewer keys than queries.
             k, v = (t.repeat_interleave(heads // kv_heads, dim=1) for t in (k, v))
             attended = scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, scale=1)
@@ -162,11 +162,3 @@ class FusedDecoder:
             attended = attention(step, mixed, cache, index, layer.head_norms, layer.window)
             x = layer.rest(attended, x)
         return self.head(x, self.norm)
-
-
-def _banded(like: Tensor, length: int, window: int) -> Tensor:
-    """Additive mask [length, length]: causal, and no further back than `window` tokens."""
-    at = torch.arange(length)
-    distance = at[:, None] - at[None, :]
-    hidden = (distance < 0) | (distance >= window)
-    return like.new_zeros(length, length).masked_fill_(hidden, float("-inf"))

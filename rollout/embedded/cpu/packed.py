@@ -2,20 +2,21 @@
 
 Three layouts, one interface:
 
-  PlainLinears   as torch keeps them; for a few thousand numbers a row, float32 is fastest so
-  PackedLinears  oneDNN's own blocks: 64 rows are multiplied 1.6 times faster than with torch's
-                 layout; a term is added before the result is rounded and stored
-  TiledLinears   for the processor's matrix tiles (grpo/kernels/matmul.py)
+  PlainLinear   as torch keeps them; for a few thousand numbers a row, float32 is fastest so
+  PackedLinear  oneDNN's own blocks: 64 rows are multiplied 1.6 times faster than with torch's
+                layout; a term is added before the result is rounded and stored
+  TiledLinear   for the processor's matrix tiles (grpo/kernels/matmul.py)
 
 A copy in another layout has to follow the weights: whoever changes them calls `fill`, and `holds`
-says whether the copy has really the weights of this moment. x [R, in] is contiguous everywhere, and
-of the weights' type.
+says whether the copy has the weights of this moment. x [R, in] is contiguous everywhere, and of the
+weights' type.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,44 +28,32 @@ from grpo.kernels.layers import normed, swiglu
 _ROWS = 64  # rows oneDNN's blocks are chosen for; other numbers of rows are right too
 
 
-class Linear(Protocol):
-    """y = x W^T + b."""
+class Linear(ABC):
+    """y = x W^T + b for `layers` with the same inputs, one below the other."""
 
+    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+        self._layers = tuple(layers)
+        self.fill()
+
+    @abstractmethod
     def fill(self) -> None:
         """Take the layers' weights as they are now."""
-        ...
 
+    @abstractmethod
     def holds(self) -> bool:
         """Are those kept, bit for bit, the layers' weights of this moment?"""
-        ...
 
+    @abstractmethod
     def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
         """y [R, out] of x, or of norm(x) for a module with RMS norm's weight and epsilon."""
-        ...
 
+    @abstractmethod
     def plus(self, x: Tensor, term: Tensor) -> Tensor:
         """y + term [R, out]."""
-        ...
 
-
-class Gated(Protocol):
-    """silu(gate(x)) * up(x)."""
-
-    def fill(self) -> None: ...
-
-    def holds(self) -> bool: ...
-
-    def __call__(self, x: Tensor, norm: Any) -> Tensor:
-        """[R, intermediate] of norm(x)."""
-        ...
-
-
-class Linears(Protocol):
-    """One of the layouts: linear layers with the same inputs, one below the other; and a gate."""
-
-    def together(self, layers: Sequence[nn.Linear]) -> Linear: ...
-
-    def gated(self, gate: nn.Linear, up: nn.Linear) -> Gated: ...
+    def gated(self, x: Tensor, norm: Any) -> Tensor:
+        """silu(gate(n)) * up(n) [R, intermediate] of n = norm(x), where these are the layers."""
+        return swiglu(self(x, norm))
 
 
 def packs(dtype: torch.dtype) -> bool:
@@ -75,11 +64,14 @@ def packs(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def layout_for(model: nn.Module) -> Linears:
-    """What multiplies fastest: `packs` says yes to the type of the model's weights."""
+def layout_for(model: nn.Module) -> tuple[type[Linear], type[Linear]]:
+    """What multiplies fastest, and what does so for a gate with its up projection.
+
+    `packs` says yes to the type of the model's weights.
+    """
     if next(model.parameters()).dtype == torch.float32:
-        return PlainLinears()
-    return TiledLinears() if tiles(model) else PackedLinears()
+        return PlainLinear, PlainLinear
+    return (TiledLinear, TiledGated) if tiles(model) else (PackedLinear, PackedLinear)
 
 
 def tiles(model: nn.Module) -> bool:
@@ -105,21 +97,7 @@ def _equal(held: tuple[Tensor, Tensor | None], present: tuple[Tensor, Tensor | N
     return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
 
 
-class PlainLinears:
-    """`Linears` as torch keeps them."""
-
-    def together(self, layers: Sequence[nn.Linear]) -> PlainLinear:
-        return PlainLinear(layers)
-
-    def gated(self, gate: nn.Linear, up: nn.Linear) -> Activated:
-        return Activated(PlainLinear([gate, up]))
-
-
-class PlainLinear:
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        self._layers = tuple(layers)
-        self.fill()
-
+class PlainLinear(Linear):
     def fill(self) -> None:
         self._weight, self._bias = _stacked(self._layers)
 
@@ -134,36 +112,8 @@ class PlainLinear:
         return torch.addmm(term, x, self._weight.T)
 
 
-class Activated:
-    """`Gated` by one product of both and a pass over it."""
-
-    def __init__(self, both: PlainLinear | PackedLinear) -> None:
-        self._both = both
-
-    def fill(self) -> None:
-        self._both.fill()
-
-    def holds(self) -> bool:
-        return self._both.holds()
-
-    def __call__(self, x: Tensor, norm: Any) -> Tensor:
-        return swiglu(self._both(x, norm))
-
-
-class PackedLinears:
-    """`Linears` in oneDNN's blocks; bfloat16."""
-
-    def together(self, layers: Sequence[nn.Linear]) -> PackedLinear:
-        return PackedLinear(layers)
-
-    def gated(self, gate: nn.Linear, up: nn.Linear) -> Activated:
-        return Activated(PackedLinear([gate, up]))
-
-
-class PackedLinear:
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        self._layers = tuple(layers)
-        self.fill()
+class PackedLinear(Linear):
+    """For bfloat16."""
 
     def fill(self) -> None:
         weight, self._bias = _stacked(self._layers)
@@ -180,23 +130,13 @@ class PackedLinear:
         return torch.ops.mkldnn._linear_pointwise.binary(x, term, self._weight, self._bias, "add")
 
 
-class TiledLinears:
-    """`Linears` for matrix tiles; bfloat16."""
+class TiledLinear(Linear):
+    """For bfloat16."""
 
-    def together(self, layers: Sequence[nn.Linear]) -> TiledLinear:
-        return TiledLinear(layers)
-
-    def gated(self, gate: nn.Linear, up: nn.Linear) -> TiledGated:
-        return TiledGated([gate, up])
-
-
-class TiledLinear:
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
-        self._layers = tuple(layers)
-        self._laid = torch.empty(
-            sum(layer.weight.numel() for layer in layers), dtype=torch.bfloat16
-        )
-        self.fill()
+        size = sum(layer.weight.numel() for layer in layers)
+        self._laid = torch.empty(size, dtype=torch.bfloat16)
+        super().__init__(layers)
 
     def _present(self) -> tuple[Tensor, Tensor | None]:
         """What to lay out."""
@@ -218,11 +158,13 @@ class TiledLinear:
 
 
 class TiledGated(TiledLinear):
+    """A gate and its up projection, whose columns lie by turns."""
+
     def _present(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = _stacked(self._layers)
         return matmul.by_turns(weight), None if bias is None else matmul.by_turns(bias)
 
-    def __call__(self, x: Tensor, norm: Any = None) -> Tensor:
+    def gated(self, x: Tensor, norm: Any) -> Tensor:
         return matmul.multiply(x, self._laid, self._bias, norm=_rms(norm), gated=True)
 
 

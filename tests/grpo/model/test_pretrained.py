@@ -33,6 +33,7 @@ from grpo.model import pretrained
 from grpo.outside.terminal.console import Console
 from grpo.rewards.reward_model import RewardModel
 from grpo.rollout.embedded.torch_engine import TorchEngine
+from grpo.rollout.settings import TorchSettings
 from grpo.stages import sft
 from grpo.stages.from_scratch import build_tokenizer
 from grpo.types import EngineSpec
@@ -70,7 +71,7 @@ def edit(model: Path, **tensors: torch.Tensor | None) -> None:
 
 
 def engine(path: str) -> Any:
-    return TorchEngine.from_spec(EngineSpec(model=path, max_length=32, threads=1))
+    return TorchEngine.from_spec(EngineSpec(model=path, max_length=32, threads=1), TorchSettings())
 
 
 DOORS: dict[str, Callable[[str], Any]] = {

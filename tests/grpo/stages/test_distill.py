@@ -165,9 +165,9 @@ class Served(FakeEngine):
 
     told: list = []  # noqa: RUF012 - the stage makes the engine
 
-    def __init__(self, spec, *, url, say, model, api_key_env, retries=0):
+    def __init__(self, spec, settings, say):
         tokenizer = AutoTokenizer.from_pretrained(spec.model)
-        self.told.append((url, model, api_key_env, retries))
+        self.told.append((settings.url, settings.model, settings.api_key_env, settings.retries))
 
         def play(request, index):
             self.told.append(say(request))

@@ -9,6 +9,7 @@ from typing import Any
 
 from grpo.errors import EngineError
 from grpo.rollout.embedded.torch_engine import TorchEngine
+from grpo.rollout.settings import TorchSettings
 from grpo.types import EngineSpec
 
 
@@ -24,7 +25,7 @@ class Engine:
     ) -> None:
         if refuse:
             raise EngineError("this engine refuses to be made")
-        self._engine: Any = TorchEngine.from_spec(spec, max_rows=8)
+        self._engine: Any = TorchEngine.from_spec(spec, TorchSettings(max_rows=8))
         self._signs = Path(signs)
         self._delay = delay
         (self._signs / f"pid-{os.getpid()}").write_text(str(spec.threads))

@@ -98,7 +98,7 @@ def pools():
     made: list[PoolEngine] = []
 
     def make(hall: Callable, workers: int = 2, timeout: float = 20, **options) -> PoolEngine:
-        made.append(PoolEngine(hall, workers, timeout, **options))
+        made.append(PoolEngine(hall, workers, timeout, version=V0, **options))
         return made[-1]
 
     yield make
@@ -267,7 +267,7 @@ def test_an_engine_that_cannot_be_made_is_reported_at_once(pools):
 def test_a_request_that_ends_every_worker_ends_the_run(pools):
     def poison(engine, timeout):
         # each worker finishes one request of the others before it dies of this one
-        if engine.polls > 3 and any(r.key[-1] == 5 for r, _ in engine._pending):
+        if engine.polls > 3 and any(j.request.key[-1] == 5 for j in engine._queue):
             raise OSError("illegal instruction")
         return FakeEngine.poll(engine)
 
@@ -286,7 +286,7 @@ def test_workers_may_be_lost_as_often_as_work_goes_on(pools):
 
 def test_a_worker_that_forgets_its_requests_is_replaced(pools):
     def forget(engine, timeout):
-        engine._pending.clear()
+        engine._queue.clear()
         return []
 
     pool = pools(Hall(Plan(poll=forget)))
@@ -405,7 +405,7 @@ def test_the_idle_share_counts_workers_without_a_request(pools):
 def test_closing_ends_workers_and_what_they_run_on(pools):
     ended = []
     hall = Hall()
-    pool = PoolEngine(hall, 2, 5, release=lambda: ended.append(True))
+    pool = PoolEngine(hall, 2, 5, version=V0, release=lambda: ended.append(True))
     pool.close()
     assert ended == [True]
     assert all(worker.killed.is_set() for worker in hall.made)

@@ -17,6 +17,7 @@ from grpo.model.content_hash import content_hash
 from grpo.rollout.collect import collect
 from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.rollout.pool.ray_pool import buckets, ray_pool, unpack
+from grpo.rollout.settings import TorchSettings
 from grpo.types import EngineSpec, Request, Sampling, Version
 
 ray: Any = pytest.importorskip("ray")
@@ -52,7 +53,7 @@ def requests(count: int = 12, n: int = 4, tokens: int = 40, **options: Any) -> l
 
 def weights(scale: float = 1.0, dtype: torch.dtype = torch.float32):
     """Named weights of the model, scaled, and their version."""
-    engine: Any = TorchEngine.from_spec(SPEC)
+    engine: Any = TorchEngine.from_spec(SPEC, TorchSettings())
     named = {n: (p * scale).to(dtype) for n, p in engine.model.named_parameters()}
     return named, Version(step=1, hash=content_hash(named.items()))
 
@@ -72,7 +73,7 @@ def local():
 @pytest.fixture(scope="module")
 def expected():
     """What one engine in this process samples, under the model's weights and under others."""
-    engine = TorchEngine.from_spec(SPEC)
+    engine = TorchEngine.from_spec(SPEC, TorchSettings())
     plain = tokens(collect(engine, requests()))
     assert len(plain) == 48
     named, version = weights(1.05)
@@ -190,7 +191,7 @@ def test_two_workers_sample_what_one_engine_does(expected):
         ack = pool.load_weights(named.items(), version)
         assert ack.version == version
         assert [m.engine for m in ack.members] == ["ray worker 1 (torch)", "ray worker 2 (torch)"]
-        here = TorchEngine.from_spec(SPEC).load_weights(named.items(), version)
+        here = TorchEngine.from_spec(SPEC, TorchSettings()).load_weights(named.items(), version)
         for member in ack.members:
             assert (member.version, member.tensors) == (version, here.tensors)
             assert member.canary == pytest.approx(here.canary, abs=1e-3)

@@ -144,9 +144,9 @@ class FakeServer:
 
 
 @contextmanager
-def running() -> Iterator[FakeServer]:
+def running(server: FakeServer | None = None) -> Iterator[FakeServer]:
     """A FakeServer that answers at its `url`."""
-    fake = FakeServer()
+    fake = server or FakeServer()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -174,15 +174,15 @@ def running() -> Iterator[FakeServer]:
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    fake.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    web.daemon_threads = True
+    fake.url = f"http://127.0.0.1:{web.server_port}"
+    thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
         yield fake
     finally:
         fake.hold.set()
-        server.shutdown()
+        web.shutdown()
         thread.join()
-        server.server_close()
+        web.server_close()

@@ -20,6 +20,7 @@ from grpo.rollout.collect import collect
 from grpo.rollout.remote import endpoint
 from grpo.rollout.remote.endpoint import EndpointEngine
 from grpo.rollout.remote.server_answers import seed_of
+from grpo.rollout.settings import EndpointSettings
 from grpo.types import EngineSpec, Request, Sampling, Version
 from tests.grpo.outside.hostile import drips, hostile
 
@@ -113,7 +114,11 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 
 def engine_for(server: Served, said: Any = CHAT, **settings: Any) -> EndpointEngine:
-    return EndpointEngine(SPEC, url=server.url, say=lambda _: said, **{"timeout": 5.0, **settings})
+    return EndpointEngine(
+        SPEC,
+        EndpointSettings(url=server.url, **{"timeout": 5.0, **settings}),
+        say=lambda _: said,
+    )
 
 
 def requests(count: int = 2, n: int = 2, **sampling: Any) -> list[Request]:
@@ -199,7 +204,9 @@ def test_a_byte_now_and_then_does_not_hold_the_engine() -> None:
     drip = drips(b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n" + b" " * 999, 0.05)
     with hostile(drip) as slow:
         engine = EndpointEngine(
-            SPEC, url=slow.url, model="m", say=lambda _: "", timeout=0.3, retries=0
+            SPEC,
+            EndpointSettings(url=slow.url, model="m", timeout=0.3, retries=0),
+            say=lambda _: "",
         )
         started = time.monotonic()
         with pytest.raises(EngineError, match=r"of request '0' failed 1 times .*in time"):
@@ -213,11 +220,13 @@ def test_failures_without_end_and_refusals_stop_the_run(server: Served) -> None:
         dict(collect(engine_for(server, retries=2), requests(1, 1), text=True))
     server.faults = [401]
     before = len(server.asked)
-    with pytest.raises(EngineError, match="refused a request to model 'teacher': status 401: no"):
+    with pytest.raises(EngineError, match=r"refused .* '0' to model 'teacher': status 401: no"):
         dict(collect(engine_for(server), requests(1, 1), text=True))
     assert len(server.asked) == before + 1
     with pytest.raises(EngineError, match="does not say which models"):
-        EndpointEngine(SPEC, url="http://127.0.0.1:9/v1", say=lambda _: "", timeout=0.5)
+        EndpointEngine(
+            SPEC, EndpointSettings(url="http://127.0.0.1:9/v1", timeout=0.5), say=lambda _: ""
+        )
 
 
 def test_endings_stop_strings_and_hidden_thoughts(server: Served) -> None:

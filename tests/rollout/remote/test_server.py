@@ -22,6 +22,7 @@ from grpo.rollout.collect import collect
 from grpo.rollout.remote.segments import read_segment, send_segments
 from grpo.rollout.remote.server import ServerEngine
 from grpo.rollout.remote.server_answers import seed_of
+from grpo.rollout.settings import ServerSettings
 from grpo.types import EngineSpec, Request, Sampling, Version
 
 from .fake_server import CANARY, FakeServer, running
@@ -38,7 +39,9 @@ def server() -> Iterator[FakeServer]:
 
 
 def engine_for(server: FakeServer, spec: EngineSpec = SPEC, **settings: Any) -> ServerEngine:
-    return ServerEngine(spec, url=server.url, **{"timeout": 5.0, "wait": 5.0, **settings})
+    return ServerEngine(
+        spec, ServerSettings(url=server.url, **{"timeout": 5.0, "wait": 5.0, **settings})
+    )
 
 
 def requests(count: int = 3, **sampling: Any) -> list[Request]:
@@ -320,7 +323,7 @@ def test_another_model_is_not_taken_for_ours(server: FakeServer) -> None:
 )
 def test_nobody_there(url: str, message: str) -> None:
     with pytest.raises((EngineError, ValueError), match=message):
-        ServerEngine(SPEC, url=url)
+        ServerEngine(SPEC, ServerSettings(url=url))
 
 
 def test_segments_are_bucketed_exact_and_gone() -> None:

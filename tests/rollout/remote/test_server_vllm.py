@@ -81,9 +81,9 @@ def test_the_server_obeys_whoever_has_its_token(url: str) -> None:
 
 @pytest.fixture
 def engine(url: str) -> Iterator[Any]:
-    from grpo.rollout import make_server
+    from grpo.rollout import ENGINES
 
-    engine = make_server(spec=SPEC, url=url, timeout=60.0, wait=60.0)
+    engine = ENGINES["server"](spec=SPEC, url=url, timeout=60.0, wait=60.0)
     yield engine
     engine.close()
 

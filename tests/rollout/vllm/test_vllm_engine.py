@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ from grpo.errors import EngineError, WeightsError
 from grpo.model.canary import canary_logprob
 from grpo.model.content_hash import content_hash
 from grpo.types import Engine, EngineSpec, Request, Sampling, Version
-from tests.rollout.tiny_models import drain, full_logprobs, request, run
+from tests.rollout.contract import EngineContract
+from tests.rollout.tiny_models import V0, drain, full_logprobs, request, run
 
 from .faults import WEIGHTS_FAULTS, fault, guard_off, hotter_sampler
 
@@ -387,3 +388,23 @@ def test_sampling_defaults_are_the_recipes(engine):
     """No temperature, filter or penalty of the checkpoint's generation_config applies."""
     assert Sampling().temperature == 1.0
     assert engine.llm.model_config.generation_config == "vllm"
+
+
+class TestContract(EngineContract):
+    """The contract of all engines."""
+
+    closes = False
+    vocab_size: ClassVar[int] = 10
+    positions: ClassVar[int] = LENGTH
+
+    def model(self, seed: int = 0) -> Any:
+        return moved(seed) if seed else load()
+
+    def asked(self, count: int = 5, n: int = 3, **sampling: Any) -> list[Request]:
+        return prompts(count, n, **{"max_tokens": 12, **sampling})
+
+    @pytest.fixture
+    def engine(self, vllm_engine: Any) -> Any:
+        vllm_engine.cancel(list(vllm_engine._active()))
+        vllm_engine.load_weights(named(load()), V0)
+        return vllm_engine

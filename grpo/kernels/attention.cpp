@@ -67,7 +67,9 @@ void load_rows(const Part<T>& from, float* to, int64_t padded, float factor = 1.
     for (int64_t i = 0; i < from.count; ++i) {
         const T* row = from.row(i);
 #pragma omp simd
-        for (int64_t d = 0; d < from.dim; ++d) to[i * padded + d] = factor * wide(row[d]);
+        for (int64_t d = 0; d < from.dim; ++d) {
+            to[i * padded + d] = factor * wide(row[d]);
+        }
     }
 }
 
@@ -78,7 +80,9 @@ void load_panels(const Part<T>& from, float* to, int64_t start) {
         const int64_t row = start + i;
         float* column = to + row / COLUMNS * (from.dim * COLUMNS) + row % COLUMNS;
         const T* values = from.row(i);
-        for (int64_t d = 0; d < from.dim; ++d) column[d * COLUMNS] = wide(values[d]);
+        for (int64_t d = 0; d < from.dim; ++d) {
+            column[d * COLUMNS] = wide(values[d]);
+        }
     }
 }
 
@@ -88,7 +92,9 @@ void store_rows(const float* from, int64_t padded, const Part<T>& to, float fact
     for (int64_t i = 0; i < to.count; ++i) {
         T* row = to.row(i);
 #pragma omp simd
-        for (int64_t d = 0; d < to.dim; ++d) store(row + d, factor * from[i * padded + d]);
+        for (int64_t d = 0; d < to.dim; ++d) {
+            store(row + d, factor * from[i * padded + d]);
+        }
     }
 }
 
@@ -137,9 +143,11 @@ void forward(const Tensors<T>& tensors, float* norm, const Layout& layout) {
                 load_panels<T>({tensors.key, first, k, length, dim}, keys.data(), prompt);
                 load_rows<T>({tensors.value, first, k, length, dim}, &values[prompt * padded],
                              padded);
-                for (int64_t h = k * group; h < (k + 1) * group; ++h)
-                    for (int64_t start = 0; start < length; start += QUERIES)
+                for (int64_t h = k * group; h < (k + 1) * group; ++h) {
+                    for (int64_t start = 0; start < length; start += QUERIES) {
                         attend(first + start, std::min(QUERIES, length - start), prompt + start, h);
+                    }
+                }
             });
         }
     }
@@ -210,11 +218,15 @@ void backward(const Tensors<T>& tensors, const Tensors<T>& gradients, const floa
                 // the prompt's own gradients go on adding up over its completions
                 std::fill(of_keys.begin() + prompt * padded, of_keys.end(), 0.0f);
                 std::fill(of_values.begin() + prompt * padded, of_values.end(), 0.0f);
-                for (int64_t h = k * group; h < (k + 1) * group; ++h)
-                    for (int64_t start = 0; start < length; start += QUERIES)
+                for (int64_t h = k * group; h < (k + 1) * group; ++h) {
+                    for (int64_t start = 0; start < length; start += QUERIES) {
                         pull_back(first + start, std::min(QUERIES, length - start), prompt + start,
                                   h);
-                if (prompt || !pack[1]) give(first, length, prompt);
+                    }
+                }
+                if (prompt || !pack[1]) {
+                    give(first, length, prompt);
+                }
             });
             give(pack[0], pack[1], 0);
         }
@@ -232,8 +244,11 @@ bool use_tiles() {
 template <typename T>
 void attend(const Tensors<T>& tensors, float* norm, const Layout& layout) {
 #if TILES
-    if constexpr (std::is_same_v<T, bfloat16>)
-        if (use_tiles()) return tiled::forward(tensors, norm, layout);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+        if (use_tiles()) {
+            return tiled::forward(tensors, norm, layout);
+        }
+    }
 #endif
     forward(tensors, norm, layout);
 }
@@ -242,8 +257,11 @@ template <typename T>
 void pull_back(const Tensors<T>& tensors, const Tensors<T>& gradients, const float* norm,
                const Layout& layout) {
 #if TILES
-    if constexpr (std::is_same_v<T, bfloat16>)
-        if (use_tiles()) return tiled::backward(tensors, gradients, norm, layout);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+        if (use_tiles()) {
+            return tiled::backward(tensors, gradients, norm, layout);
+        }
+    }
 #endif
     backward(tensors, gradients, norm, layout);
 }

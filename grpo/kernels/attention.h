@@ -36,6 +36,7 @@ inline int64_t up_to(int64_t count, int64_t block) { return (count + block - 1) 
 template <typename Act>
 void for_sequences(const Layout& layout, const int64_t* pack, Act act) {
     act(pack[0], pack[1], int64_t{0});
-    for (int64_t i = pack[2]; i < pack[2] + pack[3]; ++i)
+    for (int64_t i = pack[2]; i < pack[2] + pack[3]; ++i) {
         act(layout.completions[2 * i], layout.completions[2 * i + 1], pack[1]);
+    }
 }

@@ -38,8 +38,8 @@ inline int64_t most_blocks(const Layout& layout) {
 struct Seen {
     int64_t prompt, prompt_blocks;
     uint32_t mask(int64_t block, int64_t own) const {  // `own`: keys of its own sequence it sees
-        const int64_t count = block < prompt_blocks ? prompt - block * BLOCK
-                                                    : own - (block - prompt_blocks) * BLOCK;
+        const int64_t count =
+            block < prompt_blocks ? prompt - block * BLOCK : own - (block - prompt_blocks) * BLOCK;
         return _bzhi_u32(~0u, static_cast<uint32_t>(std::min(count, BLOCK)));
     }
 };
@@ -66,8 +66,8 @@ inline float exponentials(const float* row, float factor, float highest, int64_t
     for (int64_t c = 0; c < blocks; ++c, row += SCORES, to += SQUARE) {
         const uint32_t mask = seen.mask(c, own);
         const __m512 first = power_of_two(mask, _mm512_fmsub_ps(_mm512_load_ps(row), times, less));
-        const __m512 second = power_of_two(
-            mask >> TILE, _mm512_fmsub_ps(_mm512_load_ps(row + TILE), times, less));
+        const __m512 second =
+            power_of_two(mask >> TILE, _mm512_fmsub_ps(_mm512_load_ps(row + TILE), times, less));
         low = _mm512_add_ps(low, first);
         high = _mm512_add_ps(high, second);
         _mm512_store_si512(to, narrow(first, second));
@@ -104,17 +104,21 @@ struct Forward {
         // one after the other: a row's exponentials would wait for its highest score
         const float factor = layout.scale * LOG2E;
         float highest[BLOCK], totals[BLOCK];
-        for (int64_t r = 0; r < count; ++r)
+        for (int64_t r = 0; r < count; ++r) {
             highest[r] = most(&scores[r * BLOCK], factor, blocks, seen, own + r + 1);
-        for (int64_t r = 0; r < count; ++r)
+        }
+        for (int64_t r = 0; r < count; ++r) {
             totals[r] = exponentials(&scores[r * BLOCK], factor, highest[r], blocks, seen,
                                      own + r + 1, &probs[r * BLOCK]);
-        for (int64_t r = 0; r < count; ++r)
+        }
+        for (int64_t r = 0; r < count; ++r) {
             norm[(first + r) * layout.heads + head] = highest[r] * LN2 + std::log(totals[r]);
+        }
         multiply({probs.get(), BLOCK, SQUARE}, {values.get(), ONE, 2 * steps * ONE},
                  {result.get(), width, BLOCK}, BLOCK, width, blocks, false);
-        for (int64_t r = 0; r < count; ++r)
+        for (int64_t r = 0; r < count; ++r) {
             give(&result[r * width], 1 / totals[r], dim, tensors.out.at(first + r, head, dim));
+        }
     }
 
     void unit(const int64_t* pack, int64_t key_head) const {
@@ -124,8 +128,9 @@ struct Forward {
                 const int64_t count = std::min(BLOCK, length - start);
                 const int64_t last = seen.prompt_blocks + start / BLOCK;
                 load_keys(first + start, count, key_head, last);
-                for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h)
+                for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h) {
                     attend(first + start, count, h, last + 1, seen, start);
+                }
             }
         });
     }
@@ -140,8 +145,11 @@ void run(const Layout& layout, Norm* norm, const Given&... tensors) {
         const TileRegisters held;
         const Thread thread{tensors..., norm, layout, room};
 #pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t p = 0; p < layout.count; ++p)
-            for (int64_t k = 0; k < layout.key_heads; ++k) thread.unit(layout.packs + 4 * p, k);
+        for (int64_t p = 0; p < layout.count; ++p) {
+            for (int64_t k = 0; k < layout.key_heads; ++k) {
+                thread.unit(layout.packs + 4 * p, k);
+            }
+        }
     }
 }
 
@@ -179,8 +187,9 @@ inline void pull_back(const float* scores, const float* of_probs, float factor, 
         _mm512_store_si512(to.of_scores + half * to.next,
                            interleaved(narrow(of_scores[0][half], of_scores[1][half])));
     }
-    for (int r = 0; r < 2; ++r)
+    for (int r = 0; r < 2; ++r) {
         _mm512_store_si512(to.lying + r * BLOCK, narrow(of_scores[r][0], of_scores[r][1]));
+    }
 }
 
 // What a thread has of a unit of work in the backward pass. Queries are taken `height` blocks at a
@@ -236,9 +245,9 @@ struct Backward {
         for (int64_t r = 0; r < BLOCK; ++r) {
             const bool real = r < count;  // what fills up has no gradient, whatever its norm
             norm[row + r] = real ? norms[(first + r) * layout.heads + head] * LOG2E : 0;
-            delta[row + r] = real ? dot(&upstream[place + r * width],
-                                        tensors.out.at(first + r, head, dim), dim)
-                                  : 0;
+            delta[row + r] =
+                real ? dot(&upstream[place + r * width], tensors.out.at(first + r, head, dim), dim)
+                     : 0;
         }
     }
 
@@ -300,7 +309,9 @@ struct Backward {
             for (int64_t i = 0; i < all; ++i) {
                 const int64_t own = begin + i / group;
                 const int64_t blocks = std::min(stop, seen.prompt_blocks + own + 1) - chunk;
-                if (blocks > 0) pull_back_block(i, chunk, blocks, seen, own * BLOCK);
+                if (blocks > 0) {
+                    pull_back_block(i, chunk, blocks, seen, own * BLOCK);
+                }
             }
             for (int64_t block = chunk; block < stop; ++block) {
                 const int64_t later = std::max(int64_t{0}, block - seen.prompt_blocks - begin);
@@ -309,9 +320,10 @@ struct Backward {
         }
         for (int64_t i = 0; i < all; ++i) {
             const int64_t own = start + i / group * BLOCK;
-            for (int64_t r = 0; r < std::min(BLOCK, length - own); ++r)
+            for (int64_t r = 0; r < std::min(BLOCK, length - own); ++r) {
                 give(&of_queries[i * laid + r * width], layout.scale, dim,
                      gradients.query.at(first + own + r, head * group + i % group, dim));
+            }
         }
     }
 
@@ -319,10 +331,13 @@ struct Backward {
         for_sequences(layout, pack, [&](int64_t first, int64_t length, int64_t prompt) {
             const Seen seen{prompt, up_to(prompt, BLOCK) / BLOCK};
             load_keys(first, length, head, seen.prompt_blocks);
-            for (int64_t start = 0; start < length; start += height * BLOCK)
+            for (int64_t start = 0; start < length; start += height * BLOCK) {
                 stack_of_queries(first, length, start, head, seen);
+            }
             // the prompt's own gradients go on adding up over its completions
-            if (prompt || !pack[1]) give_keys(first, length, head, seen.prompt_blocks);
+            if (prompt || !pack[1]) {
+                give_keys(first, length, head, seen.prompt_blocks);
+            }
         });
         give_keys(pack[0], pack[1], head, 0);
     }

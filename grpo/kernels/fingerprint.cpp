@@ -28,10 +28,8 @@ inline Pair block(const Lane* lanes, int64_t count, const int32_t* factors) {
 }  // namespace
 
 // `factors` [2, BLOCK]; `multipliers` [blocks, 2], blocks = ceil(length / (4 BLOCK)); `out` [2].
-extern "C" void fingerprint(
-    const uint8_t* bytes, int64_t length, const int32_t* factors, const uint64_t* multipliers,
-    uint64_t* out, int64_t threads
-) {
+extern "C" void fingerprint(const uint8_t* bytes, int64_t length, const int32_t* factors,
+                            const uint64_t* multipliers, uint64_t* out, int64_t threads) {
     const int64_t whole = length / 4, blocks = (length + 4 * BLOCK - 1) / (4 * BLOCK);
     uint64_t first = 0, second = 0;
 #pragma omp parallel for reduction(+ : first, second) num_threads(threads) if (blocks >= 64)

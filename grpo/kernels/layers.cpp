@@ -15,8 +15,9 @@ void rms_norm(const X* x, const X* weight, T* out, float* scales, int64_t rows, 
               float eps, int threads) {
     // Waking threads takes longer than a few rows.
 #pragma omp parallel for num_threads(threads) if (rows * width > 65536)
-    for (int64_t row = 0; row < rows; ++row)
+    for (int64_t row = 0; row < rows; ++row) {
         scales[row] = norm_row(x + row * width, weight, out + row * width, width, eps);
+    }
 }
 
 // of_x = residual + scale * (g - y * mean(g * y)) with g = of_out * weight and y = x * scale.
@@ -44,8 +45,9 @@ void rms_norm_backward(const T* of_out, const float* x, const float* weight, con
             const float* up = residual + row * width;
             float* to = of_x + row * width;
 #pragma omp simd
-            for (int64_t i = 0; i < width; ++i)
+            for (int64_t i = 0; i < width; ++i) {
                 to[i] = up[i] + scale * (wide(g[i]) * weight[i] - from[i] * pull);
+            }
         }
     }
 }
@@ -53,7 +55,9 @@ void rms_norm_backward(const T* of_out, const float* x, const float* weight, con
 template <typename T>
 void add(const float* x, const T* y, float* out, int64_t count, int threads) {
 #pragma omp parallel for simd num_threads(threads)
-    for (int64_t i = 0; i < count; ++i) out[i] = x[i] + wide(y[i]);
+    for (int64_t i = 0; i < count; ++i) {
+        out[i] = x[i] + wide(y[i]);
+    }
 }
 
 // Rotary embedding in place: the first `heads` heads of rows that are `stride` numbers apart, by
@@ -124,7 +128,9 @@ inline void transpose_square(Row square[SIDE]) {
             second[i] = i & width ? SIDE + i : i + width;
         }
         for (int i = 0; i < SIDE; ++i) {
-            if (i & width) continue;
+            if (i & width) {
+                continue;
+            }
             const Row a = square[i], b = square[i + width];
             square[i] = __builtin_shuffle(a, b, first);
             square[i + width] = __builtin_shuffle(a, b, second);
@@ -143,27 +149,31 @@ void transpose(const bfloat16* from, int64_t stride, bfloat16* to, int64_t to_st
             const bfloat16* source = from + row * stride + column;
             bfloat16* target = to + column * to_stride + row;
             if (high < SIDE || across < SIDE) {  // a margin
-                for (int64_t r = 0; r < high; ++r)
-                    for (int64_t c = 0; c < across; ++c)
+                for (int64_t r = 0; r < high; ++r) {
+                    for (int64_t c = 0; c < across; ++c) {
                         target[c * to_stride + r] = source[r * stride + c];
+                    }
+                }
                 continue;
             }
             Row square[SIDE];
-            for (int r = 0; r < SIDE; ++r)
+            for (int r = 0; r < SIDE; ++r) {
                 std::memcpy(&square[r], source + r * stride, sizeof(Row));
+            }
             transpose_square(square);
-            for (int c = 0; c < SIDE; ++c)
+            for (int c = 0; c < SIDE; ++c) {
                 std::memcpy(target + c * to_stride, &square[c], sizeof(Row));
+            }
         }
     }
 }
 
 }  // namespace
 
-#define NORM(X, T, NAME)                                                                           \
-    extern "C" void rms_norm_##NAME(const X* x, const X* weight, T* out, float* scales,            \
-                                    int64_t rows, int64_t width, float eps, int threads) {         \
-        rms_norm(x, weight, out, scales, rows, width, eps, threads);                               \
+#define NORM(X, T, NAME)                                                                   \
+    extern "C" void rms_norm_##NAME(const X* x, const X* weight, T* out, float* scales,    \
+                                    int64_t rows, int64_t width, float eps, int threads) { \
+        rms_norm(x, weight, out, scales, rows, width, eps, threads);                       \
     }
 
 NORM(float, float, f32_f32)
@@ -171,10 +181,10 @@ NORM(float, bfloat16, f32_bf16)
 NORM(bfloat16, bfloat16, bf16_bf16)
 
 #define FOR_TYPE(T, NAME)                                                                          \
-    extern "C" void rms_norm_backward_##NAME(                                                      \
-        const T* of_out, const float* x, const float* weight, const float* scales,                 \
-        const float* residual, float* of_x, float* of_weight, int64_t rows, int64_t width,         \
-        int threads) {                                                                             \
+    extern "C" void rms_norm_backward_##NAME(const T* of_out, const float* x, const float* weight, \
+                                             const float* scales, const float* residual,           \
+                                             float* of_x, float* of_weight, int64_t rows,          \
+                                             int64_t width, int threads) {                         \
         rms_norm_backward(of_out, x, weight, scales, residual, of_x, of_weight, rows, width,       \
                           threads);                                                                \
     }                                                                                              \

@@ -103,8 +103,11 @@ inline Floats exponential(Floats x) {
 
 template <class Combine>
 float across(Floats values, Combine combine) {
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) values[i] = combine(values[i], values[i + width]);
+    for (int width = LANES / 2; width; width /= 2) {
+        for (int i = 0; i < width; i++) {
+            values[i] = combine(values[i], values[i + width]);
+        }
+    }
     return values[0];
 }
 

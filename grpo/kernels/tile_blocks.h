@@ -71,8 +71,9 @@ inline void multiply(Left a, Right b, Result c, int64_t rows, int64_t columns, i
 inline void transpose(const void* from, int64_t from_row, void* to, int64_t to_row) {
     __m512i a[16], b[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i)
+    for (int i = 0; i < 16; ++i) {
         a[i] = _mm512_loadu_si512(static_cast<const uint32_t*>(from) + i * from_row);
+    }
 #pragma GCC unroll 8
     for (int i = 0; i < 16; i += 2) {
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
@@ -102,9 +103,9 @@ inline void transpose(const void* from, int64_t from_row, void* to, int64_t to_r
 
 // Two rows of 16, [first | second], interleaved.
 inline __m512i interleaved(__m512i both) {
-    alignas(64) static constexpr uint16_t ORDER[32] = {
-        0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    alignas(64) static constexpr uint16_t ORDER[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                       21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                       11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
     return _mm512_permutexvar_epi16(_mm512_load_si512(ORDER), both);
 }
 
@@ -128,9 +129,10 @@ inline __m512i narrow(__m512 first, __m512 second) {
 inline __m512 power_of_two(__mmask16 mask, __m512 x) {
     const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 p = _mm512_set1_ps(1.87757661e-3f);
-    for (float coefficient : {8.98934025e-3f, 5.58263179e-2f, 2.40153617e-1f, 6.93153073e-1f,
-                              9.99999925e-1f})
+    for (float coefficient :
+         {8.98934025e-3f, 5.58263179e-2f, 2.40153617e-1f, 6.93153073e-1f, 9.99999925e-1f}) {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(coefficient));
+    }
     return _mm512_maskz_scalef_ps(mask, p, x);
 }
 
@@ -142,9 +144,11 @@ inline __m512i row_part(const bfloat16* row, int64_t d, int64_t count) {
 // One head of `count` tokens in whole blocks [.., width], filled up with zeros.
 inline void copy(Heads<bfloat16> from, int64_t first, int64_t head, int64_t count, int64_t dim,
                  int64_t width, bfloat16* to) {
-    for (int64_t i = 0; i < count; ++i)
-        for (int64_t d = 0; d < width; d += DEPTH, to += DEPTH)
+    for (int64_t i = 0; i < count; ++i) {
+        for (int64_t d = 0; d < width; d += DEPTH, to += DEPTH) {
             _mm512_store_si512(to, row_part(from.at(first + i, head, dim), d, dim));
+        }
+    }
     std::fill_n(to, (up_to(count, BLOCK) - count) * width, bfloat16{0});
 }
 
@@ -159,14 +163,18 @@ inline void turn(const bfloat16* from, int64_t width, bfloat16* to) {
 
 // A block [32, width] as the second operand of a product with its transpose.
 inline void across(const bfloat16* from, int64_t width, bfloat16* to) {
-    for (int64_t i = 0; i < BLOCK; i += TILE)
-        for (int64_t d = 0; d < width; d += DEPTH, to += ONE)
+    for (int64_t i = 0; i < BLOCK; i += TILE) {
+        for (int64_t d = 0; d < width; d += DEPTH, to += ONE) {
             transpose(from + i * width + d, width / 2, to, TILE);
+        }
+    }
 }
 
 // A block [32, width] as second operand.
 inline void along(const bfloat16* from, int64_t width, bfloat16* to) {
-    for (int64_t d = 0; d < width; d += TILE, to += ONE) pair(from + d, width, to);
+    for (int64_t d = 0; d < width; d += TILE, to += ONE) {
+        pair(from + d, width, to);
+    }
 }
 
 // Numbers of one row, times a factor, rounded.
@@ -185,9 +193,10 @@ inline void give_turned(const float* from, float factor, int64_t count, int64_t 
     for (int64_t i = 0; i < count; i += TILE) {
         for (int64_t d = 0; d < dim; d += TILE) {
             transpose(from + d * BLOCK + i, BLOCK, rows, TILE);
-            for (int64_t r = 0; r < std::min(TILE, count - i); ++r)
+            for (int64_t r = 0; r < std::min(TILE, count - i); ++r) {
                 give(rows + r * TILE, factor, std::min(TILE, dim - d),
                      to.at(first + i + r, head, dim) + d);
+            }
         }
     }
 }
@@ -195,9 +204,10 @@ inline void give_turned(const float* from, float factor, int64_t count, int64_t 
 // The sum of the products of two rows.
 inline float dot(const bfloat16* a, const bfloat16* b, int64_t count) {
     __m512 sum = _mm512_setzero_ps();
-    for (int64_t d = 0; d < count; d += DEPTH)
-        sum = _mm512_dpbf16_ps(sum, (__m512bh)row_part(a, d, count),
-                               (__m512bh)row_part(b, d, count));
+    for (int64_t d = 0; d < count; d += DEPTH) {
+        sum =
+            _mm512_dpbf16_ps(sum, (__m512bh)row_part(a, d, count), (__m512bh)row_part(b, d, count));
+    }
     return _mm512_reduce_add_ps(sum);
 }
 

@@ -36,7 +36,9 @@ struct TileRegisters {
             uint16_t bytes[16] = {};
             uint8_t rows[16] = {};
         } shape;
-        for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = TILE;
+        for (int i = 0; i < 8; i++) {
+            shape.bytes[i] = 64, shape.rows[i] = TILE;
+        }
         // GCC 12 takes _tile_loadconfig to read 8 bytes, and leaves out the other stores
         __asm__ volatile("ldtilecfg %0" ::"m"(shape));
     }

@@ -1,7 +1,7 @@
 // Attention of one decoding step (compiled_attention.py): the rotation of queries and keys, their
-// place in the cache, and attention over prompt and own tokens, in one pass over memory. Sums are in
-// float; what is stored is rounded once; queries and probabilities are rounded too before they are
-// multiplied.
+// place in the cache, and attention over prompt and own tokens, in one pass over memory. Sums are
+// in float; what is stored is rounded once; queries and probabilities are rounded too before they
+// are multiplied.
 //
 // HEAD_SIZE is set by who compiles this, a multiple of 16.
 
@@ -12,9 +12,9 @@
 // What all layers of a step share. Rows R, H query heads, K key heads of size D.
 struct AttentionStep {
     int64_t rows, heads, kv_heads;
-    int64_t slots;          // of a prompt; a multiple of LANES
-    int64_t chunk;          // slots of own tokens that lie together, the same
-    int64_t capacity;       // rows there is room for
+    int64_t slots;     // of a prompt; a multiple of LANES
+    int64_t chunk;     // slots of own tokens that lie together, the same
+    int64_t capacity;  // rows there is room for
     int64_t threads;
     const int64_t* group;      // [R] whose prompt a row reads
     const int64_t* lengths;    // [groups] of prompts
@@ -89,11 +89,15 @@ struct Attention {
     void keep(int64_t row, int64_t head, int64_t token, const T* key, const T* value) const {
         const int64_t slot = token % s.chunk, half = slot % P2;
         T* keys = place(row, head, token, 0) + slot * P2;
-        for (int i = 0; i < D; i++) keys[i / P2 * s.chunk * P2 + i % P2] = key[i];
+        for (int i = 0; i < D; i++) {
+            keys[i / P2 * s.chunk * P2 + i % P2] = key[i];
+        }
         T* values = place(row, head, token, 1) + slot / P2 * P2 * D;
         for (int i = 0; i < D; i++) {
             values[i * P2 + half] = value[i];
-            if (!half && P2 > 1) values[i * P2 + 1] = 0;
+            if (!half && P2 > 1) {
+                values[i * P2 + 1] = 0;
+            }
         }
     }
 
@@ -104,13 +108,18 @@ struct Attention {
         constexpr int U = P == 1 ? 8 : P < 4 ? 4 : 2;  // sums that do not wait for one another
         for (int64_t t = 0; t < count; t += LANES) {
             Floats sums[U][P] = {};
-            for (int i = 0; i < D / P2; i += U)
-                for (int u = 0; u < U; u++)
-                    for (int h = 0; h < P; h++)
+            for (int i = 0; i < D / P2; i += U) {
+                for (int u = 0; u < U; u++) {
+                    for (int h = 0; h < P; h++) {
                         multiply_add(sums[u][h], queries + h * D + (i + u) * P2,
                                      keys + ((i + u) * pitch + t) * P2);
+                    }
+                }
+            }
             for (int h = 0; h < P; h++) {
-                for (int u = 1; u < U; u++) sums[0][h] += sums[u][h];
+                for (int u = 1; u < U; u++) {
+                    sums[0][h] += sums[u][h];
+                }
                 std::memcpy(scores + h * stride + t, &sums[0][h], sizeof(Floats));
             }
         }
@@ -121,11 +130,14 @@ struct Attention {
     static inline __attribute__((always_inline)) void add(const T* values, int64_t count,
                                                           const T* weights, int64_t stride,
                                                           Floats (&sums)[P][D / LANES]) {
-        for (int64_t t = 0; t < count; t += P2)
-            for (int h = 0; h < P; h++)
-                for (int i = 0; i < D / LANES; i++)
+        for (int64_t t = 0; t < count; t += P2) {
+            for (int h = 0; h < P; h++) {
+                for (int i = 0; i < D / LANES; i++) {
                     multiply_add(sums[h][i], weights + h * stride + t,
                                  values + t * D + i * LANES * P2);
+                }
+            }
+        }
     }
 
     static int64_t up(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
@@ -145,9 +157,10 @@ struct Attention {
         float* scores = memory.scores.data();
         T* weights = memory.weights.data();
         dots<P>(prompt_keys + at + from * P2, s.slots, prompt - from, queries, scores + from, end);
-        for (int64_t t = own_first; t < seen; t += s.chunk)
+        for (int64_t t = own_first; t < seen; t += s.chunk) {
             dots<P>(place(row, head, t, 0), s.chunk, std::min(s.chunk, seen - t), queries,
                     scores + split + t, end);
+        }
         const float scale = 1.0f / std::sqrt(float(D));
         float factors[P];
         for (int h = 0; h < P; h++) {
@@ -157,7 +170,9 @@ struct Attention {
                       -INFINITY);
             std::fill(score + split + seen, score + end, -INFINITY);
             Floats tops = Floats{} - INFINITY, total = {};
-            for (int64_t t = from; t < end; t += LANES) tops = larger(tops, load(score + t));
+            for (int64_t t = from; t < end; t += LANES) {
+                tops = larger(tops, load(score + t));
+            }
             const float top = across(tops, [](float a, float b) { return std::max(a, b); });
             for (int64_t t = from; t < end; t += LANES) {
                 const Floats weight = exponential((load(score + t) - top) * scale);
@@ -168,12 +183,15 @@ struct Attention {
         }
         Floats sums[P][D / LANES] = {};
         add<P>(prompt_values + at + from * D, prompt - from, weights + from, end, sums);
-        for (int64_t t = own_first; t < seen; t += s.chunk)
+        for (int64_t t = own_first; t < seen; t += s.chunk) {
             add<P>(place(row, head, t, 1), std::min(s.chunk, seen - t), weights + split + t, end,
                    sums);
-        for (int h = 0; h < P; h++)
-            for (int i = 0; i < D / LANES; i++)
+        }
+        for (int h = 0; h < P; h++) {
+            for (int i = 0; i < D / LANES; i++) {
                 store(out + h * D + i * LANES, sums[h][i] * factors[h]);
+            }
+        }
     }
 
     // One row and key head: mixed [H + 2 K, D] of the row; the row's output is [H, D].
@@ -182,8 +200,9 @@ struct Attention {
         const int64_t first = window ? std::max(position + 1 - window, int64_t(0)) : 0;
         T key[D];
         memory.queries.resize(per * D);
-        for (int64_t h = 0; h < per; h++)
+        for (int64_t h = 0; h < per; h++) {
             rotated(mixed + (head * per + h) * D, query_norm, position, &memory.queries[h * D]);
+        }
         rotated(mixed + (s.heads + head) * D, key_norm, position, key);
         keep(row, head, token, key, mixed + (s.heads + s.kv_heads + head) * D);
         out += head * per * D;
@@ -192,10 +211,15 @@ struct Attention {
             const int64_t now = std::min(per - h, int64_t(most));
             const T* q = &memory.queries[h * D];
             T* to = out + h * D;
-            if (now == 4) read<most < 4 ? 1 : 4>(row, head, first, q, memory, to);
-            else if (now == 3) read<most < 3 ? 1 : 3>(row, head, first, q, memory, to);
-            else if (now == 2) read<most < 2 ? 1 : 2>(row, head, first, q, memory, to);
-            else read<1>(row, head, first, q, memory, to);
+            if (now == 4) {
+                read < most<4 ? 1 : 4>(row, head, first, q, memory, to);
+            } else if (now == 3) {
+                read < most<3 ? 1 : 3>(row, head, first, q, memory, to);
+            } else if (now == 2) {
+                read < most<2 ? 1 : 2>(row, head, first, q, memory, to);
+            } else {
+                read<1>(row, head, first, q, memory, to);
+            }
             h += now;
         }
     }
@@ -217,14 +241,13 @@ struct Attention {
 
 }  // namespace
 
-#define ENTRIES(NAME, T)                                                                          \
-    extern "C" void attend_##NAME(const AttentionStep* s, int64_t window, const T* mixed,         \
-                                  const T* keys, const T* values, T* own,                         \
-                                  const T* query_norm, const T* key_norm, float epsilon,          \
-                                  T* out) {                                                       \
-        Attention<T, HEAD_SIZE> attention{*s,  s->heads / s->kv_heads, window,   keys,   values,  \
-                                          own, query_norm,             key_norm, epsilon};        \
-        attention.all(mixed, out);                                                                \
+#define ENTRIES(NAME, T)                                                                           \
+    extern "C" void attend_##NAME(const AttentionStep* s, int64_t window, const T* mixed,          \
+                                  const T* keys, const T* values, T* own, const T* query_norm,     \
+                                  const T* key_norm, float epsilon, T* out) {                      \
+        Attention<T, HEAD_SIZE> attention{                                                         \
+            *s, s->heads / s->kv_heads, window, keys, values, own, query_norm, key_norm, epsilon}; \
+        attention.all(mixed, out);                                                                 \
     }
 
 ENTRIES(f32, float)

@@ -17,7 +17,9 @@ void draw_row(const T* logits, double uniform, float factor, int64_t vocab, floa
               int64_t* token, float* logprob) {
     float top = -INFINITY;
 #pragma omp simd reduction(max : top)
-    for (int64_t i = 0; i < vocab; i++) top = std::max(top, wide(logits[i]));
+    for (int64_t i = 0; i < vocab; i++) {
+        top = std::max(top, wide(logits[i]));
+    }
     auto probability = [&](int64_t i) { return exponential((wide(logits[i]) - top) * factor); };
     double total = 0;
     int64_t blocks = (vocab + BLOCK - 1) / BLOCK;
@@ -25,21 +27,29 @@ void draw_row(const T* logits, double uniform, float factor, int64_t vocab, floa
         float sum = 0;
         int64_t end = std::min(vocab, (b + 1) * BLOCK);
 #pragma omp simd reduction(+ : sum)
-        for (int64_t i = b * BLOCK; i < end; i++) sum += probability(i);
+        for (int64_t i = b * BLOCK; i < end; i++) {
+            sum += probability(i);
+        }
         total += sums[b] = sum;
     }
     int64_t found = 0;
     if (uniform < 0) {
-        while (found + 1 < vocab && wide(logits[found]) != top) found++;
+        while (found + 1 < vocab && wide(logits[found]) != top) {
+            found++;
+        }
     } else {
         double rest = uniform * total, passed = 0;
         int64_t b = 0;
-        while (b + 1 < blocks && rest >= sums[b]) rest -= sums[b++];
+        while (b + 1 < blocks && rest >= sums[b]) {
+            rest -= sums[b++];
+        }
         found = b * BLOCK;
         // The rounding of sums may leave more than the block has: then its last possible token.
         for (int64_t i = found; i < std::min(vocab, (b + 1) * BLOCK) && passed <= rest; i++) {
             float p = probability(i);
-            if (p > 0) found = i, passed += p;
+            if (p > 0) {
+                found = i, passed += p;
+            }
         }
     }
     *token = found;
@@ -53,19 +63,20 @@ void draw(const T* logits, const double* uniform, const float* factor, int64_t r
     {
         std::vector<float> sums((vocab + BLOCK - 1) / BLOCK);
 #pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; row++)
+        for (int64_t row = 0; row < rows; row++) {
             draw_row(logits + row * vocab, uniform[row], factor[row], vocab, sums.data(),
                      tokens + row, logprobs + row);
+        }
     }
 }
 
 }  // namespace
 
-#define ENTRIES(NAME, T)                                                                          \
-    extern "C" void draw_##NAME(const T* logits, const double* uniform, const float* factor,      \
-                                int64_t rows, int64_t vocab, int64_t* tokens, float* logprobs,    \
-                                int64_t threads) {                                                \
-        draw(logits, uniform, factor, rows, vocab, tokens, logprobs, threads);                    \
+#define ENTRIES(NAME, T)                                                                       \
+    extern "C" void draw_##NAME(const T* logits, const double* uniform, const float* factor,   \
+                                int64_t rows, int64_t vocab, int64_t* tokens, float* logprobs, \
+                                int64_t threads) {                                             \
+        draw(logits, uniform, factor, rows, vocab, tokens, logprobs, threads);                 \
     }
 
 ENTRIES(f32, float)

@@ -43,10 +43,10 @@ static cudaError_t allocate(void** out, size_t size, int host) {
     pthread_mutex_lock(&lock);
     int place = 0;
     while (place < used && spans[place].start) {
-        place++;
+        ++place;
     }
     if (place == used) {
-        used++;
+        ++used;
     }
     spans[place].start = found, spans[place].size = size, spans[place].host = host;
     pthread_mutex_unlock(&lock);
@@ -56,7 +56,7 @@ static cudaError_t allocate(void** out, size_t size, int host) {
 
 static cudaError_t release(void* start) {
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < used; i++) {
+    for (int i = 0; i < used; ++i) {
         if (spans[i].start == start) {
             spans[i].start = NULL;
         }
@@ -70,7 +70,7 @@ static cudaError_t release(void* start) {
 static int owner(const void* at) {
     int found = -1;
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < used; i++) {
+    for (int i = 0; i < used; ++i) {
         if (spans[i].start && (char*)at >= spans[i].start &&
             (char*)at < spans[i].start + spans[i].size) {
             found = spans[i].host;

@@ -19,7 +19,6 @@ Which of them a device has is said by the layout (`grpo/model/devices.py`).
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -28,7 +27,8 @@ import torch
 from torch import Tensor
 
 from grpo.attention.layout import Attentions, Layout
-from grpo.kernels.attention import SUFFIXES, call, compiled, has_tiles
+from grpo.kernels.attention import call, compiled, has_tiles
+from grpo.kernels.door import Kernels
 from grpo.model.casts import autocast_off
 from grpo.model.pieces import piece
 
@@ -131,13 +131,13 @@ def attend_backward(
         place.copy_(total)
 
 
-def _kernels(*tensors: Tensor) -> ctypes.CDLL | None:
+def _kernels(*tensors: Tensor) -> Kernels | None:
     """The compiled kernels where they know these types and sizes."""
     dtype, dim = tensors[0].dtype, tensors[0].shape[-1]
-    known = dtype in SUFFIXES and all(
+    known = all(
         t.dtype == dtype and t.shape[-1] == t.stride(1) == dim and t.stride(2) == 1 for t in tensors
     )
-    return compiled() if known else None
+    return compiled(dtype) if known else None
 
 
 def _flat(values_B_S: Tensor, kept: Tensor | None) -> Tensor:

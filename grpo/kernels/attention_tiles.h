@@ -52,8 +52,8 @@ inline float most(const float* row, float factor, int64_t blocks, Seen seen, int
         const uint32_t mask = seen.mask(c, own);
         const __m512 first = _mm512_mul_ps(_mm512_load_ps(row), times);
         const __m512 second = _mm512_mul_ps(_mm512_load_ps(row + TILE), times);
-        low = _mm512_mask_max_ps(low, mask, low, first);
-        high = _mm512_mask_max_ps(high, mask >> TILE, high, second);
+        low = _mm512_mask_max_ps(low, half_of(mask, 0), low, first);
+        high = _mm512_mask_max_ps(high, half_of(mask, 1), high, second);
     }
     return _mm512_reduce_max_ps(_mm512_max_ps(low, high));
 }
@@ -65,9 +65,10 @@ inline float exponentials(const float* row, float factor, float highest, int64_t
     __m512 low = _mm512_setzero_ps(), high = low;
     for (int64_t c = 0; c < blocks; ++c, row += SCORES, to += SQUARE) {
         const uint32_t mask = seen.mask(c, own);
-        const __m512 first = power_of_two(mask, _mm512_fmsub_ps(_mm512_load_ps(row), times, less));
-        const __m512 second =
-            power_of_two(mask >> TILE, _mm512_fmsub_ps(_mm512_load_ps(row + TILE), times, less));
+        const __m512 first =
+            power_of_two(half_of(mask, 0), _mm512_fmsub_ps(_mm512_load_ps(row), times, less));
+        const __m512 second = power_of_two(
+            half_of(mask, 1), _mm512_fmsub_ps(_mm512_load_ps(row + TILE), times, less));
         low = _mm512_add_ps(low, first);
         high = _mm512_add_ps(high, second);
         _mm512_store_si512(to, narrow(first, second));
@@ -138,9 +139,9 @@ struct Forward {
 
 // All units of work, by threads with memory of their own.
 template <typename Thread, typename Norm, typename... Given>
-void run(const Layout& layout, Norm* norm, const Given&... tensors) {
+void run(const Layout& layout, int64_t threads, Norm* norm, const Given&... tensors) {
     const int64_t room = most_blocks(layout);
-#pragma omp parallel num_threads(layout.threads)
+#pragma omp parallel num_threads(threads)
     {
         const TileRegisters held;
         const Thread thread{tensors..., norm, layout, room};
@@ -153,8 +154,9 @@ void run(const Layout& layout, Norm* norm, const Given&... tensors) {
     }
 }
 
-inline void forward(const Tensors<bfloat16>& tensors, float* norm, const Layout& layout) {
-    run<Forward>(layout, norm, tensors);
+inline void forward(const Tensors<bfloat16>& tensors, float* norm, const Layout& layout,
+                    int64_t threads) {
+    run<Forward>(layout, threads, norm, tensors);
 }
 
 // Where two rows of a block of keys go: probabilities and gradients of scores as pairs, for sums
@@ -171,12 +173,12 @@ inline void pull_back(const float* scores, const float* of_probs, float factor, 
     const __m512 times = _mm512_set1_ps(factor);
     __m512 of_scores[2][2];
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
+    for (int64_t half = 0; half < 2; ++half) {
         __m512 probs[2];
 #pragma GCC unroll 2
-        for (int r = 0; r < 2; ++r) {
+        for (int64_t r = 0; r < 2; ++r) {
             const int64_t place = r * BLOCK + half * TILE;
-            const __mmask16 mask = masks[r] >> half * TILE;
+            const __mmask16 mask = half_of(masks[r], half);
             const __m512 score = _mm512_load_ps(scores + place);
             const __m512 of_prob = _mm512_load_ps(of_probs + place);
             probs[r] = power_of_two(mask, _mm512_fmsub_ps(score, times, _mm512_set1_ps(norm[r])));
@@ -187,7 +189,7 @@ inline void pull_back(const float* scores, const float* of_probs, float factor, 
         _mm512_store_si512(to.of_scores + half * to.next,
                            interleaved(narrow(of_scores[0][half], of_scores[1][half])));
     }
-    for (int r = 0; r < 2; ++r) {
+    for (int64_t r = 0; r < 2; ++r) {
         _mm512_store_si512(to.lying + r * BLOCK, narrow(of_scores[r][0], of_scores[r][1]));
     }
 }
@@ -344,8 +346,8 @@ struct Backward {
 };
 
 inline void backward(const Tensors<bfloat16>& tensors, const Tensors<bfloat16>& gradients,
-                     const float* norm, const Layout& layout) {
-    run<Backward>(layout, norm, tensors, gradients);
+                     const float* norm, const Layout& layout, int64_t threads) {
+    run<Backward>(layout, threads, norm, tensors, gradients);
 }
 
 }  // namespace tiled

@@ -12,9 +12,9 @@ inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 // out = x * scale * weight with scale = 1 / sqrt(mean(x^2) + eps), which is kept for every row.
 template <typename X, typename T>
 void rms_norm(const X* x, const X* weight, T* out, float* scales, int64_t rows, int64_t width,
-              float eps, int threads) {
+              float eps, int64_t threads) {
     // Waking threads takes longer than a few rows.
-#pragma omp parallel for num_threads(threads) if (rows * width > 65536)
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * width > 65536)
     for (int64_t row = 0; row < rows; ++row) {
         scales[row] = norm_row(x + row * width, weight, out + row * width, width, eps);
     }
@@ -25,9 +25,9 @@ void rms_norm(const X* x, const X* weight, T* out, float* scales, int64_t rows, 
 template <typename T>
 void rms_norm_backward(const T* of_out, const float* x, const float* weight, const float* scales,
                        const float* residual, float* of_x, float* of_weight, int64_t rows,
-                       int64_t width, int threads) {
-#pragma omp parallel for num_threads(threads)
-    for (int part = 0; part < threads; ++part) {
+                       int64_t width, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t part = 0; part < threads; ++part) {
         float* sums = of_weight + part * width;
         std::fill(sums, sums + width, 0.0f);
         for (int64_t row = rows * part / threads; row < rows * (part + 1) / threads; ++row) {
@@ -41,7 +41,7 @@ void rms_norm_backward(const T* of_out, const float* x, const float* weight, con
                 sums[i] += product * scale;
                 dot += product * weight[i];
             }
-            const float pull = dot * scale * scale / width;
+            const float pull = dot * scale * scale / static_cast<float>(width);
             const float* up = residual + row * width;
             float* to = of_x + row * width;
 #pragma omp simd
@@ -53,8 +53,8 @@ void rms_norm_backward(const T* of_out, const float* x, const float* weight, con
 }
 
 template <typename T>
-void add(const float* x, const T* y, float* out, int64_t count, int threads) {
-#pragma omp parallel for simd num_threads(threads)
+void add(const float* x, const T* y, float* out, int64_t count, int64_t threads) {
+#pragma omp parallel for simd num_threads(threads) schedule(static)
     for (int64_t i = 0; i < count; ++i) {
         out[i] = x[i] + wide(y[i]);
     }
@@ -64,9 +64,9 @@ void add(const float* x, const T* y, float* out, int64_t count, int threads) {
 // cos and sin [rows, dim]; backward: by the transposed matrix.
 template <typename T>
 void rotate(T* values, const float* cos, const float* sin, int64_t rows, int64_t stride,
-            int64_t heads, int64_t dim, int backward, int threads) {
+            int64_t heads, int64_t dim, int64_t backward, int64_t threads) {
     const int64_t half = dim / 2;
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const float *c = cos + row * dim, *s = sin + row * dim;
         for (int64_t head = 0; head < heads; ++head) {
@@ -87,8 +87,8 @@ void rotate(T* values, const float* cos, const float* sin, int64_t rows, int64_t
 
 // out = silu(gate) * up, the two side by side in rows [2 * width].
 template <typename T>
-void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int threads) {
-#pragma omp parallel for num_threads(threads)
+void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const T* gate = gate_up + row * 2 * width;
         gated_row(gate, gate + width, out + row * width, width);
@@ -98,8 +98,8 @@ void swiglu(const T* gate_up, T* out, int64_t rows, int64_t width, int threads) 
 // Gradients of gate and up, and `out` once more, which the next layer's weights need.
 template <typename T>
 void swiglu_backward(const T* gate_up, const T* of_out, T* of_gate_up, T* out, int64_t rows,
-                     int64_t width, int threads) {
-#pragma omp parallel for num_threads(threads)
+                     int64_t width, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const T *gate = gate_up + row * 2 * width, *up = gate + width;
         const T* upstream = of_out + row * width;
@@ -117,17 +117,17 @@ void swiglu_backward(const T* gate_up, const T* of_out, T* of_gate_up, T* out, i
 }
 
 // 32 x 32 numbers of 16 bits: halves of rows change places, then quarters of halves, ...
-constexpr int SIDE = 32;
-typedef uint16_t Row __attribute__((vector_size(SIDE * sizeof(uint16_t))));
+constexpr int64_t SIDE = 32;
+using Row = uint16_t __attribute__((vector_size(SIDE * sizeof(uint16_t))));
 
 inline void transpose_square(Row square[SIDE]) {
-    for (int width = SIDE / 2; width > 0; width /= 2) {
+    for (int64_t width = SIDE / 2; width > 0; width /= 2) {
         Row first, second;
-        for (int i = 0; i < SIDE; ++i) {
-            first[i] = i & width ? SIDE + i - width : i;
-            second[i] = i & width ? SIDE + i : i + width;
+        for (int64_t i = 0; i < SIDE; ++i) {
+            first[i] = static_cast<uint16_t>(i & width ? SIDE + i - width : i);
+            second[i] = static_cast<uint16_t>(i & width ? SIDE + i : i + width);
         }
-        for (int i = 0; i < SIDE; ++i) {
+        for (int64_t i = 0; i < SIDE; ++i) {
             if (i & width) {
                 continue;
             }
@@ -140,12 +140,12 @@ inline void transpose_square(Row square[SIDE]) {
 
 // [rows, columns] -> [columns, rows], rows being so many numbers apart before and after.
 void transpose(const bfloat16* from, int64_t stride, bfloat16* to, int64_t to_stride, int64_t rows,
-               int64_t columns, int threads) {
-#pragma omp parallel for num_threads(threads)
+               int64_t columns, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; row += SIDE) {
-        const int64_t high = std::min<int64_t>(SIDE, rows - row);
+        const int64_t high = std::min(SIDE, rows - row);
         for (int64_t column = 0; column < columns; column += SIDE) {
-            const int64_t across = std::min<int64_t>(SIDE, columns - column);
+            const int64_t across = std::min(SIDE, columns - column);
             const bfloat16* source = from + row * stride + column;
             bfloat16* target = to + column * to_stride + row;
             if (high < SIDE || across < SIDE) {  // a margin
@@ -157,11 +157,11 @@ void transpose(const bfloat16* from, int64_t stride, bfloat16* to, int64_t to_st
                 continue;
             }
             Row square[SIDE];
-            for (int r = 0; r < SIDE; ++r) {
+            for (int64_t r = 0; r < SIDE; ++r) {
                 std::memcpy(&square[r], source + r * stride, sizeof(Row));
             }
             transpose_square(square);
-            for (int c = 0; c < SIDE; ++c) {
+            for (int64_t c = 0; c < SIDE; ++c) {
                 std::memcpy(target + c * to_stride, &square[c], sizeof(Row));
             }
         }
@@ -170,10 +170,10 @@ void transpose(const bfloat16* from, int64_t stride, bfloat16* to, int64_t to_st
 
 }  // namespace
 
-#define NORM(X, T, NAME)                                                                   \
-    extern "C" void rms_norm_##NAME(const X* x, const X* weight, T* out, float* scales,    \
-                                    int64_t rows, int64_t width, float eps, int threads) { \
-        rms_norm(x, weight, out, scales, rows, width, eps, threads);                       \
+#define NORM(X, T, NAME)                                                                       \
+    extern "C" void rms_norm_##NAME(const X* x, const X* weight, T* out, float* scales,        \
+                                    int64_t rows, int64_t width, float eps, int64_t threads) { \
+        rms_norm(x, weight, out, scales, rows, width, eps, threads);                           \
     }
 
 NORM(float, float, f32_f32)
@@ -184,25 +184,25 @@ NORM(bfloat16, bfloat16, bf16_bf16)
     extern "C" void rms_norm_backward_##NAME(const T* of_out, const float* x, const float* weight, \
                                              const float* scales, const float* residual,           \
                                              float* of_x, float* of_weight, int64_t rows,          \
-                                             int64_t width, int threads) {                         \
+                                             int64_t width, int64_t threads) {                     \
         rms_norm_backward(of_out, x, weight, scales, residual, of_x, of_weight, rows, width,       \
                           threads);                                                                \
     }                                                                                              \
     extern "C" void add_##NAME(const float* x, const T* y, float* out, int64_t count,              \
-                               int threads) {                                                      \
+                               int64_t threads) {                                                  \
         add(x, y, out, count, threads);                                                            \
     }                                                                                              \
     extern "C" void rotate_##NAME(T* values, const float* cos, const float* sin, int64_t rows,     \
-                                  int64_t stride, int64_t heads, int64_t dim, int backward,        \
-                                  int threads) {                                                   \
+                                  int64_t stride, int64_t heads, int64_t dim, int64_t backward,    \
+                                  int64_t threads) {                                               \
         rotate(values, cos, sin, rows, stride, heads, dim, backward, threads);                     \
     }                                                                                              \
     extern "C" void swiglu_##NAME(const T* gate_up, T* out, int64_t rows, int64_t width,           \
-                                  int threads) {                                                   \
+                                  int64_t threads) {                                               \
         swiglu(gate_up, out, rows, width, threads);                                                \
     }                                                                                              \
     extern "C" void swiglu_backward_##NAME(const T* gate_up, const T* of_out, T* of_gate_up,       \
-                                           T* out, int64_t rows, int64_t width, int threads) {     \
+                                           T* out, int64_t rows, int64_t width, int64_t threads) { \
         swiglu_backward(gate_up, of_out, of_gate_up, out, rows, width, threads);                   \
     }
 
@@ -210,6 +210,6 @@ FOR_TYPE(float, f32)
 FOR_TYPE(bfloat16, bf16)
 
 extern "C" void transpose_16(const uint16_t* from, int64_t stride, uint16_t* to, int64_t to_stride,
-                             int64_t rows, int64_t columns, int threads) {
+                             int64_t rows, int64_t columns, int64_t threads) {
     transpose(from, stride, to, to_stride, rows, columns, threads);
 }

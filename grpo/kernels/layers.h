@@ -15,7 +15,7 @@ inline float norm_scale(const T* x, int64_t width, float epsilon) {
     for (int64_t i = 0; i < width; ++i) {
         squares += wide(x[i]) * wide(x[i]);
     }
-    return 1.0f / std::sqrt(squares / width + epsilon);
+    return 1.0f / std::sqrt(squares / static_cast<float>(width) + epsilon);
 }
 
 template <typename V>

@@ -18,9 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -50,21 +48,6 @@ def library(source: Path, *defines: str) -> ctypes.CDLL | None:
         said = getattr(error, "stderr", None) or str(error)
         logger.warning("%s cannot be compiled, torch is used instead: %s", source.name, said)
         return None
-
-
-def bound(
-    source: Path, functions: Mapping[str, Sequence[Any]], *defines: str
-) -> ctypes.CDLL | None:
-    """`library`, told what its functions take: {name: types of ctypes}, the only way to bind one.
-
-    A function that this machine's library lacks (matrix tiles) is passed over.
-    """
-    found = library(source, *defines)
-    if found is not None and getattr(found, next(iter(functions))).argtypes is None:
-        for name, types in functions.items():
-            if hasattr(found, name):
-                getattr(found, name).argtypes = [*types]
-    return found
 
 
 def is_on() -> bool:

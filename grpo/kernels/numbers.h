@@ -8,10 +8,13 @@
 #include <cstring>
 
 #ifdef __AVX512BF16__
-#include <immintrin.h>
+#include "intrinsics.h"
 #endif
 
 using bfloat16 = uint16_t;
+
+// `count`, in whole blocks.
+inline int64_t up_to(int64_t count, int64_t block) { return (count + block - 1) / block * block; }
 
 inline float wide(float value) { return value; }
 
@@ -53,7 +56,7 @@ inline float exponential(float x) {
 
 // Sixteen numbers in a register: for loops that compilers do not vectorize by themselves.
 
-constexpr int LANES = 16;
+constexpr int64_t LANES = 16;
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Words = uint32_t __attribute__((vector_size(4 * LANES)));
 using Integers = int32_t __attribute__((vector_size(4 * LANES)));
@@ -101,10 +104,10 @@ inline Floats exponential(Floats x) {
     return x < -87.0f ? Floats{} : p * power;
 }
 
-template <class Combine>
+template <typename Combine>
 float across(Floats values, Combine combine) {
-    for (int width = LANES / 2; width; width /= 2) {
-        for (int i = 0; i < width; i++) {
+    for (int64_t width = LANES / 2; width; width /= 2) {
+        for (int64_t i = 0; i < width; ++i) {
             values[i] = combine(values[i], values[i + width]);
         }
     }

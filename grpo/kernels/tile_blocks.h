@@ -71,16 +71,16 @@ inline void multiply(Left a, Right b, Result c, int64_t rows, int64_t columns, i
 inline void transpose(const void* from, int64_t from_row, void* to, int64_t to_row) {
     __m512i a[16], b[16];
 #pragma GCC unroll 16
-    for (int i = 0; i < 16; ++i) {
+    for (int64_t i = 0; i < 16; ++i) {
         a[i] = _mm512_loadu_si512(static_cast<const uint32_t*>(from) + i * from_row);
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
+    for (int64_t i = 0; i < 16; i += 2) {
         b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
         b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
+    for (int64_t i = 0; i < 16; i += 4) {
         a[i] = _mm512_unpacklo_epi64(b[i], b[i + 2]);
         a[i + 1] = _mm512_unpackhi_epi64(b[i], b[i + 2]);
         a[i + 2] = _mm512_unpacklo_epi64(b[i + 1], b[i + 3]);
@@ -88,7 +88,7 @@ inline void transpose(const void* from, int64_t from_row, void* to, int64_t to_r
     }
     // a[4 r + c] holds column c + 4 * lane of rows 4 r to 4 r + 3, in lanes of four words
 #pragma GCC unroll 4
-    for (int c = 0; c < 4; ++c) {
+    for (int64_t c = 0; c < 4; ++c) {
         const __m512i even = _mm512_shuffle_i32x4(a[c], a[4 + c], 0x88);
         const __m512i odd = _mm512_shuffle_i32x4(a[c], a[4 + c], 0xdd);
         const __m512i later_even = _mm512_shuffle_i32x4(a[8 + c], a[12 + c], 0x88);
@@ -111,7 +111,7 @@ inline __m512i interleaved(__m512i both) {
 
 // Rows [32, 16], `row` apart, as a tile of pairs.
 inline void pair(const bfloat16* from, int64_t row, bfloat16* tile) {
-    for (int p = 0; p < TILE; ++p, from += 2 * row, tile += DEPTH) {
+    for (int64_t p = 0; p < TILE; ++p, from += 2 * row, tile += DEPTH) {
         const auto* first = reinterpret_cast<const __m256i*>(from);
         const auto* second = reinterpret_cast<const __m256i*>(from + row);
         const __m512i low = _mm512_castsi256_si512(_mm256_loadu_si256(first));
@@ -123,6 +123,11 @@ inline void pair(const bfloat16* from, int64_t row, bfloat16* tile) {
 // [first | second], rounded.
 inline __m512i narrow(__m512 first, __m512 second) {
     return (__m512i)_mm512_cvtne2ps_pbh(second, first);
+}
+
+// Sixteen of a mask's 32 bits: the first (`which` 0) or the last (1).
+inline __mmask16 half_of(uint32_t mask, int64_t which) {
+    return static_cast<__mmask16>(mask >> which * TILE);
 }
 
 // 2^x where the mask is set and 0 elsewhere, relative error 1e-7.
@@ -180,7 +185,7 @@ inline void along(const bfloat16* from, int64_t width, bfloat16* to) {
 // Numbers of one row, times a factor, rounded.
 inline void give(const float* from, float factor, int64_t dim, bfloat16* to) {
     for (int64_t d = 0; d < dim; d += TILE) {
-        const __mmask16 mask = dim - d >= TILE ? 0xffff : (1u << (dim - d)) - 1;
+        const __mmask16 mask = half_of(dim - d >= TILE ? 0xffff : (1u << (dim - d)) - 1, 0);
         const __m512 x = _mm512_mul_ps(_mm512_loadu_ps(from + d), _mm512_set1_ps(factor));
         _mm256_mask_storeu_epi16(to + d, mask, (__m256i)_mm512_cvtneps_pbh(x));
     }

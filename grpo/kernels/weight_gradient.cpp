@@ -28,7 +28,7 @@ struct Gradient {
             return tiled::pair(from, row, tile);
         }
         alignas(64) bfloat16 whole[ONE] = {};
-        for (int64_t i = 0; i < count; i++) {
+        for (int64_t i = 0; i < count; ++i) {
             std::copy_n(from + i * row, TILE, whole + i * TILE);
         }
         tiled::pair(whole, TILE, tile);
@@ -61,8 +61,8 @@ struct Gradient {
                 const int64_t here = std::min(depth, rows - from);
                 const int64_t steps = up_to(here, DEPTH) / DEPTH;
 #pragma omp for schedule(static)
-                for (int64_t i = 0; i < inputs / TILE; i++) {
-                    for (int64_t k = 0; k < steps; k++) {
+                for (int64_t i = 0; i < inputs / TILE; ++i) {
+                    for (int64_t k = 0; k < steps; ++k) {
                         pairs(x + (from + k * DEPTH) * inputs + i * TILE, inputs, here - k * DEPTH,
                               &shared[(i * steps + k) * ONE]);
                     }
@@ -71,7 +71,7 @@ struct Gradient {
                 for (int64_t first = 0; first < outputs; first += visit) {
                     const int64_t wide = std::min(visit, outputs - first);
                     alignas(64) bfloat16 tile[ONE];
-                    for (int64_t k = 0; k < steps; k++) {
+                    for (int64_t k = 0; k < steps; ++k) {
                         for (int64_t o = 0; o < wide; o += TILE) {
                             pairs(y + (from + k * DEPTH) * outputs + first + o, outputs,
                                   here - k * DEPTH, tile);
@@ -96,7 +96,7 @@ struct Gradient {
 extern "C" int has_tiles() { return tiles_allowed(); }
 
 extern "C" void weight_gradient(const bfloat16* y, const bfloat16* x, float* total, int64_t rows,
-                                int64_t outputs, int64_t inputs, int add, int threads) {
+                                int64_t outputs, int64_t inputs, int64_t add, int64_t threads) {
     Gradient{y, x, total, rows, outputs, inputs, add != 0}.all(threads);
 }
 

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from grpo.kernels import layers as kernels
-from grpo.kernels import matmul
-from grpo.kernels.native import library
+from grpo.kernels import matmul, native
 
 N, D, F = 37, 50, 70
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}  # of bfloat16: one rounding
 
-pytestmark = pytest.mark.skipif(library(kernels.SOURCE) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(kernels.SOURCE.load() is None, reason="no C++ compiler")
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16])
@@ -127,7 +126,7 @@ def test_what_lay_in_memory_does_not_matter(outputs):
 
 
 def test_other_types_are_left_to_torch(monkeypatch):
-    monkeypatch.setattr(kernels, "bound", lambda *_: pytest.fail("float64 has no kernels"))
+    monkeypatch.setattr(native, "library", lambda *_: pytest.fail("float64 has no kernels"))
     kernels.rms_norm(torch.ones(2, 4, dtype=torch.float64), torch.ones(4), 0.0, torch.float64)
     kernels.swiglu(torch.ones(2, 4, dtype=torch.float16))
 

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
 HEADERS = Path(__file__).parent
 SWITCH = "GRPO_NATIVE"  # variable of the environment; 0: no kernels
+MORE_FLAGS = "GRPO_CXXFLAGS"  # variable of the environment: flags that follow these, for sanitizers
 WIDE = ("-mprefer-vector-width=512",)  # compilers shy away from these registers
 
 
@@ -91,6 +93,7 @@ def _compiled(source: Path, compiler: str, defines: tuple[str, ...]) -> Path:
         *FLAGS,
         *(WIDE if platform.machine() == "x86_64" else ()),
         *(f"-D{define}" for define in defines),
+        *shlex.split(os.environ.get(MORE_FLAGS, "")),
     )
     parts = (text, version, " ".join(flags).encode(), _processor().encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]

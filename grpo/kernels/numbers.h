@@ -48,7 +48,8 @@ inline float exponential(float x) {
     p = p * r + 1.6666665e-1f;
     p = p * r + 5.0000001e-1f;
     p = p * r * r + r + 1.0f;
-    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    const float whole = std::max(-127.0f, n);  // -127 for NaN, which is no integer
+    const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
     return x < -87.0f ? 0.0f : p * power;
@@ -100,7 +101,8 @@ inline Floats exponential(Floats x) {
     p = p * r + 1.6666665e-1f;
     p = p * r + 5.0000001e-1f;
     p = p * r * r + r + 1.0f;
-    const Floats power = (Floats)((__builtin_convertvector(n, Integers) + 127) << 23);
+    const Floats whole = larger(Floats{} - 127.0f, n);  // -127 for NaN, which is no integer
+    const Floats power = (Floats)((__builtin_convertvector(whole, Integers) + 127) << 23);
     return x < -87.0f ? Floats{} : p * power;
 }
 

@@ -100,7 +100,7 @@ def test_layers_refuse_other_types_shapes_and_layouts():
             call()
 
 
-@pytest.mark.skipif(not matmul.has_tiles(), reason="no matrix tiles")
+@pytest.mark.skipif(not matmul.has_tiles(), reason="this processor has no matrix tiles (AMX)")
 def test_tiles_refuse_what_does_not_fit():
     laid = matmul.lay(torch.randn(64, 32).bfloat16())
     for call in (

@@ -93,7 +93,7 @@ def test_gradient_of_a_weight_in_blocks_of_outputs(dtype, monkeypatch):
     close(total, exact + 1, dtype)
 
 
-@pytest.mark.skipif(kernels._tiles() is None, reason="a processor without matrix tiles")
+@pytest.mark.skipif(kernels._tiles() is None, reason="this processor has no matrix tiles (AMX)")
 @pytest.mark.parametrize("rows", [1, 31, 64, 333, 2700])  # more than are summed at a time
 @pytest.mark.parametrize(("outputs", "inputs"), [(32, 96), (416, 32)])
 @pytest.mark.parametrize("threads", [1, 3])
@@ -131,7 +131,7 @@ def test_other_types_are_left_to_torch(monkeypatch):
     kernels.swiglu(torch.ones(2, 4, dtype=torch.float16))
 
 
-@pytest.mark.skipif(not matmul.has_tiles(), reason="a processor without matrix tiles")
+@pytest.mark.skipif(not matmul.has_tiles(), reason="this processor has no matrix tiles (AMX)")
 def test_engine_and_learner_round_alike():
     """Norm and gate inside a product of tiles, bit for bit those of the learner's layers.
 

@@ -81,11 +81,7 @@ def test_every_type_scalars_empty_and_tied_tensors() -> None:
         "next to each other": weight[:, :2].contiguous(),
         "parameter": torch.nn.Parameter(torch.ones(2)),
     }
-    sending = send_segments(named.items())
-    path = next(sending)
-    found = read_segment(path)
-    sending.close()
-    assert not Path(path).exists()
+    (found,) = [read_segment(path) for path in send_segments(named.items())]
     assert found.keys() == named.keys()
     for name, tensor in named.items():
         assert found[name].dtype == tensor.dtype
@@ -186,8 +182,8 @@ def test_another_writer_may_lay_tensors_anywhere(place: Path) -> None:
 
 def test_damaged_files_are_read_or_refused(place: Path) -> None:
     """Whatever byte of a file is damaged, wherever it ends: tensors or a sentence."""
-    for path in send_segments({"a": torch.ones(3), "b": torch.zeros(2, dtype=torch.int8)}.items()):
-        whole = Path(path).read_bytes()
+    named = {"a": torch.ones(3), "b": torch.zeros(2, dtype=torch.int8)}
+    (whole,) = [Path(path).read_bytes() for path in send_segments(named.items())]
     generator = random.Random(0)
     refused = 0
     for trial in range(400):

@@ -41,6 +41,16 @@ def test_a_macro_makes_another_library(fresh, tmp_path):
 
 
 @compiled
+def test_more_flags_make_another_library(fresh, monkeypatch):
+    """Sanitizers are asked for so, and must not be taken for what users run."""
+    fresh.write_text('extern "C" int answer() { return ANSWER; }')
+    for answer in (3, 4):
+        monkeypatch.setenv("GRPO_CXXFLAGS", f"-g -DANSWER={answer}")
+        native.library.cache_clear()
+        assert native.library(fresh).answer() == answer
+
+
+@compiled
 def test_a_folder_that_others_can_write_to_is_not_trusted(fresh, tmp_path):
     (tmp_path / "grpo-toolkit").mkdir()
     (tmp_path / "grpo-toolkit").chmod(0o777)

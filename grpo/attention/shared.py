@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from grpo.attention.layout import Attentions, Layout
-from grpo.kernels.attention import call, compiled, has_tiles
+from grpo.kernels.attention import SOURCE, call
 from grpo.kernels.door import Kernels
 from grpo.model.casts import autocast_off
 from grpo.model.pieces import piece
@@ -82,7 +82,7 @@ def attend(
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     norm = torch.empty((N, H), dtype=wide, device=query.device)
     kernels = _kernels(query, key, value) if layout.choices.compiled_attention else None
-    if kernels is not None and (layout.longest <= FEW_KEYS or has_tiles(kernels, query.dtype)):
+    if kernels is not None and (layout.longest <= FEW_KEYS or kernels.has_tiles):
         call(kernels, "attend", [(query, key, value, out)], norm, layout.compiled, scale)
         return out, norm
     flash = layout.choices.flash_attention and query.shape[-1] == value.shape[-1]
@@ -137,7 +137,7 @@ def _kernels(*tensors: Tensor) -> Kernels | None:
     known = all(
         t.dtype == dtype and t.shape[-1] == t.stride(1) == dim and t.stride(2) == 1 for t in tensors
     )
-    return compiled(dtype) if known else None
+    return SOURCE.load(dtype) if known else None
 
 
 def _flat(values_B_S: Tensor, kept: Tensor | None) -> Tensor:

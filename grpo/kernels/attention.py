@@ -14,16 +14,6 @@ from grpo.kernels.door import Kernels, Source, at, at_rows
 SOURCE = Source(Path(__file__).with_name("attention.cpp"), attend="PPP", attend_backward="PPPP")
 
 
-def compiled(dtype: torch.dtype) -> Kernels | None:
-    """The kernels for numbers of this type, None where they cannot be had."""
-    return SOURCE.load(dtype)
-
-
-def has_tiles(kernels: Kernels, dtype: torch.dtype) -> bool:
-    """Whether the kernels for this type work with the processor's matrix tiles."""
-    return dtype is torch.bfloat16 and kernels.has_tiles
-
-
 def call(
     kernels: Kernels,
     name: str,
@@ -56,7 +46,7 @@ def call(
         dim=query.shape[2],
         scale=scale,
     )
-    heads = [_heads(group) for group in tensors]
+    heads = [_heads(group, query.dtype) for group in tensors]
     kernels(name, *map(ctypes.addressof, heads), wide, ctypes.addressof(how))
 
 
@@ -77,7 +67,6 @@ class _Layout(ctypes.Structure):
     )
 
 
-def _heads(tensors: Sequence[Tensor]) -> ctypes.Array[_Heads]:
+def _heads(tensors: Sequence[Tensor], dtype: torch.dtype) -> ctypes.Array[_Heads]:
     """`Tensors` of attention.h."""
-    dtype = tensors[0].dtype
     return (_Heads * len(tensors))(*(at_rows("heads", t, dtype, t.shape) for t in tensors))

@@ -67,7 +67,8 @@ class Kernels:
                 function.argtypes = [*(_TYPES[letter] for letter in letters), ctypes.c_int64]
                 function.restype = None
                 self._functions[name] = function
-        self.has_tiles = hasattr(library, "has_tiles") and bool(library.has_tiles())
+        narrow = suffix == SUFFIXES[torch.bfloat16]  # what tiles multiply
+        self.has_tiles = narrow and hasattr(library, "has_tiles") and bool(library.has_tiles())
 
     def __call__(self, name: str, *arguments: int | float | None) -> None:
         """Run a function on torch's number of threads. This file's functions give addresses."""

@@ -19,7 +19,6 @@ The layout says which of them a device has (`grpo/model/devices.py`).
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -28,7 +27,8 @@ import torch
 from torch import Tensor
 
 from grpo.attention.layout import Attentions, Layout
-from grpo.kernels.attention import SUFFIXES, call, compiled, has_tiles
+from grpo.kernels.attention import SOURCE, call
+from grpo.kernels.door import Kernels
 from grpo.model.casts import autocast_off
 from grpo.model.pieces import piece
 
@@ -82,7 +82,7 @@ def attend(
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     norm = torch.empty((N, H), dtype=wide, device=query.device)
     kernels = _kernels(query, key, value) if layout.choices.compiled_attention else None
-    if kernels is not None and (layout.longest <= FEW_KEYS or has_tiles(kernels, query.dtype)):
+    if kernels is not None and (layout.longest <= FEW_KEYS or kernels.has_tiles):
         call(kernels, "attend", [(query, key, value, out)], norm, layout.compiled, scale)
         return out, norm
     flash = layout.choices.flash_attention and query.shape[-1] == value.shape[-1]
@@ -128,13 +128,13 @@ def attend_backward(
         place.copy_(total)
 
 
-def _kernels(*tensors: Tensor) -> ctypes.CDLL | None:
+def _kernels(*tensors: Tensor) -> Kernels | None:
     """The compiled kernels where they know these types and sizes."""
     dtype, dim = tensors[0].dtype, tensors[0].shape[-1]
-    known = dtype in SUFFIXES and all(
+    known = all(
         t.dtype == dtype and t.shape[-1] == t.stride(1) == dim and t.stride(2) == 1 for t in tensors
     )
-    return compiled() if known else None
+    return SOURCE.load(dtype) if known else None
 
 
 def _flat(values_B_S: Tensor, kept: Tensor | None) -> Tensor:

@@ -22,7 +22,7 @@ namespace {
 // One block of a matrix product: 16 registers of 16 numbers. Queries are taken QUERIES at a time.
 constexpr int64_t ROWS = 8, COLUMNS = 32, QUERIES = 32;
 
-typedef float Lanes __attribute__((vector_size(64), aligned(4), may_alias));
+using Lanes = float __attribute__((vector_size(64), aligned(4), may_alias));
 
 // C [rows, columns] = A B, or added to it. A's entry (i, k) is a[i * a_row + k * a_k]; entry (k, j)
 // of B is b[j / COLUMNS * b_block + k * b_k + j % COLUMNS]. Rows and columns are whole blocks.
@@ -38,13 +38,13 @@ void multiply(const float* a, int64_t a_row, int64_t a_k, const float* b, int64_
                 const Lanes first = *reinterpret_cast<const Lanes*>(panel + k * b_k);
                 const Lanes second = *reinterpret_cast<const Lanes*>(panel + k * b_k + 16);
 #pragma GCC unroll 8
-                for (int r = 0; r < ROWS; ++r) {
+                for (int64_t r = 0; r < ROWS; ++r) {
                     const float x = left[r * a_row + k * a_k];
                     sum[r][0] += x * first;
                     sum[r][1] += x * second;
                 }
             }
-            for (int r = 0; r < ROWS; ++r) {
+            for (int64_t r = 0; r < ROWS; ++r) {
                 Lanes* place = reinterpret_cast<Lanes*>(c + (i + r) * c_row + j);
                 place[0] = add ? place[0] + sum[r][0] : sum[r][0];
                 place[1] = add ? place[1] + sum[r][1] : sum[r][1];
@@ -67,7 +67,9 @@ void load_rows(const Part<T>& from, float* to, int64_t padded, float factor = 1.
     for (int64_t i = 0; i < from.count; ++i) {
         const T* row = from.row(i);
 #pragma omp simd
-        for (int64_t d = 0; d < from.dim; ++d) to[i * padded + d] = factor * wide(row[d]);
+        for (int64_t d = 0; d < from.dim; ++d) {
+            to[i * padded + d] = factor * wide(row[d]);
+        }
     }
 }
 
@@ -78,7 +80,9 @@ void load_panels(const Part<T>& from, float* to, int64_t start) {
         const int64_t row = start + i;
         float* column = to + row / COLUMNS * (from.dim * COLUMNS) + row % COLUMNS;
         const T* values = from.row(i);
-        for (int64_t d = 0; d < from.dim; ++d) column[d * COLUMNS] = wide(values[d]);
+        for (int64_t d = 0; d < from.dim; ++d) {
+            column[d * COLUMNS] = wide(values[d]);
+        }
     }
 }
 
@@ -88,7 +92,9 @@ void store_rows(const float* from, int64_t padded, const Part<T>& to, float fact
     for (int64_t i = 0; i < to.count; ++i) {
         T* row = to.row(i);
 #pragma omp simd
-        for (int64_t d = 0; d < to.dim; ++d) store(row + d, factor * from[i * padded + d]);
+        for (int64_t d = 0; d < to.dim; ++d) {
+            store(row + d, factor * from[i * padded + d]);
+        }
     }
 }
 
@@ -101,10 +107,10 @@ inline int64_t most_keys(const Layout& layout, const int64_t* pack) {
 }
 
 template <typename T>
-void forward(const Tensors<T>& tensors, float* norm, const Layout& layout) {
+void forward(const Tensors<T>& tensors, float* norm, const Layout& layout, int64_t threads) {
     const int64_t dim = layout.dim, padded = up_to(dim, COLUMNS), H = layout.heads;
     const int64_t group = layout.group();
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(layout.threads)
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(dynamic)
     for (int64_t p = 0; p < layout.count; ++p) {
         for (int64_t k = 0; k < layout.key_heads; ++k) {
             const int64_t* pack = layout.packs + 4 * p;
@@ -137,9 +143,11 @@ void forward(const Tensors<T>& tensors, float* norm, const Layout& layout) {
                 load_panels<T>({tensors.key, first, k, length, dim}, keys.data(), prompt);
                 load_rows<T>({tensors.value, first, k, length, dim}, &values[prompt * padded],
                              padded);
-                for (int64_t h = k * group; h < (k + 1) * group; ++h)
-                    for (int64_t start = 0; start < length; start += QUERIES)
+                for (int64_t h = k * group; h < (k + 1) * group; ++h) {
+                    for (int64_t start = 0; start < length; start += QUERIES) {
                         attend(first + start, std::min(QUERIES, length - start), prompt + start, h);
+                    }
+                }
             });
         }
     }
@@ -149,10 +157,10 @@ void forward(const Tensors<T>& tensors, float* norm, const Layout& layout) {
 // P (of_out . value - delta).
 template <typename T>
 void backward(const Tensors<T>& tensors, const Tensors<T>& gradients, const float* norm,
-              const Layout& layout) {
+              const Layout& layout, int64_t threads) {
     const int64_t dim = layout.dim, padded = up_to(dim, COLUMNS), H = layout.heads;
     const int64_t group = layout.group();
-#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(layout.threads)
+#pragma omp parallel for collapse(2) num_threads(threads) schedule(dynamic)
     for (int64_t p = 0; p < layout.count; ++p) {
         for (int64_t k = 0; k < layout.key_heads; ++k) {
             const int64_t* pack = layout.packs + 4 * p;
@@ -210,11 +218,15 @@ void backward(const Tensors<T>& tensors, const Tensors<T>& gradients, const floa
                 // the prompt's own gradients go on adding up over its completions
                 std::fill(of_keys.begin() + prompt * padded, of_keys.end(), 0.0f);
                 std::fill(of_values.begin() + prompt * padded, of_values.end(), 0.0f);
-                for (int64_t h = k * group; h < (k + 1) * group; ++h)
-                    for (int64_t start = 0; start < length; start += QUERIES)
+                for (int64_t h = k * group; h < (k + 1) * group; ++h) {
+                    for (int64_t start = 0; start < length; start += QUERIES) {
                         pull_back(first + start, std::min(QUERIES, length - start), prompt + start,
                                   h);
-                if (prompt || !pack[1]) give(first, length, prompt);
+                    }
+                }
+                if (prompt || !pack[1]) {
+                    give(first, length, prompt);
+                }
             });
             give(pack[0], pack[1], 0);
         }
@@ -230,22 +242,28 @@ bool use_tiles() {
 }
 
 template <typename T>
-void attend(const Tensors<T>& tensors, float* norm, const Layout& layout) {
+void attend(const Tensors<T>& tensors, float* norm, const Layout& layout, int64_t threads) {
 #if TILES
-    if constexpr (std::is_same_v<T, bfloat16>)
-        if (use_tiles()) return tiled::forward(tensors, norm, layout);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+        if (use_tiles()) {
+            return tiled::forward(tensors, norm, layout, threads);
+        }
+    }
 #endif
-    forward(tensors, norm, layout);
+    forward(tensors, norm, layout, threads);
 }
 
 template <typename T>
 void pull_back(const Tensors<T>& tensors, const Tensors<T>& gradients, const float* norm,
-               const Layout& layout) {
+               const Layout& layout, int64_t threads) {
 #if TILES
-    if constexpr (std::is_same_v<T, bfloat16>)
-        if (use_tiles()) return tiled::backward(tensors, gradients, norm, layout);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+        if (use_tiles()) {
+            return tiled::backward(tensors, gradients, norm, layout, threads);
+        }
+    }
 #endif
-    backward(tensors, gradients, norm, layout);
+    backward(tensors, gradients, norm, layout, threads);
 }
 
 }  // namespace
@@ -254,12 +272,14 @@ void pull_back(const Tensors<T>& tensors, const Tensors<T>& gradients, const flo
 extern "C" int has_tiles() { return use_tiles(); }
 
 #define FOR_TYPE(T, NAME)                                                                          \
-    extern "C" void attend_##NAME(const Tensors<T>* tensors, float* norm, const Layout* layout) {  \
-        attend(*tensors, norm, *layout);                                                           \
+    extern "C" void attend_##NAME(const Tensors<T>* tensors, float* norm, const Layout* layout,    \
+                                  int64_t threads) {                                               \
+        attend(*tensors, norm, *layout, threads);                                                  \
     }                                                                                              \
     extern "C" void attend_backward_##NAME(const Tensors<T>* tensors, const Tensors<T>* gradients, \
-                                           const float* norm, const Layout* layout) {              \
-        pull_back(*tensors, *gradients, norm, *layout);                                            \
+                                           const float* norm, const Layout* layout,                \
+                                           int64_t threads) {                                      \
+        pull_back(*tensors, *gradients, norm, *layout, threads);                                   \
     }
 
 FOR_TYPE(float, f32)

@@ -25,17 +25,16 @@ struct Tensors {
 // completions [.., 2]: start and length. `Layout` of grpo/attention/layout.py has the same.
 struct Layout {
     const int64_t *packs, *completions;
-    int64_t count, heads, key_heads, dim, threads;
+    int64_t count, heads, key_heads, dim;
     float scale;
     int64_t group() const { return heads / key_heads; }
 };
-
-inline int64_t up_to(int64_t count, int64_t block) { return (count + block - 1) / block * block; }
 
 // Calls `act(first, length, prompt)` for the prompt (`prompt` = 0 earlier keys) and completions.
 template <typename Act>
 void for_sequences(const Layout& layout, const int64_t* pack, Act act) {
     act(pack[0], pack[1], int64_t{0});
-    for (int64_t i = pack[2]; i < pack[2] + pack[3]; ++i)
+    for (int64_t i = pack[2]; i < pack[2] + pack[3]; ++i) {
         act(layout.completions[2 * i], layout.completions[2 * i + 1], pack[1]);
+    }
 }

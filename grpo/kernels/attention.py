@@ -9,24 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from grpo.kernels.door import SUFFIXES, at
-from grpo.kernels.native import library
+from grpo.kernels.door import Kernels, Source, at, at_rows
 
-SOURCE = Path(__file__).with_name("attention.cpp")
-
-
-def compiled() -> ctypes.CDLL | None:
-    """The kernels, None where they cannot be had."""
-    return library(SOURCE)
-
-
-def has_tiles(kernels: ctypes.CDLL, dtype: torch.dtype) -> bool:
-    """Whether the kernels for this type work with the processor's matrix tiles."""
-    return dtype is torch.bfloat16 and bool(kernels.has_tiles())
+SOURCE = Source(Path(__file__).with_name("attention.cpp"), attend="PPP", attend_backward="PPPP")
 
 
 def call(
-    kernels: ctypes.CDLL,
+    kernels: Kernels,
     name: str,
     tensors: Sequence[Sequence[Tensor]],
     norm: Tensor,
@@ -40,7 +29,6 @@ def call(
     query, key = tensors[0][:2]
     N, H, D = query.shape
     K = key.shape[1]
-    # types and strides are as `_kernels` found them, which does not compare sizes
     sizes = [(N, H, D), (N, K, D), (N, K, D), (N, H, D)]
     if any([tuple(t.shape) for t in group] != sizes for group in tensors) or H % K:
         shapes = [tuple(t.shape) for group in tensors for t in group]
@@ -56,12 +44,10 @@ def call(
         heads=query.shape[1],
         key_heads=key.shape[1],
         dim=query.shape[2],
-        threads=torch.get_num_threads(),
         scale=scale,
     )
-    heads = [_heads(group) for group in tensors]
-    function = getattr(kernels, f"{name}_{SUFFIXES[query.dtype]}")
-    function(*heads, ctypes.c_void_p(wide), ctypes.byref(how))
+    heads = [_heads(group, query.dtype) for group in tensors]
+    kernels(name, *map(ctypes.addressof, heads), wide, ctypes.addressof(how))
 
 
 class _Heads(ctypes.Structure):
@@ -76,11 +62,11 @@ class _Layout(ctypes.Structure):
     _fields_ = (
         ("packs", ctypes.c_void_p),
         ("completions", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("count", "heads", "key_heads", "dim", "threads")),
+        *((name, ctypes.c_int64) for name in ("count", "heads", "key_heads", "dim")),
         ("scale", ctypes.c_float),
     )
 
 
-def _heads(tensors: Sequence[Tensor]) -> ctypes.Array[_Heads]:
+def _heads(tensors: Sequence[Tensor], dtype: torch.dtype) -> ctypes.Array[_Heads]:
     """`Tensors` of attention.h."""
-    return (_Heads * len(tensors))(*((t.data_ptr(), t.stride(0)) for t in tensors))
+    return (_Heads * len(tensors))(*(at_rows("heads", t, dtype, t.shape) for t in tensors))

@@ -38,8 +38,8 @@ inline int64_t most_blocks(const Layout& layout) {
 struct Seen {
     int64_t prompt, prompt_blocks;
     uint32_t mask(int64_t block, int64_t own) const {  // `own`: keys of its own sequence it sees
-        const int64_t count = block < prompt_blocks ? prompt - block * BLOCK
-                                                    : own - (block - prompt_blocks) * BLOCK;
+        const int64_t count =
+            block < prompt_blocks ? prompt - block * BLOCK : own - (block - prompt_blocks) * BLOCK;
         return _bzhi_u32(~0u, static_cast<uint32_t>(std::min(count, BLOCK)));
     }
 };
@@ -52,8 +52,8 @@ inline float most(const float* row, float factor, int64_t blocks, Seen seen, int
         const uint32_t mask = seen.mask(c, own);
         const __m512 first = _mm512_mul_ps(_mm512_load_ps(row), times);
         const __m512 second = _mm512_mul_ps(_mm512_load_ps(row + TILE), times);
-        low = _mm512_mask_max_ps(low, mask, low, first);
-        high = _mm512_mask_max_ps(high, mask >> TILE, high, second);
+        low = _mm512_mask_max_ps(low, half_of(mask, 0), low, first);
+        high = _mm512_mask_max_ps(high, half_of(mask, 1), high, second);
     }
     return _mm512_reduce_max_ps(_mm512_max_ps(low, high));
 }
@@ -65,9 +65,10 @@ inline float exponentials(const float* row, float factor, float highest, int64_t
     __m512 low = _mm512_setzero_ps(), high = low;
     for (int64_t c = 0; c < blocks; ++c, row += SCORES, to += SQUARE) {
         const uint32_t mask = seen.mask(c, own);
-        const __m512 first = power_of_two(mask, _mm512_fmsub_ps(_mm512_load_ps(row), times, less));
+        const __m512 first =
+            power_of_two(half_of(mask, 0), _mm512_fmsub_ps(_mm512_load_ps(row), times, less));
         const __m512 second = power_of_two(
-            mask >> TILE, _mm512_fmsub_ps(_mm512_load_ps(row + TILE), times, less));
+            half_of(mask, 1), _mm512_fmsub_ps(_mm512_load_ps(row + TILE), times, less));
         low = _mm512_add_ps(low, first);
         high = _mm512_add_ps(high, second);
         _mm512_store_si512(to, narrow(first, second));
@@ -104,17 +105,21 @@ struct Forward {
         // one after the other: a row's exponentials would wait for its highest score
         const float factor = layout.scale * LOG2E;
         float highest[BLOCK], totals[BLOCK];
-        for (int64_t r = 0; r < count; ++r)
+        for (int64_t r = 0; r < count; ++r) {
             highest[r] = most(&scores[r * BLOCK], factor, blocks, seen, own + r + 1);
-        for (int64_t r = 0; r < count; ++r)
+        }
+        for (int64_t r = 0; r < count; ++r) {
             totals[r] = exponentials(&scores[r * BLOCK], factor, highest[r], blocks, seen,
                                      own + r + 1, &probs[r * BLOCK]);
-        for (int64_t r = 0; r < count; ++r)
+        }
+        for (int64_t r = 0; r < count; ++r) {
             norm[(first + r) * layout.heads + head] = highest[r] * LN2 + std::log(totals[r]);
+        }
         multiply({probs.get(), BLOCK, SQUARE}, {values.get(), ONE, 2 * steps * ONE},
                  {result.get(), width, BLOCK}, BLOCK, width, blocks, false);
-        for (int64_t r = 0; r < count; ++r)
+        for (int64_t r = 0; r < count; ++r) {
             give(&result[r * width], 1 / totals[r], dim, tensors.out.at(first + r, head, dim));
+        }
     }
 
     void unit(const int64_t* pack, int64_t key_head) const {
@@ -124,8 +129,9 @@ struct Forward {
                 const int64_t count = std::min(BLOCK, length - start);
                 const int64_t last = seen.prompt_blocks + start / BLOCK;
                 load_keys(first + start, count, key_head, last);
-                for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h)
+                for (int64_t h = key_head * group; h < (key_head + 1) * group; ++h) {
                     attend(first + start, count, h, last + 1, seen, start);
+                }
             }
         });
     }
@@ -133,20 +139,24 @@ struct Forward {
 
 // All units of work, by threads with memory of their own.
 template <typename Thread, typename Norm, typename... Given>
-void run(const Layout& layout, Norm* norm, const Given&... tensors) {
+void run(const Layout& layout, int64_t threads, Norm* norm, const Given&... tensors) {
     const int64_t room = most_blocks(layout);
-#pragma omp parallel num_threads(layout.threads)
+#pragma omp parallel num_threads(threads)
     {
         const TileRegisters held;
         const Thread thread{tensors..., norm, layout, room};
 #pragma omp for collapse(2) schedule(dynamic)
-        for (int64_t p = 0; p < layout.count; ++p)
-            for (int64_t k = 0; k < layout.key_heads; ++k) thread.unit(layout.packs + 4 * p, k);
+        for (int64_t p = 0; p < layout.count; ++p) {
+            for (int64_t k = 0; k < layout.key_heads; ++k) {
+                thread.unit(layout.packs + 4 * p, k);
+            }
+        }
     }
 }
 
-inline void forward(const Tensors<bfloat16>& tensors, float* norm, const Layout& layout) {
-    run<Forward>(layout, norm, tensors);
+inline void forward(const Tensors<bfloat16>& tensors, float* norm, const Layout& layout,
+                    int64_t threads) {
+    run<Forward>(layout, threads, norm, tensors);
 }
 
 // Where two rows of a block of keys go: probabilities and gradients of scores as pairs, for sums
@@ -163,12 +173,12 @@ inline void pull_back(const float* scores, const float* of_probs, float factor, 
     const __m512 times = _mm512_set1_ps(factor);
     __m512 of_scores[2][2];
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
+    for (int64_t half = 0; half < 2; ++half) {
         __m512 probs[2];
 #pragma GCC unroll 2
-        for (int r = 0; r < 2; ++r) {
+        for (int64_t r = 0; r < 2; ++r) {
             const int64_t place = r * BLOCK + half * TILE;
-            const __mmask16 mask = masks[r] >> half * TILE;
+            const __mmask16 mask = half_of(masks[r], half);
             const __m512 score = _mm512_load_ps(scores + place);
             const __m512 of_prob = _mm512_load_ps(of_probs + place);
             probs[r] = power_of_two(mask, _mm512_fmsub_ps(score, times, _mm512_set1_ps(norm[r])));
@@ -179,8 +189,9 @@ inline void pull_back(const float* scores, const float* of_probs, float factor, 
         _mm512_store_si512(to.of_scores + half * to.next,
                            interleaved(narrow(of_scores[0][half], of_scores[1][half])));
     }
-    for (int r = 0; r < 2; ++r)
+    for (int64_t r = 0; r < 2; ++r) {
         _mm512_store_si512(to.lying + r * BLOCK, narrow(of_scores[r][0], of_scores[r][1]));
+    }
 }
 
 // What a thread has of a unit of work in the backward pass. Queries are taken `height` blocks at a
@@ -236,9 +247,9 @@ struct Backward {
         for (int64_t r = 0; r < BLOCK; ++r) {
             const bool real = r < count;  // what fills up has no gradient, whatever its norm
             norm[row + r] = real ? norms[(first + r) * layout.heads + head] * LOG2E : 0;
-            delta[row + r] = real ? dot(&upstream[place + r * width],
-                                        tensors.out.at(first + r, head, dim), dim)
-                                  : 0;
+            delta[row + r] =
+                real ? dot(&upstream[place + r * width], tensors.out.at(first + r, head, dim), dim)
+                     : 0;
         }
     }
 
@@ -300,7 +311,9 @@ struct Backward {
             for (int64_t i = 0; i < all; ++i) {
                 const int64_t own = begin + i / group;
                 const int64_t blocks = std::min(stop, seen.prompt_blocks + own + 1) - chunk;
-                if (blocks > 0) pull_back_block(i, chunk, blocks, seen, own * BLOCK);
+                if (blocks > 0) {
+                    pull_back_block(i, chunk, blocks, seen, own * BLOCK);
+                }
             }
             for (int64_t block = chunk; block < stop; ++block) {
                 const int64_t later = std::max(int64_t{0}, block - seen.prompt_blocks - begin);
@@ -309,9 +322,10 @@ struct Backward {
         }
         for (int64_t i = 0; i < all; ++i) {
             const int64_t own = start + i / group * BLOCK;
-            for (int64_t r = 0; r < std::min(BLOCK, length - own); ++r)
+            for (int64_t r = 0; r < std::min(BLOCK, length - own); ++r) {
                 give(&of_queries[i * laid + r * width], layout.scale, dim,
                      gradients.query.at(first + own + r, head * group + i % group, dim));
+            }
         }
     }
 
@@ -319,18 +333,21 @@ struct Backward {
         for_sequences(layout, pack, [&](int64_t first, int64_t length, int64_t prompt) {
             const Seen seen{prompt, up_to(prompt, BLOCK) / BLOCK};
             load_keys(first, length, head, seen.prompt_blocks);
-            for (int64_t start = 0; start < length; start += height * BLOCK)
+            for (int64_t start = 0; start < length; start += height * BLOCK) {
                 stack_of_queries(first, length, start, head, seen);
+            }
             // the prompt's own gradients go on adding up over its completions
-            if (prompt || !pack[1]) give_keys(first, length, head, seen.prompt_blocks);
+            if (prompt || !pack[1]) {
+                give_keys(first, length, head, seen.prompt_blocks);
+            }
         });
         give_keys(pack[0], pack[1], head, 0);
     }
 };
 
 inline void backward(const Tensors<bfloat16>& tensors, const Tensors<bfloat16>& gradients,
-                     const float* norm, const Layout& layout) {
-    run<Backward>(layout, norm, tensors, gradients);
+                     const float* norm, const Layout& layout, int64_t threads) {
+    run<Backward>(layout, threads, norm, tensors, gradients);
 }
 
 }  // namespace tiled

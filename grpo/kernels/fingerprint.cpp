@@ -18,7 +18,7 @@ using Lane = int32_t __attribute__((may_alias, aligned(1)));  // of bytes, where
 inline Pair block(const Lane* lanes, int64_t count, const int32_t* factors) {
     uint64_t first = 0, second = 0;
 #pragma omp simd reduction(+ : first, second)
-    for (int64_t i = 0; i < count; i++) {
+    for (int64_t i = 0; i < count; ++i) {
         first += static_cast<int64_t>(lanes[i]) * factors[i];
         second += static_cast<int64_t>(lanes[i]) * factors[BLOCK + i];
     }
@@ -28,14 +28,13 @@ inline Pair block(const Lane* lanes, int64_t count, const int32_t* factors) {
 }  // namespace
 
 // `factors` [2, BLOCK]; `multipliers` [blocks, 2], blocks = ceil(length / (4 BLOCK)); `out` [2].
-extern "C" void fingerprint(
-    const uint8_t* bytes, int64_t length, const int32_t* factors, const uint64_t* multipliers,
-    uint64_t* out, int64_t threads
-) {
+extern "C" void fingerprint(const uint8_t* bytes, int64_t length, const int32_t* factors,
+                            const uint64_t* multipliers, uint64_t* out, int64_t threads) {
     const int64_t whole = length / 4, blocks = (length + 4 * BLOCK - 1) / (4 * BLOCK);
     uint64_t first = 0, second = 0;
-#pragma omp parallel for reduction(+ : first, second) num_threads(threads) if (blocks >= 64)
-    for (int64_t b = 0; b < blocks; b++) {
+#pragma omp parallel for num_threads(threads) schedule(static) \
+    reduction(+ : first, second) if (blocks >= 64)
+    for (int64_t b = 0; b < blocks; ++b) {
         const int64_t begin = b * BLOCK, count = whole - begin < BLOCK ? whole - begin : BLOCK;
         Pair sums = block(reinterpret_cast<const Lane*>(bytes) + begin, count, factors);
         if (count < BLOCK && length % 4) {  // the last lane is filled up with zeros

@@ -20,7 +20,6 @@ fingerprint can make them.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,16 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo.kernels.door import at
-from grpo.kernels.native import bound
+from grpo.kernels.door import Kernels, Source, at, at_array, made
 
-SOURCE = Path(__file__).with_name("fingerprint.cpp")
+SOURCE = Source(Path(__file__).with_name("fingerprint.cpp"), fingerprint="PNPPP")
 BLOCK = 2048  # lanes; as in fingerprint.cpp
 ON_DEVICE = 2**11  # blocks that a GPU multiplies at once: 16 MiB, whose products are 32
 _ON_HOST = 32  # the same of numpy: products that stay in a processor's cache
 _WORD = 2**64 - 1
-_P, _N = ctypes.c_void_p, ctypes.c_int64
-_FUNCTIONS = {"fingerprint": [_P, _N, _P, _P, _P, _N]}
 
 
 def fingerprints(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
@@ -63,7 +59,7 @@ def _sums(flat: Tensor) -> Tensor:
     if flat.device.type not in ("cpu", "mps"):
         return by_torch(flat)
     flat = flat.cpu()  # of mps: it has the host's memory
-    compiled = bound(SOURCE, _FUNCTIONS)
+    compiled = SOURCE.load()
     return by_numpy(flat) if compiled is None else by_kernel(compiled, flat)
 
 
@@ -102,17 +98,18 @@ def by_numpy(flat: Tensor) -> Tensor:
     return torch.from_numpy(total)
 
 
-def by_kernel(compiled: ctypes.CDLL, flat: Tensor) -> Tensor:
+def by_kernel(compiled: Kernels, flat: Tensor) -> Tensor:
     """The same by `fingerprint.cpp`. Raises ValueError for what lies elsewhere or in strides."""
     length = flat.numel() * flat.element_size()
     raw = at("bytes", flat.view(torch.uint8), torch.uint8, (length,))
     factors, multipliers = _tables(_rounded(-(-length // 4)))
-    out = np.empty(2, np.int64)
-    compiled.fingerprint(
-        *(_P(raw), _N(length), _P(factors.ctypes.data), _P(multipliers.ctypes.data)),
-        *(_P(out.ctypes.data), _N(torch.get_num_threads())),
+    tables = (
+        at_array("factors", factors, np.int32, *factors.shape),
+        at_array("multipliers", multipliers, np.int64, *multipliers.shape),
     )
-    return torch.from_numpy(out)
+    found, to = made(torch.int64, 2)
+    compiled("fingerprint", raw, length, *tables, to)
+    return found
 
 
 def _lanes(flat: Tensor) -> Tensor:

@@ -11,13 +11,15 @@ constexpr int64_t BLOCK = 1024;  // entries that are summed in float before doub
 // (the entropy) and variance of -log p. out is [4, rows].
 template <typename T>
 void normalize(const T* product, const int64_t* targets, float* out, int64_t rows, int64_t vocab,
-               float factor, int threads) {
-#pragma omp parallel for num_threads(threads)
+               float factor, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const T* logits = product + row * vocab;
         float top = -INFINITY;
 #pragma omp simd reduction(max : top)
-        for (int64_t i = 0; i < vocab; ++i) top = std::max(top, wide(logits[i]));
+        for (int64_t i = 0; i < vocab; ++i) {
+            top = std::max(top, wide(logits[i]));
+        }
         double total = 0, first = 0, second = 0;  // sums of e^d, e^d d and e^d d^2
         for (int64_t start = 0; start < vocab; start += BLOCK) {
             const int64_t stop = std::min(vocab, start + BLOCK);
@@ -30,7 +32,9 @@ void normalize(const T* product, const int64_t* targets, float* out, int64_t row
                 sum_d += e * d;
                 sum_dd += e * d * d;
             }
-            total += sum, first += sum_d, second += sum_dd;
+            total += sum;
+            first += sum_d;
+            second += sum_dd;
         }
         const double mean = first / total, log_total = std::log(total);
         const double highest = static_cast<double>(top) * factor;
@@ -42,13 +46,13 @@ void normalize(const T* product, const int64_t* targets, float* out, int64_t row
     }
 }
 
-// The product becomes the gradient by it, with p the distribution and h its entropy, and a and b the
-// gradients of the target's log-prob and of the entropy: a (target - p) - b p (log p + h).
+// The product becomes the gradient by it, with p the distribution and h its entropy, and a and b
+// the gradients of the target's log-prob and of the entropy: a (target - p) - b p (log p + h).
 template <typename T>
 void pull_back(T* product, const int64_t* targets, const float* scale, const float* entropy,
                const float* of_logp, const float* of_entropy, int64_t rows, int64_t vocab,
-               float factor, int threads) {
-#pragma omp parallel for num_threads(threads)
+               float factor, int64_t threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         T* logits = product + row * vocab;
         const float s = scale[row], h = entropy[row], a = of_logp[row], b = of_entropy[row];
@@ -58,24 +62,26 @@ void pull_back(T* product, const int64_t* targets, const float* scale, const flo
         };
         const float of_target = share(wide(logits[targets[row]])) + a * factor;
 #pragma omp simd
-        for (int64_t i = 0; i < vocab; ++i) store(logits + i, share(wide(logits[i])));
+        for (int64_t i = 0; i < vocab; ++i) {
+            store(logits + i, share(wide(logits[i])));
+        }
         store(logits + targets[row], of_target);
     }
 }
 
 }  // namespace
 
-#define FOR_TYPE(T, NAME)                                                                        \
-    extern "C" void normalize_##NAME(const T* product, const int64_t* targets, float* out,       \
-                                     int64_t rows, int64_t vocab, float factor, int threads) {   \
-        normalize(product, targets, out, rows, vocab, factor, threads);                          \
-    }                                                                                            \
-    extern "C" void pull_back_##NAME(T* product, const int64_t* targets, const float* scale,     \
-                                     const float* entropy, const float* of_logp,                 \
-                                     const float* of_entropy, int64_t rows, int64_t vocab,       \
-                                     float factor, int threads) {                                \
-        pull_back(product, targets, scale, entropy, of_logp, of_entropy, rows, vocab, factor,    \
-                  threads);                                                                      \
+#define FOR_TYPE(T, NAME)                                                                          \
+    extern "C" void normalize_##NAME(const T* product, const int64_t* targets, float* out,         \
+                                     int64_t rows, int64_t vocab, float factor, int64_t threads) { \
+        normalize(product, targets, out, rows, vocab, factor, threads);                            \
+    }                                                                                              \
+    extern "C" void pull_back_##NAME(T* product, const int64_t* targets, const float* scale,       \
+                                     const float* entropy, const float* of_logp,                   \
+                                     const float* of_entropy, int64_t rows, int64_t vocab,         \
+                                     float factor, int64_t threads) {                              \
+        pull_back(product, targets, scale, entropy, of_logp, of_entropy, rows, vocab, factor,      \
+                  threads);                                                                        \
     }
 
 FOR_TYPE(float, f32)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from grpo.kernels.door import SUFFIXES, at, within
-from grpo.kernels.native import bound
+from grpo.kernels.door import Kernels, Source, at, made, within
 
-SOURCE = Path(__file__).with_name("head.cpp")
-_P, _N, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-_TAKE = {
-    "normalize": [_P, _P, _P, _N, _N, _F, _I],
-    "pull_back": [*[_P] * 6, _N, _N, _F, _I],
-}
-_FUNCTIONS = {f"{name}_{t}": take for t in SUFFIXES.values() for name, take in _TAKE.items()}
+SOURCE = Source(Path(__file__).with_name("head.cpp"), normalize="PPPNNF", pull_back="PPPPPPNNF")
 
 
 def normalize(product_n_V: Tensor, targets_n: Tensor, factor: float) -> Tensor | None:
@@ -30,12 +22,9 @@ def normalize(product_n_V: Tensor, targets_n: Tensor, factor: float) -> Tensor |
         return None
     rows, vocab = product_n_V.shape
     targets_n = targets_n.contiguous()
-    found = torch.empty((4, rows), dtype=torch.float32, device="cpu")
-    function = getattr(kernels, f"normalize_{SUFFIXES[product_n_V.dtype]}")
-    function(
-        *(product_n_V.data_ptr(), _targets(targets_n, rows, vocab), found.data_ptr()),
-        *(rows, vocab, factor, torch.get_num_threads()),
-    )
+    found, to = made(torch.float32, 4, rows)
+    product = at("a product", product_n_V, product_n_V.dtype, (rows, vocab))
+    kernels("normalize", product, _targets(targets_n, rows, vocab), to, rows, vocab, factor)
     return found
 
 
@@ -49,26 +38,26 @@ def pull_back_(
     kernels = _kernels(product_n_V)
     if kernels is None:
         return None
-    function = getattr(kernels, f"pull_back_{SUFFIXES[product_n_V.dtype]}")
     rows, vocab = product_n_V.shape
     targets_n = targets_n.contiguous()
     parts = [row.float().contiguous() for row in rows_4_n]
     if len(parts) != 4:
         raise ValueError(f"four numbers a row are needed, not {len(parts)}")
-    function(
-        *(product_n_V.data_ptr(), _targets(targets_n, rows, vocab)),
+    kernels(
+        "pull_back",
+        at("a product", product_n_V, product_n_V.dtype, (rows, vocab)),
+        _targets(targets_n, rows, vocab),
         *(at("a row's numbers", part, torch.float32, (rows,)) for part in parts),
-        *(rows, vocab, factor, torch.get_num_threads()),
+        *(rows, vocab, factor),
     )
     return product_n_V
 
 
-def _kernels(product: Tensor) -> ctypes.CDLL | None:
-    known = product.is_cpu and product.dtype in SUFFIXES and product.is_contiguous()
-    return bound(SOURCE, _FUNCTIONS) if known else None
+def _kernels(product: Tensor) -> Kernels | None:
+    return SOURCE.load(product.dtype) if product.is_cpu and product.is_contiguous() else None
 
 
 def _targets(targets: Tensor, rows: int, vocab: int) -> int:
-    """Where the targets lie; each of them says where in its row is read and written."""
+    """The address of the targets; each of them says where in its row is read and written."""
     within("target tokens", targets, vocab)
     return at("target tokens", targets, torch.int64, (rows,))

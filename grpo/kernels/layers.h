@@ -12,8 +12,10 @@ template <typename T>
 inline float norm_scale(const T* x, int64_t width, float epsilon) {
     float squares = 0;
 #pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < width; ++i) squares += wide(x[i]) * wide(x[i]);
-    return 1.0f / std::sqrt(squares / width + epsilon);
+    for (int64_t i = 0; i < width; ++i) {
+        squares += wide(x[i]) * wide(x[i]);
+    }
+    return 1.0f / std::sqrt(squares / static_cast<float>(width) + epsilon);
 }
 
 template <typename V>
@@ -26,7 +28,9 @@ template <typename X, typename W, typename T>
 inline float norm_row(const X* x, const W* weight, T* out, int64_t width, float epsilon) {
     const float scale = norm_scale(x, width, epsilon);
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) store(out + i, normed(wide(x[i]), scale, wide(weight[i])));
+    for (int64_t i = 0; i < width; ++i) {
+        store(out + i, normed(wide(x[i]), scale, wide(weight[i])));
+    }
     return scale;
 }
 
@@ -45,5 +49,7 @@ inline V gated(V gate, V up) {
 template <typename T>
 inline void gated_row(const T* gate, const T* up, T* out, int64_t width) {
 #pragma omp simd
-    for (int64_t i = 0; i < width; ++i) store(out + i, gated(wide(gate[i]), wide(up[i])));
+    for (int64_t i = 0; i < width; ++i) {
+        store(out + i, gated(wide(gate[i]), wide(up[i])));
+    }
 }

@@ -7,35 +7,28 @@ stream is called x and keeps its own, wider type.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from grpo.kernels.door import SUFFIXES, at
-from grpo.kernels.native import bound
+from grpo.kernels.door import SUFFIXES, Kernels, Source, at, at_rows, made
 
-SOURCE = Path(__file__).with_name("layers.cpp")
+SOURCE = Source(
+    Path(__file__).with_name("layers.cpp"),
+    rms_norm_f32="PPPPNNF",  # after the type of x and weight; that of the result comes behind it
+    rms_norm_bf16="PPPPNNF",
+    rms_norm_backward="PPPPPPPNN",
+    add="PPPN",
+    rotate="PPPNNNNN",
+    swiglu="PPNN",
+    swiglu_backward="PPPPNN",
+    transpose_16="PNPNNN",
+)
+TILED_SOURCE = Source(Path(__file__).with_name("weight_gradient.cpp"), weight_gradient="PPPNNNN")
 TRANSPOSED = 1024
 _WIDE = torch.float32
-_P, _N, _F, _I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-_TAKE = {
-    "rms_norm_backward": [*[_P] * 7, _N, _N, _I],
-    "add": [*[_P] * 3, _N, _I],
-    "rotate": [*[_P] * 3, *[_N] * 4, _I, _I],
-    "swiglu": [_P, _P, _N, _N, _I],
-    "swiglu_backward": [*[_P] * 4, _N, _N, _I],
-}
-_NORMS = ("f32_f32", "f32_bf16", "bf16_bf16")  # x and weight, result
-_FUNCTIONS = {
-    **{f"{name}_{t}": take for t in SUFFIXES.values() for name, take in _TAKE.items()},
-    **{f"rms_norm_{kinds}": [*[_P] * 4, _N, _N, _F, _I] for kinds in _NORMS},
-    "transpose_16": [_P, _N, _P, _N, _N, _N, _I],
-}
-_TILED = {"has_tiles": [], "weight_gradient": [*[_P] * 3, *[_N] * 3, _I, _I]}
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -44,20 +37,15 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> tuple
     x and weight [D] are float32, the learner's residual stream, or of `dtype`, the engine's.
     """
     known = x.is_cpu and weight.is_cpu and x.dtype is weight.dtype and x.dtype in (_WIDE, dtype)
-    kernels = _native(dtype) if known else None
+    kernels = SOURCE.load(dtype) if known else None
     if kernels is None:
         x = _wide(x)
         scale = torch.rsqrt(x.square().mean(-1) + eps)
         return (x * scale[:, None] * weight).to(dtype), scale
     rows, width = x.shape
-    out = torch.empty((rows, width), dtype=dtype, device="cpu")
-    scale = torch.empty(rows, dtype=_WIDE, device="cpu")
-    function = getattr(kernels, f"rms_norm_{SUFFIXES[x.dtype]}_{SUFFIXES[dtype]}")
-    function(
-        at("rows", x, x.dtype, (rows, width)),
-        at("a norm's weight", weight, x.dtype, (width,)),
-        *(out.data_ptr(), scale.data_ptr(), rows, width, eps, torch.get_num_threads()),
-    )
+    (out, to), (scale, to_scale) = made(dtype, rows, width), made(_WIDE, rows)
+    given = at("rows", x, x.dtype, (rows, width)), at("a norm's weight", weight, x.dtype, (width,))
+    kernels(f"rms_norm_{SUFFIXES[x.dtype]}", *given, to, to_scale, rows, width, eps)
     return out, scale
 
 
@@ -79,15 +67,14 @@ def rms_norm_backward(
         of_x = residual + scale[:, None] * (g - y * (g * y).mean(-1, keepdim=True))
         return of_x.to(x.dtype), (upstream * y).sum(0).to(weight.dtype)
     rows, width = x.shape
-    of_x = torch.empty((rows, width), dtype=_WIDE, device="cpu")
-    threads = torch.get_num_threads()
-    of_weight = torch.empty((threads, width), dtype=_WIDE, device="cpu")
+    of_x, to_x = made(_WIDE, rows, width)
+    of_weight, to_weight = made(_WIDE, torch.get_num_threads(), width)
     tensors = (
         at("a gradient", of_out, dtype, (rows, width)),
         *(_wide_at(x, rows, width), _wide_at(weight, width), _wide_at(scale, rows)),
-        *(_wide_at(residual, rows, width), _at(of_x), _at(of_weight)),
+        *(_wide_at(residual, rows, width), to_x, to_weight),
     )
-    _call(kernels, "rms_norm_backward", dtype, *tensors, rows, width)
+    kernels("rms_norm_backward", *tensors, rows, width)
     return of_x, of_weight.sum(0)
 
 
@@ -96,9 +83,9 @@ def add(x: Tensor, y: Tensor) -> Tensor:
     kernels = _native(y.dtype, x)
     if kernels is None:
         return x + y
-    out = torch.empty(x.shape, dtype=_WIDE, device="cpu")
-    tensors = (_wide_at(x, *x.shape), at("a term", y, y.dtype, x.shape), _at(out))
-    _call(kernels, "add", y.dtype, *tensors, x.numel())
+    out, to = made(_WIDE, *x.shape)
+    given = _wide_at(x, *x.shape), at("a term", y, y.dtype, x.shape)
+    kernels("add", *given, to, x.numel())
     return out
 
 
@@ -110,14 +97,13 @@ def rotate_(values: Tensor, cos: Tensor, sin: Tensor, heads: int, backward: bool
     kernels = _native(values.dtype, cos, sin)
     if kernels is not None:
         rows, have, width = values.shape
-        if not values.is_cpu or values.stride()[1:] != (width, 1) or heads > have or width % 2:
+        if heads > have or width % 2:
             raise ValueError(
-                f"{heads} heads of {tuple(values.shape)} with strides {values.stride()} on "
-                f"{values.device} cannot be rotated where they lie"
+                f"{heads} heads of {tuple(values.shape)} cannot be rotated where they lie"
             )
-        tensors = (_at(values), _wide_at(cos, rows, width), _wide_at(sin, rows, width))
-        size = (rows, values.stride(0), heads, width, int(backward))
-        _call(kernels, "rotate", values.dtype, *tensors, *size)
+        place, stride = at_rows("heads to rotate", values, values.dtype, (rows, have, width))
+        turns = _wide_at(cos, rows, width), _wide_at(sin, rows, width)
+        kernels("rotate", place, *turns, rows, stride, heads, width, int(backward))
         return
     turned = values[:, :heads]
     cos, sin = cos[:, None], sin[:, None]
@@ -128,20 +114,20 @@ def rotate_(values: Tensor, cos: Tensor, sin: Tensor, heads: int, backward: bool
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up [N, F] of the two side by side [N, 2F]."""
-    kernels = _native(gate_up.dtype) if gate_up.is_cpu else None
+    kernels = SOURCE.load(gate_up.dtype) if gate_up.is_cpu else None
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     if kernels is None:
         gate, up = _wide(gate_up).chunk(2, -1)
         return (torch.nn.functional.silu(gate) * up).to(gate_up.dtype)
-    out = gate_up.new_empty((rows, width))
+    out, to = made(gate_up.dtype, rows, width)
     given = at("gate and up", gate_up, gate_up.dtype, (rows, 2 * width))
-    _call(kernels, "swiglu", gate_up.dtype, given, _at(out), rows, width)
+    kernels("swiglu", given, to, rows, width)
     return out
 
 
 def swiglu_backward(gate_up: Tensor, of_out: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient of gate and up [N, 2F], and once more the output [N, F]."""
-    kernels = _native(gate_up.dtype) if gate_up.is_cpu else None
+    kernels = SOURCE.load(gate_up.dtype) if gate_up.is_cpu else None
     if kernels is None:
         gate, up = _wide(gate_up).chunk(2, -1)
         upstream, share = _wide(of_out), torch.sigmoid(gate)
@@ -151,12 +137,12 @@ def swiglu_backward(gate_up: Tensor, of_out: Tensor) -> tuple[Tensor, Tensor]:
         return of_gate_up.to(gate_up.dtype), (active * up).to(gate_up.dtype)
     rows, width = of_out.shape
     dtype = gate_up.dtype
-    of_gate_up, out = gate_up.new_empty((rows, 2 * width)), gate_up.new_empty((rows, width))
-    tensors = (
+    (of_gate_up, to_both), (out, to) = made(dtype, rows, 2 * width), made(dtype, rows, width)
+    given = (
         at("gate and up", gate_up, dtype, (rows, 2 * width)),
         at("a gradient", of_out, dtype, (rows, width)),
     )
-    _call(kernels, "swiglu_backward", dtype, *tensors, _at(of_gate_up), _at(out), rows, width)
+    kernels("swiglu_backward", *given, to_both, to, rows, width)
     return of_gate_up, out
 
 
@@ -180,15 +166,15 @@ def weight_gradient(
             if sums is None:
                 sums = torch.empty((outputs, inputs), dtype=_WIDE, device="cpu")
             of_out, x = of_out.contiguous(), x.contiguous()
-            tiles.weight_gradient(
+            tiles(
+                "weight_gradient",
                 at("a gradient", of_out, torch.bfloat16, (rows, outputs)),
                 at("inputs", x, torch.bfloat16, (rows, inputs)),
                 _wide_at(sums, outputs, inputs),
-                *(rows, outputs, inputs),
-                *(int(total is not None), torch.get_num_threads()),
+                *(rows, outputs, inputs, int(total is not None)),
             )
             return sums
-    kernels = _native(of_out.dtype) if narrow else None
+    kernels = SOURCE.load(of_out.dtype) if narrow else None
     if kernels is None:
         found = torch.mm(of_out.T, x).to(dtype)
         return found if total is None else total.add_(found)
@@ -196,46 +182,30 @@ def weight_gradient(
         of_out = of_out.contiguous()
     sums = of_out.new_empty((outputs, x.shape[1]), dtype=dtype) if total is None else total
     whole_lines = -(-rows // 32) * 32
-    copy = of_out.new_empty((min(outputs, TRANSPOSED), whole_lines))
+    copy, to = made(of_out.dtype, min(outputs, TRANSPOSED), whole_lines)
     copy[:, rows:] = 0  # products read numbers in pairs, and 0 times what lies there may be NaN
-    threads = torch.get_num_threads()
     for part, place in zip(of_out.split(TRANSPOSED, 1), sums.split(TRANSPOSED), strict=True):
-        source, target = (_at(part), of_out.stride(0)), (_at(copy), whole_lines)
-        kernels.transpose_16(*source, *target, *part.shape, threads)
+        source = at_rows("a gradient", part, part.dtype, part.shape)
+        kernels("transpose_16", *source, to, whole_lines, *part.shape)
         product = torch.mm(copy[: part.shape[1], :rows], x)
         # in float32 what is added: sums of two types take four times as long
         place.copy_(product) if total is None else place.add_(product.to(dtype))
     return sums
 
 
-def _tiles() -> ctypes.CDLL | None:
-    found = bound(SOURCE.with_name("weight_gradient.cpp"), _TILED)
-    return found if found is not None and _has_tiles(found) else None
-
-
-@functools.cache
-def _has_tiles(kernels: ctypes.CDLL) -> bool:
-    return bool(kernels.has_tiles())
+def _tiles() -> Kernels | None:
+    found = TILED_SOURCE.load(torch.bfloat16)
+    return found if found is not None and found.has_tiles else None
 
 
 def _wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _native(dtype: torch.dtype, *wide: Tensor) -> ctypes.CDLL | None:
+def _native(dtype: torch.dtype, *wide: Tensor) -> Kernels | None:
     """The compiled kernels, where they know these types: products in `dtype`, the rest float32."""
-    known = dtype in SUFFIXES and all(t.dtype == torch.float32 and t.is_cpu for t in wide)
-    return bound(SOURCE, _FUNCTIONS) if known else None
-
-
-def _call(kernels: ctypes.CDLL, name: str, dtype: torch.dtype, *arguments: object) -> None:
-    function = getattr(kernels, f"{name}_{SUFFIXES[dtype]}")
-    function(*arguments, torch.get_num_threads())
-
-
-def _at(tensor: Tensor) -> int:
-    """The address of a tensor that was made, or looked at, just before."""
-    return tensor.data_ptr()
+    known = all(t.dtype == torch.float32 and t.is_cpu for t in wide)
+    return SOURCE.load(dtype) if known else None
 
 
 def _wide_at(tensor: Tensor, *shape: int) -> int:

@@ -12,9 +12,9 @@
 
 namespace {
 
-constexpr int64_t PANEL = 2 * TILE;               // outputs of a panel, and rows multiplied at once
-constexpr int64_t PIECE = PANEL * DEPTH;          // numbers of a panel for one product of tiles
-constexpr int64_t ROWS_KEPT = int64_t(3) << 18;   // bytes of rows that stay in the cache meanwhile
+constexpr int64_t PANEL = 2 * TILE;              // outputs of a panel, and rows multiplied at once
+constexpr int64_t PIECE = PANEL * DEPTH;         // numbers of a panel for one product of tiles
+constexpr int64_t ROWS_KEPT = int64_t{3} << 18;  // bytes of rows that stay in the cache meanwhile
 constexpr int64_t LINE = 64;
 
 // What becomes of a sum: y + bias, y + bias + term, or silu(y) of a panel's first half times its
@@ -23,10 +23,14 @@ enum Ending : int64_t { PLAIN, SUM, GATED };
 
 // A thread's own memory for `count` numbers, used again and again: fresh memory is slow.
 bfloat16* kept(int64_t count) {
-    struct alignas(LINE) Line { char bytes[LINE]; };
+    struct alignas(LINE) Line {
+        char bytes[LINE];
+    };
     thread_local std::vector<Line> memory;
     const size_t lines = (count * sizeof(bfloat16) + LINE - 1) / LINE;
-    if (memory.size() < lines) memory.resize(lines);
+    if (memory.size() < lines) {
+        memory.resize(lines);
+    }
     return reinterpret_cast<bfloat16*>(memory.data());
 }
 
@@ -37,28 +41,34 @@ struct Norm {
 
 // Rows [count, K], K whole lines, as tiles [rows / 16][K / 32][16][32]; filled up with zeros.
 void lay_rows(const bfloat16* x, int64_t count, int64_t size, Norm norm, bfloat16* tiles) {
-    for (int64_t row = 0; row < (count + TILE - 1) / TILE * TILE; row++) {
+    for (int64_t row = 0; row < up_to(count, TILE); ++row) {
         const bfloat16* from = x + row * size;
         bfloat16* to = tiles + row / TILE * TILE * size + row % TILE * DEPTH;
         const bool has_norm = norm.weight && row < count;
         const float scale = has_norm ? norm_scale(from, size, norm.epsilon) : 1.0f;
-        for (int64_t k = 0; k < size; k += DEPTH, to += TILE * DEPTH)
+        for (int64_t k = 0; k < size; k += DEPTH, to += TILE * DEPTH) {
             for (int64_t half = 0; half < DEPTH; half += LANES) {
                 const int64_t at = k + half;
                 Floats values = row < count ? load(from + at) : Floats{};
-                if (has_norm) values = normed(values, scale, load(norm.weight + at));
+                if (has_norm) {
+                    values = normed(values, scale, load(norm.weight + at));
+                }
                 store(to + half, values);
             }
+        }
     }
 }
 
 // sums [32][32] = 32 rows times a panel. Meanwhile `ahead` bytes from `next` come into the cache.
-void block(const bfloat16* rows, const bfloat16* panel, int64_t size, float* sums,
-           const char* next, int64_t ahead) {
+void block(const bfloat16* rows, const bfloat16* panel, int64_t size, float* sums, const char* next,
+           int64_t ahead) {
     const int64_t steps = size / DEPTH, each = ahead / steps;
-    const TilePair left{rows, DEPTH, TILE * size, TILE * DEPTH}, right{panel, DEPTH, PIECE / 2, PIECE};
+    const TilePair left{rows, DEPTH, TILE * size, TILE * DEPTH},
+        right{panel, DEPTH, PIECE / 2, PIECE};
     multiply_block(left, right, steps, sums, PANEL, false, [=](int64_t k) {
-        for (int64_t i = 0; i < each; i += LINE) _mm_prefetch(next + k * each + i, _MM_HINT_T1);
+        for (int64_t i = 0; i < each; i += LINE) {
+            _mm_prefetch(next + k * each + i, _MM_HINT_T1);
+        }
     });
 }
 
@@ -104,7 +114,7 @@ struct Product {
                 const int64_t here = std::min(most, rows - from);
                 lay_rows(x + from * size, here, size, norm, laid);
 #pragma omp for schedule(static) nowait
-                for (int64_t p = 0; p < panels; p++) {
+                for (int64_t p = 0; p < panels; ++p) {
                     const bfloat16* panel = weight + p * PANEL * size;
                     const char* next = reinterpret_cast<const char*>(panel) + bytes;
                     // While the first two blocks are multiplied, half of it each.
@@ -123,10 +133,12 @@ struct Product {
 
 // The two tiles of a panel's outputs, of which `weight` is the first. Pairs stay together.
 void lay_piece(const bfloat16* weight, int64_t size, bfloat16* piece) {
-    for (int64_t j = 0; j < PANEL; j++) {
+    for (int64_t j = 0; j < PANEL; ++j) {
         const bfloat16* from = weight + j * size;
         bfloat16* to = piece + j / TILE * (PIECE / 2) + j % TILE * 2;
-        for (int64_t k = 0; k < DEPTH; k += 2) std::memcpy(to + k * TILE, from + k, 4);
+        for (int64_t k = 0; k < DEPTH; k += 2) {
+            std::memcpy(to + k * TILE, from + k, 4);
+        }
     }
 }
 
@@ -137,10 +149,12 @@ extern "C" int has_tiles() { return tiles_allowed(); }
 extern "C" void lay_weight(const bfloat16* weight, bfloat16* panels, int64_t outputs, int64_t size,
                            int64_t threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t p = 0; p < outputs / PANEL; p++)
-        for (int64_t k = 0; k < size / DEPTH; k++)
+    for (int64_t p = 0; p < outputs / PANEL; ++p) {
+        for (int64_t k = 0; k < size / DEPTH; ++k) {
             lay_piece(weight + p * PANEL * size + k * DEPTH, size,
                       panels + (p * (size / DEPTH) + k) * PIECE);
+        }
+    }
 }
 
 extern "C" void multiply(const bfloat16* x, const bfloat16* weight, const bfloat16* bias,

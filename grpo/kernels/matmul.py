@@ -7,35 +7,22 @@ product, and what follows a product (bias, residual sum, gated activation) costs
 
 from __future__ import annotations
 
-import ctypes
-import functools
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from grpo.kernels.door import at
-from grpo.kernels.native import bound
+from grpo.kernels.door import Kernels, Source, at, made
 
 PANEL = 32  # outputs that lie together, and a multiple of what is summed at once
 _TYPE = torch.bfloat16
 _PLAIN, _SUM, _GATED = range(3)
-_P, _N = ctypes.c_void_p, ctypes.c_int64
-_FUNCTIONS = {
-    "has_tiles": [],
-    "lay_weight": [_P, _P, _N, _N, _N],
-    "multiply": [*[_P] * 5, ctypes.c_float, _P, *[_N] * 5],
-}
+SOURCE = Source(Path(__file__).with_name("matmul.cpp"), lay_weight="PPNN", multiply="PPPPPFPNNNN")
 
 
-def _compiled() -> ctypes.CDLL | None:
-    found = bound(Path(__file__).with_name("matmul.cpp"), _FUNCTIONS)
-    return found if found is not None and _has_tiles(found) else None
-
-
-@functools.cache
-def _has_tiles(found: ctypes.CDLL) -> bool:
-    return bool(found.has_tiles())
+def _compiled() -> Kernels | None:
+    found = SOURCE.load(_TYPE)
+    return found if found is not None and found.has_tiles else None
 
 
 def has_tiles() -> bool:
@@ -60,11 +47,11 @@ def lay(weight: Tensor, out: Tensor | None = None) -> Tensor:
         raise ValueError(f"tiles want multiples of {PANEL} in bfloat16, not {weight.shape}")
     if out is None:
         out = torch.empty(weight.numel(), dtype=weight.dtype, device="cpu")
-    compiled.lay_weight(
+    places = (
         at("weights", weight, _TYPE, (outputs, size)),
         at("laid weights", out, _TYPE, (outputs * size,)),
-        *(outputs, size, torch.get_num_threads()),
     )
+    compiled("lay_weight", *places, outputs, size)
     return out
 
 
@@ -87,25 +74,22 @@ def multiply(
     outputs = len(laid) // size
     if not fits(outputs, size) or (gated and term is not None):
         raise ValueError(f"tiles take no product of {tuple(x.shape)} with {len(laid)} weights")
-    out = x.new_empty(rows, outputs // 2 if gated else outputs)
-    _needed().multiply(
+    out, to = made(_TYPE, rows, outputs // 2 if gated else outputs)
+    _needed()(
+        "multiply",
         at("rows", x, _TYPE, (rows, size)),
         at("laid weights", laid, _TYPE, (outputs * size,)),
         None if bias is None else at("a bias", bias, _TYPE, (outputs,)),
         None if term is None else at("a term", term, _TYPE, (rows, outputs)),
         None if norm is None else at("a norm's weight", norm[0], _TYPE, (size,)),
         0.0 if norm is None else norm[1],
-        out.data_ptr(),
-        rows,
-        size,
-        outputs,
+        *(to, rows, size, outputs),
         _GATED if gated else _PLAIN if term is None else _SUM,
-        torch.get_num_threads(),
     )
     return out
 
 
-def _needed() -> ctypes.CDLL:
+def _needed() -> Kernels:
     compiled = _compiled()
     if compiled is None:
         raise NotImplementedError("this machine has no matrix tiles")

@@ -14,13 +14,12 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +28,7 @@ logger = logging.getLogger(__name__)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-shared", "-fPIC")
 HEADERS = Path(__file__).parent
 SWITCH = "GRPO_NATIVE"  # variable of the environment; 0: no kernels
+MORE_FLAGS = "GRPO_CXXFLAGS"  # variable of the environment: flags that follow these, for sanitizers
 WIDE = ("-mprefer-vector-width=512",)  # compilers shy away from these registers
 
 
@@ -50,21 +50,6 @@ def library(source: Path, *defines: str) -> ctypes.CDLL | None:
         said = getattr(error, "stderr", None) or str(error)
         logger.warning("%s cannot be compiled, torch is used instead: %s", source.name, said)
         return None
-
-
-def bound(
-    source: Path, functions: Mapping[str, Sequence[Any]], *defines: str
-) -> ctypes.CDLL | None:
-    """`library`, told what its functions take: {name: types of ctypes}, the only way to bind one.
-
-    A function that this machine's library lacks (matrix tiles) is passed over.
-    """
-    found = library(source, *defines)
-    if found is not None and getattr(found, next(iter(functions))).argtypes is None:
-        for name, types in functions.items():
-            if hasattr(found, name):
-                getattr(found, name).argtypes = [*types]
-    return found
 
 
 def is_on() -> bool:
@@ -108,6 +93,7 @@ def _compiled(source: Path, compiler: str, defines: tuple[str, ...]) -> Path:
         *FLAGS,
         *(WIDE if platform.machine() == "x86_64" else ()),
         *(f"-D{define}" for define in defines),
+        *shlex.split(os.environ.get(MORE_FLAGS, "")),
     )
     parts = (text, version, " ".join(flags).encode(), _processor().encode())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]

@@ -8,10 +8,13 @@
 #include <cstring>
 
 #ifdef __AVX512BF16__
-#include <immintrin.h>
+#include "intrinsics.h"
 #endif
 
 using bfloat16 = uint16_t;
+
+// `count`, in whole blocks.
+inline int64_t up_to(int64_t count, int64_t block) { return (count + block - 1) / block * block; }
 
 inline float wide(float value) { return value; }
 
@@ -45,7 +48,8 @@ inline float exponential(float x) {
     p = p * r + 1.6666665e-1f;
     p = p * r + 5.0000001e-1f;
     p = p * r * r + r + 1.0f;
-    const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+    const float whole = std::max(-127.0f, n);  // -127 for NaN, which is no integer
+    const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
     return x < -87.0f ? 0.0f : p * power;
@@ -53,7 +57,7 @@ inline float exponential(float x) {
 
 // Sixteen numbers in a register: for loops that compilers do not vectorize by themselves.
 
-constexpr int LANES = 16;
+constexpr int64_t LANES = 16;
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Words = uint32_t __attribute__((vector_size(4 * LANES)));
 using Integers = int32_t __attribute__((vector_size(4 * LANES)));
@@ -97,14 +101,18 @@ inline Floats exponential(Floats x) {
     p = p * r + 1.6666665e-1f;
     p = p * r + 5.0000001e-1f;
     p = p * r * r + r + 1.0f;
-    const Floats power = (Floats)((__builtin_convertvector(n, Integers) + 127) << 23);
+    const Floats whole = larger(Floats{} - 127.0f, n);  // -127 for NaN, which is no integer
+    const Floats power = (Floats)((__builtin_convertvector(whole, Integers) + 127) << 23);
     return x < -87.0f ? Floats{} : p * power;
 }
 
-template <class Combine>
+template <typename Combine>
 float across(Floats values, Combine combine) {
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++) values[i] = combine(values[i], values[i + width]);
+    for (int64_t width = LANES / 2; width; width /= 2) {
+        for (int64_t i = 0; i < width; ++i) {
+            values[i] = combine(values[i], values[i + width]);
+        }
+    }
     return values[0];
 }
 

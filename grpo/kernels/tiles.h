@@ -9,11 +9,12 @@
 #if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__linux__)
 #define TILES 1
 
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstdint>
+
+#include "intrinsics.h"
 
 constexpr int64_t TILE = 16, DEPTH = 32;  // rows and columns of a block; numbers that are summed
 
@@ -36,7 +37,10 @@ struct TileRegisters {
             uint16_t bytes[16] = {};
             uint8_t rows[16] = {};
         } shape;
-        for (int i = 0; i < 8; i++) shape.bytes[i] = 64, shape.rows[i] = TILE;
+        for (int64_t i = 0; i < 8; ++i) {
+            shape.bytes[i] = 64;
+            shape.rows[i] = TILE;
+        }
         // GCC 12 takes _tile_loadconfig to read 8 bytes, and leaves out the other stores
         __asm__ volatile("ldtilecfg %0" ::"m"(shape));
     }

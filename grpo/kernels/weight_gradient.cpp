@@ -24,9 +24,13 @@ struct Gradient {
 
     // Rows [32, 16] from the first of `count` as a tile of pairs; what is not there counts as 0.
     static void pairs(const bfloat16* from, int64_t row, int64_t count, bfloat16* tile) {
-        if (count >= DEPTH) return tiled::pair(from, row, tile);
+        if (count >= DEPTH) {
+            return tiled::pair(from, row, tile);
+        }
         alignas(64) bfloat16 whole[ONE] = {};
-        for (int64_t i = 0; i < count; i++) std::copy_n(from + i * row, TILE, whole + i * TILE);
+        for (int64_t i = 0; i < count; ++i) {
+            std::copy_n(from + i * row, TILE, whole + i * TILE);
+        }
         tiled::pair(whole, TILE, tile);
     }
 
@@ -57,25 +61,30 @@ struct Gradient {
                 const int64_t here = std::min(depth, rows - from);
                 const int64_t steps = up_to(here, DEPTH) / DEPTH;
 #pragma omp for schedule(static)
-                for (int64_t i = 0; i < inputs / TILE; i++)
-                    for (int64_t k = 0; k < steps; k++)
+                for (int64_t i = 0; i < inputs / TILE; ++i) {
+                    for (int64_t k = 0; k < steps; ++k) {
                         pairs(x + (from + k * DEPTH) * inputs + i * TILE, inputs, here - k * DEPTH,
                               &shared[(i * steps + k) * ONE]);
+                    }
+                }
 #pragma omp for schedule(static)
                 for (int64_t first = 0; first < outputs; first += visit) {
                     const int64_t wide = std::min(visit, outputs - first);
                     alignas(64) bfloat16 tile[ONE];
-                    for (int64_t k = 0; k < steps; k++)
+                    for (int64_t k = 0; k < steps; ++k) {
                         for (int64_t o = 0; o < wide; o += TILE) {
                             pairs(y + (from + k * DEPTH) * outputs + first + o, outputs,
                                   here - k * DEPTH, tile);
                             tiled::transpose(tile, TILE, &own[o * row(steps) + k * DEPTH],
                                              row(steps) / 2);
                         }
-                    for (int64_t i = 0; i < inputs; i += BLOCK)
-                        for (int64_t o = 0; o < wide; o += BLOCK)
+                    }
+                    for (int64_t i = 0; i < inputs; i += BLOCK) {
+                        for (int64_t o = 0; o < wide; o += BLOCK) {
                             block(&own[o * row(steps)], &shared[i * steps * DEPTH], steps,
                                   first + o, i, add || from);
+                        }
+                    }
                 }
             }
         }
@@ -87,7 +96,7 @@ struct Gradient {
 extern "C" int has_tiles() { return tiles_allowed(); }
 
 extern "C" void weight_gradient(const bfloat16* y, const bfloat16* x, float* total, int64_t rows,
-                                int64_t outputs, int64_t inputs, int add, int threads) {
+                                int64_t outputs, int64_t inputs, int64_t add, int64_t threads) {
     Gradient{y, x, total, rows, outputs, inputs, add != 0}.all(threads);
 }
 

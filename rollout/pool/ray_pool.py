@@ -11,7 +11,6 @@ import dataclasses
 import os
 import socket
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ import numpy as np
 from grpo.errors import EngineError
 from grpo.outside.code import plugins
 from grpo.rollout import ENGINES
+from grpo.rollout.buckets import in_buckets
 from grpo.rollout.pool.engine_pool import PoolEngine
 from grpo.rollout.settings import TorchSettings, VllmSettings
 from grpo.types import Ack, Completion, Engine, EngineSpec, InFlight, Request, Version
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BUCKET_BYTES = 64 * 2**20
-_ALIGN = 16  # bytes; a tensor's first byte in a bucket, so that any type can be viewed there
 _GATHER = 0.05  # seconds of decoding that a call should be worth
 _CONNECT = 10.0  # seconds a cluster's address has for answering
 _PLACEMENT = 60.0  # seconds the cluster has for finding room
@@ -38,7 +37,7 @@ _PLACEMENT = 60.0  # seconds the cluster has for finding room
 # learner's other ranks.
 _LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
-Bucket = tuple[list[tuple[str, str, tuple[int, ...], int]], np.ndarray]
+Bucket = tuple[list[str], np.ndarray]  # names in order; a file in the safetensors format
 
 
 def ray_pool(
@@ -243,42 +242,23 @@ class _Places:
 
 
 def buckets(weights: Iterable[tuple[str, Tensor]], size: int = _BUCKET_BYTES) -> Iterator[Bucket]:
-    """Tensors packed into arrays of about `size` bytes, with (name, type, shape, offset) of each.
+    """Tensors in buckets of about `size` bytes, larger ones in one of their own.
 
-    A larger tensor has a bucket to itself. Tensors keep their type.
+    Tensors keep their type.
     """
-    import torch
+    from safetensors.torch import save
 
-    table: list[tuple[str, str, tuple[int, ...], int]] = []
-    parts: list[np.ndarray] = []
-    filled = 0
-    for name, tensor in weights:
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        data = flat.view(torch.uint8).numpy()
-        if table and filled + len(data) > size:
-            yield table, np.concatenate(parts)
-            table, parts, filled = [], [], 0
-        kind = str(tensor.dtype).removeprefix("torch.")
-        table.append((name, kind, tuple(tensor.shape), filled))
-        padding = np.zeros(-len(data) % _ALIGN, dtype=np.uint8)
-        parts += [data, padding]
-        filled += len(data) + len(padding)
-    if table:
-        yield table, np.concatenate(parts)
+    for bucket in in_buckets(weights, size):
+        yield list(bucket), np.frombuffer(save(bucket), np.uint8)
 
 
 def unpack(bucket: Bucket) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a bucket, as views of it: to be read, not written."""
-    import torch
+    """The tensors of a bucket, in the order in which they were given."""
+    from safetensors.torch import load
 
-    table, data = bucket
-    with warnings.catch_warnings():  # torch warns that the object store's memory is read-only
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        flat = torch.from_numpy(data)
-    for name, kind, shape, offset in table:
-        dtype: torch.dtype = getattr(torch, kind)
-        count = int(np.prod(shape, dtype=np.int64))
-        yield name, flat[offset : offset + count * dtype.itemsize].view(dtype).reshape(shape)
+    names, data = bucket
+    found = load(data.tobytes())
+    return ((name, found[name]) for name in names)
 
 
 def _unpacked(refs: Sequence[Any]) -> Iterator[tuple[str, Tensor]]:

@@ -270,10 +270,9 @@ class Control:
             self._control("/update_weight_version", {"new_version": _LOADING})
             self._control("/collective_rpc", {"method": "grpo_begin"})
             self._control("/start_weight_update", timeout=self.settings.timeout)
-            for message in send_segments(weights):
-                self._control(
-                    "/update_weights", {"update_info": message}, timeout=self.settings.timeout
-                )
+            for path in send_segments(weights):
+                info = {"update_info": {"segment": path}}
+                self._control("/update_weights", info, timeout=self.settings.timeout)
             self._control("/finish_weight_update", timeout=self.settings.timeout)
             # Keys and values of the old weights, also those of completions that were paused.
             self._control("/reset_prefix_cache?reset_running_requests=true")

@@ -42,10 +42,9 @@ class NoInit(WeightTransferInitInfo):
 
 @dataclass
 class WeightBucket(WeightTransferUpdateInfo):
-    """One bucket of weights: the path of its file, and what lies where in it."""
+    """One bucket of weights: the path of its file."""
 
     segment: str
-    tensors: list[dict[str, Any]]
 
 
 class SharedMemoryTransfer(WeightTransferEngine):
@@ -75,10 +74,10 @@ class SharedMemoryTransfer(WeightTransferEngine):
 
     def receive_weights(self, update_info: WeightBucket) -> None:
         """Map the bucket's file and load its tensors."""
-        named = read_segment(update_info.segment, update_info.tensors)
+        named = read_segment(update_info.segment)
         self.arrived.update(named)
         # To the model's device first: vLLM buffers the tensors of a layer until it is complete.
-        self.loaded |= self.model.load_weights((name, t.to(self.device)) for name, t in named)
+        self.loaded |= self.model.load_weights((n, t.to(self.device)) for n, t in named.items())
 
     def finish_weight_update(self) -> None:
         """Process what was loaded; note what came, what did not, and what is not as it was sent."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo.kernels import native
-from grpo.kernels.door import SUFFIXES, at, at_array, within
+from grpo.kernels.door import Kernels, Source, at, at_array, made, within
 from grpo.rollout.embedded.cpu.group_cache import CHUNK, GroupCache
 from grpo.rollout.embedded.cpu.rotation import Rotation
-
-_P, _N, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_FUNCTIONS = {f"attend_{name}": [_P, _N, *[_P] * 6, _F, _P] for name in SUFFIXES.values()}
 
 
 class AttentionStep(ctypes.Structure):
@@ -24,7 +21,7 @@ class AttentionStep(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "slots")),
-        *((name, ctypes.c_int64) for name in ("chunk", "capacity", "threads")),
+        *((name, ctypes.c_int64) for name in ("chunk", "capacity")),
         *((name, ctypes.c_void_p) for name in ("group", "lengths", "positions", "cosine", "sine")),
     ]
 
@@ -46,7 +43,7 @@ def make_step(
     rows, (chunks, _, capacity) = len(positions), cache.own[0].shape[:3]
     groups, room = len(cache.lengths), len(tables[0])
     group = at_array("groups of rows", cache.group, np.int64, rows)
-    at_array("positions", positions, np.int64, rows)
+    places = at_array("positions", positions, np.int64, rows)
     within("groups of rows", cache.group, min(groups, len(cache.prompts[0][0])))
     within("lengths of prompts", cache.lengths, cache.slots + 1)
     own = positions - cache.lengths[cache.group]
@@ -62,29 +59,30 @@ def make_step(
         slots=cache.slots,
         chunk=CHUNK,
         capacity=capacity,
-        threads=torch.get_num_threads(),
         group=group,
         lengths=at_array("lengths of prompts", cache.lengths, np.int64, groups),
-        positions=positions.ctypes.data,
+        positions=places,
         cosine=at("cosines", tables[0], torch.float32, shape),
         sine=at("sines", tables[1], torch.float32, shape),
     )
 
 
-def attention_library(head_size: int) -> ctypes.CDLL | None:
-    """The C++ for heads of this size; None where this machine cannot have it."""
-    if head_size % 16:
-        return None
-    source = Path(__file__).with_name("compiled_attention.cpp")
-    return native.bound(source, _FUNCTIONS, f"HEAD_SIZE={head_size}")
+@functools.cache
+def _source(head_size: int) -> Source:
+    file = Path(__file__).with_name("compiled_attention.cpp")
+    return Source(file, f"HEAD_SIZE={head_size}", attend="PNPPPPPPFP")
+
+
+def attention_kernels(head_size: int, dtype: torch.dtype) -> Kernels | None:
+    """The C++ for heads of this size and type; None where this machine cannot have it."""
+    return None if head_size % 16 else _source(head_size).load(dtype)
 
 
 class CompiledAttention:
     """`GroupAttention` in one compiled pass: rotation, the place in the cache, attention."""
 
-    def __init__(self, compiled: ctypes.CDLL, rotation: Rotation, dtype: torch.dtype) -> None:
-        self._attend = getattr(compiled, f"attend_{SUFFIXES[dtype]}")
-        self._rotation, self.dtype = rotation, dtype
+    def __init__(self, kernels: Kernels, rotation: Rotation, dtype: torch.dtype) -> None:
+        self._kernels, self._rotation, self.dtype = kernels, rotation, dtype
         self.pair = 2 if dtype == torch.bfloat16 else 1
 
     def begin(
@@ -120,8 +118,9 @@ class CompiledAttention:
         chunks, capacity = own.shape[0], step.capacity
         pair = keys.shape[-1]  # 1 or 2 numbers of a head that lie together
         shape = (keys.shape[0], kv_heads)
-        out = torch.empty((rows, heads * size), dtype=dtype, device="cpu")
-        self._attend(
+        out, to = made(dtype, rows, heads * size)
+        self._kernels(
+            "attend",
             ctypes.addressof(step),
             window or 0,
             at("queries, keys and values", mixed, dtype, (rows, (heads + 2 * kv_heads) * size)),
@@ -131,6 +130,6 @@ class CompiledAttention:
             None if of_query is None else at("a norm", of_query.weight, dtype, (size,)),
             None if of_key is None else at("a norm", of_key.weight, dtype, (size,)),
             0.0 if of_query is None else of_query.variance_epsilon,
-            out.data_ptr(),
+            to,
         )
         return out

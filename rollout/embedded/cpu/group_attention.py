@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from grpo.kernels.layers import normed
-from grpo.rollout.embedded.cpu.compiled_attention import CompiledAttention, attention_library
+from grpo.rollout.embedded.cpu.compiled_attention import CompiledAttention, attention_kernels
 from grpo.rollout.embedded.cpu.group_cache import CHUNK, GroupCache
 from grpo.rollout.embedded.cpu.rotation import Rotation, rotated
 
@@ -46,10 +46,10 @@ class GroupAttention(Protocol):
 
 def attention_for(rotation: Rotation, dtype: torch.dtype) -> GroupAttention:
     """The compiled one, where this machine can have it for such heads."""
-    compiled = attention_library(rotation.size)
-    if compiled is None:
+    kernels = attention_kernels(rotation.size, dtype)
+    if kernels is None:
         return TorchAttention(rotation, dtype)
-    return CompiledAttention(compiled, rotation, dtype)
+    return CompiledAttention(kernels, rotation, dtype)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,9 +8,9 @@ from grpo.attention.layout import make_layout
 from grpo.attention.packs import Pack
 from grpo.attention.shared import attend, attend_backward
 from grpo.kernels.attention import SOURCE
-from grpo.kernels.native import library
+from grpo.kernels.door import Source
 
-pytestmark = pytest.mark.skipif(library(SOURCE) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(SOURCE.load() is None, reason="no C++ compiler")
 
 SCALE = 0.3
 # Lengths of prompts and their completions: shorter and longer than a block of the kernels (32), and
@@ -21,9 +21,10 @@ PACKS = {
     "long": [(400, (70, 1, 33))],
     "growing": [(length, (71 - length, length)) for length in range(1, 71, 3)],
 }
+FLOAT_ONLY = Source(SOURCE.file, "FLOAT_ONLY", attend="PPP", attend_backward="PPPP")
 KERNELS = {  # which kernels take part, by what they are compiled with
-    "compiled": lambda *_: library(SOURCE),
-    "float only": lambda *_: library(SOURCE, "FLOAT_ONLY"),
+    "compiled": lambda query, *_: SOURCE.load(query.dtype),
+    "float only": lambda query, *_: FLOAT_ONLY.load(query.dtype),
     "torch": lambda *_: None,
 }
 
@@ -123,11 +124,11 @@ def test_every_token_by_itself(kernels, dtype, close, monkeypatch):
 
 
 def test_tiles_are_used_where_they_can_be(monkeypatch):
-    with_tiles, without = library(SOURCE), library(SOURCE, "FLOAT_ONLY")
+    with_tiles, without = (s.load(torch.bfloat16) for s in (SOURCE, FLOAT_ONLY))
     assert with_tiles is not None
     assert without is not None
-    tiled = bool(with_tiles.has_tiles())
-    assert not without.has_tiles()
+    tiled = with_tiles.has_tiles
+    assert not without.has_tiles
     found = []
     for kernels in ("compiled", "float only"):
         monkeypatch.setattr(shared, "_kernels", KERNELS[kernels])

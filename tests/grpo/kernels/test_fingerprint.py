@@ -54,7 +54,7 @@ def by_definition(raw: bytes) -> tuple[int, int]:
 
 
 def every_way(flat: torch.Tensor) -> list[list[int]]:
-    compiled = native.library(SOURCE)
+    compiled = SOURCE.load()
     ways = [by_torch(flat), by_numpy(flat)]
     ways += [] if compiled is None else [by_kernel(compiled, flat)]
     return [way.tolist() for way in ways]
@@ -223,7 +223,7 @@ def test_of_tensors_on_a_device_one_copy_comes_to_the_host(monkeypatch):
 
 
 def test_a_kernel_refuses_what_does_not_lie_in_order():
-    compiled = native.library(SOURCE)
+    compiled = SOURCE.load()
     if compiled is None:
         pytest.skip("no C++ compiler")
     with pytest.raises(ValueError, match="strides"):
@@ -236,7 +236,7 @@ def test_where_nothing_is_compiled_the_hash_is_the_same(monkeypatch):
     monkeypatch.setenv(native.SWITCH, "0")
     native.library.cache_clear()
     try:
-        assert native.library(SOURCE) is None
+        assert SOURCE.load() is None
         assert fingerprints(tensors) == before
     finally:
         native.library.cache_clear()

@@ -10,17 +10,16 @@ from grpo.attention.layout import make_layout
 from grpo.attention.packs import Pack
 from grpo.attention.shared import attend
 from grpo.kernels import head, layers, matmul
-from grpo.kernels.native import library
 from grpo.rollout.embedded.cpu.compiled_attention import (
     CompiledAttention,
-    attention_library,
+    attention_kernels,
     make_step,
 )
 from grpo.rollout.embedded.cpu.draw import draw
 from grpo.rollout.embedded.cpu.group_cache import GroupCache
 from grpo.rollout.embedded.cpu.rotation import Rotation
 
-pytestmark = pytest.mark.skipif(library(head.SOURCE) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(head.SOURCE.load() is None, reason="no C++ compiler")
 
 N, D, V = 5, 32, 97
 
@@ -93,12 +92,15 @@ def test_layers_refuse_other_types_shapes_and_layouts():
         lambda: layers.swiglu_backward(torch.randn(N, 2 * D), torch.randn(N, D + 1)),
         lambda: layers.rotate_(torch.randn(N, 2, 8), torch.randn(N - 1, 8), torch.randn(N, 8), 2),
         lambda: layers.rotate_(torch.randn(N, 2, 8), torch.randn(N, 8), torch.randn(N, 8), 3),
+        lambda: layers.rotate_(
+            torch.randn(N, 8, 2).transpose(1, 2), torch.randn(N, 8), torch.randn(N, 8), 2
+        ),
     ):
         with pytest.raises(ValueError, match=r"kernel was given|cannot be rotated"):
             call()
 
 
-@pytest.mark.skipif(not matmul.has_tiles(), reason="no matrix tiles")
+@pytest.mark.skipif(not matmul.has_tiles(), reason="this processor has no matrix tiles (AMX)")
 def test_tiles_refuse_what_does_not_fit():
     laid = matmul.lay(torch.randn(64, 32).bfloat16())
     for call in (
@@ -144,7 +146,7 @@ def test_decoding_refuses_places_that_the_cache_does_not_have():
         shared = {"heads": 4, "kv_heads": 2, "size": 16, "cache": cache, "tables": tables}
         return make_step(positions=np.array([position], kind), **shared)
 
-    compiled = attention_library(16)
+    compiled = attention_kernels(16, torch.float32)
     assert compiled is not None
     attend = CompiledAttention(compiled, Rotation(None, 16), torch.float32)
     given = [cache, 0, None, None]

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from grpo.kernels.head import SOURCE, normalize, pull_back_
-from grpo.kernels.native import library
 
-pytestmark = pytest.mark.skipif(library(SOURCE) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(SOURCE.load() is None, reason="no C++ compiler")
 
 
 def case(dtype, vocab=3001, rows=7, spread=6.0):

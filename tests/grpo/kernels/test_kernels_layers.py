@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from grpo.kernels import layers as kernels
-from grpo.kernels import matmul
-from grpo.kernels.native import library
+from grpo.kernels import matmul, native
 
 N, D, F = 37, 50, 70
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-3}  # of bfloat16: one rounding
 
-pytestmark = pytest.mark.skipif(library(kernels.SOURCE) is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(kernels.SOURCE.load() is None, reason="no C++ compiler")
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16])
@@ -94,7 +93,7 @@ def test_gradient_of_a_weight_in_blocks_of_outputs(dtype, monkeypatch):
     close(total, exact + 1, dtype)
 
 
-@pytest.mark.skipif(kernels._tiles() is None, reason="a processor without matrix tiles")
+@pytest.mark.skipif(kernels._tiles() is None, reason="this processor has no matrix tiles (AMX)")
 @pytest.mark.parametrize("rows", [1, 31, 64, 333, 2700])  # more than are summed at a time
 @pytest.mark.parametrize(("outputs", "inputs"), [(32, 96), (416, 32)])
 @pytest.mark.parametrize("threads", [1, 3])
@@ -127,12 +126,12 @@ def test_what_lay_in_memory_does_not_matter(outputs):
 
 
 def test_other_types_are_left_to_torch(monkeypatch):
-    monkeypatch.setattr(kernels, "bound", lambda *_: pytest.fail("float64 has no kernels"))
+    monkeypatch.setattr(native, "library", lambda *_: pytest.fail("float64 has no kernels"))
     kernels.rms_norm(torch.ones(2, 4, dtype=torch.float64), torch.ones(4), 0.0, torch.float64)
     kernels.swiglu(torch.ones(2, 4, dtype=torch.float16))
 
 
-@pytest.mark.skipif(not matmul.has_tiles(), reason="a processor without matrix tiles")
+@pytest.mark.skipif(not matmul.has_tiles(), reason="this processor has no matrix tiles (AMX)")
 def test_engine_and_learner_round_alike():
     """Norm and gate inside a product of tiles, bit for bit those of the learner's layers.
 

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from grpo.kernels import matmul
 
-pytestmark = pytest.mark.skipif(not matmul.has_tiles(), reason="a processor without matrix tiles")
+pytestmark = pytest.mark.skipif(
+    not matmul.has_tiles(), reason="this processor has no matrix tiles (AMX)"
+)
 
 ROUNDING = 2.0**-8  # of bfloat16, relative, with a little room for sums in float32
 

@@ -70,8 +70,7 @@ class FakeServer:
         elif path.startswith("/pause"):
             self.paused.append(path.partition("=")[2])
         elif path == "/update_weights":
-            info = body["update_info"]
-            self.arriving.update(read_segment(info["segment"], info["tensors"]))
+            self.arriving.update(read_segment(body["update_info"]["segment"]))
         elif path == "/finish_weight_update":
             self.deliveries.append(self.arriving)
             count, digest = len(self.arriving), content_hash(self.arriving.items())

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,6 @@ from grpo.errors import EngineError, WeightsError
 from grpo.model.canary import CANARY_LENGTH
 from grpo.model.content_hash import content_hash
 from grpo.rollout.collect import collect
-from grpo.rollout.remote.segments import read_segment, send_segments
 from grpo.rollout.remote.server import ServerEngine
 from grpo.rollout.remote.server_answers import seed_of
 from grpo.rollout.settings import ServerSettings
@@ -324,77 +320,3 @@ def test_another_model_is_not_taken_for_ours(server: FakeServer) -> None:
 def test_nobody_there(url: str, message: str) -> None:
     with pytest.raises((EngineError, ValueError), match=message):
         ServerEngine(SPEC, ServerSettings(url=url))
-
-
-def test_segments_are_bucketed_exact_and_gone() -> None:
-    named = {**WEIGHTS, "c": torch.randn(100, 3).to(torch.float16).t(), "d": torch.zeros(0, 4)}
-    found: dict[str, torch.Tensor] = {}
-    paths: list[str] = []
-    for message in send_segments(named.items(), bucket_bytes=200):
-        paths.append(message["segment"])
-        found.update(read_segment(message["segment"], message["tensors"]))
-    assert len(paths) == 3
-    assert content_hash(found.items()) == content_hash(named.items())
-    assert not any(Path(path).exists() for path in paths)
-
-
-def test_only_segments_are_opened(tmp_path: Path) -> None:
-    name = f"grpo-{'0' * 32}"
-    (tmp_path / name).write_bytes(b"x" * 64)
-    link = Path(tempfile.gettempdir()) / f"grpo-{'1' * 32}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(tmp_path / name)
-    try:
-        for path in ("/etc/passwd", str(tmp_path / name), f"/dev/shm/../dev/shm/{name}"):
-            with pytest.raises(WeightsError, match="not the name of a weights segment"):
-                read_segment(path, [])
-        with pytest.raises(WeightsError, match="cannot be opened"):
-            read_segment(str(link), [])
-    finally:
-        link.unlink()
-    beyond = {"name": "a", "dtype": "float32", "shape": [99], "offset": 0}
-    for message in send_segments({"a": torch.zeros(4)}.items()):
-        path = message["segment"]
-        assert Path(path).stat().st_mode & 0o777 == 0o600
-        for shape in ([99], [2**32, 2**32], [2**62, 4]):
-            with pytest.raises(WeightsError, match="within its segment"):
-                read_segment(path, [beyond | {"shape": shape}])
-        for odd in (
-            {},
-            None,
-            "a",
-            beyond | {"name": None},
-            beyond | {"dtype": "save"},
-            beyond | {"dtype": "Tensor"},
-            beyond | {"shape": [-1]},
-            beyond | {"shape": 4},
-            beyond | {"shape": [1.0]},
-            beyond | {"shape": [True]},
-            beyond | {"offset": -64},
-            beyond | {"offset": 2},
-            beyond | {"offset": "0"},
-        ):
-            with pytest.raises(WeightsError, match=r"does not describe a tensor|within its"):
-                read_segment(path, [odd])
-        with pytest.raises(WeightsError, match="a list of its tensors"):
-            read_segment(path, {"name": "a"})
-        Path(path).chmod(0o640)
-        with pytest.raises(WeightsError, match="not of this user alone"):
-            read_segment(path, [])
-
-
-def test_what_lies_under_the_name_of_a_segment() -> None:
-    path = Path(tempfile.gettempdir()) / f"grpo-{'2' * 32}"
-    path.unlink(missing_ok=True)
-    os.mkfifo(path, 0o600)  # opening it would wait for a writer
-    try:
-        with pytest.raises(WeightsError, match="not a file with something in it"):
-            read_segment(str(path), [])
-        path.unlink()
-        path.touch(0o600)
-        with pytest.raises(WeightsError, match="not a file with something in it"):
-            read_segment(str(path), [])
-    finally:
-        path.unlink()
-    with pytest.raises(WeightsError, match="not the name of a weights segment"):
-        read_segment(["/dev/shm"], [])  # pyright: ignore[reportArgumentType]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.rollout.embedded.cpu.draw import draw, draw_library
+from grpo.rollout.embedded.cpu.draw import SOURCE, draw
 
-compiled = pytest.mark.skipif(draw_library() is None, reason="no C++ compiler")
+compiled = pytest.mark.skipif(SOURCE.load() is None, reason="no C++ compiler")
 
 
 def drawn(logits, uniform, factor=1.0):

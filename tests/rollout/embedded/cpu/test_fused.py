@@ -183,7 +183,7 @@ def fitting(kind):
     return model.to(torch.bfloat16)
 
 
-@pytest.mark.skipif(not matmul.has_tiles(), reason="a processor without matrix tiles")
+@pytest.mark.skipif(not matmul.has_tiles(), reason="this processor has no matrix tiles (AMX)")
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
 def test_tiles_are_as_near_to_float32_as_the_plain_forward_pass(kind):
     half = fitting(kind)
@@ -205,7 +205,7 @@ def test_tiles_are_as_near_to_float32_as_the_plain_forward_pass(kind):
     assert np.concatenate(ours).mean() < 1.2 * np.concatenate(plain).mean()
 
 
-@pytest.mark.skipif(not matmul.has_tiles(), reason="a processor without matrix tiles")
+@pytest.mark.skipif(not matmul.has_tiles(), reason="this processor has no matrix tiles (AMX)")
 def test_tiles_follow_the_weights_and_a_stale_copy_is_refused(monkeypatch):
     eng, new = engine(fitting("llama")), fitting("llama")
     with torch.no_grad():

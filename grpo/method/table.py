@@ -87,7 +87,7 @@ OBJECTIVES = {
     "bnpo": Objective(token_loss="clipped_surrogate", weight=per_token, per_micro_batch=True),
     "gspo": _sequence(weight=per_completion),
     "luspo": _sequence(weight=per_row),
-    "cispo": Objective(token_loss="cispo", weight=per_token),
+    "cispo": Objective(token_loss="cispo", weight=per_token, unused=("delta",)),
     "sapo": Objective(
         token_loss="sapo",
         weight=per_completion,
@@ -95,6 +95,7 @@ OBJECTIVES = {
             "sapo_temperature_pos": Argument(1.0, POSITIVE),
             "sapo_temperature_neg": Argument(1.05, POSITIVE),
         },
+        unused=("epsilon_high", "delta"),
     ),
     "vespo": Objective(
         token_loss="vespo",
@@ -106,6 +107,7 @@ OBJECTIVES = {
             "vespo_lambda_neg": Argument(2.0, POSITIVE),
         },
         corrects=True,
+        unused=("epsilon_high", "delta"),
         fixed=("importance_sampling_level",),
     ),
 }

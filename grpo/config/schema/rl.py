@@ -81,11 +81,11 @@ class Algorithm(Section):
         loss = f"algorithm.loss_type = {self.loss_type!r}"
         if self.advantage in ADVANTAGES:
             check_advantage_args(self.advantage, self.advantage_args)
-        if self.loss_type in OBJECTIVES:
-            check_loss_args(self.loss_type, OBJECTIVES[self.loss_type], self.loss_args)
-        unused = {"cispo": ("delta",), "sapo": ("epsilon_high", "delta")}
-        unused["vespo"] = unused["sapo"]
-        for name in unused.get(self.loss_type, ()):
+        objective = OBJECTIVES.get(self.loss_type)
+        if objective is None:  # a plug-in, or unknown
+            return self
+        check_loss_args(self.loss_type, objective, self.loss_args)
+        for name in objective.unused:
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"{loss} does not use algorithm.{name} = {getattr(self, name)}; leave it out"
@@ -95,7 +95,7 @@ class Algorithm(Section):
                 f"{loss} needs algorithm.epsilon_high, the largest ratio a token may count by "
                 "(ScaleRL uses 5)"
             )
-        if self.loss_type == "vespo" and self.sampling_correction.startswith("sequence"):
+        if objective.corrects and self.sampling_correction.startswith("sequence"):
             raise ValueError(
                 f"{loss} multiplies ratios over the completion itself: algorithm."
                 f"sampling_correction = {self.sampling_correction!r} would do so twice; "

@@ -158,7 +158,7 @@ def test_a_built_in_with_one_more_number_per_token_is_two_edits(monkeypatch):
     for args, doubt in (({}, 0.5), ({"doubt": 0.25}, 0.25)):
         learner = TorchLearner(
             tiny_model(dtype=torch.float32),
-            algorithm=Algorithm(loss_type="doubted", loss_args=args),
+            algorithm=Algorithm(loss_type="doubted", loss_args=args, sampling_correction="none"),
             config=Config(),
         )
         expected = 0.0

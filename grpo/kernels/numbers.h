@@ -35,6 +35,8 @@ inline void store(bfloat16* place, float value) {
     *place = static_cast<bfloat16>(value != value ? 0x7fc0 : rounded);
 }
 
+constexpr float TO_WHOLE = 12582912.0f;  // numbers as large as this have no fraction
+
 // exp by 2^n * p(r) with |r| <= ln(2) / 2, relative error 1e-7; 0 below -87. Branch-free, so that
 // loops over it are vectorized. NaN stays NaN, by the order of the arguments.
 inline float exponential(float x) {
@@ -48,8 +50,11 @@ inline float exponential(float x) {
     p = p * r + 1.6666665e-1f;
     p = p * r + 5.0000001e-1f;
     p = p * r * r + r + 1.0f;
-    const float whole = std::max(-127.0f, n);  // -127 for NaN, which is no integer
-    const int32_t bits = (static_cast<int32_t>(whole) + 127) << 23;
+    // A float as large as this is whole and ends in n + 127, the exponent of 2^n. NaN may have any.
+    const float shifted = n + (TO_WHOLE + 127.0f);
+    uint32_t bits;
+    std::memcpy(&bits, &shifted, sizeof bits);
+    bits <<= 23;
     float power;
     std::memcpy(&power, &bits, sizeof power);
     return x < -87.0f ? 0.0f : p * power;
@@ -60,7 +65,6 @@ inline float exponential(float x) {
 constexpr int64_t LANES = 16;
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Words = uint32_t __attribute__((vector_size(4 * LANES)));
-using Integers = int32_t __attribute__((vector_size(4 * LANES)));
 using Halves = bfloat16 __attribute__((vector_size(2 * LANES)));
 
 inline Floats load(const float* place) {
@@ -92,8 +96,7 @@ inline Floats larger(Floats a, Floats b) { return a < b ? b : a; }
 
 inline Floats exponential(Floats x) {
     const Floats bounded = x < -87.0f ? Floats{} - 87.0f : x > 88.0f ? Floats{} + 88.0f : x;
-    constexpr float to_whole = 12582912.0f;  // numbers as large as this have no fraction
-    const Floats n = (bounded * 1.44269504f + to_whole) - to_whole;
+    const Floats n = (bounded * 1.44269504f + TO_WHOLE) - TO_WHOLE;
     const Floats r = (bounded - n * 0.693359375f) + n * 2.12194440e-4f;
     Floats p = r * 1.9875691e-4f + 1.3981999e-3f;
     p = p * r + 8.3334519e-3f;
@@ -101,8 +104,7 @@ inline Floats exponential(Floats x) {
     p = p * r + 1.6666665e-1f;
     p = p * r + 5.0000001e-1f;
     p = p * r * r + r + 1.0f;
-    const Floats whole = larger(Floats{} - 127.0f, n);  // -127 for NaN, which is no integer
-    const Floats power = (Floats)((__builtin_convertvector(whole, Integers) + 127) << 23);
+    const Floats power = (Floats)((Words)(n + (TO_WHOLE + 127.0f)) << 23);
     return x < -87.0f ? Floats{} : p * power;
 }
 

@@ -162,6 +162,7 @@ class ModelServer(FakeServer):
 
 
 class TestServer(EngineContract):
+    stepwise = False  # an answer is of a whole request
     prompt_deadlines = False  # a call is made, and the server told to end it: it may be faster
 
     @pytest.fixture

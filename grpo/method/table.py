@@ -235,7 +235,11 @@ def _objective(loss_type: str) -> Objective:
         return OBJECTIVES[loss_type]
     found = plugins.find("objective", loss_type, OBJECTIVES, record=Objective)
     if not isinstance(found, Objective):
-        return Objective(token_loss=found)
-    if found.columns is None:
-        return found
-    return replace(found, columns=plugins.guard("objective", loss_type, found.columns))
+        return Objective(token_loss=plugins.guard("objective", loss_type, found))
+    theirs = {name: getattr(found, name) for name in ("token_loss", "columns")}
+    guarded = {
+        name: plugins.guard("objective", loss_type, function)
+        for name, function in theirs.items()
+        if callable(function)
+    }
+    return replace(found, **guarded)

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo.config.schema import Algorithm
 from grpo.errors import PluginError, RecipeError
 from grpo.method.losses import (
     Clip,
@@ -20,7 +21,7 @@ from grpo.method.losses import (
     sampling_weights,
 )
 from grpo.method.objective import Objective, Totals, keeps_dead_rows
-from grpo.method.table import OBJECTIVES, find_objective
+from grpo.method.table import OBJECTIVES, check_settings, find_objective
 from grpo.method.weighted_rows import make_rows
 from tests.grpo.rows import group
 
@@ -338,6 +339,29 @@ def test_a_token_loss_that_would_be_summed_as_something_else_is_refused(token_lo
     given = replace(inputs([1.0, 1.0], [1.0, -1.0], logp=logp), columns={"own": own})
     with pytest.raises(PluginError, match=said):
         loss_of(Objective(token_loss=token_loss), given, Clip())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("cispo", {}, "needs algorithm.epsilon_high"),  # ratios would be capped at 0.2
+        ("cispo", {"epsilon_high": 5.0, "delta": 2.0}, "does not use algorithm.delta = 2.0"),
+        ("vespo", {"sampling_correction": "sequence_mask"}, "would do so twice"),
+    ],
+)
+def test_a_plug_in_that_begins_with_a_built_in_keeps_what_that_needs(
+    name, settings, said, tmp_path
+):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import replace\n"
+        "from grpo.method.objective import per_row\n"
+        "from grpo.method.table import OBJECTIVES\n"
+        f"own = replace(OBJECTIVES[{name!r}], weight=per_row)\n"
+    )
+    algorithm = Algorithm(loss_type=f"{file}:own", **settings)
+    with pytest.raises(RecipeError, match=said):
+        check_settings(algorithm.loss_type, find_objective(algorithm.loss_type), algorithm)
 
 
 def test_metrics_of_a_token_loss_lose_their_gradient():

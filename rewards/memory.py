@@ -8,8 +8,8 @@ another (a gate's, a route's) is found through the outer one's `nested`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from grpo.errors import GrpoError, RewardError
 from grpo.outside.code.foreign import guarded, said
@@ -28,17 +28,35 @@ def remembering(rewards: Named) -> Iterator[tuple[str, Any]]:
 
 
 def nested(reward: Any) -> Named:
-    """The rewards inside `reward`, by name."""
-    return getattr(reward, "nested", ())
+    """The rewards inside `reward`, by name; a `nested` that means something else has none."""
+    found: Any = getattr(reward, "nested", ())
+    if not isinstance(found, list | tuple):
+        return ()
+    pairs = cast("Sequence[Any]", found)
+    return pairs if all(map(_is_named, pairs)) else ()
+
+
+def _is_named(pair: Any) -> bool:
+    match pair:
+        case (str(), _):
+            return True
+        case _:
+            return False
 
 
 def states(rewards: Named) -> dict[str, Any]:
     """The state of every reward that has one, by name.
 
-    Raises RewardError where `state_dict` raises, or gives what JSON cannot hold.
+    Raises RewardError where `state_dict` raises, or gives what JSON cannot hold, and for two
+    rewards of one name.
     """
     found: dict[str, Any] = {}
     for name, reward in remembering(rewards):
+        if name in found:
+            raise RewardError(
+                f"two rewards that remember earlier steps are called {name!r}, and a checkpoint "
+                "keeps their states by name; list one of them under another label"
+            )
         with _calling(name, "state_dict"):
             state = reward.state_dict()
         try:

@@ -90,18 +90,28 @@ def even_micro_batches(
 ) -> tuple[list[MicroBatch], int]:
     """As many micro-batches on every rank, so that collectives meet; how many are real.
 
-    Ranks that have fewer are given copies of their last and smallest, with 0 in every column.
-    `gather` joins the lists of all ranks.
+    Ranks that have fewer are given copies of their last and smallest, with 0 for weights,
+    advantages and the sampler's log-probs. A column of the objective's own keeps real numbers: a
+    loss may divide by it. `gather` joins the lists of all ranks.
     """
     batches = micro_batches(rows, token_budget, share_prompts, pad_id=0)
     counts = gather([len(batches)])
     if min(counts) < max(counts):
         # a rank without a row learns here which columns the loss reads
-        names = {*EMPTY_ROW.columns, *gather(list(batches[0].columns if batches else ()))}
+        seen = {name: float(column[0]) for batch in batches[:1] for name, column in _own(batch)}
+        seen = dict(gather(list(seen.items())))
         filler = (batches or micro_batches([EMPTY_ROW], token_budget, share_prompts, pad_id=0))[-1]
-        nothing = dict.fromkeys(sorted(names), np.zeros_like(filler.weights))
+        columns = {n: np.full_like(filler.weights, number) for n, number in seen.items()}
+        columns |= dict(_own(filler))
+        columns |= dict.fromkeys(EMPTY_ROW.columns, np.zeros_like(filler.weights))
+        nothing = dict(sorted(columns.items()))
         batches += [replace(filler, columns=nothing, rows=())] * (max(counts) - len(batches))
     return batches, sum(counts)
+
+
+def _own(batch: MicroBatch) -> list[tuple[str, np.ndarray]]:
+    """The columns that not every loss has."""
+    return [(n, column) for n, column in batch.columns.items() if n not in EMPTY_ROW.columns]
 
 
 def micro_batches(

@@ -73,6 +73,10 @@ class Sums:
         loss, differences, ratios, squares, largest, *rest = (
             [float(next(read)) for _ in part] for part in parts
         )
+        # A loss may have a metric in some micro-batches only: sums meet by name, not by place.
+        everywhere = ranks.gather([(max(largest, default=0.0), names)])
+        totals = dict(zip(names, map(sum, rest), strict=True))
+        names = sorted({name for _, theirs in everywhere for name in theirs})
         local = [
             sum(loss),
             float(self.tokens),
@@ -80,10 +84,9 @@ class Sums:
             sum(differences),
             sum(ratios),
             sum(squares),
-            *map(sum, rest),
+            *(totals.get(name, 0.0) for name in names),
         ]
         loss, tokens, sampled, difference, ratios, squares, *rest = _summed(local, ranks)
-        largest = max(ranks.gather([max(largest, default=0.0)]))
         means = {n: s / max(tokens, 1) for n, s in zip(names, rest, strict=True)}
         return {
             "loss": loss / steps,
@@ -91,7 +94,7 @@ class Sums:
             # the share of tokens that sampling from the policy would need for the same variance
             "sampling/ess": ratios**2 / (squares * max(sampled, 1)) if squares else 1.0,
             "sampling/sampling_logp_difference/mean": difference / max(sampled, 1),
-            "sampling/sampling_logp_difference/max": largest,
+            "sampling/sampling_logp_difference/max": max(most for most, _ in everywhere),
         }
 
 

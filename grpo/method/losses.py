@@ -17,8 +17,9 @@ r is pi / pi_old of a token, or of its completion (`LossInputs.ratio`); W the co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ def loss_of_tokens(objective: Objective, inputs: LossInputs, clip: Clip) -> Toke
     """
     assert not isinstance(objective.token_loss, str), "an objective of `find_objective` is wanted"
     inputs = replace(inputs, importance_sampling_level=objective.importance_sampling_level)
-    loss, metrics = objective.token_loss(inputs, clip)
+    loss, metrics = _called(objective.token_loss, inputs, clip)
     if objective.off_policy_mask_threshold is not None:
         keep = off_policy_mask(inputs, objective.off_policy_mask_threshold)
         loss = loss * keep
@@ -108,6 +109,43 @@ def loss_of_tokens(objective: Objective, inputs: LossInputs, clip: Clip) -> Toke
     return loss, metrics
 
 
+def _called(token_loss: Callable[..., Any], inputs: LossInputs, clip: Clip) -> TokenLossResult:
+    """What a token loss returns, its metrics detached. Raises PluginError if that is not [N] each.
+
+    Another shape would be broadcast against the weights, and what is summed be something else. A
+    tensor changed in place would stay so for the weights and for further passes over the batch.
+    """
+    given = {name: value for name, value in vars(inputs).items() if isinstance(value, Tensor)}
+    given |= inputs.columns
+    before = {name: value._version for name, value in given.items()}
+    found = token_loss(inputs, clip)
+    for name, value in given.items():
+        if value._version != before[name]:
+            raise PluginError(f"the token loss changed inputs.{name} in place; make a new tensor")
+    wanted = f"; it has to return a loss of shape {tuple(inputs.logp.shape)} and a dict of metrics"
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+        raise PluginError(f"the token loss returned {type(found).__name__}{wanted}")
+    loss, metrics = found
+    if not isinstance(loss, Tensor) or loss.shape != inputs.logp.shape:
+        raise PluginError(f"the token loss returned {_kind(loss)}{wanted}")
+    for name, value in metrics.items():
+        if _shape(value) not in ((), tuple(inputs.logp.shape)):
+            raise PluginError(f"the token loss returned {_kind(value)} as metric {name!r}{wanted}")
+    return loss, {n: v.detach() if isinstance(v, Tensor) else v for n, v in metrics.items()}
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    """Of a tensor or a number; None of anything else."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    return () if isinstance(value, int | float) else None
+
+
+def _kind(value: Any) -> str:
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    return f"{type(value).__name__}{shape}"
+
+
 def loss_of(objective: Objective, inputs: LossInputs, clip: Clip) -> TokenLossResult:
     """What a micro-batch adds to the loss of the step, and per-token metrics [N]."""
     loss_N, metrics = loss_of_tokens(objective, inputs, clip)
@@ -116,6 +154,8 @@ def loss_of(objective: Objective, inputs: LossInputs, clip: Clip) -> TokenLossRe
         assert inputs.entropy is not None
         assert inputs.entropy_weights is not None
         loss = loss - objective.entropy_coef * (inputs.entropy_weights * inputs.entropy).sum()
+    if torch.is_grad_enabled() and inputs.logp.requires_grad and not loss.requires_grad:
+        raise PluginError("the loss does not depend on inputs.logp, so nothing would be learned")
     return loss, metrics
 
 

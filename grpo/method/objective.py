@@ -70,6 +70,7 @@ class Objective:
     keeps_dead_rows   the loss of a token is not 0 where its advantage is 0
     per_micro_batch   the learner divides by what the micro-batch holds instead; keeps dead rows
     corrects      the token loss uses `LossInputs.correction` itself
+    caps_ratio    `epsilon_high` is the largest ratio itself; a recipe has to set it
     unused        settings of the recipe's `algorithm` that the token loss does not read; a recipe
                   that sets one is refused
     fixed         names of `arguments.SHARED` that a recipe cannot set for this objective
@@ -89,6 +90,7 @@ class Objective:
     keeps_dead_rows: bool = False
     per_micro_batch: bool = False
     corrects: bool = False
+    caps_ratio: bool = False
     unused: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     kl_estimator: KlEstimator = "k3"

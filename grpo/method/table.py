@@ -87,7 +87,7 @@ OBJECTIVES = {
     "bnpo": Objective(token_loss="clipped_surrogate", weight=per_token, per_micro_batch=True),
     "gspo": _sequence(weight=per_completion),
     "luspo": _sequence(weight=per_row),
-    "cispo": Objective(token_loss="cispo", weight=per_token, unused=("delta",)),
+    "cispo": Objective(token_loss="cispo", weight=per_token, caps_ratio=True, unused=("delta",)),
     "sapo": Objective(
         token_loss="sapo",
         weight=per_completion,
@@ -203,6 +203,28 @@ def check_loss_args(name: str, objective: Objective, args: Mapping[str, Any]) ->
         kind.check(f"algorithm.loss_args.{arg}", args.get(arg, getattr(objective, arg)))
 
 
+def check_settings(name: str, objective: Objective, algorithm: Any) -> None:
+    """Refuse other settings of a recipe's `algorithm` that do not go with it. Raises RecipeError.
+
+    For plug-ins too: one that begins with a built-in's entry keeps what that entry says.
+    """
+    loss = f"algorithm.loss_type = {name!r}"
+    for setting in objective.unused:
+        if (value := getattr(algorithm, setting)) is not None:
+            raise RecipeError(f"{loss} does not use algorithm.{setting} = {value}; leave it out")
+    if objective.caps_ratio and algorithm.epsilon_high is None:
+        raise RecipeError(
+            f"{loss} needs algorithm.epsilon_high, the largest ratio a token may count by "
+            "(ScaleRL uses 5)"
+        )
+    if objective.corrects and algorithm.sampling_correction.startswith("sequence"):
+        raise RecipeError(
+            f"{loss} multiplies ratios over the completion itself: algorithm."
+            f"sampling_correction = {algorithm.sampling_correction!r} would do so twice; "
+            "valid: none, token_truncate, token_mask"
+        )
+
+
 def find_objective(
     loss_type: str | Objective, loss_args: Mapping[str, Any] | None = None
 ) -> Objective:
@@ -235,7 +257,11 @@ def _objective(loss_type: str) -> Objective:
         return OBJECTIVES[loss_type]
     found = plugins.find("objective", loss_type, OBJECTIVES, record=Objective)
     if not isinstance(found, Objective):
-        return Objective(token_loss=found)
-    if found.columns is None:
-        return found
-    return replace(found, columns=plugins.guard("objective", loss_type, found.columns))
+        return Objective(token_loss=plugins.guard("objective", loss_type, found))
+    theirs = {name: getattr(found, name) for name in ("token_loss", "columns")}
+    guarded = {
+        name: plugins.guard("objective", loss_type, function)
+        for name, function in theirs.items()
+        if callable(function)
+    }
+    return replace(found, **guarded)

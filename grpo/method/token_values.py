@@ -11,7 +11,7 @@ An advantage estimator and `Objective.columns` return either
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, MappingView, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -83,16 +83,18 @@ def _is_nested(found: Any, count: int) -> bool:
         return found.ndim == 3 or (found.dtype == object and found.shape[:1] == (count,))
     if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != count:
         return False
+    if any(isinstance(row, np.ma.MaskedArray) for row in found):
+        return True  # numpy would put together what lies behind the masks
     try:
         return np.ndim(found) != 2
-    except ValueError:  # rows of different lengths
+    except (TypeError, ValueError, RuntimeError):  # rows of different lengths; tensors
         return True
 
 
 def _of_group(row: Any, group: Group, who: str, wanted: str) -> list[float | np.ndarray]:
     task, count = f"task {group.prompt.task.uid!r}", len(group.rollouts)
-    if not hasattr(row, "__len__") or len(row) != count:
-        size = f"{len(row)} values" if hasattr(row, "__len__") else type(row).__name__
+    if not _in_order(row) or len(row) != count:
+        size = f"{len(row)} values" if _in_order(row) else type(row).__name__
         raise PluginError(f"{who} returned {size} for {task} with {count} completions{wanted}")
     values: list[float | np.ndarray] = []
     for index, (value, rollout) in enumerate(zip(row, group.rollouts, strict=True)):
@@ -112,15 +114,22 @@ def _of_group(row: Any, group: Group, who: str, wanted: str) -> list[float | np.
     return values
 
 
+def _in_order(row: Any) -> bool:
+    """Whether it has a length and an order of its own: a dict would be read as its keys."""
+    unordered = isinstance(row, Mapping | Set | MappingView | str | bytes)
+    return hasattr(row, "__len__") and not unordered
+
+
 def _numbers(value: Any, who: str, where: str, wanted: str) -> np.ndarray:
     """As float64. Raises PluginError for what is no array of numbers."""
+    why = "it has masked entries" if isinstance(value, np.ma.MaskedArray) else ""
     try:
-        return np.asarray(value).astype(np.float64, casting="same_kind")
-    except (TypeError, ValueError) as error:
-        raise PluginError(
-            f"{who} returned {type(value).__name__}, which is no array of numbers{where} "
-            f"({error}){wanted}"
-        ) from error
+        if not why:
+            return np.asarray(value).astype(np.float64, casting="same_kind")
+    except (TypeError, ValueError, RuntimeError) as error:  # torch: on a GPU, or with gradient
+        why = str(error)
+    kind = type(value).__name__
+    raise PluginError(f"{who} returned {kind}, which is no array of numbers{where} ({why}){wanted}")
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

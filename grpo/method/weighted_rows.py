@@ -40,7 +40,8 @@ def make_rows(
     completions get an empty mask and leave the denominators, as if they had never been drawn;
     truncated ones (`mask_truncated`) get an empty mask but count as rows, as in TRL. Denominators
     are of all `groups`: with several ranks every one of them has the groups of all. Raises
-    PluginError for columns of the objective's own that are no such numbers, or have a taken name.
+    PluginError for a weight or a column of the objective's own that is no such number, and for a
+    column with a taken name.
     """
     rollouts = [(index, r) for index, group in enumerate(groups) for r in group.rollouts]
     segments = [s for _, r in rollouts for s in r.completion.segments]
@@ -59,7 +60,7 @@ def make_rows(
     totals_M = _totals(minibatch_N, scored_N, lengths_N, num_minibatches)
     objective = find_objective(loss_type)
     weights_N = [
-        objective.weight(length, totals_M[part], max_completion_length) if length else 0.0
+        _weight(objective, length, totals_M[part], max_completion_length)
         for part, length in zip(minibatch_N, lengths_N.tolist(), strict=True)
     ]
     values = {"weights": np.repeat(weights_N, sizes_N)}
@@ -81,6 +82,15 @@ def make_rows(
             )
         )
     return rows
+
+
+def _weight(objective: Objective, length: int, totals: Totals, budget: int) -> float:
+    """What each trained token of a completion weighs; 0 where none is. Raises PluginError."""
+    found = objective.weight(length, totals, budget) if length else 0.0
+    number = np.asarray(found)
+    if number.shape or number.dtype.kind not in "iuf" or not np.isfinite(number):
+        raise PluginError(f"the objective's weight returned {found!r}; it is a finite number")
+    return found
 
 
 def _own_columns(objective: Objective, groups: Sequence[Group]) -> dict[str, TokenValues]:

@@ -86,6 +86,21 @@ def test_rewards_inside_others_are_found_by_their_path():
     assert rewards.state()[f"gate.{address}"] == {"calls": 1}
 
 
+def test_two_states_of_one_name_are_refused():
+    """One of them would come back as the other's."""
+    address = f"{__file__}:Counting"
+    gate = Gate(reward=address, verifier=address)
+    with pytest.raises(RewardError, match=r"two rewards .* called 'gate\..*Counting'"):
+        RewardSet([("gate", gate, 1.0)]).state()
+
+
+@pytest.mark.parametrize("nested", [True, 3, {"depth": 2}, ["a", "b"], [("a", 1, 2)]])
+def test_a_reward_may_call_anything_of_its_own_nested(nested):
+    counting = Counting()
+    counting.nested = nested
+    assert RewardSet([("own", counting, 1.0)]).state() == {"own": {"calls": 0}}
+
+
 @pytest.mark.parametrize(
     ("state", "said"),
     [

@@ -26,6 +26,7 @@ from grpo.method.table import (
     OBJECTIVES,
     check_advantage_args,
     check_loss_args,
+    check_settings,
     least_group,
 )
 
@@ -78,29 +79,13 @@ class Algorithm(Section):
 
     @model_validator(mode="after")
     def _estimators_take_it(self) -> Algorithm:
-        loss = f"algorithm.loss_type = {self.loss_type!r}"
         if self.advantage in ADVANTAGES:
             check_advantage_args(self.advantage, self.advantage_args)
         objective = OBJECTIVES.get(self.loss_type)
         if objective is None:  # a plug-in, or unknown
             return self
         check_loss_args(self.loss_type, objective, self.loss_args)
-        for name in objective.unused:
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"{loss} does not use algorithm.{name} = {getattr(self, name)}; leave it out"
-                )
-        if self.loss_type == "cispo" and self.epsilon_high is None:
-            raise ValueError(
-                f"{loss} needs algorithm.epsilon_high, the largest ratio a token may count by "
-                "(ScaleRL uses 5)"
-            )
-        if objective.corrects and self.sampling_correction.startswith("sequence"):
-            raise ValueError(
-                f"{loss} multiplies ratios over the completion itself: algorithm."
-                f"sampling_correction = {self.sampling_correction!r} would do so twice; "
-                "valid: none, token_truncate, token_mask"
-            )
+        check_settings(self.loss_type, objective, self)
         return self
 
 

@@ -22,7 +22,7 @@ from grpo.config.schema import (
 )
 from grpo.data import SOURCES
 from grpo.errors import PluginError, RecipeError, at
-from grpo.method.table import find_advantage, find_objective, given_to
+from grpo.method.table import check_settings, find_advantage, find_objective, given_to
 from grpo.outside.code import plugins
 from grpo.outside.web.address import Address
 from grpo.rollout import ENGINES
@@ -74,6 +74,7 @@ def _check_method(stage: RLStage, where: str) -> None:
     if plugins.is_address(algorithm.loss_type):
         with at(f"{where}algorithm.loss_type"):
             found = find_objective(algorithm.loss_type, algorithm.loss_args)
+            check_settings(algorithm.loss_type, found, algorithm)
             _takes("objective", algorithm.loss_type, found.token_loss, ("inputs", "clip"))
             if found.columns is not None:
                 _takes("columns of objective", algorithm.loss_type, found.columns, ("groups",))

@@ -32,7 +32,7 @@ def marks(groups):
     """A number that no other token has."""
     return {
         "mark": [
-            [np.arange(len(r.completion)) / 64 + i + 4 * p for i, r in enumerate(g.rollouts)]
+            [np.arange(1, len(r.completion) + 1) / 64 + i + 4 * p for i, r in enumerate(g.rollouts)]
             for p, g in enumerate(groups)
         ]
     }
@@ -104,24 +104,48 @@ def test_the_loss_reads_it_as_if_it_were_in_the_advantages(share, settings, lora
         torch.testing.assert_close(own, plain, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("rows", [0, 8])
-def test_a_rank_with_fewer_micro_batches_has_the_column_too_and_it_is_0(rows):
+def fillers(rows):
+    """A rank with so many rows, and the micro-batches it runs because another has three more."""
     mine = [row for row in rows_of(OWN) if row.mask.any()][:rows]
     alone = micro_batches(mine, 24, True, pad_id=0)
 
-    def gather(objects):  # as if another rank had three more micro-batches, with this column
-        if objects and isinstance(objects[0], int):
-            return [*objects, len(alone) + 3]
-        return [*objects, "mark"]
+    def gather(objects):
+        counts = bool(objects) and isinstance(objects[0], int)
+        return [*objects, len(alone) + 3 if counts else ("mark", 0.25)]
 
     batches, real = even_micro_batches(mine, 24, True, gather)
     assert len(batches) == len(alone) + 3
     assert real == 2 * len(alone) + 3
-    for batch in batches[len(alone) :]:
+    return alone, batches[len(alone) :]
+
+
+@pytest.mark.parametrize("rows", [0, 8])
+def test_a_rank_with_fewer_micro_batches_has_the_column_too_and_weighs_nothing(rows):
+    alone, found = fillers(rows)
+    for batch in found:
         assert batch.rows == ()
-        assert {name: column.any() for name, column in batch.columns.items()} == dict.fromkeys(
-            ("logp_sampler", "advantages", "weights", "mark"), False
-        )
+        zero = {name for name, column in batch.columns.items() if not column.any()}
+        assert zero == {"logp_sampler", "advantages", "weights"}
+        own = alone[-1].columns["mark"] if rows else np.float32([0.25])
+        np.testing.assert_array_equal(batch.columns["mark"], own)
+
+
+@pytest.mark.parametrize("rows", [0, 8])
+def test_a_loss_may_divide_by_its_column_where_a_rank_has_no_row_left(rows, monkeypatch):
+    """With 0 in the column, 0 / 0 made the gradient of all ranks no number."""
+
+    def divided(inputs, clip):
+        return -inputs.advantages * inputs.logp / inputs.columns["mark"].sqrt(), {}
+
+    monkeypatch.setitem(table.OBJECTIVES, "divided", Objective(token_loss=divided, columns=marks))
+    learner = TorchLearner(
+        tiny_model(dtype=torch.float32),
+        algorithm=Algorithm(loss_type="divided"),
+        config=Config(tokens_per_micro_batch=24),
+    )
+    loss, _, _ = learner.loss(place(fillers(rows)[1][0], learner.device))
+    loss.backward()
+    assert not any(p.grad.any() for p in learner.trained.values())
 
 
 def test_an_unknown_column_is_told_with_those_that_are_there(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grpo.config.schema import Algorithm
 from grpo.errors import PluginError, RecipeError
 from grpo.method.losses import (
     Clip,
@@ -19,8 +20,10 @@ from grpo.method.losses import (
     loss_of_tokens,
     sampling_weights,
 )
-from grpo.method.objective import Totals, keeps_dead_rows
-from grpo.method.table import OBJECTIVES, find_objective
+from grpo.method.objective import Objective, Totals, keeps_dead_rows
+from grpo.method.table import OBJECTIVES, check_settings, find_objective
+from grpo.method.weighted_rows import make_rows
+from tests.grpo.rows import group
 
 
 def inputs(ratios, advantages, ref=None, logp=None, old=None):
@@ -312,6 +315,82 @@ def test_a_plug_in_has_arguments_of_its_own_and_the_shared_ones(tmp_path):
         find_objective(f"{file}:loss")
     with pytest.raises(RecipeError, match=r"'scal'.*'scale'"):
         find_objective(f"{file}:loss", {"scal": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("token_loss", "said"),
+    [
+        (lambda i, c: ((-i.logp).mean(), {}), r"returned Tensor of shape \(\); .* shape \(2,\)"),
+        (lambda i, c: (-i.logp[:, None], {}), r"returned Tensor of shape \(2, 1\)"),
+        (lambda i, c: -i.logp, "returned Tensor; it has to return a loss"),
+        (lambda i, c: (-i.logp, None), "returned tuple; it has to return a loss"),
+        (lambda i, c: (1.0, {}), "returned float; it has to return a loss"),
+        (lambda i, c: (-i.logp, {"m": i.logp[:, None]}), r"Tensor of shape \(2, 1\) as metric 'm'"),
+        (lambda i, c: (-i.logp, {"m": [1, 2]}), "list as metric 'm'"),
+        (lambda i, c: (-i.logp * i.advantages.clamp_(max=0), {}), r"inputs\.advantages in place"),
+        (lambda i, c: (-i.logp * i.columns["own"].add_(1), {}), r"inputs\.own in place"),
+        (lambda i, c: (-i.logp_old, {}), r"does not depend on inputs\.logp"),
+    ],
+)
+def test_a_token_loss_that_would_be_summed_as_something_else_is_refused(token_loss, said):
+    """A mean or a column of numbers would be broadcast against the weights without a word."""
+    own = torch.ones(2, dtype=torch.float64)
+    logp = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    given = replace(inputs([1.0, 1.0], [1.0, -1.0], logp=logp), columns={"own": own})
+    with pytest.raises(PluginError, match=said):
+        loss_of(Objective(token_loss=token_loss), given, Clip())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        ("cispo", {}, "needs algorithm.epsilon_high"),  # ratios would be capped at 0.2
+        ("cispo", {"epsilon_high": 5.0, "delta": 2.0}, "does not use algorithm.delta = 2.0"),
+        ("vespo", {"sampling_correction": "sequence_mask"}, "would do so twice"),
+    ],
+)
+def test_a_plug_in_that_begins_with_a_built_in_keeps_what_that_needs(
+    name, settings, said, tmp_path
+):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import replace\n"
+        "from grpo.method.objective import per_row\n"
+        "from grpo.method.table import OBJECTIVES\n"
+        f"own = replace(OBJECTIVES[{name!r}], weight=per_row)\n"
+    )
+    algorithm = Algorithm(loss_type=f"{file}:own", **settings)
+    with pytest.raises(RecipeError, match=said):
+        check_settings(algorithm.loss_type, find_objective(algorithm.loss_type), algorithm)
+
+
+def test_metrics_of_a_token_loss_lose_their_gradient():
+    logp = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    objective = Objective(token_loss=lambda i, c: (-i.logp, {"ratio": i.ratio(), "cap": 3.0}))
+    _, metrics = loss_of(objective, inputs([1.0, 1.0], [1.0, 1.0], logp=logp), Clip())
+    assert not metrics["ratio"].requires_grad
+    assert metrics["cap"] == 3.0
+
+
+def test_what_a_plug_in_raises_is_told_with_its_line(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from grpo.method.objective import Objective\n"
+        "def loss(inputs, clip):\n    return inputs.nothing, {}\n"
+        "own = Objective(token_loss=loss)\n"
+    )
+    for name in ("loss", "own"):
+        objective = find_objective(f"{file}:{name}")
+        with pytest.raises(PluginError, match=rf"mine.py:{name}' raised Attr.*mine\.py:3$"):
+            loss_of_tokens(objective, inputs([1.0], [1.0]), Clip())
+
+
+@pytest.mark.parametrize("weight", [None, math.nan, math.inf, "1", [0.5], 1j])
+def test_a_weight_that_is_no_number_is_refused(weight):
+    """NaN would end the step without the reason, and under float16 no step would be taken."""
+    objective = Objective(token_loss=lambda i, c: (-i.logp, {}), weight=lambda *_: weight)
+    with pytest.raises(PluginError, match=r"the objective's weight returned .*; it is a finite"):
+        make_rows([group(0, 2, [2], [1.0])], [[1.0]], loss_type=objective, max_completion_length=4)
 
 
 def test_a_constant_of_one_objective_is_above_0():

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from grpo.errors import PluginError
 from grpo.method.objective import Objective
@@ -64,6 +65,39 @@ def test_numbers_and_tokens_may_be_mixed():
 def test_what_is_no_such_number_is_told_with_its_task(found, says):
     with pytest.raises(PluginError, match=re.escape(says)):
         checked(found, two_groups(), "algorithm.advantage")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {0: 0.5, 1: -0.5},  # its keys are numbers too
+        {0.5, -0.5},
+        {0: 0.5, 1: -0.5}.values(),
+        b"ab",
+        np.ma.masked_array([0.5, 9.0], mask=[False, True]),
+        [np.ma.masked_array([0.5, 9.0], mask=[False, True]), 0.5],
+        torch.tensor([0.5, -0.5], requires_grad=True),
+        [torch.tensor([0.5, -0.5], requires_grad=True), 0.5],
+    ],
+)
+def test_what_only_looks_like_a_list_of_numbers_is_refused(row):
+    groups = [group(0, 2, [2, 2], [1.0, 0.0])]
+    with pytest.raises(PluginError, match=r"mine returned .* task '0'"):
+        checked([row], groups, "mine")
+    for whole in (
+        np.ma.masked_array([[0.5, 9.0]], mask=[[0, 1]]),
+        torch.ones(1, 2).requires_grad_(),
+    ):
+        with pytest.raises(PluginError, match=r"mine returned .* no array of numbers"):
+            checked(whole, groups, "mine")
+
+
+def test_a_tensor_is_an_array():
+    groups = [group(0, 2, [2, 2], [1.0, 0.0])]
+    assert checked(torch.tensor([[0.5, -0.5]]), groups, "mine") == [[0.5, -0.5]]
+    assert checked([torch.tensor([1, 2])], groups, "mine") == [[1.0, 2.0]]
+    found = checked([[torch.tensor([0.5, -0.5]), 0]], groups, "mine")
+    assert spread(found, groups, np.array([2, 2])).tolist() == [0.5, -0.5, 0, 0]
 
 
 @pytest.mark.parametrize("value", [0.5, [0.0, 0.5]])

@@ -13,6 +13,7 @@ QUIET = Console(quiet=True)
 ROWS = [{"prompt": f"{n:04b}=", "answer": str(n % 2), "level": "easy"} for n in range(16)]
 REWARDS = """
 from grpo.method.objective import Objective
+from grpo.method.table import OBJECTIVES
 def level(completions, level, **kwargs): return [0.0 for _ in completions]
 def typo(completion, **kwargs): return [0.0 for _ in completion]
 def plain(completions, **kwargs): return [0.0 for _ in completions]
@@ -29,6 +30,7 @@ def nothing(): return None
 def pair(first, second): return first
 def shifted(rewards_P_G, shift, groups): return rewards_P_G - shift
 columned = Objective(token_loss=pair, columns=nothing)
+capped = OBJECTIVES["cispo"]
 class Half:
     def size(self, split): return 4
 class Source(Half):

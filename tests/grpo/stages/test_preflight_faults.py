@@ -159,6 +159,11 @@ FAULTS: dict[str, tuple[dict[str, Any], list[Any] | None, list[str]]] = {
         None,
         ["cannot be called with (groups)"],
     ),
+    "what an objective of ours needs": (
+        {"b.algorithm.loss_type": f"{MINE}:capped"},
+        None,
+        ["b.algorithm.loss_type", "needs algorithm.epsilon_high"],
+    ),
     "an objective": (
         {"b.algorithm.loss_type": f"{MINE}:no"},
         None,

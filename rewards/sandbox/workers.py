@@ -132,14 +132,14 @@ class Pool:
 
         It may use `call` and `sandbox`.
         """
-        with self._lock:
-            threads = self._threads or ThreadPoolExecutor(self.workers, f"grpo-{self.kind}")
-            self._threads = threads
 
         def of_row(row: tuple[Any, ...]) -> Any:
             return function(*row)
 
-        return threads.map(of_row, zip(*columns, strict=True))
+        with self._lock:  # until all rows are handed over: `close` ends the threads
+            threads = self._threads or ThreadPoolExecutor(self.workers, f"grpo-{self.kind}")
+            self._threads = threads
+            return threads.map(of_row, zip(*columns, strict=True))
 
     def shed(self) -> bool:
         """End one worker that has nothing to do; whether there was one."""

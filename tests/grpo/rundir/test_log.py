@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,14 @@ def test_tensorboard_receives_metrics_and_settings(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_installed_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"run\.trackers.*'trackio'.*pip install"):
         log(tmp_path, "trackio")
+
+
+def test_a_line_has_the_accuracy_of_each_verifier_beside_that_of_the_first(tmp_path: Path) -> None:
+    metrics = {"accuracy/math": 0.25, "entropy": 0.5, "reward": 0.75, "accuracy": 0.375}
+    metrics |= {"accuracy/code": 0.625, "completions/mean_length": 9.0}
+    out = io.StringIO()
+    console = Console(file=out, width=200)
+    with RunLog(tmp_path, title="t", max_steps=1, console=console) as running:
+        running.step(1, metrics)
+    wanted = ["reward", "accuracy", "accuracy/math", "accuracy/code", "length", "entropy"]
+    assert [word for word in out.getvalue().split() if word in wanted] == wanted

@@ -117,29 +117,33 @@ def test_the_same_noise_pairs_the_models(finished: Path, other: str) -> None:
 
 
 def test_a_finished_model_is_not_asked_again(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     before = json.loads((run / "summary.json").read_text())
     (run / "summary.json").unlink()
     (run / "eval" / "same.jsonl").unlink()
+    damaged = run / "eval" / f"{Path(other).parent.name}.jsonl"
+    damaged.write_text(damaged.read_text().replace("<think>", "<thank>", 1))
     asked: list[str] = []
     build = stage.build_sampler
     monkeypatch.setattr(
         stage, "build_sampler", lambda **k: asked.append(k["model"].path) or build(**k)
     )
     after = resume_run(run, Console(quiet=True))
-    assert [Path(path).name for path in asked] == ["same"]
+    same = asked[-1]
+    assert asked == [other, same]
+    assert Path(same).name == "same"
     assert after["models"] == before["models"]
     # weights that changed since are another model
     (run / "summary.json").unlink()
-    weights = load_file(Path(asked[0]) / "model.safetensors")
-    save_file(weights, Path(asked[0]) / "model.safetensors", {"format": "pt", "more": ""})
+    weights = load_file(Path(same) / "model.safetensors")
+    save_file(weights, Path(same) / "model.safetensors", {"format": "pt", "more": ""})
     with pytest.raises(RunError, match=r"models\.2 = .*model\.safetensors changed"):
         resume_run(run, Console(quiet=True))
     resume_run(run, Console(quiet=True), accept_changes=True)
-    assert [Path(path).name for path in asked][1:].count("same") == 1
+    assert asked[2:].count(same) == 1
 
 
 def test_names_of_models() -> None:

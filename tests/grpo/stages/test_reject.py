@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -15,8 +16,13 @@ from grpo.commands.train import resume_run, train_recipe
 from grpo.config.config import from_dict
 from grpo.errors import DataError, PluginError, RunError
 from grpo.outside.terminal.console import Console
+from grpo.rewards.compose import RewardSet
+from grpo.rollout.fake import FakeEngine
 from grpo.rundir.provenance import content_hash
+from grpo.stages.reject import sample
 from grpo.stages.supervised_rows import read_rows
+from grpo.types import Prompt, Sampling, Score, Task
+from tests.rollout.tiny_models import V0, Letters
 
 torch.set_num_threads(1)
 FILE = Path(__file__).parents[3] / "benchmarks" / "bench_reject.py"
@@ -146,3 +152,38 @@ def test_fewer_tasks_are_a_prefix(planted, whole):
     rows = [(folder / name / "data" / "train.jsonl").read_text() for name in ("few", "run")]
     assert rows[1].startswith(rows[0])
     assert few["rows"] < summary["rows"]
+
+
+def plain(completions, **_):
+    return [float(len(text)) for text in completions]
+
+
+class Length:
+    """A verifier, which may score in threads."""
+
+    def verify(self, completion, _task):
+        return Score(value=float(len(completion)), status="scored")
+
+
+@pytest.mark.parametrize("reward", [plain, Length()])
+def test_samples_are_in_the_order_of_the_tasks_whichever_is_answered_first(reward):
+    """The engine begins with the last task, and is beside the rewards or waits for them."""
+    prompts = [Prompt(task=Task(uid=uid, prompt="?"), text="?", ids=(1,)) for uid in "bac"]
+    rewards = RewardSet([("mine", reward, 1.0)])
+    assert rewards.threadsafe == (reward is not plain)
+    engine = FakeEngine(
+        lambda request, index: "x" * (1 + 3 * int(request.uid) + index),
+        Letters(),
+        version=V0,
+        reverse=True,
+    )
+    sampler = SimpleNamespace(engine=engine, sampling=Sampling(max_tokens=30, eos_ids=(0,)))
+    try:
+        found = sample(sampler, rewards, [(prompt, 0) for prompt in prompts], 3, SEED)
+    finally:
+        rewards.close()
+    assert [one.task for one in found] == list("bac")
+    for place, one in enumerate(found):
+        lengths = [1 + 3 * place + index for index in range(3)]
+        assert [each.value for each in one.samples] == lengths
+        assert [len(each.text) for each in one.samples] == lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from grpo.commands import doctor
 from grpo.errors import RewardError
 from grpo.outside.terminal.console import Console
 from grpo.rewards import known as known_answers
-from grpo.rewards.sandbox import linux, probe, sandbox, wire, zygote
+from grpo.rewards.sandbox import linux, probe, probe_guest, sandbox, wire, zygote
 
 
 def has_landlock() -> bool:
@@ -125,3 +126,28 @@ def test_doctor_says_why_a_verifier_does_not_start(monkeypatch):
     monkeypatch.delitem(known_answers.KNOWN, "code")
     monkeypatch.delitem(known_answers.KNOWN, "reasoning_gym")
     assert known_answers.misjudged("landlock") == ["math: the sandbox did not start"]
+
+
+def test_what_a_probe_could_make_is_found_and_not_left_behind(tmp_path, monkeypatch):
+    """It tries every folder; where one lets it, the machine is not to be littered by that."""
+    monkeypatch.setattr(probe_guest, "FOLDERS", (str(tmp_path / "missing"), str(tmp_path)))
+    made: list[str] = []
+    for make, remove in (
+        (probe_guest._create, os.unlink),
+        (os.mkdir, os.rmdir),
+        (lambda path: os.symlink("elsewhere", path), os.unlink),
+        (os.mkfifo, os.unlink),
+        (probe_guest._create_socket, os.unlink),
+    ):
+
+        def noted(path, make=make):
+            make(path)
+            made.append(path)
+            assert os.path.lexists(path)
+
+        probe_guest._everywhere(noted, "tried", remove)
+        assert made.pop() == str(tmp_path / "tried")
+        assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(probe_guest, "FOLDERS", (str(tmp_path / "missing"),))
+    with pytest.raises(OSError, match="No such file"):
+        probe_guest._everywhere(os.mkdir, "tried", os.rmdir)

@@ -82,7 +82,7 @@ class BaseEngine(Engine, ABC):
         """Replace the weights; the acknowledgment says what is resident now.
 
         Completions under way: "finish" them first under the old weights; "continue" them with the
-        new ones, in a new segment. Samples that have not begun always use the new weights. Raises
+        new ones, in a new segment. Requests that have not begun always use the new weights. Raises
         WeightsError; the engine then samples nothing before it has a full set.
         """
         if in_flight not in get_args(InFlight):

@@ -61,6 +61,14 @@ def refusal(request: Request, vocab_size: int | None, max_length: int | None) ->
     return None
 
 
+def put_back(queue: deque[Job], samples: Sequence[Sample]) -> None:
+    """Have `samples`, which have no token yet, wait again in front of `queue`."""
+    for sample in reversed(samples):
+        sample.job.waiting.appendleft(sample.index)
+        if sample.job not in queue:
+            queue.appendleft(sample.job)
+
+
 def is_late(request: Request, now: float) -> bool:
     """Whether the request is past its deadline at `now` (time.monotonic)."""
     return request.deadline is not None and request.deadline < now

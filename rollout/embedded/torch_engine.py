@@ -34,7 +34,7 @@ from grpo.rollout.embedded.engine_weights import (
 from grpo.rollout.embedded.rows import RunningRows
 from grpo.rollout.embedded.sampling import sample, uniforms, workspace
 from grpo.rollout.embedded.ways import ways_on
-from grpo.rollout.samples import Job, Sample
+from grpo.rollout.samples import Job, Sample, put_back
 from grpo.rollout.settings import TorchSettings
 from grpo.rollout.texts import completion_text, cut
 from grpo.types import Ack, EngineSpec, FinishReason, InFlight, Version
@@ -136,8 +136,13 @@ class TorchEngine(LocalEngine):
     # Weights
 
     def _settle(self, in_flight: InFlight) -> None:
-        while in_flight == "finish" and self._rows.count:
+        rows = self._rows
+        while in_flight == "finish" and rows.count:
             self._step()
+        # Rows that were given another sample in the last step have no token of it yet.
+        fresh = np.flatnonzero(rows.made[: rows.count] == 0).tolist()
+        put_back(self._queue, [rows.owners[row] for row in fresh])
+        self._remove(fresh)
         # Waiting samples must have their prompt read again: it was read by other weights. They get
         # new jobs, as running rows of the old ones hold the stale prompt.
         old, self._queue = self._queue, deque()

@@ -1,7 +1,7 @@
 """Rollout engines as Ray actors: any engine of `ENGINES`, on this machine or across a cluster.
 
-Weights travel as buckets of bytes through Ray's object store: put once, read by all workers without
-a copy on the machine that put them. They keep the type they are given in; the hash a worker
+Weights travel as buckets of bytes through Ray's object store: put once, read by all workers,
+each of which copies one bucket at a time. They keep the type they are given in; the hash a worker
 acknowledges is its engine's own, taken from what it then holds.
 """
 

@@ -35,7 +35,7 @@ from grpo.rollout.remote.server_answers import (
 )
 from grpo.rollout.remote.server_control import GENERATE, Control
 from grpo.rollout.remote.server_token import found_token
-from grpo.rollout.samples import is_late, without_tokens
+from grpo.rollout.samples import is_late, refusal, without_tokens
 from grpo.rollout.settings import ServerSettings
 from grpo.types import Ack, Completion, EngineSpec, InFlight, Metrics, Request, Version
 
@@ -70,7 +70,6 @@ class ServerEngine(HttpEngine[_GroupWork]):
         self._mode = _PAUSE_MODES["finish"]
         self.server = Control(spec, self.client, settings)
         self.model = self.server.model or spec.model
-        self.vocab_size, self.max_length = self.server.vocab_size, self.server.max_length
 
     @classmethod
     def from_spec(cls, spec: EngineSpec, settings: ServerSettings) -> ServerEngine:
@@ -117,7 +116,8 @@ class ServerEngine(HttpEngine[_GroupWork]):
         sampling = request.sampling
         if not self.server.gives_tokens and (sampling.top_k or sampling.min_p):
             return "asks for top_k or min_p, which only a vLLM server has"
-        return super()._problem(request)
+        # As the server says now: it may have been restarted with other limits.
+        return refusal(request, self.server.vocab_size, self.server.max_length)
 
     def _enqueue(self, request: Request) -> None:
         # Once a batch: is this the server we left, with our weights?

@@ -24,7 +24,7 @@ from grpo.model import pretrained
 from grpo.model.canary import canary_ids
 from grpo.model.content_hash import content_hash
 from grpo.rollout.base import LocalEngine
-from grpo.rollout.samples import Sample, finished, is_late
+from grpo.rollout.samples import Sample, finished, is_late, put_back
 from grpo.rollout.settings import VllmSettings
 from grpo.rollout.vllm import arguments, compat, lora, readback
 from grpo.rollout.vllm.speculation import Speculation
@@ -141,6 +141,17 @@ class VllmEngine(LocalEngine):
 
     # Weights
 
+    def load_weights(
+        self,
+        weights: Iterable[tuple[str, Tensor]],
+        version: Version,
+        in_flight: InFlight = "finish",
+    ) -> Ack:
+        """As `BaseEngine`; samples carry the version that arrived, whatever was announced."""
+        ack = super().load_weights(weights, version, in_flight)
+        self.version = ack.version
+        return ack
+
     def _settle(self, in_flight: InFlight) -> None:
         self.wake()
         for name, samples in list(self._chunks.items()):
@@ -149,17 +160,11 @@ class VllmEngine(LocalEngine):
             if fresh:
                 # Their prompt may have been read by the old weights.
                 self.llm.abort_request([progress[i][0] for i in fresh], internal=True)
-                self._requeue([samples.pop(i) for i in fresh])
+                put_back(self._queue, [samples.pop(i) for i in fresh])
                 if not samples:
                     del self._chunks[name]
         while in_flight == "finish" and self._chunks:
             self._step()
-
-    def _requeue(self, samples: Sequence[Sample]) -> None:
-        for sample in reversed(samples):
-            sample.job.waiting.appendleft(sample.index)
-            if sample.job not in self._queue:
-                self._queue.appendleft(sample.job)
 
     def _load(self, weights: Iterable[tuple[str, Tensor]], version: Version) -> Ack:
         """Load `weights` (the adapter, where spec.lora_rank > 0) and read them back.

@@ -90,7 +90,8 @@ def rename(model: Any, name: str) -> str:
 def check_complete(model: Any, sent: dict[str, Tensor]) -> None:
     """Refuse a set of weights with tensors missing, unknown or misshaped. Raises WeightsError.
 
-    Shapes of matrices are left to vLLM, which fuses, packs and pads them.
+    Shapes of matrices are left to vLLM, which fuses, packs and pads them, and so is a vector as
+    long as the vocabulary, which it pads too.
     """
     wanted = {part: held for held in residents(model) for part in held.parts}
     came = {rename(model, name): tensor for name, tensor in sent.items()}
@@ -101,7 +102,8 @@ def check_complete(model: Any, sent: dict[str, Tensor]) -> None:
         raise WeightsError(unknown_name("weight", unknown[0], wanted))
     for name, held in wanted.items():
         shape, here = tuple(came[name].shape), tuple(held.tensor.shape)
-        if held.parts == (name,) and len(here) == 1 and here[0] and shape != here:
+        whole = held.parts == (name,) and not hasattr(held.module, "num_embeddings_per_partition")
+        if whole and len(here) == 1 and here[0] and shape != here:
             raise WeightsError(f"weight {name!r} has shape {shape}, the engine's has {here}")
 
 

@@ -20,13 +20,13 @@ from grpo.types import EngineSpec, Request, Sampling
 
 from .contract import EngineContract
 from .remote.fake_server import FakeServer, running
-from .tiny_models import V0, VOCAB, Letters, full_logprobs, run
+from .tiny_models import V0, VOCAB, Pairs, full_logprobs, run
 
 ROWS = 7  # fewer than the contract asks for at a time, so that samples wait
 
 
 def embedded(model: Any, **settings: Any) -> TorchEngine:
-    return TorchEngine(model, Letters(), version=V0, max_rows=ROWS, **settings)
+    return TorchEngine(model, Pairs(), version=V0, max_rows=ROWS, **settings)
 
 
 class TestTorch(EngineContract):
@@ -65,7 +65,7 @@ class TestFake(EngineContract):
                     break
             return ids
 
-        return FakeEngine(play, Letters(), version=V0, batch=2)
+        return FakeEngine(play, Pairs(), version=V0, batch=2)
 
 
 class ThreadWorker:
@@ -170,6 +170,6 @@ class TestServer(EngineContract):
         with running(ModelServer(self.model())) as server:
             spec = EngineSpec(model="tiny", max_length=64, version=V0)
             settings = ServerSettings(url=server.url, timeout=20.0, wait=5.0)
-            engine = ServerEngine(spec, settings, tokenizer=Letters())
+            engine = ServerEngine(spec, settings, tokenizer=Pairs())
             yield engine
             engine.close()

@@ -87,6 +87,13 @@ class Letters:
         return [ord(c) - 96 for c in text]
 
 
+class Pairs(Letters):
+    """Two characters a token, so that a stop string may end within one: token 1 is "aA"."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return "".join(c + c.upper() for c in super().decode(ids, skip_special_tokens))
+
+
 def request(uid: str, ids: list[int], n: int = 1, key: int = 0, **sampling: Any) -> Request:
     deadline = sampling.pop("deadline", None)
     return Request(

@@ -236,6 +236,19 @@ def test_continue_gives_two_segments_and_new_samples_the_new_weights():
     assert got["a", 2].ids.tolist() == fresh["a", 2].ids.tolist()
 
 
+def test_a_sample_whose_prompt_alone_was_read_starts_with_the_new_weights():
+    new = tiny("llama", seed=1)
+    asked = [request("a", [1, 2, 3], n=4, max_tokens=4)]
+    eng = engine(max_rows=2)
+    eng.submit(asked)
+    first = [c for _ in range(3) for c in eng.poll(timeout=0)]
+    assert [c.index for c in first] == [0, 1]  # their rows have just gone to samples 2 and 3
+    eng.load_weights(new.named_parameters(), V1, in_flight="continue")
+    got, fresh = drain(eng), run(engine(new), asked)
+    same(got, {key: fresh[key] for key in (("a", 2), ("a", 3))})
+    assert {s.version for c in got.values() for s in c.segments} == {V1}
+
+
 def test_finish_keeps_started_requests_on_the_old_weights():
     new = tiny("llama", seed=1)
     requests = [request(u, [1, 2, 3], n=3, max_tokens=9, key=i) for i, u in enumerate("ab")]

@@ -317,6 +317,7 @@ def test_a_canceled_uid_may_be_used_again_while_its_old_answer_is_under_way(pool
     pool.submit(requests(1))
     pool.poll(0.05)
     pool.cancel(["r0", "unknown"])
+    assert hall.calls("cancel") == [("worker 1", (["r0~1"],))]  # it need not sample them
     threading.Timer(0.2, gate.set).start()
     other = replace(request("r0", [1, 2], n=2, key=5, eos_ids=(0,)), uid="r0")
     assert texts(pool, [other]) == {"r0": ["f", "ff"]}
@@ -369,6 +370,31 @@ def test_a_worker_that_cannot_load_is_replaced_once(pools):
     again = pools(Hall(Plan(), Plan(load=fail), Plan(load=fail)))
     with pytest.raises(WeightsError, match=r"worker 2 could not load .*38 weights did not arrive"):
         again.load_weights([], V1)
+
+
+def test_an_old_set_that_fails_late_is_not_held_against_its_worker(pools):
+    gate, failed = threading.Event(), []
+
+    def lie_once(engine, ack):
+        if ack.version == V1:
+            return replace(ack, version=replace(V1, hash="other"))
+        gate.set()
+        return ack
+
+    def fail_late(engine, ack):
+        if ack.version == V1:
+            gate.wait(10)
+            failed.append(ack.version)
+            raise WeightsError("38 weights did not arrive")
+        return ack
+
+    hall = Hall(Plan(load=lie_once), Plan(load=fail_late))
+    pool = pools(hall)
+    with pytest.raises(WeightsError, match="worker 1 acknowledged"):
+        pool.load_weights([], V1)
+    assert [m.version for m in pool.load_weights([], V2).members] == [V2, V2]
+    assert failed == [V1]
+    assert pool.take_metrics()["rollout/workers_replaced"] == 0
 
 
 def test_weights_pass_through_publish_once_and_in_flight_is_handed_on(pools):

@@ -46,7 +46,7 @@ def requests(count: int = 3, **sampling: Any) -> list[Request]:
             uid=str(i),
             ids=(2, 3, i),
             n=2,
-            sampling=Sampling(max_tokens=8, eos_ids=(1, 9), **sampling),
+            sampling=Sampling(**{"max_tokens": 8, "eos_ids": (1, 9), **sampling}),
             key=(7, 0, i, 0),
         )
         for i in range(count)
@@ -151,6 +151,16 @@ def test_a_server_that_stays_away_is_named(server: FakeServer) -> None:
     engine.submit(requests(1))
     with pytest.raises(EngineError, match="has been gone for 0 s"):
         engine.poll()
+
+
+def test_the_limits_are_those_of_the_server_that_is_there_now(server: FakeServer) -> None:
+    engine = engine_for(server)
+    long = requests(1, max_tokens=80)
+    with pytest.raises(EngineError, match=r"needs 83 positions .* the engine has 64"):
+        engine.submit(long)
+    server.strange["grpo_hello"] = server.rpc("grpo_hello") | {"instance": "2", "max_length": 128}
+    dict(collect(engine, requests(1)))  # the restart is met here
+    assert sorted(dict(collect(engine, long))) == ["0"]
 
 
 def test_another_runs_weights_are_not_sampled_from(server: FakeServer) -> None:

@@ -304,6 +304,13 @@ def test_continued_tokens_are_those_of_the_new_weights_on_the_old_cache(engine, 
         np.testing.assert_allclose(completion.logprobs, want[key].logprobs, atol=1e-4)
 
 
+def test_samples_carry_the_version_that_arrived(engine):
+    model = moved(4)
+    engine.load_weights(named(model), Version(step=8, hash="announced"))
+    done = run(engine, prompts(1))
+    assert {s.version for c in done.values() for s in c.segments} == {version(model, 8)}
+
+
 def test_the_prefix_cache_is_not_stale_after_an_update(engine):
     long = [request("long", [1 + i % 9 for i in range(40)], n=4, max_tokens=16)]
     run(engine, long)
@@ -407,4 +414,5 @@ class TestContract(EngineContract):
     def engine(self, vllm_engine: Any) -> Any:
         vllm_engine.cancel(list(vllm_engine._active()))
         vllm_engine.load_weights(named(load()), V0)
+        vllm_engine.version = V0  # as if made with it; a load says what arrived
         return vllm_engine

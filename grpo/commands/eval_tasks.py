@@ -24,8 +24,7 @@ from grpo.errors.printable import redacted
 from grpo.evaluation import heldout, tally
 from grpo.evaluation.builtin_tasks import EvalTask, Instructed, find_task, open_task
 from grpo.evaluation.decontaminate import contaminated, training_rows
-from grpo.evaluation.lm_eval import lm_eval_results
-from grpo.evaluation.report import print_results
+from grpo.evaluation.report import lm_eval_results, print_results
 from grpo.model import pretrained
 from grpo.model.compute_types import check_type, chosen
 from grpo.outside.files.durable import write_json

@@ -28,7 +28,7 @@ from grpo.config.schema import (
     SFTStage,
     Teacher,
 )
-from grpo.errors import PluginError, RecipeError, unknown_name
+from grpo.errors import PluginError, RecipeError
 from grpo.method.table import ADVANTAGES
 from grpo.outside.code import plugins
 from grpo.outside.templates.chat_templates import template_text
@@ -177,22 +177,12 @@ def _plugin(
         return f"{path}:{file[1]}"
     if plugins.is_address(spec):
         return spec
-    names = plugins.builtins(kind) if kind in plugins.BUILTINS else {}
     try:
-        if kind == "reward" and spec not in names and spec in ADVANTAGES:
+        if kind == "reward" and spec in ADVANTAGES and spec not in plugins.builtins(kind):
             raise PluginError(f"{spec!r} is no reward; it is set by algorithm.advantage: {spec}")
-        if not names:
-            raise PluginError(
-                f"there is no built-in {kind}, so {spec!r} has to be package.module:attr or "
-                "path/file.py:attr."
-            )
-        if spec not in names:
-            raise PluginError(
-                unknown_name(kind, spec, names)
-                + " Your own: package.module:attr or path/file.py:attr."
-            )
+        found = plugins.find(kind, spec)
         if args is not None:
-            plugins.check_args(kind, spec, names[spec], args)
+            plugins.check_args(kind, spec, found, args)
     except PluginError as error:
         raise RecipeError(f"{field}: {error}") from error
     return spec

@@ -14,7 +14,6 @@ from grpo.config.schema import (
     RejectStage,
     SFTStage,
 )
-from grpo.data import SOURCES
 from grpo.data.source import DemonstrationSource, Split
 from grpo.errors import DataError, at
 from grpo.evaluation.decontaminate import check_evaluation
@@ -23,8 +22,7 @@ from grpo.outside.code import plugins
 from grpo.rewards.language import LanguageConsistency
 from grpo.stages.preflight.needed import check_columns, size_of, task_at
 from grpo.stages.preflight.paths import HUB, PUBLISHED, is_rows_file
-from grpo.stages.preflight.plugs import Pieces
-from grpo.stages.preflight.scorers import all_rewards
+from grpo.stages.preflight.plugs import Pieces, all_rewards
 from grpo.stages.supervised_rows import read_rows
 from grpo.types import TaskSource
 
@@ -82,7 +80,7 @@ def open_source(source: str, args: Mapping[str, Any], where: str, hub: bool) -> 
             return None
         args = {**args, "parts": here}
     with at(f"{where}data"):
-        return plugins.load("source", source, SOURCES, args)
+        return plugins.load("source", source, args)
 
 
 def needs_hub(source: str, args: Mapping[str, Any]) -> bool:

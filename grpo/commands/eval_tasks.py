@@ -36,8 +36,8 @@ from grpo.rundir.run_folder import model_path
 from grpo.stages.bars import bar
 from grpo.stages.endings import sampling_of, vocab_size
 from grpo.stages.eval import model_names
-from grpo.stages.preflight import scorers
 from grpo.stages.preflight.needed import check_columns
+from grpo.stages.preflight.plugs import named_rewards
 from grpo.stages.remote_rewards import reward_set
 from grpo.stages.wiring import load_engine
 from grpo.types import EngineSpec, Prompt, Sampling, TaskSource
@@ -169,7 +169,7 @@ def _check(asked: Asked, tasks: Mapping[str, EvalTask]) -> None:
 def _open(name: str, task: EvalTask, asked: Asked) -> TaskSource:
     try:
         source = open_task(task)
-        check_columns(source, "heldout", scorers.rewards(task.rewards, "rewards"), f"task {name}")
+        check_columns(source, "heldout", named_rewards(task.rewards, "rewards"), f"task {name}")
         return source
     except DataError as error:
         if name in asked.data or task.file_args is None:

@@ -96,14 +96,14 @@ def all_rewards(stage: AnyStage, where: str) -> dict[str, list[Named]]:
     """split -> the rewards that judge its tasks, as `grpo.stages.preflight.needed` takes them."""
     if isinstance(stage, PretrainStage | SFTStage):
         return {}
-    mine = _rewards(stage.rewards, f"{where}rewards")
+    mine = named_rewards(stage.rewards, f"{where}rewards")
     if isinstance(stage, RLStage):
-        own = _rewards(stage.eval.rewards, f"{where}eval.rewards")
+        own = named_rewards(stage.eval.rewards, f"{where}eval.rewards")
         return {"train": mine, "heldout": own or mine}
     return {"heldout": mine} if isinstance(stage, EvalStage) else {"train": mine}
 
 
-def _rewards(specs: Sequence[RewardSpec], setting: str) -> list[Named]:
+def named_rewards(specs: Sequence[RewardSpec], setting: str) -> list[Named]:
     """(name in messages, reward) of each reward. A user's class is not made, but given as it is."""
     found: list[Named] = []
     for index, spec in enumerate(specs):

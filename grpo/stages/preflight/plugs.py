@@ -12,16 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from grpo.config.schema import (
-    AnyStage,
-    DistillStage,
-    EvalStage,
-    Plugin,
-    PretrainStage,
-    RewardSpec,
-    RLStage,
-    SFTStage,
-)
+from grpo.config import schema
 from grpo.errors import PluginError, RecipeError, at
 from grpo.method.table import find_advantage, find_objective, given_to
 from grpo.outside.code import plugins
@@ -45,27 +36,27 @@ class Pieces:
     rows: Mapping[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
 
 
-def check_plugins(stage: AnyStage, where: str) -> None:
+def check_plugins(stage: schema.AnyStage, where: str) -> None:
     """Refuse plug-ins that cannot be found, or called as they will be. Raises PluginError."""
-    if isinstance(stage, SFTStage):
+    if isinstance(stage, schema.SFTStage):
         return
     source, args = stage.data.source, stage.data.args
     _check("source", f"{where}data.source", source, args)
-    if isinstance(stage, PretrainStage):
+    if isinstance(stage, schema.PretrainStage):
         return
     all_rewards(stage, where)
-    if isinstance(stage, EvalStage):
+    if isinstance(stage, schema.EvalStage):
         _check("engine", f"{where}engine", stage.engine, {"spec": None})
         return
     engine = {**stage.rollout.engine_args, "spec": None}
-    if not (isinstance(stage, DistillStage) and stage.teacher.is_endpoint):
+    if not (isinstance(stage, schema.DistillStage) and stage.teacher.is_endpoint):
         _check("engine", f"{where}rollout.engine", stage.rollout.engine, engine)
         _check_engine_args(stage.rollout.engine, stage.rollout.engine_args, f"{where}rollout")
-    if isinstance(stage, RLStage):
+    if isinstance(stage, schema.RLStage):
         _check_method(stage, where)
 
 
-def _check_method(stage: RLStage, where: str) -> None:
+def _check_method(stage: schema.RLStage, where: str) -> None:
     """Advantage, objective, curriculum and callbacks of an rl stage."""
 
     algorithm = stage.algorithm
@@ -92,18 +83,18 @@ def _check_method(stage: RLStage, where: str) -> None:
                 _takes("callback", callback.name, found, ("step",))
 
 
-def all_rewards(stage: AnyStage, where: str) -> dict[str, list[Named]]:
+def all_rewards(stage: schema.AnyStage, where: str) -> dict[str, list[Named]]:
     """split -> the rewards that judge its tasks, as `grpo.stages.preflight.needed` takes them."""
-    if isinstance(stage, PretrainStage | SFTStage):
+    if isinstance(stage, schema.PretrainStage | schema.SFTStage):
         return {}
     mine = named_rewards(stage.rewards, f"{where}rewards")
-    if isinstance(stage, RLStage):
+    if isinstance(stage, schema.RLStage):
         own = named_rewards(stage.eval.rewards, f"{where}eval.rewards")
         return {"train": mine, "heldout": own or mine}
-    return {"heldout": mine} if isinstance(stage, EvalStage) else {"train": mine}
+    return {"heldout": mine} if isinstance(stage, schema.EvalStage) else {"train": mine}
 
 
-def named_rewards(specs: Sequence[RewardSpec], setting: str) -> list[Named]:
+def named_rewards(specs: Sequence[schema.RewardSpec], setting: str) -> list[Named]:
     """(name in messages, reward) of each reward. A user's class is not made, but given as it is."""
     found: list[Named] = []
     for index, spec in enumerate(specs):
@@ -119,7 +110,7 @@ def named_rewards(specs: Sequence[RewardSpec], setting: str) -> list[Named]:
     return found
 
 
-def _bound(kind: str, plugin: Plugin) -> Any:
+def _bound(kind: str, plugin: schema.Plugin) -> Any:
     """As `plugins.load` of a user's function, and a class not yet made; arguments are checked."""
     found = plugins.find(kind, plugin.name)
     made = inspect.isclass(found)

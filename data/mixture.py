@@ -22,7 +22,7 @@ from typing import Any
 from grpo.data.prompts import SAMPLING_COLUMN
 from grpo.data.source import DemonstrationSource, Split, check_index, is_number, permuted
 from grpo.errors import DataError, unknown_name
-from grpo.outside.code.plugins import builtins, load
+from grpo.outside.code.plugins import load
 from grpo.types import Sampling, Task, TaskSource
 
 # The settings of sampling that a task may have in SAMPLING_COLUMN.
@@ -178,7 +178,7 @@ def _part(index: int, entry: Mapping[str, Any]) -> Part:
     if not is_number(weight) or not 0 < weight < float("inf"):
         raise DataError(f"{where}.weight = {weight!r} has to be a number above 0")
     sampling = _sampling(where, {key: entry[key] for key in SAMPLING_KEYS if key in entry})
-    made = load("source", source, builtins("source"), dict(entry.get("args") or {}))
+    made = load("source", source, entry.get("args"))
     columns = {"task": name, **({SAMPLING_COLUMN: sampling} if sampling else {})}
     return Part(name=name, source=made, weight=float(weight), columns=columns)
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from grpo.errors import RewardError
-from grpo.outside.code.plugins import builtins, load
+from grpo.outside.code.plugins import load
 from grpo.rewards.calling import invoke
 from grpo.types import Score, Task
 
@@ -43,8 +43,8 @@ class Gate:
         threshold: float = 1.0,
     ) -> None:
         self.names = (reward, verifier)
-        self.reward = load("reward", reward, builtins("reward"), dict(reward_args or {}))
-        self.verifier = load("reward", verifier, builtins("reward"), dict(verifier_args or {}))
+        self.reward = load("reward", reward, reward_args)
+        self.verifier = load("reward", verifier, verifier_args)
         self.threshold = threshold
 
     @property

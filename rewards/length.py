@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from grpo.errors import PluginError
-from grpo.outside.code.plugins import builtins, load
+from grpo.outside.code.plugins import load
 from grpo.rewards.verifier import GradedReward, VerifierReward
 from grpo.types import Score, Task
 
@@ -37,7 +37,7 @@ class CosineLength(GradedReward):
     ) -> None:
         if max_length < 1 or len(correct) != 2 or len(wrong) != 2:
             raise PluginError("length_cosine: max_length >= 1; correct and wrong are [low, high]")
-        self.verifier = load("reward", verifier, builtins("reward"), dict(verifier_args or {}))
+        self.verifier = load("reward", verifier, verifier_args)
         if not isinstance(self.verifier, VerifierReward):
             raise PluginError(f"length_cosine: {verifier!r} does not judge answers one by one")
         self.max_length = max_length

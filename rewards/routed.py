@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from grpo.errors import PluginError, RewardError, unknown_name
-from grpo.outside.code.plugins import builtins, load
+from grpo.outside.code.plugins import load
 from grpo.rewards.combine import called, close_all
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.verifier import NOT_COLUMNS, Scored, text_of
@@ -166,7 +166,7 @@ def _route(value: str, given: Any) -> _Route:
         first = entry.get("from_step", 0)
         if type(first) is not int or first < 0:
             raise PluginError(f"{where}: from_step = {first!r} has to be a whole number")
-        reward = load("reward", name, builtins("reward"), dict(entry.get("args") or {}))
+        reward = load("reward", name, entry.get("args"))
         rewards.append((label, reward, float(entry.get("weight", 1.0))))
         from_step[label] = first
     if not rewards:

@@ -51,10 +51,10 @@ def score_file(
         from grpo.outside.code.plugins import find, load
 
         args = dict(args or {})
-        factory = find("reward", reward, rewards.REWARDS)
+        factory = find("reward", reward)
         if reward in rewards.REWARDS and "workers" in inspect.signature(factory).parameters:
             args.setdefault("workers", workers)
-        name, scorer = reward, load("reward", reward, rewards.REWARDS, args)
+        name, scorer = reward, load("reward", reward, args)
     else:
         name, scorer = getattr(reward, "__name__", type(reward).__name__), reward
     try:

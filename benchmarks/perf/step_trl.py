@@ -10,7 +10,6 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
 from grpo.outside.code import plugins
 from perf.reward import coin
@@ -113,7 +112,7 @@ def prompt_texts(stage: Any) -> list[str]:
     """The recipe's first training prompts as text."""
     from transformers import AutoTokenizer
 
-    source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
+    source = plugins.load("source", stage.data.source, stage.data.args)
     tokenizer = AutoTokenizer.from_pretrained(stage.model.path)
     template = PromptTemplate(
         stage.data.template,

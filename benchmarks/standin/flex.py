@@ -70,7 +70,7 @@ def compiled() -> dict[str, str]:
     import torch._inductor.config
 
     from grpo.attention.flex import attend_in_blocks, make_blocks
-    from grpo.attention.packs import Pack
+    from grpo.attention.layout import Pack
 
     torch._inductor.config.force_disable_caches = True
     device = torch.device("cuda")

@@ -28,7 +28,7 @@ from grpo.model.devices import NO_COMPILER, Choices, choices
 from grpo.model.transfer import to_device
 
 if TYPE_CHECKING:
-    from grpo.attention.packs import Pack
+    from grpo.attention.layout import Pack
 
 BLOCK = 128  # FlexAttention's own default; its kernels' tiles divide it
 TYPES = (torch.float32, torch.bfloat16, torch.float16)

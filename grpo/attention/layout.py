@@ -23,12 +23,20 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from grpo.attention.flex import make_blocks
-from grpo.attention.packs import Pack
 from grpo.model.devices import Choices, choices
 from grpo.model.transfer import to_device
 
 Members = list[tuple[np.ndarray, np.ndarray]]  # places of queries and of the keys they attend to
 SLACK = 0.75  # completions shorter than this part of a batch's longest go into another batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pack:
+    """A prompt and the completions that share it, side by side in a flat row."""
+
+    start: int  # where the prompt begins
+    prompt: int  # its length
+    completions: tuple[tuple[int, int], ...]  # (start, length) of each
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from grpo.commands import cheaper, out_of_memory
+from grpo.commands import out_of_memory
 from grpo.commands.options import check_evaluated, check_form, given
 from grpo.config import config
 from grpo.config.schema import Recipe
@@ -32,7 +32,7 @@ def _heldout(arguments: Namespace) -> None:
     less: list[str] = []
     for stage in [stage for stage in recipe.stages if stage.kind == "rl"][-1:]:
         check_evaluated(arguments.overrides, names, stage.name, bool(stage.eval.rewards))
-        less = cheaper.of_evaluation(stage, len(names) > 1)
+        less = out_of_memory.of_evaluation(stage, len(names) > 1)
     from grpo.commands.eval_recipe import evaluate_model  # imports torch
 
     with out_of_memory.explained_by(*less):
@@ -71,7 +71,7 @@ def _tasks(arguments: Namespace) -> None:
         asked["templates"] = asked.pop("template")
     ask = Asked(**asked)
     args = dict(ask.engine_args)
-    less = cheaper.of_tasks(ask.engine, args, ask.max_tokens or 0, ask.dtype)
+    less = out_of_memory.of_tasks(ask.engine, args, ask.max_tokens or 0, ask.dtype)
     with out_of_memory.explained_by(*less):
         evaluate_tasks(model, ask)
 

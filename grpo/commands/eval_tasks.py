@@ -24,8 +24,7 @@ from grpo.errors.printable import redacted
 from grpo.evaluation import heldout, tally
 from grpo.evaluation.builtin_tasks import EvalTask, Instructed, find_task, open_task
 from grpo.evaluation.decontaminate import contaminated, training_rows
-from grpo.evaluation.lm_eval import lm_eval_results
-from grpo.evaluation.report import print_results
+from grpo.evaluation.report import lm_eval_results, print_results
 from grpo.model import pretrained
 from grpo.model.compute_types import check_type, chosen
 from grpo.outside.files.durable import write_json
@@ -37,8 +36,8 @@ from grpo.rundir.run_folder import model_path
 from grpo.stages.bars import bar
 from grpo.stages.endings import sampling_of, vocab_size
 from grpo.stages.eval import model_names
-from grpo.stages.preflight import scorers
 from grpo.stages.preflight.needed import check_columns
+from grpo.stages.preflight.plugs import named_rewards
 from grpo.stages.remote_rewards import reward_set
 from grpo.stages.wiring import load_engine
 from grpo.types import EngineSpec, Prompt, Sampling, TaskSource
@@ -170,7 +169,7 @@ def _check(asked: Asked, tasks: Mapping[str, EvalTask]) -> None:
 def _open(name: str, task: EvalTask, asked: Asked) -> TaskSource:
     try:
         source = open_task(task)
-        check_columns(source, "heldout", scorers.rewards(task.rewards, "rewards"), f"task {name}")
+        check_columns(source, "heldout", named_rewards(task.rewards, "rewards"), f"task {name}")
         return source
     except DataError as error:
         if name in asked.data or task.file_args is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib.resources
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -83,6 +83,19 @@ def from_dict(
 def resolved(recipe: Recipe) -> Tree:
     """Every setting of `recipe`, defaults included, as plain data for resolved.json."""
     return recipe.model_dump(mode="json")
+
+
+def texts(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted setting, text) of every text in plain data of settings."""
+    if isinstance(tree, str):
+        yield name, tree
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(tree, dict):
+        items = cast(dict[Any, Any], tree).items()
+    elif isinstance(tree, list):
+        items = enumerate(cast(list[Any], tree))
+    for key, value in items:
+        yield from texts(value, f"{name}.{key}" if name else str(key))
 
 
 def parse_args(pairs: Sequence[str]) -> Tree:

@@ -7,28 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from grpo.config.schema import (
-    REFERENCE,
-    SLM,
-    Algorithm,
-    AnyStage,
-    Data,
-    DistillStage,
-    Eval,
-    EvalStage,
-    Filter,
-    Model,
-    PretrainData,
-    PretrainStage,
-    RejectStage,
-    RewardSpec,
-    RLStage,
-    Rollout,
-    SFTData,
-    SFTStage,
-    Teacher,
-)
-from grpo.errors import PluginError, RecipeError, unknown_name
+from grpo.config import schema
+from grpo.errors import PluginError, RecipeError
 from grpo.method.table import ADVANTAGES
 from grpo.outside.code import plugins
 from grpo.outside.templates.chat_templates import template_text
@@ -36,7 +16,7 @@ from grpo.outside.templates.chat_templates import template_text
 Tree = dict[str, Any]
 
 
-def locate(stage: AnyStage, folder: Path | None, many: bool) -> Any:
+def locate(stage: schema.AnyStage, folder: Path | None, many: bool) -> Any:
     """Absolute paths for local files, and plug-in names checked; the stage otherwise unchanged.
 
     folder: of the recipe, where its files are looked for too; many: whether messages name the
@@ -49,17 +29,17 @@ def locate(stage: AnyStage, folder: Path | None, many: bool) -> Any:
         section = _section(given, f"{where}{name}", folder)
         if section is not given:
             found[name] = section
-    if isinstance(stage, EvalStage):
+    if isinstance(stage, schema.EvalStage):
         models = [_path(f"{where}models", path, folder) for path in stage.models]
         found["models"] = tuple(models)
         if stage.baseline:
             found["baseline"] = models[stage.models.index(stage.baseline)]
         found["engine"] = _plugin("engine", f"{where}engine", stage.engine, folder)
-    if isinstance(stage, DistillStage | RejectStage):
+    if isinstance(stage, schema.DistillStage | schema.RejectStage):
         _check_length(stage.rollout.max_completion_length, f"{where}rollout.max_completion_length")
-    if not isinstance(stage, PretrainStage | SFTStage):
+    if not isinstance(stage, schema.PretrainStage | schema.SFTStage):
         found["rewards"] = _rewards(stage.rewards, f"{where}rewards", folder)
-    if isinstance(stage, RLStage):
+    if isinstance(stage, schema.RLStage):
         found["callbacks"] = tuple(
             _copy(c, name=_plugin("callback", f"{where}callbacks.{i}.name", c.name, folder))
             for i, c in enumerate(stage.callbacks)
@@ -78,30 +58,30 @@ def locate(stage: AnyStage, folder: Path | None, many: bool) -> Any:
 def _section(section: Any, field: str, folder: Path | None) -> Any:
     """One section of a stage with its files and plug-ins found; any other value as it is."""
     match section:
-        case Data() | PretrainData():
+        case schema.Data() | schema.PretrainData():
             spec, args = section.source, section.args
             source = _plugin("source", f"{field}.source", spec, folder, args)
             found = _copy(section, source=source, args=_data_args(args, folder))
-        case SFTData():
+        case schema.SFTData():
             mix = {
                 _path(f"{field}.mix", path, folder): share for path, share in section.mix.items()
             }
             found = _copy(section, path=_path(f"{field}.path", section.path, folder), mix=mix)
-        case Model() | Teacher():
+        case schema.Model() | schema.Teacher():
             return _copy(section, path=_path(f"{field}.path", section.path, folder))
-        case Rollout():
+        case schema.Rollout():
             return _copy(
                 section, engine=_plugin("engine", f"{field}.engine", section.engine, folder)
             )
-        case Filter():
+        case schema.Filter():
             names = [_file(name, folder) or name for name in section.decontaminate]
             return _copy(section, decontaminate=tuple(map(str, names)))
-        case Eval():
+        case schema.Eval():
             return _copy(section, rewards=_rewards(section.rewards, f"{field}.rewards", folder))
-        case SLM():
+        case schema.SLM():
             reference = section.reference and _path(f"{field}.reference", section.reference, folder)
             return _copy(section, reference=reference)
-        case Algorithm():
+        case schema.Algorithm():
             loss, advantage = section.loss_type, section.advantage
             return _copy(
                 section,
@@ -130,7 +110,7 @@ def _copy(section: Any, **update: Any) -> Any:
 
 def _path(field: str, path: str, folder: Path | None) -> str:
     """An absolute local path; hub ids, addresses and stage:NAME as they are. Raises RecipeError."""
-    if path.startswith((REFERENCE, "http://", "https://")):
+    if path.startswith((schema.REFERENCE, "http://", "https://")):
         return path
     local = _file(path, folder)
     if local is None and (path.startswith((".", "/", "~", "assets/")) or path.count("/") > 1):
@@ -139,9 +119,9 @@ def _path(field: str, path: str, folder: Path | None) -> str:
 
 
 def _rewards(
-    specs: Sequence[RewardSpec], where: str, folder: Path | None
-) -> tuple[RewardSpec, ...]:
-    found: list[RewardSpec] = []
+    specs: Sequence[schema.RewardSpec], where: str, folder: Path | None
+) -> tuple[schema.RewardSpec, ...]:
+    found: list[schema.RewardSpec] = []
     for i, spec in enumerate(specs):
         name = _plugin("reward", f"{where}.{i}", spec.name, folder, spec.args)
         args = _reward_args(f"{where}.{i}.args", _data_args(spec.args, folder), folder)
@@ -177,22 +157,12 @@ def _plugin(
         return f"{path}:{file[1]}"
     if plugins.is_address(spec):
         return spec
-    names = plugins.builtins(kind) if kind in plugins.BUILTINS else {}
     try:
-        if kind == "reward" and spec not in names and spec in ADVANTAGES:
+        if kind == "reward" and spec in ADVANTAGES and spec not in plugins.builtins(kind):
             raise PluginError(f"{spec!r} is no reward; it is set by algorithm.advantage: {spec}")
-        if not names:
-            raise PluginError(
-                f"there is no built-in {kind}, so {spec!r} has to be package.module:attr or "
-                "path/file.py:attr."
-            )
-        if spec not in names:
-            raise PluginError(
-                unknown_name(kind, spec, names)
-                + " Your own: package.module:attr or path/file.py:attr."
-            )
+        found = plugins.find(kind, spec)
         if args is not None:
-            plugins.check_args(kind, spec, names[spec], args)
+            plugins.check_args(kind, spec, found, args)
     except PluginError as error:
         raise RecipeError(f"{field}: {error}") from error
     return spec

@@ -3,7 +3,7 @@
     heldout                       asks the policy with the engine that trains it
     builtin_tasks                 the tasks of `grpo eval --tasks`, a row each
     statistics, tally, behaviors  pass@k and intervals; sums by reward; words of reflection
-    figures, report, lm_eval      results in words, on a screen, in lm-eval's layout
+    figures, report               results in words; in tables and in lm-eval's layout
     screen, decontaminate         which completions and rows a `reject` stage keeps
 
 The verifiers are in `rewards/`, the verb in `grpo/commands/eval.py`, its stage in

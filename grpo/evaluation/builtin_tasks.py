@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grpo.config.schema import RewardSpec
-from grpo.data import SOURCES
 from grpo.data.jsonl import read_jsonl
 from grpo.errors import RecipeError, unknown_name
 from grpo.outside.code import plugins
@@ -145,4 +144,4 @@ def find_task(name: str, file: str | None) -> EvalTask:
 
 def open_task(task: EvalTask) -> TaskSource:
     """The task's source, its data read. Raises DataError where it cannot be."""
-    return plugins.load("source", task.source, SOURCES, task.args)
+    return plugins.load("source", task.source, task.args)

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo.config.schema import Data
-from grpo.data import SOURCES
 from grpo.data.jsonl import read_jsonl
 from grpo.errors import DataError, PluginError, RecipeError
 from grpo.outside.code import plugins
@@ -133,7 +132,7 @@ def _rows(name: str, data: Data) -> Iterator[list[str]]:
         return
     try:
         args = data.args if name == data.source else {}
-        source: TaskSource = plugins.load("source", name, SOURCES, args)
+        source: TaskSource = plugins.load("source", name, args)
     except DataError as error:  # it is a source, and has no rows to give
         raise DataError(f"filter.decontaminate = {name!r}: {error}") from error
     except (PluginError, RecipeError) as error:

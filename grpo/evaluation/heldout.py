@@ -7,7 +7,6 @@ sample by sample.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from grpo.data.prompts import PromptTemplate
 from grpo.data.source import stable_hash
 from grpo.errors import DataError
 from grpo.evaluation.tally import figures
-from grpo.outside.files.durable import opener
-from grpo.outside.files.lines import from_lines, to_line
+from grpo.outside.files import durable
+from grpo.outside.files.lines import from_lines
 from grpo.rewards.combine import UNUSABLE
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.collect import collect
@@ -63,10 +62,7 @@ class HeldOut:
                 progress(before + len(answered), 2 * total)
             lines += [line for place in sorted(answered) for line in answered[place]]
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".tmp")
-        with open(aside, "w", encoding="utf-8", newline="\n", opener=opener) as file:
-            file.write("".join(map(to_line, lines)))
-        os.replace(aside, path)
+        durable.write_lines(path, lines)
         return figures(lines, [name for name, _, _ in self.rewards.rewards], self.seed)
 
     def _ask(

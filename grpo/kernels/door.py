@@ -53,6 +53,11 @@ class Source:
             self._library = library
         return self._kernels[dtype]
 
+    def tiles(self) -> Kernels | None:
+        """The functions for bfloat16 on the processor's matrix tiles; None where it has none."""
+        found = self.load(torch.bfloat16)
+        return found if found is not None and found.has_tiles else None
+
 
 class Kernels:
     """The functions of a compiled file for one type of numbers, called by name.

@@ -159,7 +159,7 @@ def weight_gradient(
     rows, outputs = of_out.shape
     narrow = of_out.dtype is torch.bfloat16 and of_out.is_cpu
     if narrow and dtype is torch.float32 and outputs % 32 == 0 and x.shape[1] % 32 == 0:
-        tiles = _tiles()
+        tiles = TILED_SOURCE.tiles()
         if tiles is not None:
             inputs = x.shape[1]
             sums = total
@@ -191,11 +191,6 @@ def weight_gradient(
         # in float32 what is added: sums of two types take four times as long
         place.copy_(product) if total is None else place.add_(product.to(dtype))
     return sums
-
-
-def _tiles() -> Kernels | None:
-    found = TILED_SOURCE.load(torch.bfloat16)
-    return found if found is not None and found.has_tiles else None
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -20,14 +20,9 @@ _PLAIN, _SUM, _GATED = range(3)
 SOURCE = Source(Path(__file__).with_name("matmul.cpp"), lay_weight="PPNN", multiply="PPPPPFPNNNN")
 
 
-def _compiled() -> Kernels | None:
-    found = SOURCE.load(_TYPE)
-    return found if found is not None and found.has_tiles else None
-
-
 def has_tiles() -> bool:
     """Whether this machine can do it: a processor with tiles, and a compiler that knows them."""
-    return _compiled() is not None
+    return SOURCE.tiles() is not None
 
 
 def fits(outputs: int, size: int) -> bool:
@@ -90,7 +85,7 @@ def multiply(
 
 
 def _needed() -> Kernels:
-    compiled = _compiled()
+    compiled = SOURCE.tiles()
     if compiled is None:
         raise NotImplementedError("this machine has no matrix tiles")
     return compiled

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from grpo.attention.interface import IMPLEMENTATION
-from grpo.attention.layout import Layout, make_layout
-from grpo.attention.packs import Pack
+from grpo.attention.layout import Layout, Pack, make_layout
 from grpo.learner.head import Transform, check_head, output_head, token_logprobs, token_surprise
 from grpo.learner.packing import Placed
 from grpo.method.repeated import rows_at

@@ -33,9 +33,8 @@ from torch import Tensor, nn
 
 from grpo.errors import LearnerError
 from grpo.learner import state
-from grpo.learner.export import agreed_hash, named_weights
 from grpo.learner.forward import Policy, can_share_prompts, check_model
-from grpo.learner.optimizers import check_sharding, learning_rate
+from grpo.learner.optimizers import check_sharding, learning_rate, make_optimizer
 from grpo.learner.packing import (
     MicroBatch,
     Placed,
@@ -49,7 +48,6 @@ from grpo.learner.policy import (
     checkpoint_activations,
     frozen_copy,
     load_trained,
-    optimizer_of,
     trained_parameters,
 )
 from grpo.learner.saved import save_policy
@@ -60,6 +58,7 @@ from grpo.method.losses import Clip, LossInputs, loss_of
 from grpo.method.table import find_objective
 from grpo.model import ranks
 from grpo.model.casts import autocast_off, casts_kept
+from grpo.model.content_hash import content_hash
 from grpo.model.transfer import to_device, to_host
 from grpo.types import Metrics, Row, Sampling, Version
 
@@ -138,7 +137,7 @@ class TorchLearner:
             truncation=truncation,
         )
         self.trained = trained_parameters(self.model, has_adapter=bool(lora_rank))
-        self.optimizer = optimizer_of(self.model, config, self.device)
+        self.optimizer = make_optimizer(self.model, config, self.device)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.compute_dtype is torch.float16
         )
@@ -288,7 +287,8 @@ class TorchLearner:
 
         Of an adapter, its own tensors only. Sharded ones are gathered one at a time.
         """
-        return named_weights(self.trained, self.engine_dtype)
+        for name, parameter in self.trained.items():
+            yield name, ranks.whole(parameter).detach().to(self.engine_dtype)
 
     def version(self) -> Version:
         """Optimizer steps taken, and the hash of what `weights` gives now.
@@ -296,8 +296,12 @@ class TorchLearner:
         Raises LearnerError where the ranks hold different weights.
         """
         if self._version is None:
-            found = agreed_hash(self.trained, self.engine_dtype, self.ranks, self.steps)
-            self._version = Version(step=self.updates, hash=found)
+            found = self.gather([content_hash(self.weights())])
+            if len(set(found)) > 1:
+                raise LearnerError(
+                    f"after step {self.steps} the learner ranks hold different weights: {found}"
+                )
+            self._version = Version(step=self.updates, hash=found[0])
         return self._version
 
     def canary(self) -> float:
@@ -323,20 +327,9 @@ class TorchLearner:
         The files do not depend on the number of ranks, nor on how they share the weights.
         """
         self.save_model(path)
-        moments = state.moments(self.trained, self.optimizer)
-        reference = state.whole_weights(self.refreshed)
-        self.ranks.on_first(
-            lambda: state.save(path, moments, reference, self.scaler, self.steps, self.updates)
-        )
+        state.save(path, self)
 
     def load(self, path: str) -> None:
         """The state `save` wrote; training goes on bit for bit. Raises RunError."""
-        self.steps, self.updates = state.load(
-            path,
-            self.trained,
-            self.refreshed,
-            self.optimizer,
-            self.scaler,
-            has_adapter=bool(self.lora_rank),
-        )
+        state.load(path, self)
         self._version = None

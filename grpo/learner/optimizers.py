@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from grpo.errors import RecipeError
+from grpo.model.devices import choices
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from grpo.config.schema import Learner as LearnerConfig
 
 # 8 bits: moments in blocks of 256 with a scale each (Dettmers et al. 2022, 2110.02861); tensors of
@@ -26,26 +29,29 @@ BITSANDBYTES = {
 
 
 def make_optimizer(
-    name: str,
-    groups: list[dict[str, Any]],
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    fused: bool,
+    model: PreTrainedModel, config: LearnerConfig, device: torch.device
 ) -> torch.optim.Optimizer:
-    """The optimizer `learner.optim` names, over parameter groups with their own weight decay.
+    """The optimizer `learner.optim` names, over what is trained: matrices decay, the rest does not.
 
     Raises RecipeError where bitsandbytes is not installed.
     """
-    if name not in BITSANDBYTES:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    lr, betas = config.learning_rate, config.adam_betas
+    if config.optim not in BITSANDBYTES:
+        fused = choices(device).fused_optimizer
         return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)
     try:
         found = importlib.import_module("bitsandbytes").optim
     except ImportError as error:
         raise RecipeError(
-            f"learner.optim = {name!r} needs bitsandbytes: pip install 'grpo-toolkit[quantize]'"
+            f"learner.optim = {config.optim!r} needs bitsandbytes: "
+            "pip install 'grpo-toolkit[quantize]'"
         ) from error
-    return getattr(found, BITSANDBYTES[name])(groups, lr=lr, betas=betas)
+    return getattr(found, BITSANDBYTES[config.optim])(groups, lr=lr, betas=betas)
 
 
 def check_sharding(quantization: str, optim: str) -> None:

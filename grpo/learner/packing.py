@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from grpo.attention.layout import Layout, make_layout
-from grpo.attention.packs import Pack
+from grpo.attention.layout import Layout, Pack, make_layout
 from grpo.model.transfer import to_device
 from grpo.types import Row
 

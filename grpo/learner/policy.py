@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from grpo.errors import RecipeError
 from grpo.learner.forward import disable_dropout
 from grpo.learner.layers import fuse_layers
-from grpo.learner.optimizers import make_optimizer
 from grpo.model.adapter import adapter_parameters, add_adapter, check_peft, merged
 from grpo.model.devices import Choices, choices
 from grpo.model.pretrained import load_model
@@ -21,8 +20,6 @@ from grpo.model.ranks import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from grpo.config.schema import Learner as LearnerConfig
 
 
 def load_policy(
@@ -142,28 +139,6 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.training = True
-
-
-def parameter_groups(model: PreTrainedModel, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; norms and biases do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def optimizer_of(
-    model: PreTrainedModel, config: LearnerConfig, device: torch.device
-) -> torch.optim.Optimizer:
-    """The optimizer of what is trained, as the settings have it."""
-    return make_optimizer(
-        config.optim,
-        parameter_groups(model, config.weight_decay),
-        lr=config.learning_rate,
-        betas=config.adam_betas,
-        fused=choices(device).fused_optimizer,
-    )
 
 
 def full_state(

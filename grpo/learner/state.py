@@ -11,32 +11,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from grpo.errors import RunError
 from grpo.learner.saved import load_saved
 from grpo.model.adapter import WEIGHTS as ADAPTER
 from grpo.model.ranks import laid_out_as, whole
 
-
-def moments(trained: Mapping[str, nn.Parameter], optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state of every parameter by name, whole and on the CPU (collective)."""
-    found = {
-        f"{key}.{name}": _tensor(value).detach().cpu().contiguous()
-        for name, parameter in trained.items()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-    # bitsandbytes' tables are one tensor for all parameters, which a file may hold only once.
-    return {n: t.clone() if n.startswith("qmap") else t for n, t in found.items()}
-
-
-def whole_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The parameters by name, whole and on the CPU (collective)."""
-    return {name: whole(p).detach().cpu().contiguous() for name, p in parameters.items()}
+if TYPE_CHECKING:
+    from grpo.learner.learner import TorchLearner
 
 
 @torch.no_grad()
@@ -46,45 +33,45 @@ def copy(policy: Mapping[str, nn.Parameter], reference: Mapping[str, nn.Paramete
         parameter.copy_(policy[name])
 
 
-def save(
-    path: str,
-    moments: dict[str, Tensor],
-    reference: dict[str, Tensor],
-    scaler: torch.amp.GradScaler,
-    steps: int,
-    updates: int,
-) -> None:
-    """Write the state beside the model in the folder `path`."""
-    folder = Path(path)
-    save_file(moments, folder / "optimizer.safetensors")
-    if reference:
-        save_file(reference, folder / "reference.safetensors")
-    generators = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        generators["cuda"] = torch.cuda.get_rng_state()
-    save_file(generators, folder / "rng.safetensors")
-    state = {"steps": steps, "updates": updates, "scaler": scaler.state_dict()}
-    (folder / "learner.json").write_text(json.dumps(state), encoding="utf-8")
+def save(path: str, learner: TorchLearner) -> None:
+    """Write the state beside the model in the folder `path` (collective)."""
+    held = learner.optimizer.state
+    moments = {
+        f"{key}.{name}": _tensor(value).detach().cpu().contiguous()
+        for name, parameter in learner.trained.items()
+        for key, value in held.get(parameter, {}).items()
+    }
+    # bitsandbytes' tables are one tensor for all parameters, which a file may hold only once.
+    moments = {n: t.clone() if n.startswith("qmap") else t for n, t in moments.items()}
+    reference = {n: whole(p).detach().cpu().contiguous() for n, p in learner.refreshed.items()}
+
+    def write() -> None:
+        folder = Path(path)
+        save_file(moments, folder / "optimizer.safetensors")
+        if reference:
+            save_file(reference, folder / "reference.safetensors")
+        generators = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            generators["cuda"] = torch.cuda.get_rng_state()
+        save_file(generators, folder / "rng.safetensors")
+        counts = {"steps": learner.steps, "updates": learner.updates}
+        state = {**counts, "scaler": learner.scaler.state_dict()}
+        (folder / "learner.json").write_text(json.dumps(state), encoding="utf-8")
+
+    learner.ranks.on_first(write)
 
 
-def load(
-    path: str,
-    trained: Mapping[str, nn.Parameter],
-    reference: Mapping[str, nn.Parameter],
-    optimizer: Optimizer,
-    scaler: torch.amp.GradScaler,
-    *,
-    has_adapter: bool,
-) -> tuple[int, int]:
-    """Put weights, moments, reference, scaler and generators back; returns (steps, updates).
+def load(path: str, learner: TorchLearner) -> None:
+    """Put weights, moments, reference, scaler, generators and step counts back.
 
     Raises RunError when the folder is not a learner's, or is that of another model. Every rank
     reads the whole files and keeps its part.
     """
+    trained, reference, optimizer = learner.trained, learner.refreshed, learner.optimizer
     folder = Path(path)
     try:
         state = json.loads((folder / "learner.json").read_text(encoding="utf-8"))
-        if has_adapter:
+        if learner.lora_rank:
             weights = load_file(folder / "adapter" / ADAPTER)
         else:  # by the model's own names, which need not be those in the files
             weights = load_saved(path, "auto").state_dict()
@@ -119,11 +106,11 @@ def load(
     with torch.no_grad():
         for name, parameter in reference.items():
             parameter.copy_(laid_out_as(parameter, kept[name]))
-    scaler.load_state_dict(state["scaler"])
+    learner.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(generators["cpu"])
     if "cuda" in generators and torch.cuda.is_available():
         torch.cuda.set_rng_state(generators["cuda"])
-    return state["steps"], state["updates"]
+    learner.steps, learner.updates = state["steps"], state["updates"]
 
 
 def _tensor(value: Tensor | int) -> Tensor:

@@ -137,7 +137,7 @@ def find_advantage(spec: str, args: Mapping[str, Any] | None = None) -> Callable
     args = dict(args or {})
     if spec in ADVANTAGES:
         return partial(ADVANTAGES[spec].function, **check_advantage_args(spec, args))
-    found = plugins.find("advantage", spec, ADVANTAGES)
+    found = plugins.find("advantage", spec)
     parameters = _parameters(partial(found, None))
     if parameters is not None:
         own = {name: p for name, p in parameters.items() if name not in GIVEN}
@@ -255,7 +255,7 @@ def _objective(loss_type: str) -> Objective:
         if loss_type not in OBJECTIVES:
             raise RecipeError(unknown_name("algorithm.loss_type", loss_type, OBJECTIVES))
         return OBJECTIVES[loss_type]
-    found = plugins.find("objective", loss_type, OBJECTIVES, record=Objective)
+    found = plugins.find("objective", loss_type, record=Objective)
     if not isinstance(found, Objective):
         return Objective(token_loss=plugins.guard("objective", loss_type, found))
     theirs = {name: getattr(found, name) for name in ("token_loss", "columns")}

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from grpo.config.schema import DistillStage, Model, Recipe
-from grpo.data import SOURCES
 from grpo.data.source import stable_hash
 from grpo.errors import DataError, RecipeError
 from grpo.evaluation.decontaminate import prompt_text
@@ -118,14 +117,14 @@ def _served(stage: DistillStage, recipe: Recipe) -> Sampler:
     template = ServedTemplate(stage.data, tokenizer)
     args = {**rollout.engine_args, "url": stage.teacher.path, "model": stage.teacher.model}
     args |= {"api_key_env": stage.teacher.api_key_env}
-    settings = plugins.load("engine", "endpoint", {"endpoint": EndpointSettings}, args)
+    plugins.check_args("engine", "endpoint", EndpointSettings, args)
     length = stage.data.max_prompt_length + rollout.longest_completion
     spec = EngineSpec(model=stage.model.path, max_length=length, seed=recipe.run.seed)
     return Sampler(
         tokenizer=tokenizer,
-        source=plugins.load("source", stage.data.source, SOURCES, stage.data.args),
+        source=plugins.load("source", stage.data.source, stage.data.args),
         template=template,
-        engine=EndpointEngine(spec, settings, template.say),
+        engine=EndpointEngine(spec, EndpointSettings(**args), template.say),
         sampling=sampling_of(rollout, tokenizer, stage.model.path, text_only=True),
         prompts=(),
     )

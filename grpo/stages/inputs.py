@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
 
+from grpo.config.config import texts
 from grpo.config.schema import AnyStage, DistillStage, EvalStage, RejectStage, RLStage, SFTStage
-from grpo.data import SOURCES
 from grpo.data.jsonl import TableSource
 from grpo.data.mixture import Mixture
 from grpo.data.source import Split
@@ -42,7 +42,7 @@ def files_of(stage: AnyStage) -> dict[str, dict[str, Any]]:
     Rows are not among them.
     """
     found: dict[str, dict[str, Any]] = {}
-    for setting, text in _texts(stage.model_dump(mode="json")):
+    for setting, text in texts(stage.model_dump(mode="json")):
         if setting.startswith(ROWS):
             continue
         files = _files(text)
@@ -59,7 +59,7 @@ def rows_of(stage: AnyStage) -> dict[str, HashedRows]:
         paths = {"data.path": stage.data.path} | {f"data.mix.{p}": p for p in stage.data.mix}
         return {setting: _text_rows(setting, path) for setting, path in paths.items()}
     data = stage.data
-    source = plugins.load("source", data.source, SOURCES, data.args)
+    source = plugins.load("source", data.source, data.args)
     hashed = plugins.guard("source", data.source, _task_rows)
     return hashed(source, data.source, _title(data.source, data.args), _splits(stage))
 
@@ -149,19 +149,6 @@ def _title(source: str, args: Mapping[str, Any]) -> str:
         if isinstance(value, str) and (name == "path" or name.endswith("_path"))
     ]
     return f"data.source = {source!r}" + (f" ({', '.join(paths)})" if paths else "")
-
-
-def _texts(tree: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted setting, text) of every text in a stage's settings."""
-    if isinstance(tree, str):
-        yield name, tree
-    items: Iterable[tuple[Any, Any]] = ()
-    if isinstance(tree, dict):
-        items = cast(dict[Any, Any], tree).items()
-    elif isinstance(tree, list):
-        items = enumerate(cast(list[Any], tree))
-    for key, value in items:
-        yield from _texts(value, f"{name}.{key}" if name else str(key))
 
 
 def _files(text: str) -> dict[str, str]:

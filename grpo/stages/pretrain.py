@@ -19,7 +19,6 @@ import torch.nn.functional as F
 
 from grpo.config.schema import PretrainStage, Recipe
 from grpo.config.schema.pretrain import PretrainLearner, PretrainModel
-from grpo.data import SOURCES
 from grpo.data.source import DemonstrationSource, TaskOrder, stable_hash
 from grpo.errors import DataError
 from grpo.outside.code import plugins
@@ -42,7 +41,7 @@ Pair = tuple[list[int], list[int]]  # prompt ids, completion ids with <eos>
 
 def run(stage: PretrainStage, recipe: Recipe, folder: Path, console: Console) -> dict[str, Any]:
     """Leave a tiny base in `folder/model`; the summary. An interrupted stage starts over."""
-    source = plugins.load("source", stage.data.source, SOURCES, stage.data.args)
+    source = plugins.load("source", stage.data.source, stage.data.args)
     (folder / "metrics.jsonl").unlink(missing_ok=True)
     with RunLog(
         folder,

@@ -16,7 +16,6 @@ from grpo.config.schema import (
     SFTLearner,
     SFTStage,
 )
-from grpo.data import SOURCES
 from grpo.data.conversation import KWARGS, TOOLS
 from grpo.data.jsonl import TableSource
 from grpo.data.mixture import Mixture
@@ -202,7 +201,7 @@ def _whole(row: TextRow) -> str | list[Message]:
 def _of_file(data: Data) -> TaskSource | None:
     path = data.args.get("path")
     if isinstance(path, str) and Path(path).expanduser().is_file():
-        return plugins.load("source", data.source, SOURCES, data.args)
+        return plugins.load("source", data.source, data.args)
     return None
 
 

@@ -38,7 +38,7 @@ from grpo.rollout.collect import collect
 from grpo.rundir import checkpoint, provenance
 from grpo.rundir.log import RunLog
 from grpo.stages.card import card
-from grpo.stages.shards import MADE_OF, SamplingJob, read_lines, write_lines
+from grpo.stages.shards import MADE_OF, SamplingJob, read_lines
 from grpo.stages.wiring import Sampler, build_rewards, build_sampler
 from grpo.types import Completion, Metrics, NoiseSplit, Prompt, Request, Score
 
@@ -279,7 +279,7 @@ def _leave(
                 yield from (row(group, sample) for sample in screened.kept)
 
     def write(aside: Path) -> None:
-        write_lines(aside / "train.jsonl", rows())
+        durable.write_lines(aside / "train.jsonl", rows())
         counts = _counts(counted, dropped, drawn, evaluation)
         if not counted["rows"]:
             said = ", ".join(f"{name} {n}" for name, n in counts["dropped"].items())

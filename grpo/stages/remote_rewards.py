@@ -15,7 +15,6 @@ from typing import Any
 from grpo.config.schema import RewardSpec
 from grpo.errors import RewardError
 from grpo.outside.code import plugins
-from grpo.rewards import REWARDS
 from grpo.rewards.compose import RewardSet
 from grpo.types import Completion, Metrics, Prompt, Score
 
@@ -25,7 +24,7 @@ ATTEMPTS = 3  # of one group: a completion that kills its verifier every time is
 
 def reward_set(specs: Sequence[RewardSpec]) -> RewardSet:
     """The rewards of a recipe, loaded in this process."""
-    loaded = [plugins.load("reward", spec.name, REWARDS, spec.args) for spec in specs]
+    loaded = [plugins.load("reward", spec.name, spec.args) for spec in specs]
     return RewardSet(
         [(spec.title, reward, spec.weight) for spec, reward in zip(specs, loaded, strict=True)],
         {spec.title: spec.timeout for spec in specs},

@@ -101,7 +101,7 @@ def _made(
     stage: RLStage, settings: Run, folder: RLFolder, judge: HeldOut, console: Console, ranks: Ranks
 ) -> Training:
     """The stage at its newest checkpoint, whose weights and batches are not yet restored."""
-    callbacks = [plugins.load("callback", c.name, {}, c.args) for c in stage.callbacks]
+    callbacks = [plugins.load("callback", c.name, c.args) for c in stage.callbacks]
     accepted = record.accepted(folder.path, stage.name)
     found = ranks.on_first(lambda: go_back(folder.path, settings, console))
     folder.beside.update(found.beside if found else {})

@@ -8,7 +8,6 @@ last shard before which nothing is missing or changed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,6 @@ from typing import Any
 from grpo.errors import RunError
 from grpo.outside.files import durable, hashes, manifest
 from grpo.outside.files.hashes import Known
-from grpo.outside.files.lines import to_line
 from grpo.outside.files.manifest import Damage
 from grpo.rundir import checkpoint
 
@@ -77,7 +75,7 @@ class SamplingJob:
     def add(self, lines: Iterable[Any], log: Path, size: int) -> None:
         """Write the next shard. size: bytes of the metrics, those of this shard included."""
         path = self.path(len(self.shards))
-        write_lines(path, lines)
+        durable.write_lines(path, lines)
         self.shards.append(hashes.start_of(path, path.stat().st_size))
         self.logs.append(hashes.start_of(log, size))
         self._write()
@@ -102,18 +100,6 @@ class SamplingJob:
     def _write(self) -> None:
         told = {"shards": self.shards, "logs": self.logs, "data": self.data}
         manifest.write_sealed(self.work / PROGRESS, told)
-
-
-def write_lines(path: Path, lines: Iterable[Any]) -> None:
-    """Write one JSON value a line, whole or not at all."""
-    aside = path.with_suffix(".tmp")
-    with open(aside, "w", encoding="utf-8", newline="\n") as file:
-        for line in lines:
-            file.write(to_line(line))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    durable.sync(path.parent)
 
 
 def read_lines(path: Path) -> Iterator[Any]:

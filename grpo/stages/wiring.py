@@ -21,7 +21,6 @@ from grpo.config.schema import (
     Run,
     Schedule,
 )
-from grpo.data import SOURCES
 from grpo.data.prompts import PromptTemplate
 from grpo.data.source import TaskOrder, stable_hash
 from grpo.errors import RecipeError
@@ -34,13 +33,13 @@ from grpo.model.ranks import join
 from grpo.outside.code import plugins
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
-from grpo.rollout import ENGINES, LOADING
+from grpo.rollout import LOADING
 from grpo.rollout.pool.ray_pool import ray_pool
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.prompting import check_rows, template_of
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
 from grpo.training.agreement import AgreementGate
-from grpo.training.curriculum import CURRICULA, Curriculum
+from grpo.training.curriculum import Curriculum
 from grpo.training.drawing import RolloutSpec
 from grpo.training.loop import TrainerParts
 from grpo.training.probes import Probes
@@ -70,7 +69,7 @@ def build_sampler(
     """
     pretrained.check_model(model.path, weights=rollout.engine in LOADING)
     tokenizer = pretrained.tokenizer(model.path, chat_template=data.chat_template)
-    source = plugins.load("source", data.source, SOURCES, data.args)
+    source = plugins.load("source", data.source, data.args)
     template = template_of(data, tokenizer, model.path, rollout.longest_completion)
     check_rows(source, template)
     prompts = heldout.prepare(source, template, num_heldout) if num_heldout else []
@@ -139,7 +138,7 @@ def build_engine(model: Model, data: Data, rollout: Rollout, recipe: Recipe) -> 
 
 def load_engine(name: str, args: Mapping[str, Any], spec: EngineSpec) -> Engine:
     """An engine of the dict, or a plug-in, in this process."""
-    return plugins.load("engine", name, ENGINES, {**args, "spec": spec})
+    return plugins.load("engine", name, {**args, "spec": spec})
 
 
 def build_rewards(stage: RLStage | RejectStage | DistillStage, recipe: Recipe) -> RewardSet:
@@ -221,7 +220,7 @@ def staleness_of(schedule: Schedule) -> int:
 def build_curriculum(stage: RLStage, staleness: int) -> Curriculum | None:
     """The rules by which tasks are passed over; None without any."""
     rules = [
-        (rule.name.rpartition(":")[2], plugins.load("curriculum", rule.name, CURRICULA, rule.args))
+        (rule.name.rpartition(":")[2], plugins.load("curriculum", rule.name, rule.args))
         for rule in stage.curriculum
     ]
     return Curriculum(rules, staleness) if rules else None

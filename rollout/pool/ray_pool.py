@@ -19,7 +19,6 @@ import numpy as np
 
 from grpo.errors import EngineError
 from grpo.outside.code import plugins
-from grpo.rollout import ENGINES
 from grpo.rollout.buckets import in_buckets
 from grpo.rollout.pool.engine_pool import PoolEngine
 from grpo.rollout.settings import TorchSettings, VllmSettings
@@ -110,7 +109,7 @@ class EngineHost:
     def start(self, engine: str, engine_args: Mapping[str, Any], spec: EngineSpec) -> None:
         """Make the engine."""
         arguments = {**engine_args, "spec": spec}
-        self._engine: Engine = plugins.load("engine", engine, ENGINES, arguments)
+        self._engine: Engine = plugins.load("engine", engine, arguments)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests, whose deadlines are given in seconds from now."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,9 +16,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from grpo.attention import interface
 from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
-from grpo.learner import learner, policy
+from grpo.learner import learner, optimizers, policy
 from grpo.learner.learner import TorchLearner
-from grpo.model import pieces, ranks, transfer
+from grpo.model import devices, pieces, ranks, transfer
 
 from .counting import CARD
 
@@ -84,10 +85,8 @@ def _pretend(patch: pytest.MonkeyPatch, memory: int, flex: bool) -> None:
     patch.setattr(learner, "can_share_prompts", lambda _: True)
     patch.setattr(policy, "check_peft", lambda *_: None)
     # On a card one kernel updates all weights.
-    make_optimizer = policy.make_optimizer
-    patch.setattr(
-        policy, "make_optimizer", lambda *a, **k: make_optimizer(*a, **k | {"fused": True})
-    )
+    fused = replace(devices.choices(CARD), fused_optimizer=True)
+    patch.setattr(optimizers, "choices", lambda _: fused)
     patch.setattr(torch_optimizer, "_get_fused_kernels_supported_devices", lambda: [CARD.type])
     if flex:
         patch.setattr(interface, "uses_flex", lambda *_: True)

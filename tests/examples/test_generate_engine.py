@@ -55,7 +55,7 @@ class TestContract(EngineContract):
     @pytest.fixture
     def engine(self, address: str) -> Iterator[Any]:
         spec = EngineSpec(model=BASE, max_length=64, version=V0)
-        engine = plugins.load("engine", address, {}, {"spec": spec, "max_rows": 7})
+        engine = plugins.load("engine", address, {"spec": spec, "max_rows": 7})
         yield engine
         engine.close()
 

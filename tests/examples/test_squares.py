@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from grpo.config.config import load as load_recipe
-from grpo.data import SOURCES
 from grpo.errors import GrpoError
 from grpo.outside.code import plugins
 from grpo.stages import preflight
@@ -20,7 +19,7 @@ def address(tmp_path: Path) -> str:
 
 
 def test_its_tasks_are_squares_and_the_splits_are_disjoint(address: str):
-    source = plugins.load("source", address, SOURCES, {"largest": 20})
+    source = plugins.load("source", address, {"largest": 20})
     asked = {
         split: [source.task(split, i) for i in range(source.size(split))]
         for split in ("train", "heldout")

@@ -15,7 +15,6 @@ import pytest
 from grpo.config.config import load
 from grpo.errors import RecipeError
 from grpo.outside.code import plugins
-from grpo.rewards import REWARDS
 from grpo.stages.wiring import build_rewards
 from tests.examples.pages import write_files
 
@@ -66,7 +65,7 @@ def reward(tmp_path: Path) -> Path:
 
 
 def test_it_compares_with_the_average_of_earlier_steps(reward: Path) -> None:
-    brevity = plugins.load("reward", f"{reward}:Brevity", REWARDS, {"decay": 0.5})
+    brevity = plugins.load("reward", f"{reward}:Brevity", {"decay": 0.5})
     assert brevity([[1] * 10, [1] * 20], at(1)) == [None, None]
     assert brevity([[1] * 30], at(1)) == [None]  # the same step: nothing earlier yet
     # Step 1 had 10, 20 and 30 tokens: 20 on average.

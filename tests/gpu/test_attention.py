@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from grpo.attention import interface
-from grpo.attention.layout import make_layout
-from grpo.attention.packs import Pack
+from grpo.attention.layout import Pack, make_layout
 
 # prompt and completions of each pack; rows of several lengths, one of them whole blocks
 ROWS = [

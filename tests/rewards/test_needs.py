@@ -54,7 +54,7 @@ def test_every_reward_is_looked_at() -> None:
 @pytest.mark.parametrize("name", SAMPLES)
 def test_the_declared_columns_are_those_it_cannot_do_without(name: str) -> None:
     args, columns = SAMPLES[name]
-    reward = load("reward", name, REWARDS, args)
+    reward = load("reward", name, args)
     try:
         needs = [need.column for need in needs_of(name, reward, task(columns))]
         asked = {part for column in needs for part in column.split("|")}

@@ -9,7 +9,6 @@ classes and words the errors.
 
 from grpo.config.schema.common import (
     Data,
-    Dtype,
     Model,
     Plugin,
     Ray,
@@ -24,7 +23,6 @@ from grpo.config.schema.pretrain import PretrainData, PretrainStage
 from grpo.config.schema.recipe import REFERENCE, STAGES, AnyStage, Recipe, artefact, references
 from grpo.config.schema.reject import Filter, RejectStage
 from grpo.config.schema.rl import (
-    Agreement,
     Algorithm,
     Eval,
     Learner,
@@ -37,12 +35,10 @@ __all__ = [
     "REFERENCE",
     "SLM",
     "STAGES",
-    "Agreement",
     "Algorithm",
     "AnyStage",
     "Data",
     "DistillStage",
-    "Dtype",
     "Eval",
     "EvalStage",
     "Filter",

@@ -36,7 +36,9 @@ BUILTINS = {
 
 
 def builtins(kind: str) -> Mapping[str, Any]:
-    """The explicit dict that lists the built-ins of `kind` (a key of BUILTINS)."""
+    """The explicit dict that lists the built-ins of `kind`; of a callback, say, there are none."""
+    if kind not in BUILTINS:
+        return {}
     module, _, attr = BUILTINS[kind].partition(":")
     return getattr(importlib.import_module(module), attr)
 
@@ -55,19 +57,25 @@ def split_file(spec: str) -> tuple[Path, str] | None:
     return (Path(path), attr) if colon and path.endswith(".py") else None
 
 
-def find(kind: str, spec: str, builtins: Mapping[str, Any], record: type | None = None) -> Any:
+def find(kind: str, spec: str, record: type | None = None) -> Any:
     """The callable behind `spec`, not yet called, or an instance of `record`.
 
     Raises PluginError for an unknown name (close matches first), a file, module or attribute that
     does not exist, code that fails while it is imported, or something that cannot be called.
     """
     if not is_address(spec):
-        if spec not in builtins:
+        known = builtins(kind)
+        if not known:
             raise PluginError(
-                unknown_name(kind, spec, builtins)
+                f"there is no built-in {kind}, so {spec!r} has to be package.module:attr or "
+                "path/file.py:attr."
+            )
+        if spec not in known:
+            raise PluginError(
+                unknown_name(kind, spec, known)
                 + " Your own: package.module:attr or path/file.py:attr."
             )
-        return builtins[spec]
+        return known[spec]
     module_name, _, attr = spec.rpartition(":")
     module = _import(kind, spec, module_name)
     found = module
@@ -87,19 +95,14 @@ def find(kind: str, spec: str, builtins: Mapping[str, Any], record: type | None 
     return found
 
 
-def load(
-    kind: str,
-    spec: str,
-    builtins: Mapping[str, Callable[..., Any]],
-    args: Mapping[str, Any] | None = None,
-) -> Any:
+def load(kind: str, spec: str, args: Mapping[str, Any] | None = None) -> Any:
     """The plug-in `spec` of `kind`, ready to use.
 
     Built-ins and classes are called with `args`, and so is whatever makes a source or an engine.
     Any other function is the plug-in itself, and is returned with `args`, if any, bound to it.
     Raises PluginError naming the plug-in, a bad argument and the valid ones.
     """
-    found = find(kind, spec, builtins)
+    found = find(kind, spec)
     arguments = dict(args or {})
     make = kind in ("source", "engine") or not is_address(spec) or inspect.isclass(found)
     check_args(kind, spec, found, arguments, complete=make)

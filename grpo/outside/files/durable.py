@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from grpo.errors import RunError
+from grpo.outside.files.lines import to_line
 
 RESTORE = "restore it from a copy, or start a new run from a checkpoint (model.path=FOLDER)"
 
@@ -17,9 +18,18 @@ Tree = dict[str, Any]
 
 def write_text(path: Path, text: str) -> None:
     """Write a durable file, which exists whole or not at all."""
+    _write(path, [text])
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """The same for JSON values, one a line."""
+    _write(path, map(to_line, rows))
+
+
+def _write(path: Path, parts: Iterable[str]) -> None:
     aside = path.with_suffix(".tmp")
     with open(aside, "w", encoding="utf-8", newline="\n", opener=opener) as file:
-        file.write(text)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)

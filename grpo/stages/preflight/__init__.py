@@ -4,7 +4,7 @@
     models -> tokenizers, templates, lengths of prompts       `check`: that, and these
     packages, room on the disk                                `machine.check_machine`
 
-`plugs`, `scorers` and `needed` check plug-ins, rewards and the columns that rewards need;
+`plugs` and `needed` check plug-ins, rewards among them, and the columns that rewards need;
 `stage_data` checks tasks and rows; `secrets` refuses passwords in a recipe; `found` has the result
 and the names of stages in errors. `grpo plan` checks the same as `grpo train`, but asks nothing of
 the Hugging Face hub. For a stage that starts from `stage:NAME`, `models` stands in for what that

@@ -10,14 +10,7 @@ from math import ceil, prod
 from pathlib import Path
 from typing import Any, cast
 
-from grpo.config.schema import (
-    REFERENCE,
-    AnyStage,
-    EvalStage,
-    PretrainStage,
-    Recipe,
-    RejectStage,
-)
+from grpo.config import schema
 from grpo.errors import RunError
 from grpo.rundir.run_folder import stage_folder
 
@@ -25,7 +18,7 @@ GB, MB = 10**9, 10**6
 WEIGHT = 4  # bytes of a number that is saved: float32
 
 
-def check_disk(recipe: Recipe, folder: Path, stages: Collection[AnyStage]) -> None:
+def check_disk(recipe: schema.Recipe, folder: Path, stages: Collection[schema.AnyStage]) -> None:
     """Refuse a folder that cannot be written, or has no room for what `stages` write. RunError."""
     place = folder.resolve()
     while not place.exists():
@@ -50,7 +43,7 @@ def _size(count: int) -> str:
     return f"{count / GB:.1f} GB" if count >= GB / 10 else f"{count / MB:.1f} MB"
 
 
-def bytes_of(recipe: Recipe, stages: Collection[AnyStage]) -> int:
+def bytes_of(recipe: schema.Recipe, stages: Collection[schema.AnyStage]) -> int:
     """The most bytes that are on the disk at once, of files whose size is known.
 
     A checkpoint is float32 weights and two moments. While a checkpoint is written there is one more
@@ -63,17 +56,17 @@ def bytes_of(recipe: Recipe, stages: Collection[AnyStage]) -> int:
         if count is None:
             continue
         sizes[stage.name] = count
-        if stage in stages and not isinstance(stage, RejectStage | EvalStage):
+        if stage in stages and not isinstance(stage, schema.RejectStage | schema.EvalStage):
             during, after = _stage_bytes(stage, count, recipe)
             most = max(most, left + during, left + after)
             left += after
     return most
 
 
-def _stage_bytes(stage: AnyStage, count: int, recipe: Recipe) -> tuple[int, int]:
+def _stage_bytes(stage: schema.AnyStage, count: int, recipe: schema.Recipe) -> tuple[int, int]:
     """Bytes of a stage while it writes its last checkpoint, and after it has left its model."""
     weights, limit = WEIGHT * count, recipe.run.save_total_limit
-    if isinstance(stage, PretrainStage):
+    if isinstance(stage, schema.PretrainStage):
         return weights, weights
     model, learner = cast(Any, stage).model, cast(Any, stage).learner
     moments = 2 * WEIGHT * count
@@ -89,7 +82,7 @@ def _stage_bytes(stage: AnyStage, count: int, recipe: Recipe) -> tuple[int, int]
     return during, kept * (weights + moments) + weights
 
 
-def _written(recipe: Recipe, folder: Path, stages: Collection[AnyStage]) -> int:
+def _written(recipe: schema.Recipe, folder: Path, stages: Collection[schema.AnyStage]) -> int:
     """Bytes of checkpoints and models that exist already and are replaced during the run."""
     total = 0
     for stage in stages:
@@ -100,15 +93,15 @@ def _written(recipe: Recipe, folder: Path, stages: Collection[AnyStage]) -> int:
     return total
 
 
-def _parameters(stage: AnyStage, sizes: Mapping[str, int]) -> int | None:
+def _parameters(stage: schema.AnyStage, sizes: Mapping[str, int]) -> int | None:
     """Numbers in the model that a stage trains, from its files' headers; None where unknown."""
-    if isinstance(stage, PretrainStage):
+    if isinstance(stage, schema.PretrainStage):
         model = stage.model
         block = 2 * model.hidden_size**2 + 3 * model.hidden_size * model.intermediate_size
         return model.num_layers * block
     path = getattr(getattr(stage, "model", None), "path", "")
-    if path.startswith(REFERENCE):
-        return sizes.get(path.removeprefix(REFERENCE))
+    if path.startswith(schema.REFERENCE):
+        return sizes.get(path.removeprefix(schema.REFERENCE))
     return weights_in(Path(path).expanduser()) if path else None
 
 

@@ -6,15 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from grpo.config.schema import (
-    REFERENCE,
-    AnyStage,
-    DistillStage,
-    PretrainStage,
-    RejectStage,
-    SFTStage,
-)
-from grpo.data import SOURCES
+from grpo.config import schema
 from grpo.data.source import DemonstrationSource, Split
 from grpo.errors import DataError, at
 from grpo.evaluation.decontaminate import check_evaluation
@@ -23,26 +15,25 @@ from grpo.outside.code import plugins
 from grpo.rewards.language import LanguageConsistency
 from grpo.stages.preflight.needed import check_columns, size_of, task_at
 from grpo.stages.preflight.paths import HUB, PUBLISHED, is_rows_file
-from grpo.stages.preflight.plugs import Pieces
-from grpo.stages.preflight.scorers import all_rewards
+from grpo.stages.preflight.plugs import Pieces, all_rewards
 from grpo.stages.supervised_rows import read_rows
 from grpo.types import TaskSource
 
 
 def check_rows(
-    stage: AnyStage, where: str, hub: bool, splits: Collection[str] = ("train", "heldout")
+    stage: schema.AnyStage, where: str, hub: bool, splits: Collection[str] = ("train", "heldout")
 ) -> Pieces:
     """Read the data of a stage, and refuse what it would refuse when its turn comes.
 
     Data on the hub are read only if `hub` is set. splits: whose tasks are checked. Raises
     DataError, RecipeError and PluginError.
     """
-    if isinstance(stage, SFTStage):
+    if isinstance(stage, schema.SFTStage):
         return Pieces(rows=dict(_supervised(stage, where, hub)))
     source = open_source(stage.data.source, stage.data.args, where, hub)
     if source is None:
         return Pieces()
-    if isinstance(stage, PretrainStage):
+    if isinstance(stage, schema.PretrainStage):
         with at(f"{where}data"):
             _check_size(demonstrating(source), "train")
             task_at(source, "train", 0)
@@ -54,12 +45,12 @@ def check_rows(
     for split in rewards:
         with at(f"{where}data"):
             _check_size(source, cast(Split, split))
-    if isinstance(stage, RejectStage | DistillStage):
+    if isinstance(stage, schema.RejectStage | schema.DistillStage):
         _check_filter(stage, where, hub)
     return Pieces(source=source)
 
 
-def _check_filter(stage: RejectStage | DistillStage, where: str, hub: bool) -> None:
+def _check_filter(stage: schema.RejectStage | schema.DistillStage, where: str, hub: bool) -> None:
     """Language and evaluation sets of a stage that keeps some of its completions."""
     if stage.filter.language:
         with at(f"{where}filter.language = {stage.filter.language!r}"):
@@ -82,7 +73,7 @@ def open_source(source: str, args: Mapping[str, Any], where: str, hub: bool) -> 
             return None
         args = {**args, "parts": here}
     with at(f"{where}data"):
-        return plugins.load("source", source, SOURCES, args)
+        return plugins.load("source", source, args)
 
 
 def needs_hub(source: str, args: Mapping[str, Any]) -> bool:
@@ -101,11 +92,11 @@ def _part_needs_hub(part: Any) -> bool:
     return needs_hub(part["source"], part.get("args") or {})
 
 
-def _supervised(stage: SFTStage, where: str, hub: bool) -> Iterator[tuple[str, Any]]:
+def _supervised(stage: schema.SFTStage, where: str, hub: bool) -> Iterator[tuple[str, Any]]:
     """(path, rows) of the tables that exist already."""
     named = [("data.path", stage.data.path), *(("data.mix", path) for path in stage.data.mix)]
     for setting, path in named:
-        if path.startswith(REFERENCE) or not (hub or is_rows_file(path)):
+        if path.startswith(schema.REFERENCE) or not (hub or is_rows_file(path)):
             continue
         with at(f"{where}{setting}"):
             found = read_rows(path)

@@ -15,8 +15,7 @@ from torch.nn.attention import flex_attention as of_torch
 
 from grpo.attention import flex, interface
 from grpo.attention.flex import BLOCK, attend_in_blocks, make_blocks, uses_flex
-from grpo.attention.layout import make_layout
-from grpo.attention.packs import Pack
+from grpo.attention.layout import Pack, make_layout
 from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.errors import LearnerError

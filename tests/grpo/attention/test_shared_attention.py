@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from grpo.attention import shared
-from grpo.attention.layout import make_layout
-from grpo.attention.packs import Pack
+from grpo.attention.layout import Pack, make_layout
 from grpo.attention.shared import attend, attend_backward
 from grpo.kernels.attention import SOURCE
 from grpo.kernels.door import Source

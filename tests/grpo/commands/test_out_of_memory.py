@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.commands.cheaper import LEARNING, LOADING, SAMPLING, SAVING, cheaper, of_tasks
-from grpo.commands.out_of_memory import explained_by, is_shortage, part_of
+from grpo.commands.out_of_memory import (
+    LEARNING,
+    LOADING,
+    SAMPLING,
+    SAVING,
+    cheaper,
+    explained_by,
+    is_shortage,
+    of_tasks,
+    part_of,
+)
 from grpo.config import config
 from grpo.errors import EngineError, MemoryShortage, RewardError
 from tests.grpo.tiny_bases import save_tiny_base

@@ -18,7 +18,7 @@ from grpo.errors import DataError
 from grpo.evaluation import figures, heldout, tally
 from grpo.outside.code.plugins import load as plugin
 from grpo.outside.terminal.console import Console
-from grpo.rewards import REWARDS, RewardSet
+from grpo.rewards import RewardSet
 from grpo.rewards.sentinel import sentinel
 from grpo.rewards.verdicts import judges, verdict
 from grpo.rollout.fake import FakeEngine
@@ -79,7 +79,7 @@ class Marks:
 def make(name: str, **args: Any) -> Any:
     own = {"short": short, "exact": exact, "sampled_only": sampled_only, "never": never}
     own |= {"odd": Odd(), "marks": Marks()}
-    return own[name] if name in own else plugin("reward", name, REWARDS, args)
+    return own[name] if name in own else plugin("reward", name, args)
 
 
 def rewards_of(*names: str) -> RewardSet:

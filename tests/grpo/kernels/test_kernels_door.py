@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.attention.layout import make_layout
-from grpo.attention.packs import Pack
+from grpo.attention.layout import Pack, make_layout
 from grpo.attention.shared import attend
 from grpo.kernels import head, layers, matmul
 from grpo.rollout.embedded.cpu.compiled_attention import (

@@ -93,7 +93,9 @@ def test_gradient_of_a_weight_in_blocks_of_outputs(dtype, monkeypatch):
     close(total, exact + 1, dtype)
 
 
-@pytest.mark.skipif(kernels._tiles() is None, reason="this processor has no matrix tiles (AMX)")
+@pytest.mark.skipif(
+    kernels.TILED_SOURCE.tiles() is None, reason="this processor has no matrix tiles (AMX)"
+)
 @pytest.mark.parametrize("rows", [1, 31, 64, 333, 2700])  # more than are summed at a time
 @pytest.mark.parametrize(("outputs", "inputs"), [(32, 96), (416, 32)])
 @pytest.mark.parametrize("threads", [1, 3])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpo.attention.packs import Pack
+from grpo.attention.layout import Pack
 from grpo.learner.packing import micro_batches, split_minibatches
 from grpo.method.advantage import reward_matrix
 from grpo.method.table import ADVANTAGES

@@ -9,7 +9,7 @@ import torch
 
 from grpo.cli import main
 from grpo.commands import plan
-from grpo.commands.cheaper import LEARNING, cheaper, of_tasks
+from grpo.commands.out_of_memory import LEARNING, cheaper, of_tasks
 from grpo.commands.train import resume_run, train_recipe
 from grpo.config import config
 from grpo.errors import RecipeError

@@ -13,11 +13,12 @@ from grpo.commands import show
 from grpo.data.jsonl import read_jsonl
 from grpo.data.source import stable_hash
 from grpo.evaluation import heldout
+from grpo.outside.files import durable
 from grpo.outside.files.lines import from_lines, to_line
 from grpo.rewards.score_file import score_file
 from grpo.rundir import ledger
 from grpo.stages import rl_evaluations
-from grpo.stages.shards import read_lines, write_lines
+from grpo.stages.shards import read_lines
 from grpo.training.curriculum import read_pass_rates
 from grpo.types import Completion, Group, Prompt, Rollout, Score, Segment, Task, Version
 
@@ -58,7 +59,7 @@ def test_the_ledger_and_shards_give_back_every_character(tmp_path: Path) -> None
     lines = list(ledger.read(tmp_path, 1))
     assert [line["completion"] for line in lines] == [TEXT, TEXT]
     assert [line["sample"] for line in lines] == [0, 1]
-    write_lines(tmp_path / "s.jsonl", [{"text": TEXT}] * 3)
+    durable.write_lines(tmp_path / "s.jsonl", [{"text": TEXT}] * 3)
     assert list(read_lines(tmp_path / "s.jsonl")) == [{"text": TEXT}] * 3
 
 

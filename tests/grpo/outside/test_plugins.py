@@ -45,41 +45,49 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rewards of this file for the built-in ones."""
+    monkeypatch.setitem(plugins.BUILTINS, "reward", f"{__name__}:BUILTINS")
+
+
+@pytest.mark.usefixtures("ours")
 def test_built_ins_are_factories() -> None:
-    assert plugins.load("reward", "fixed", BUILTINS) == "made"
-    assert plugins.load("reward", "range", BUILTINS, {"low": 3}).range == (3, 10)
+    assert plugins.load("reward", "fixed") == "made"
+    assert plugins.load("reward", "range", {"low": 3}).range == (3, 10)
 
 
 def test_functions_come_back_as_they_are_and_classes_are_made(file: Path) -> None:
-    bonus = plugins.load("reward", f"{file}:bonus", {})
+    bonus = plugins.load("reward", f"{file}:bonus")
     assert bonus(completions=["a", "b"], answer=["1", "2"]) == [1.0, 1.0]
-    half = plugins.load("reward", f"{file}:bonus", {}, {"size": 0.5})
+    half = plugins.load("reward", f"{file}:bonus", {"size": 0.5})
     assert half(completions=["a"]) == [0.5]
-    assert plugins.load("reward", f"{file}:Scaled", {}, {"factor": 2}).factor == 2
+    assert plugins.load("reward", f"{file}:Scaled", {"factor": 2}).factor == 2
     assert (file.parent / "rewards.count").read_text() == "x"  # the file ran once
 
 
 def test_modules_are_imported_by_name() -> None:
     import math
 
-    assert plugins.load("reward", "math:sqrt", {}) is math.sqrt
-    assert plugins.load("reward", "os.path:join", {})("a", "b").endswith("b")
+    assert plugins.load("reward", "math:sqrt") is math.sqrt
+    assert plugins.load("reward", "os.path:join")("a", "b").endswith("b")
 
 
 def test_two_files_of_one_name_do_not_meet(tmp_path: Path) -> None:
     for folder, number in (("a", 1), ("b", 2)):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "rewards.py").write_text(f"def f():\n    return {number}\n")
-    first = plugins.load("reward", f"{tmp_path}/a/rewards.py:f", {})
-    second = plugins.load("reward", f"{tmp_path}/b/rewards.py:f", {})
+    first = plugins.load("reward", f"{tmp_path}/a/rewards.py:f")
+    second = plugins.load("reward", f"{tmp_path}/b/rewards.py:f")
     assert (first(), second()) == (1, 2)
 
 
 def test_functions_of_files_can_be_pickled(file: Path) -> None:
-    bonus = plugins.load("reward", f"{file}:bonus", {}, {"size": 4.0})
+    bonus = plugins.load("reward", f"{file}:bonus", {"size": 4.0})
     assert pickle.loads(pickle.dumps(bonus))(completions=["a"]) == [4.0]
 
 
+@pytest.mark.usefixtures("ours")
 @pytest.mark.parametrize(
     ("spec", "args", "words"),
     [
@@ -100,7 +108,7 @@ def test_functions_of_files_can_be_pickled(file: Path) -> None:
 )
 def test_dead_ends_are_named(file: Path, spec: str, args: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(PluginError) as caught:
-        plugins.load("reward", spec.replace("FILE", str(file)), BUILTINS, args)
+        plugins.load("reward", spec.replace("FILE", str(file)), args)
     message = str(caught.value)
     assert all(word in message for word in words), message
 
@@ -113,26 +121,28 @@ def test_a_file_that_fails_says_why_and_is_tried_again(
     path = tmp_path / "broken.py"
     path.write_text("import no_such_module_anywhere\n")
     with pytest.raises(PluginError, match="no_such_module_anywhere"):
-        plugins.load("reward", f"{path}:f", {})
+        plugins.load("reward", f"{path}:f")
     path.write_text("raise RuntimeError('half way')\n")
     with pytest.raises(PluginError, match="RuntimeError: half way"):
-        plugins.load("reward", f"{path}:f", {})
+        plugins.load("reward", f"{path}:f")
     path.write_text("def f():\n    return 'mended and longer than before'\n")
-    assert plugins.load("reward", f"{path}:f", {})() == "mended and longer than before"
+    assert plugins.load("reward", f"{path}:f")() == "mended and longer than before"
 
 
 def test_every_kind_lists_its_built_ins() -> None:
     for kind in plugins.BUILTINS:
         names = plugins.builtins(kind)
         assert names
-        assert all(callable(entry) or kind == "objective" for entry in names.values()), kind
+        assert all(
+            callable(entry) or kind in ("advantage", "objective") for entry in names.values()
+        ), kind
 
 
 def test_a_function_that_makes_a_source_is_called(tmp_path: Path) -> None:
     path = tmp_path / "made.py"
     path.write_text("def numbers(n=3):\n    return list(range(n))\n")
-    assert plugins.load("source", f"{path}:numbers", {}, {"n": 2}) == [0, 1]
-    assert plugins.load("source", f"{path}:numbers", {}) == [0, 1, 2]
+    assert plugins.load("source", f"{path}:numbers", {"n": 2}) == [0, 1]
+    assert plugins.load("source", f"{path}:numbers") == [0, 1, 2]
 
 
 def test_a_file_that_was_edited_is_read_again(tmp_path: Path, monkeypatch: Any) -> None:
@@ -141,20 +151,20 @@ def test_a_file_that_was_edited_is_read_again(tmp_path: Path, monkeypatch: Any) 
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     path = tmp_path / "edited.py"
     path.write_text("CALLS = []\n\ndef f():\n    CALLS.append(1)\n    return len(CALLS), 1\n")
-    first = plugins.load("reward", f"{path}:f", {})
-    assert [first(), plugins.load("reward", f"{path}:f", {})()] == [(1, 1), (2, 1)]
+    first = plugins.load("reward", f"{path}:f")
+    assert [first(), plugins.load("reward", f"{path}:f")()] == [(1, 1), (2, 1)]
     path.write_text(path.read_text().replace("len(CALLS), 1", "len(CALLS), 2"))
-    second = plugins.load("reward", f"{path}:f", {})
+    second = plugins.load("reward", f"{path}:f")
     assert [second(), first()] == [(1, 2), (3, 1)]
     assert pickle.loads(pickle.dumps(second)) is second
     path.write_text("def f(:\n")
     with pytest.raises(
         PluginError, match=rf"SyntaxError: invalid syntax at {re.escape(str(path))}:1\.$"
     ):
-        plugins.load("reward", f"{path}:f", {})
+        plugins.load("reward", f"{path}:f")
     assert second() == (2, 2)
     path.write_text("def f():\n    return 3\n")
-    assert plugins.load("reward", f"{path}:f", {})() == 3
+    assert plugins.load("reward", f"{path}:f")() == 3
 
 
 def test_what_a_plug_in_imports_from_its_folder_is_read_again_with_it(
@@ -172,7 +182,7 @@ def test_what_a_plug_in_imports_from_its_folder_is_read_again_with_it(
     file, module = f"{tmp_path / 'one_of_mine.py'}:f", "two_of_mine:f"
 
     def both() -> list[Any]:
-        return [plugins.load("reward", spec, {})() for spec in (file, module)]
+        return [plugins.load("reward", spec)() for spec in (file, module)]
 
     assert both() == [(1, 1), (1, 2)]
     assert both() == [(1, 3), (1, 4)]
@@ -193,13 +203,13 @@ def test_a_module_in_a_package_is_read_again_with_its_relatives(
         "def f():\n    from .inner import base\n    return base.VALUE\n"
     )
     spec = "package_of_mine.rewards:f"
-    assert plugins.load("reward", spec, {})() == 1
-    assert plugins.load("reward", spec, {})() == 1
+    assert plugins.load("reward", spec)() == 1
+    assert plugins.load("reward", spec)() == 1
     (package / "inner" / "base.py").write_text("VALUE = 2\n")
-    assert plugins.load("reward", spec, {})() == 2
+    assert plugins.load("reward", spec)() == 2
     import json
 
-    assert plugins.load("reward", "json:loads", {}) is json.loads
+    assert plugins.load("reward", "json:loads") is json.loads
 
 
 def test_a_module_that_a_notebook_imported_and_edited_is_read_again(
@@ -210,11 +220,11 @@ def test_a_module_that_a_notebook_imported_and_edited_is_read_again(
     path = tmp_path / "met_before.py"
     path.write_text("def f():\n    return 1\n")
     mine = importlib.import_module("met_before")
-    assert plugins.load("reward", "met_before:f", {}) is mine.f
+    assert plugins.load("reward", "met_before:f") is mine.f
     del sys.modules["met_before"]
     mine = importlib.import_module("met_before")
     path.write_text("def f():\n    return 1000\n")
-    assert plugins.load("reward", "met_before:f", {})() == 1000
+    assert plugins.load("reward", "met_before:f")() == 1000
 
 
 @pytest.mark.parametrize(
@@ -233,14 +243,14 @@ def test_a_plug_in_cannot_end_the_program(tmp_path: Path, source: str, words: st
     path = tmp_path / "leaves.py"
     path.write_text(source)
     with pytest.raises(PluginError, match=words):
-        plugins.load("source", f"{path}:f", {})
+        plugins.load("source", f"{path}:f")
 
 
 def test_what_an_import_changes_in_the_process_is_put_back(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     path = tmp_path / "wide.py"
     path.write_text("import torch\ntorch.set_default_dtype(torch.float64)\ndef f(): pass\n")
-    plugins.load("reward", f"{path}:f", {})
+    plugins.load("reward", f"{path}:f")
     assert torch.get_default_dtype() is torch.float32
 
 
@@ -252,6 +262,6 @@ def test_guarded_functions_say_where_they_failed(tmp_path: Path) -> None:
         ("g", "async"),
     ):
         spec = f"{path}:{name}"
-        function = plugins.guard("advantage", spec, plugins.find("advantage", spec, {}))
+        function = plugins.guard("advantage", spec, plugins.find("advantage", spec))
         with pytest.raises(PluginError, match=words):
             function(1)

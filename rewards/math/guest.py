@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 from grpo.rewards.math import intervals, systems, units
-from grpo.rewards.math.algebra import below_one, equal, value
+from grpo.rewards.math.algebra import NoRegion, as_set, below_one, equal, same_set, value
 from grpo.rewards.math.exact import number
 from grpo.rewards.math.formula import expression, in_radians, may_be_complex
 from grpo.rewards.math.latex import (
@@ -29,7 +29,6 @@ from grpo.rewards.math.latex import (
     is_variable,
     structure,
 )
-from grpo.rewards.math.regions import NoRegion, as_set, same_set
 from grpo.rewards.math.spelling import normalize
 from grpo.rewards.sandbox.faults import MACHINERY, serve_judge, watch
 

@@ -8,8 +8,7 @@ import types
 
 import pytest
 
-from grpo.data.math import aime, amc
-from grpo.data.programs import humaneval, mbpp
+from grpo.data.published import aime, amc, humaneval, mbpp
 from grpo.errors import DataError
 from grpo.model.hub import Repo
 from grpo.rewards.code.reward import Code

@@ -15,7 +15,7 @@ import pytest
 
 from grpo.data.hub import hub
 from grpo.data.jsonl import jsonl
-from grpo.data.math import gold_answer, gsm8k, last_boxed, math
+from grpo.data.published import gold_answer, gsm8k, last_boxed, math
 from grpo.errors import DataError
 from grpo.model.hub import Repo
 from grpo.outside.rows.columns import answer_text

@@ -1,6 +1,6 @@
 """Rows of published code data sets, as the `prompt` and `tests` columns of the `code` reward.
 
-Pure functions of one row; messages name it by `place`. The sources in `data/programs.py` use them.
+Pure functions of one row; messages name it by `place`. The sources in `data/published.py` use them.
 They also prepare files for `data.source: jsonl` and for scoring:
     rows = [humaneval(json.loads(line)) for line in open("HumanEval.jsonl")]
 The published solution is kept in `canonical_solution` for `grpo check`. If the row names no entry

@@ -18,14 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from grpo.data.source import (
-    Split,
-    check_fraction,
-    check_index,
-    check_int,
-    demonstration_text,
-    permuted,
-)
+from grpo.data import source
 from grpo.errors import DataError, unknown_name
 from grpo.types import Task
 
@@ -44,20 +37,20 @@ class Parity:
     heldout: int | None = None  # None: 2,048, or a quarter of the strings if that is less
 
     def __post_init__(self) -> None:
-        check_int("parity: bits", self.bits, 2, 256)
-        check_fraction("parity: long_fraction", self.long_fraction)
+        source.check_int("parity: bits", self.bits, 2, 256)
+        source.check_fraction("parity: long_fraction", self.long_fraction)
         if self.heldout is not None:
-            check_int("parity: heldout", self.heldout, 1, 2**self.bits - 1)
+            source.check_int("parity: heldout", self.heldout, 1, 2**self.bits - 1)
 
-    def size(self, split: Split) -> int:
+    def size(self, split: source.Split) -> int:
         """Number of bit strings in the split."""
         heldout = self.heldout or min(2048, 2**self.bits // 4)
         return heldout if split == "heldout" else 2**self.bits - heldout
 
-    def task(self, split: Split, index: int) -> Task:
-        check_index("parity", index, self.size(split))
+    def task(self, split: source.Split, index: int) -> Task:
+        source.check_index("parity", index, self.size(split))
         rank = index if split == "heldout" else self.size("heldout") + index
-        digits = format(permuted(rank, 2**self.bits, "parity", self.bits), f"0{self.bits}b")
+        digits = format(source.permuted(rank, 2**self.bits, "parity", self.bits), f"0{self.bits}b")
         return Task(uid=f"parity/{digits}", prompt=f"{digits}=", answer=str(digits.count("1") % 2))
 
     def alphabet(self) -> str:
@@ -77,7 +70,7 @@ class Parity:
             for bit in task.prompt.removesuffix("="):
                 running ^= int(bit)
                 thought += str(running)
-        return demonstration_text(thought, str(task.answer))
+        return source.demonstration_text(thought, str(task.answer))
 
 
 ENGLISH = ("even ", "odd ")  # by running parity; the space makes them words in decoded text
@@ -106,18 +99,18 @@ class Bilingual:
         if self.ask not in ENDINGS:
             raise DataError(f"bilingual: {unknown_name('ask', self.ask, ENDINGS)}")
         for name in ("long_fraction", "english", "switch"):
-            check_fraction(f"bilingual: {name}", getattr(self, name))
+            source.check_fraction(f"bilingual: {name}", getattr(self, name))
         _ = self._parity  # checks bits and heldout
 
     @cached_property
     def _parity(self) -> Parity:
         return Parity(bits=self.bits, heldout=self.heldout)
 
-    def size(self, split: Split) -> int:
+    def size(self, split: source.Split) -> int:
         """Number of bit strings in the split."""
         return self._parity.size(split)
 
-    def task(self, split: Split, index: int) -> Task:
+    def task(self, split: source.Split, index: int) -> Task:
         task = self._parity.task(split, index)
         if self.ask == "parity":
             return task
@@ -143,4 +136,4 @@ class Bilingual:
                 running ^= int(bit)
                 english ^= place > 0 and rng.random() < self.switch
                 thought += (ENGLISH if english else CHINESE)[running]
-        return demonstration_text(thought, str(task.answer))
+        return source.demonstration_text(thought, str(task.answer))

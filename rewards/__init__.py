@@ -16,7 +16,6 @@ from typing import Any
 
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.code.reward import Code
-from grpo.rewards.combine import Gate
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.control import Random
 from grpo.rewards.form import CosineLength, Format, Repetition, SoftOverlong, Tags
@@ -26,7 +25,7 @@ from grpo.rewards.language import LanguageConsistency
 from grpo.rewards.math.reward import Math
 from grpo.rewards.puzzles import Countdown, Knights
 from grpo.rewards.reward_model import RewardModel
-from grpo.rewards.routed import Routed
+from grpo.rewards.routed import Gate, Routed
 from grpo.rewards.score_file import score_file
 
 REWARDS: dict[str, Callable[..., Any]] = {

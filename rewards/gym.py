@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from grpo.rewards.extract import last_answer_block, last_box, split_thought
-from grpo.rewards.math.four_operations import evaluate
+from grpo.rewards.math.exact import evaluate
 from grpo.rewards.sandbox.sandbox import Limits
 from grpo.rewards.sandbox.workers import Pool, WorkerDied, WorkerFault, WorkerTimeout
 from grpo.rewards.symbolic import UnusableGold, is_antiderivative, same_formula

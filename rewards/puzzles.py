@@ -11,8 +11,7 @@ from typing import Any, Literal, cast
 
 from grpo.errors import PluginError
 from grpo.rewards.extract import final_answer
-from grpo.rewards.math.exact import clean, number
-from grpo.rewards.math.four_operations import evaluate
+from grpo.rewards.math.exact import clean, evaluate, number
 from grpo.rewards.verifier import VerifierReward
 from grpo.types import Score, Task
 

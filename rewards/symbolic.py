@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from grpo.rewards.math.four_operations import FOUR
+from grpo.rewards.math.exact import FOUR
 
 MAX_LENGTH = 2048  # characters
 POINTS, ENOUGH = 24, 8  # random points looked at, and how many of them have to agree

@@ -22,7 +22,7 @@ from typing import Literal
 
 from grpo.rewards.math import hedges, vocabulary, words
 from grpo.rewards.math.clauses import Token, places_of_values, tokens, words_of
-from grpo.rewards.math.dress import plain
+from grpo.rewards.math.spelling import plain
 from grpo.rewards.math.sums import worked
 
 _HAN_COPULA = re.compile("[是为於于得]$")

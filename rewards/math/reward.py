@@ -16,11 +16,10 @@ from grpo.errors import PluginError, unknown_name
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
 from grpo.rewards.math import hedges
 from grpo.rewards.math.clauses import tokens, words_of
-from grpo.rewards.math.dress import plain, undress
 from grpo.rewards.math.exact import number
 from grpo.rewards.math.latex import compare
 from grpo.rewards.math.ruling import rule
-from grpo.rewards.math.spelling import respell
+from grpo.rewards.math.spelling import plain, respell, undress
 from grpo.rewards.math.statement import conclusion, final_statement
 from grpo.rewards.sandbox.sandbox import Limits
 from grpo.rewards.sandbox.workers import Pool, WorkerDied, WorkerFault, WorkerTimeout

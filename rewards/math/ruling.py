@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from grpo.rewards.math import hedges, units, vocabulary, words
 from grpo.rewards.math.clauses import tokens, words_of
-from grpo.rewards.math.dress import plain
 from grpo.rewards.math.prose import Claim, claim
 from grpo.rewards.math.signs import Compare, Ruling, formula, inexact
-from grpo.rewards.math.spelling import normalize
+from grpo.rewards.math.spelling import normalize, plain
 
 # A gold with one of these after its number is more than a number and a noun: "30 degrees north of
 # east", "5 less than x".

@@ -12,7 +12,7 @@ import re
 
 from grpo.rewards.math import hedges
 from grpo.rewards.math.clauses import tokens
-from grpo.rewards.math.dress import plain
+from grpo.rewards.math.spelling import plain
 
 _FINAL = re.compile(r"final answer(?: is|'s)?(?: ?:)?[\s*:]*", re.IGNORECASE)
 _BREAK = re.compile(

@@ -65,7 +65,9 @@ def test_the_year_chooses_the_data_set(monkeypatch):
         return [{"problem": "p", "answer": "204", "solution": "s"}]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    monkeypatch.setattr(sys.modules["grpo.data.hub"], "find_repo", lambda path, *_: Repo(path=path))
+    monkeypatch.setattr(
+        sys.modules["grpo.data.published"], "find_repo", lambda path, *_: Repo(path=path)
+    )
     assert aime().task("heldout", 0).answer == "204"
     aime(year=2025)
     amc()

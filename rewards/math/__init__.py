@@ -2,7 +2,7 @@
 
 `reward` is the verifier. From text to a claim: `statement`, `spelling`, `clauses`,
 `hedges`, `sums`, `prose`, `signs`, `vocabulary`. Decided by text
-alone: `words`, `latex`, `units`, `intervals`, `systems`, `exact`; `ruling` puts them
+alone: `words`, `latex`, `units`, `intervals`, `exact`; `ruling` puts them
 together. Only in the sandbox, with SymPy: `guest`, `formula`, `algebra`. Which text is
 the answer: `rewards/extract.py`.
 """

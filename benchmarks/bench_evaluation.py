@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from record import merge, origin, versions
 
-from grpo.data.math import gsm8k
+from grpo.data.published import gsm8k
 from grpo.evaluation.statistics import (
     clustered_bootstrap,
     clustered_stderr,

@@ -14,7 +14,7 @@ import json
 import random
 from pathlib import Path
 
-from grpo.data.bilingual import Bilingual
+from grpo.data.parity import Bilingual
 from grpo.data.source import TaskOrder, stable_hash
 
 ASSETS = Path(__file__).resolve().parent.parent / "recipes" / "assets"

@@ -10,18 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from grpo.data.arithmetic import Arithmetic
-from grpo.data.bilingual import Bilingual
 from grpo.data.countdown import Countdown
 from grpo.data.gym import ReasoningGym
-from grpo.data.hub import hub
 from grpo.data.jsonl import jsonl
 from grpo.data.knights import Knights
-from grpo.data.math import aime, amc, gsm8k, math
 from grpo.data.mixture import Mixture
 from grpo.data.multiplication import Multiplication
-from grpo.data.parity import Parity
-from grpo.data.programs import humaneval, leetcode, mbpp
+from grpo.data.parity import Bilingual, Parity
 from grpo.data.prompts import PromptTemplate
+from grpo.data.published import aime, amc, gsm8k, hub, humaneval, leetcode, math, mbpp
 from grpo.data.source import TaskOrder
 from grpo.types import TaskSource
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from grpo.data.source import (
-    Split,
-    check_fraction,
-    check_index,
-    check_int,
-    demonstration_text,
-    is_heldout,
-    stable_hash,
-)
+from grpo.data import source
 from grpo.errors import DataError
 from grpo.types import Task
 
@@ -29,29 +21,31 @@ class Arithmetic:
     heldout_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        check_int("arithmetic: terms", self.terms, 2, 100)
-        check_int("arithmetic: max_term", self.max_term, 1)
+        source.check_int("arithmetic: terms", self.terms, 2, 100)
+        source.check_int("arithmetic: max_term", self.max_term, 1)
         if "{expression}" not in self.prompt:
             raise DataError(f"arithmetic: prompt {self.prompt!r} must show {{expression}}")
-        check_fraction("arithmetic: long_fraction", self.long_fraction)
-        check_fraction("arithmetic: heldout_fraction", self.heldout_fraction, inclusive=False)
+        source.check_fraction("arithmetic: long_fraction", self.long_fraction)
+        source.check_fraction(
+            "arithmetic: heldout_fraction", self.heldout_fraction, inclusive=False
+        )
         if (self.max_term + 1) ** self.terms * 2 ** (self.terms - 1) * self.heldout_fraction < 20:
             raise DataError("arithmetic: too few expressions to split; raise terms or max_term")
 
-    def size(self, split: Split) -> None:
+    def size(self, split: source.Split) -> None:
         """None: drawn without end, so expressions can come again within a split."""
 
-    def task(self, split: Split, index: int) -> Task:
+    def task(self, split: source.Split, index: int) -> Task:
         """The task at `index`: the first draw of its own stream that belongs to the split."""
-        check_index("arithmetic", index, None)
-        rng = random.Random(stable_hash("arithmetic", split, index))
+        source.check_index("arithmetic", index, None)
+        rng = random.Random(source.stable_hash("arithmetic", split, index))
         while True:
             terms = [rng.randint(0, self.max_term) for _ in range(self.terms)]
             signs = [rng.choice("+-") for _ in range(self.terms - 1)]
             expression = str(terms[0]) + "".join(
                 f"{sign}{term}" for sign, term in zip(signs, terms[1:], strict=True)
             )
-            if is_heldout(expression, self.heldout_fraction) == (split == "heldout"):
+            if source.is_heldout(expression, self.heldout_fraction) == (split == "heldout"):
                 break
         totals = [terms[0]]
         for sign, term in zip(signs, terms[1:], strict=True):
@@ -72,4 +66,4 @@ class Arithmetic:
         """Running totals with probability `long_fraction`, else "-" and the result at once."""
         long = rng.random() < self.long_fraction
         thought = ";".join(map(str, task.columns["totals"])) if long else "-"
-        return demonstration_text(thought, str(task.answer))
+        return source.demonstration_text(thought, str(task.answer))

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 from grpo.errors import DataError, RecipeError
-from grpo.outside.templates.dates import TEMPLATE_DATE, asks_for_date, dated, parse_date
+from grpo.outside.templates.chat_templates import TEMPLATE_DATE, asks_for_date, dated, parse_date
 from grpo.outside.templates.template_limits import rendered
 from grpo.types import Message
 

@@ -13,15 +13,7 @@ from fractions import Fraction
 from operator import add, mul, sub, truediv
 from typing import Literal
 
-from grpo.data.source import (
-    Split,
-    check_fraction,
-    check_index,
-    check_int,
-    demonstration_text,
-    is_heldout,
-    stable_hash,
-)
+from grpo.data import source
 from grpo.errors import DataError
 from grpo.types import Task
 
@@ -51,27 +43,27 @@ class Countdown:
     heldout_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        check_int("countdown: max_numbers", self.max_numbers, 2, 8)
-        check_int("countdown: min_numbers", self.min_numbers, 2, self.max_numbers)
-        check_int("countdown: max_number", self.max_number, 9)
-        check_int("countdown: max_target", self.max_target, 9)
-        check_int("countdown: max_tries", self.max_tries, 0)
+        source.check_int("countdown: max_numbers", self.max_numbers, 2, 8)
+        source.check_int("countdown: min_numbers", self.min_numbers, 2, self.max_numbers)
+        source.check_int("countdown: max_number", self.max_number, 9)
+        source.check_int("countdown: max_target", self.max_target, 9)
+        source.check_int("countdown: max_tries", self.max_tries, 0)
         if self.style not in ("words", "plain"):
             raise DataError(f"countdown: style must be words or plain, not {self.style!r}")
         if "{numbers}" not in self.prompt or "{target}" not in self.prompt:
             raise DataError(
                 f"countdown: prompt {self.prompt!r} must show {{numbers}} and {{target}}"
             )
-        check_fraction("countdown: long_fraction", self.long_fraction)
-        check_fraction("countdown: heldout_fraction", self.heldout_fraction, inclusive=False)
+        source.check_fraction("countdown: long_fraction", self.long_fraction)
+        source.check_fraction("countdown: heldout_fraction", self.heldout_fraction, inclusive=False)
 
-    def size(self, split: Split) -> None:
+    def size(self, split: source.Split) -> None:
         """None: drawn without end, so problems can come again within a split."""
 
-    def task(self, split: Split, index: int) -> Task:
+    def task(self, split: source.Split, index: int) -> Task:
         """The task at `index`: the first draw of its own stream that belongs to the split."""
-        check_index("countdown", index, None)
-        rng = random.Random(stable_hash("countdown", split, index))
+        source.check_index("countdown", index, None)
+        rng = random.Random(source.stable_hash("countdown", split, index))
         while True:
             count = rng.randint(self.min_numbers, self.max_numbers)
             numbers = [rng.randint(1, self.max_number) for _ in range(count)]
@@ -80,7 +72,7 @@ class Countdown:
                 continue
             target = int(value)
             key = f"{','.join(map(str, sorted(numbers)))}={target}"
-            if is_heldout(key, self.heldout_fraction) == (split == "heldout"):
+            if source.is_heldout(key, self.heldout_fraction) == (split == "heldout"):
                 break
         shown = ",".join(map(str, numbers))
         prompt = f"{shown}:{target}="
@@ -114,7 +106,7 @@ class Countdown:
                 if value is not None and value != target:
                     lines.append(f"{attempt}={value}")
             thought = ";".join([*lines, f"{solution}={target}"])
-        return demonstration_text(thought, solution)
+        return source.demonstration_text(thought, solution)
 
 
 _OPERATIONS = {"+": (1, add), "-": (1, sub), "*": (2, mul), "/": (2, truediv)}  # with priority

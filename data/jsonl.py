@@ -113,7 +113,8 @@ def make_tasks(
     seen: dict[str, int] = {}
     for place, row in rows:
         prompt, answer, columns = to_task(place, row)
-        cluster = f"{name}/{stable_hash(_canonical(prompt)):016x}"
+        text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
+        cluster = f"{name}/{stable_hash(' '.join(text.split())):016x}"
         repeat = seen.get(cluster, 0)
         seen[cluster] = repeat + 1
         tasks.append(
@@ -146,8 +147,3 @@ def column_mapper(prompt: str, answer: str | None) -> ToTask:
         return text, gold, others
 
     return to_task
-
-
-def _canonical(prompt: str | list[Message]) -> str:
-    text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
-    return " ".join(text.split())

@@ -12,14 +12,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Literal
 
-from grpo.data.source import (
-    Split,
-    check_fraction,
-    check_index,
-    check_int,
-    demonstration_text,
-    permuted,
-)
+from grpo.data import source
 from grpo.errors import DataError
 from grpo.types import Task
 
@@ -44,12 +37,12 @@ class Multiplication:
 
     def __post_init__(self) -> None:
         if self.digits is not None:
-            check_int("multiplication: digits", self.digits, 1, 100)
+            source.check_int("multiplication: digits", self.digits, 1, 100)
         if (self.digits is None) == (self.lo is None and self.hi is None):
             raise DataError("multiplication: give either digits, or both lo and hi")
         if self.digits is None:
-            check_int("multiplication: lo", self.lo, 0)
-            check_int("multiplication: hi", self.hi, 1)
+            source.check_int("multiplication: lo", self.lo, 0)
+            source.check_int("multiplication: hi", self.hi, 1)
         lo, hi = self.bounds
         if hi <= lo:
             raise DataError(f"multiplication: lo={lo} must be below hi={hi}")
@@ -63,12 +56,12 @@ class Multiplication:
             ) from error
         if str(lo) not in asked or str(hi) not in asked:
             raise DataError(f"multiplication: prompt {self.prompt!r} must show {{a}} and {{b}}")
-        check_fraction("multiplication: long_fraction", self.long_fraction)
-        check_fraction("multiplication: verify_fraction", self.verify_fraction)
+        source.check_fraction("multiplication: long_fraction", self.long_fraction)
+        source.check_fraction("multiplication: verify_fraction", self.verify_fraction)
         n = hi - lo + 1
         pairs = n * (n + 1) // 2
         if self.heldout_pairs is not None:
-            check_int("multiplication: heldout_pairs", self.heldout_pairs, 1, pairs - 1)
+            source.check_int("multiplication: heldout_pairs", self.heldout_pairs, 1, pairs - 1)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -79,7 +72,7 @@ class Multiplication:
         assert self.hi is not None
         return self.lo, self.hi
 
-    def _counts(self, split: Split) -> tuple[int, int]:
+    def _counts(self, split: source.Split) -> tuple[int, int]:
         """Pairs of different factors, and squares, in the split."""
         lo, hi = self.bounds
         n = hi - lo + 1
@@ -91,28 +84,28 @@ class Multiplication:
         held = heldout - squares, squares
         return held if split == "heldout" else (mixed - held[0], n - held[1])
 
-    def size(self, split: Split) -> int:
+    def size(self, split: source.Split) -> int:
         """Number of ordered products in the split."""
         mixed, squares = self._counts(split)
         return 2 * mixed + squares
 
-    def task(self, split: Split, index: int) -> Task:
-        check_index("multiplication", index, self.size(split))
+    def task(self, split: source.Split, index: int) -> Task:
+        source.check_index("multiplication", index, self.size(split))
         # Mixed, so that the first tasks of a split stand for all of it, squares included.
-        index = permuted(index, self.size(split), "mixed", split)
+        index = source.permuted(index, self.size(split), "mixed", split)
         lo, hi = self.bounds
         n = hi - lo + 1
         mixed, _ = self._counts(split)
         before = (0, 0) if split == "heldout" else self._counts("heldout")
         if index < 2 * mixed:
             pair, swap = divmod(index, 2)
-            rank = permuted(before[0] + pair, n * (n - 1) // 2, "multiplication", lo, hi)
+            rank = source.permuted(before[0] + pair, n * (n - 1) // 2, "multiplication", lo, hi)
             # rank counts the pairs (small, large) in the order (0,1), (0,2), (1,2), (0,3), …
             large = (1 + isqrt(1 + 8 * rank)) // 2
             small = rank - large * (large - 1) // 2
             a, b = (large, small) if swap else (small, large)
         else:
-            a = b = permuted(before[1] + index - 2 * mixed, n, "squares", lo, hi)
+            a = b = source.permuted(before[1] + index - 2 * mixed, n, "squares", lo, hi)
         a, b = lo + a, lo + b
         text = f"{a}*{b}=" if self.style == "plain" else self.prompt.format(a=a, b=b)
         return Task(
@@ -141,7 +134,7 @@ class Multiplication:
             thought = _partial_products(a, b)
             if rng.random() < self.verify_fraction:
                 thought += "?" + _partial_products(b, a)
-        return demonstration_text(thought, str(task.answer))
+        return source.demonstration_text(thought, str(task.answer))
 
 
 def _partial_products(a: int, b: int) -> str:

@@ -16,20 +16,16 @@ from typing import Any
 
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.code.reward import Code
-from grpo.rewards.combine import Gate
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.control import Random
-from grpo.rewards.countdown import Countdown
-from grpo.rewards.format import Format, Tags
+from grpo.rewards.form import CosineLength, Format, Repetition, SoftOverlong, Tags
 from grpo.rewards.gym import ReasoningGym
 from grpo.rewards.judge import Judge
-from grpo.rewards.knights import Knights
 from grpo.rewards.language import LanguageConsistency
-from grpo.rewards.length import CosineLength, SoftOverlong
 from grpo.rewards.math.reward import Math
-from grpo.rewards.repetition import Repetition
+from grpo.rewards.puzzles import Countdown, Knights
 from grpo.rewards.reward_model import RewardModel
-from grpo.rewards.routed import Routed
+from grpo.rewards.routed import Gate, Routed
 from grpo.rewards.score_file import score_file
 
 REWARDS: dict[str, Callable[..., Any]] = {

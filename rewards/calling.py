@@ -21,6 +21,7 @@ from grpo.outside.code.foreign import guarded, said
 from grpo.rewards.verifier import NOT_COLUMNS, tasks_of, text_of
 from grpo.types import LARGEST_REWARD, Score, Verifier
 
+UNUSABLE = ("unparseable_gold", "grader_error")
 _POSITIONAL = ("prompts", "completions", "completion_ids")
 _FIXED = frozenset({str, int, float, bool, bytes, complex, type(None)})
 
@@ -56,6 +57,15 @@ def finished(name: str, output: list[Score] | Coroutine[Any, Any, Any], count: i
     with guarded(f"reward {name!r}", lambda error: named(name, error)):
         values = asyncio.run(output)
     return as_scores(name, values, count)
+
+
+def called(name: str, reward: Any, keywords: dict[str, Any]) -> list[Score]:
+    """The scores of a reward inside another. Raises RewardError for an asynchronous one."""
+    output = invoke(name, reward, keywords)
+    if not isinstance(output, list):
+        output.close()
+        raise RewardError(f"reward {name!r} is asynchronous: list it in the recipe, not inside one")
+    return output
 
 
 def copies(keywords: dict[str, Any]) -> dict[str, Any]:
@@ -178,3 +188,11 @@ def _names(function: Callable[..., Any]) -> frozenset[str] | None:
 
 # Looking at a signature takes longer than the simplest rewards do.
 _known_names = lru_cache(maxsize=128)(_names)
+
+
+def close_all(*rewards: Any) -> None:
+    """Release what the rewards hold; not all of them hold something."""
+    for reward in rewards:
+        close = getattr(reward, "close", None)
+        if callable(close):
+            close()

@@ -21,8 +21,7 @@ import numpy as np
 from grpo.errors import RewardError
 from grpo.outside.code.foreign import guarded, place_of, said
 from grpo.rewards import deadline, memory
-from grpo.rewards.calling import as_scores, invoke, named
-from grpo.rewards.combine import UNUSABLE, close_all
+from grpo.rewards.calling import UNUSABLE, as_scores, close_all, invoke, named
 from grpo.rewards.verdicts import judges, verdict
 from grpo.types import LARGEST_REWARD, Completion, Message, Metrics, Prompt, Score, Verifier
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from grpo.errors import PluginError, RecipeError, unknown_name
 from grpo.model import pretrained
-from grpo.outside.templates.dates import dated
+from grpo.outside.templates.chat_templates import dated
 from grpo.outside.templates.template_limits import rendered
 from grpo.rewards.extract import last_answer_block, split_thought
 from grpo.rewards.verifier import Scored, text_of

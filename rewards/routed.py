@@ -1,5 +1,7 @@
-"""Each task by the rewards of its kind: rules where they can decide, a reward model where not.
+"""Rewards made of rewards: a gate, and a route for each kind of task.
 
+A recipe nests others in them through `args`. Routes are for rules where they can decide, and a
+reward model where not.
 The last stage of DeepSeek-R1 (2501.12948) trains on reasoning and on general prompts at once. A
 column of the task says which route scores it; the `mixture` source writes `task`.
 
@@ -23,7 +25,7 @@ from typing import Any, cast
 
 from grpo.errors import PluginError, RewardError, unknown_name
 from grpo.outside.code.plugins import load
-from grpo.rewards.combine import called, close_all
+from grpo.rewards.calling import called, close_all
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.verifier import NOT_COLUMNS, Scored, text_of
 from grpo.types import Score, Task
@@ -172,3 +174,52 @@ def _route(value: str, given: Any) -> _Route:
     if not rewards:
         raise PluginError(f"routed: routes.{value} has no reward")
     return _Route(rewards=RewardSet(rewards), from_step=from_step)
+
+
+class Gate(Scored):
+    """`reward` counts only where `verifier` is satisfied; elsewhere it is 0.
+
+    A bonus for being short or well laid out must not be had for a wrong answer. Where the verifier
+    has no number, neither has the gate.
+    """
+
+    __name__ = "gate"
+
+    def __init__(
+        self,
+        reward: str,
+        reward_args: Mapping[str, Any] | None = None,
+        verifier: str = "accuracy",
+        verifier_args: Mapping[str, Any] | None = None,
+        threshold: float = 1.0,
+    ) -> None:
+        self.names = (reward, verifier)
+        self.reward = load("reward", reward, reward_args)
+        self.verifier = load("reward", verifier, verifier_args)
+        self.threshold = threshold
+
+    @property
+    def nested(self) -> list[tuple[str, Any]]:
+        """The rewards within, by name."""
+        return list(zip(self.names, (self.reward, self.verifier), strict=True))
+
+    def inner(self, _task: Task) -> list[tuple[str, Any]]:
+        """The rewards that a task's columns go to, by name."""
+        return self.nested
+
+    def scores(self, **keywords: Any) -> list[Score]:
+        """One `Score` per completion, by TRL's calling convention."""
+        bonuses = called(self.names[0], self.reward, keywords)
+        verdicts = called(self.names[1], self.verifier, keywords)
+        return [self._gated(b, v) for b, v in zip(bonuses, verdicts, strict=True)]
+
+    def _gated(self, bonus: Score, verdict: Score) -> Score:
+        if verdict.value is None:
+            return verdict
+        if verdict.value >= self.threshold or bonus.value is None:
+            return bonus
+        return Score(value=0.0, status="scored", detail=f"closed: {verdict.status}")
+
+    def close(self) -> None:
+        """Release what the two rewards hold."""
+        close_all(self.reward, self.verifier)

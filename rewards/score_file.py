@@ -20,8 +20,7 @@ from grpo.outside.code.foreign import guarded
 from grpo.outside.files.json_rows import parse_row, row_lines
 from grpo.outside.rows.columns import is_missing
 from grpo.rewards import deadline
-from grpo.rewards.calling import as_scores, finished, invoke, named
-from grpo.rewards.combine import close_all
+from grpo.rewards.calling import as_scores, close_all, finished, invoke, named
 from grpo.rewards.verifier import GradedReward, VerifierReward, make_task, missing_columns, text_of
 from grpo.types import Score, Task
 

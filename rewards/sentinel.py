@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import compress, islice
 
 from grpo.rewards.extract import boxes, final_answer, split_thought
-from grpo.rewards.format import format_fault
-from grpo.rewards.repetition import repeated_share
+from grpo.rewards.form import format_fault, repeated_share
 from grpo.rewards.verdicts import verdict
 from grpo.types import Group, Metrics, Score, Verifier
 

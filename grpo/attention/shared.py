@@ -30,7 +30,7 @@ from grpo.attention.layout import Attentions, Layout
 from grpo.kernels.attention import SOURCE, call
 from grpo.kernels.door import Kernels
 from grpo.model.casts import autocast_off
-from grpo.model.pieces import piece
+from grpo.model.devices import piece
 
 # Up to here the compiled forward pass without tiles is faster than PyTorch's flash kernel.
 FEW_KEYS = 256

@@ -32,7 +32,7 @@ from grpo.model.ranks import Ranks, join
 from grpo.outside.code.foreign import said
 from grpo.outside.files import durable
 from grpo.outside.terminal.console import Console
-from grpo.rundir import edited, finished, litter, record
+from grpo.rundir import finished, record
 from grpo.rundir.claim import claimed
 from grpo.rundir.run_folder import NO_RUN, SETTINGS, recipe_of, stage_folder
 from grpo.stages import inputs, preflight
@@ -165,7 +165,7 @@ def resume_run(
     if not (folder / SETTINGS).is_file():
         raise RunError(NO_RUN.format(str(path)))
     started = record.read(folder)
-    edited.check_settings(started, durable.read_json(folder / SETTINGS), folder)
+    record.check_settings(started, durable.read_json(folder / SETTINGS), folder)
     recipe = recipe_of(folder)
     before = started.get("process", {})
     ranks = _join(recipe, before.get("threads", recipe.run.threads))
@@ -181,7 +181,7 @@ def _continued(run: _Run) -> None:
     """Compare this process with the one the run was started in. Raises RunError."""
     started, now = record.read(run.folder), process.described(run.ranks)
     settings = durable.read_json(run.folder / SETTINGS)
-    lines = edited.check_settings(started, settings, run.folder)
+    lines = record.check_settings(started, settings, run.folder)
     changes = process.check_process(started, now)
     if changes and not run.accept:
         raise RunError(
@@ -199,7 +199,7 @@ def _run_stages(run: _Run) -> dict[str, Any]:
     recipe, folder, ranks, console = run.recipe, run.folder, run.ranks, run.console
     summaries: dict[str, dict[str, Any]] = {}
     damages: dict[str, str] = {}
-    ranks.on_first(lambda: litter.tidy(folder, console))
+    ranks.on_first(lambda: finished.tidy(folder, console))
     for stage in recipe.stages:
         place = run.place(stage)
         before, damages[stage.name] = ranks.on_first(lambda at=place: finished.look(at, console))

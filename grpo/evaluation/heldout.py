@@ -18,7 +18,7 @@ from grpo.errors import DataError
 from grpo.evaluation.tally import figures
 from grpo.outside.files import durable
 from grpo.outside.files.lines import from_lines
-from grpo.rewards.combine import UNUSABLE
+from grpo.rewards.calling import UNUSABLE
 from grpo.rewards.compose import RewardSet
 from grpo.rollout.collect import collect
 from grpo.types import Completion, Engine, NoiseSplit, Prompt, Request, Sampling, Score, TaskSource

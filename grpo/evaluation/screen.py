@@ -18,8 +18,8 @@ from grpo.config.schema import Filter
 from grpo.data.source import stable_hash
 from grpo.evaluation.decontaminate import Evaluation, ngrams, normalized
 from grpo.rewards.extract import split_thought
+from grpo.rewards.form import Repetition
 from grpo.rewards.language import LanguageConsistency
-from grpo.rewards.repetition import Repetition
 from grpo.types import FinishReason, Message, Task
 
 REASONS = {

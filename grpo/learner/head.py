@@ -29,9 +29,9 @@ from grpo.kernels.head import normalize, pull_back_
 from grpo.kernels.layers import weight_gradient
 from grpo.model.canary import canary_ids, vocabulary
 from grpo.model.casts import autocast_off, compute_type, joined
+from grpo.model.devices import piece
 from grpo.model.families import body
 from grpo.model.filters import filtered_probs, make_plan
-from grpo.model.pieces import piece
 from grpo.types import Sampling
 
 if TYPE_CHECKING:

@@ -1,6 +1,9 @@
 """What depends on the kind of device. No other file of the learner asks what kind it is.
 
-The learner gets a record of choices when it is made, and passes it to layers and attention.
+The learner gets a record of choices when it is made, and passes it to layers and attention. Of a
+large intermediate result only a piece exists at a time: on a CPU a constant number of elements,
+which fits the processor's cache; on a GPU, where each piece costs some kernel launches, as many as
+its memory allows.
 """
 
 from __future__ import annotations
@@ -66,3 +69,21 @@ def free_memory(device: torch.device) -> float:
     if device.type == "cpu":
         return math.inf
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+
+
+def piece(device: torch.device, on_cpu: int, bytes_each: int) -> int:
+    """Elements of a piece: `on_cpu`, or on a GPU one for each `bytes_each` bytes of its memory."""
+    memory = card_memory(device)
+    return on_cpu if memory is None else max(on_cpu, memory // bytes_each)
+
+
+@functools.cache
+def card_memory(device: torch.device) -> int | None:
+    """Bytes of memory on a GPU, used or not; None elsewhere.
+
+    Free memory changes from moment to moment. With it the pieces would change, and with them the
+    last bits of sums.
+    """
+    if device.type != "cuda":
+        return None
+    return torch.cuda.get_device_properties(device).total_memory

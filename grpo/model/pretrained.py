@@ -16,10 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo.errors import RecipeError
+from grpo.model.checks import (
+    check_finite,
+    check_no_kernels,
+    check_tensors,
+    check_text_model,
+    check_trainable,
+    check_vocabulary,
+    text_part,
+)
 from grpo.model.hub import Repo, find_repo, near
 from grpo.model.model_files import check_files, check_folder
-from grpo.model.tensors import check_finite, check_tensors, check_trainable
-from grpo.model.text_models import check_no_kernels, check_text_model, check_vocabulary, text_part
 
 if TYPE_CHECKING:
     import torch

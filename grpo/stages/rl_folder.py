@@ -18,7 +18,7 @@ from grpo.config.schema import Run
 from grpo.outside.files import hashes
 from grpo.outside.files.hashes import Known
 from grpo.outside.terminal.console import Console
-from grpo.rundir import checkpoint, ledger, litter
+from grpo.rundir import checkpoint, finished, ledger
 from grpo.rundir.checkpoint import BEST, Checkpoint
 from grpo.rundir.log import RunLog
 from grpo.training.loop import TrainerParts
@@ -118,7 +118,7 @@ def go_back(folder: Path, settings: Run, console: Console) -> Checkpoint | None:
         removed += checkpoint.beyond(folder, settings.save_total_limit, newest=step)
     kept = checkpoint.models(folder)
     removed += [model for model in (folder / BEST).glob("*") if model.name not in kept]
-    litter.clear(folder, console, removed)
+    finished.clear(folder, console, removed)
     return found
 
 

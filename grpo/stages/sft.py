@@ -34,7 +34,7 @@ from grpo.model.families import check_causal, check_family, check_packing
 from grpo.model.ranks import Ranks, join
 from grpo.outside.files.lines import from_lines
 from grpo.outside.terminal.console import Console
-from grpo.rundir import checkpoint, litter
+from grpo.rundir import checkpoint, finished
 from grpo.rundir.log import RunLog
 from grpo.stages.bars import bar
 from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
@@ -179,7 +179,7 @@ def _go_back(folder: Path, run: Run, console: Console) -> checkpoint.Checkpoint 
     checkpoint.rewind(folder / checkpoint.LOG, found.beside[checkpoint.LOG][0] if found else 0)
     if found and run.save_total_limit:
         old = checkpoint.beyond(folder, run.save_total_limit, newest=found.state["step"])
-        litter.clear(folder, console, old)
+        finished.clear(folder, console, old)
     return found
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from grpo.data.conversation import template_columns
-from grpo.data.hub import as_row, load_rows
 from grpo.data.jsonl import read_jsonl
 from grpo.data.prompts import PromptTemplate
+from grpo.data.published import as_row, load_rows
 from grpo.data.source import stable_hash
 from grpo.errors import DataError
 from grpo.outside.rows.columns import Row, checked_prompt, column, message_text

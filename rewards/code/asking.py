@@ -7,7 +7,6 @@ comes back is the program's fault: it raises here, in the test that asked.
 
 from __future__ import annotations
 
-import builtins
 import importlib
 import operator
 import socket
@@ -95,7 +94,7 @@ class Asker:
         above = dict(zip(caught, cast("list[Any]", bases), strict=True))
         # a class comes after those that it is made from
         for name in sorted((n for n in above if above[n] is not None), key=lambda n: len(above[n])):
-            known = (self.exceptions.get(base) or _python_class(base) for base in above[name])
+            known = (self.exceptions.get(base) or PASSED_ON.get(base) for base in above[name])
             parent: Any = next(filter(None, known), Exception)
             self.exceptions[name] = cast("type[Exception]", type(name, (parent,), {}))
         self.place(names)
@@ -202,10 +201,6 @@ class Asker:
             pack(value, None, None, self.known)
         except wire.WireError:
             self.refuse(f"a test expects a {type(value).__name__}, which is not plain data")
-
-
-def _python_class(name: Any) -> type[Any] | None:
-    return getattr(builtins, name) if name in PASSED_ON else None
 
 
 def _library_name(value: Any) -> dict[str, str] | None:

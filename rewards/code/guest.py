@@ -26,14 +26,22 @@ from typing import Any
 from grpo.outside.rows.code_rows import definitions
 from grpo.rewards.code import prelude, raising
 from grpo.rewards.code.asking import Asker, TestsError
-from grpo.rewards.code.caught import caught
 from grpo.rewards.code.classes import Classes
-from grpo.rewards.code.names import Names, Text, classes_of, names_under_test, read_text
+from grpo.rewards.code.names import (
+    Names,
+    Text,
+    asks_for_classes,
+    beyond_reach,
+    caught,
+    classes_of,
+    libraries,
+    names_under_test,
+    read_text,
+)
 from grpo.rewards.code.program import Program, raised, sole_function
 from grpo.rewards.code.raising import LONGEST, describe
 from grpo.rewards.code.readings import SOLE
 from grpo.rewards.code.rewrites import counted_asserts, expected_first
-from grpo.rewards.code.unjudged import asks_for_classes, beyond_reach, libraries
 from grpo.rewards.sandbox import wire
 
 _LOOPING = ("map", "filter", "filterfalse", "takewhile", "dropwhile", "accumulate", "groupby")

@@ -3,20 +3,27 @@
 The name under test is the row's `entry_point`, else what its reference solution defines, else what
 the tests call and nobody else has. Every other name is Python's or the tests' own, whatever the
 program calls its functions: a program that defines `len` changes nothing in the tests.
+
+The tests also say which classes of the program's they may mean as exceptions (`caught`). Only these
+become classes in the tests' process: a program that makes an exception of any other, `class
+Solution(Exception)`, would leave nothing there to ask it for. And they may ask for what does not
+leave the program's process: how it is written, and what it prints. A program that is right could
+not pass such tests, so the row says so and nobody's answer is scored.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib
+import re
 import symtable
-from collections.abc import Iterable, Sequence, Set
+import sys
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
 from grpo.outside.rows.code_rows import defined_names
-from grpo.rewards.code.caught import names_in
 
 
 class Undecided(Exception):
@@ -270,3 +277,101 @@ def _loaded(tree: ast.AST) -> set[str]:
 def _calls(tree: ast.AST, name: str) -> bool:
     calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
     return any(isinstance(function, ast.Name) and function.id == name for function in calls)
+
+
+_CATCHING = re.compile(r"[rR]aises(?:Regex)?$|^suppress$")  # pytest's, unittest's, contextlib's
+_ASKING = ("isinstance", "issubclass")
+
+
+def caught(classes: Iterable[str], trees: Iterable[ast.AST]) -> list[str]:
+    """Those of `classes` that the tests may mean as exceptions: caught, raised, or only named.
+
+    A class that they call, take a member of or give to a function is none, unless they catch it.
+    """
+    used: set[str] = set()
+    sure: set[str] = set()
+    for node in (part for tree in trees for part in ast.walk(tree)):
+        match node:
+            case ast.ExceptHandler(type=ast.AST() as kind) | ast.Raise(exc=ast.AST() as kind):
+                sure |= names_in([kind])
+            case ast.Call(func=function, args=given) if _CATCHING.search(_last_name(function)):
+                sure |= names_in(given)
+            case ast.Call(func=function, args=given, keywords=keywords):
+                inside = [*given, *(keyword.value for keyword in keywords)]
+                asks = isinstance(function, ast.Name) and function.id in _ASKING
+                direct = [function] if asks else [function, *inside]
+                used |= {part.id for part in direct if isinstance(part, ast.Name)}
+            case ast.Attribute(value=ast.Name(id=name)):
+                used.add(name)
+            case _:
+                pass
+    return [name for name in classes if name in sure or name not in used]
+
+
+def names_in(nodes: Iterable[ast.AST]) -> set[str]:
+    """All names in these trees."""
+    below = (node for tree in nodes for node in ast.walk(tree))
+    return {node.id for node in below if isinstance(node, ast.Name)}
+
+
+def _last_name(function: ast.expr) -> str:
+    return str(getattr(function, "attr", getattr(function, "id", "")))
+
+
+# What is asked -> why it cannot be answered. Each is looked for in the tests' text.
+_BEYOND = (
+    (
+        re.compile(r"\breadouterr\(|\bcap(?:sys|fd)\b"),
+        "the tests look at what the program prints, which stays in its process",
+    ),
+    (
+        re.compile(r"\binspect\.\w|\.__(?:code|annotations|wrapped|closure|defaults|doc)__\b"),
+        "the tests look at how the program is written, which stays in its process",
+    ),
+    (
+        re.compile(r"\bmonkeypatch\b|\bmock\b"),
+        "the tests replace what the program calls, which is out of their reach",
+    ),
+)
+_CLASS = re.compile(r"\.__(?:class|dict|bases|mro)__\b|\btype\([^\n]{1,80}?\)\.__name__")
+_IS_CLASS = re.compile(r"\btype\([^\n]{1,80}?\) {0,2}(?:is(?: not)?|[!=]=) {0,2}(\w{1,80})")
+# Without one of these no pattern fits; to look for them takes a tenth of the time.
+_WORDS = ("readouterr", "capsys", "capfd", "inspect.", ".__", "monkeypatch", "mock")
+# Packages whose values are carried, or that have none.
+_CARRIED = frozenset(["numpy", "pytest", "hypothesis"])
+
+
+def beyond_reach(sources: Iterable[str]) -> str | None:
+    """Why no program's answer to these tests can be judged, None where it can."""
+    for source in sources:
+        watches = "redirect_stdout" in source or "sys.stdout" in source
+        if watches and ".getvalue()" in source:
+            return _BEYOND[0][1]
+        found = any(word in source for word in _WORDS)
+        for asked, reason in _BEYOND if found else ():
+            if asked.search(source):
+                return reason
+    return None
+
+
+def asks_for_classes(sources: Iterable[str], classes: Collection[str]) -> bool:
+    """Whether tests look at the class of an object (`x.__dict__`, `type(x) is Node`)."""
+    return any(
+        _CLASS.search(source) or any(found[1] in classes for found in _IS_CLASS.finditer(source))
+        for source in sources
+    )
+
+
+def libraries(trees: Iterable[ast.Module]) -> frozenset[str]:
+    """Installed packages that the tests import and whose objects stay in the program's process."""
+    found: set[str] = set()
+    for tree in trees:
+        for node in ast.walk(tree):
+            match node:
+                case ast.Import(names=names):
+                    found |= {alias.name.partition(".")[0] for alias in names}
+                case ast.ImportFrom(module=str(module), level=0):
+                    found.add(module.partition(".")[0])
+                case _:
+                    pass
+    return frozenset(found - sys.stdlib_module_names - _CARRIED)

@@ -33,7 +33,7 @@ def _passed_on(kind: Any) -> bool:
     return exception and not issubclass(kind, (*_KEPT_BACK, Warning))
 
 
-PASSED_ON = frozenset(name for name, kind in vars(builtins).items() if _passed_on(kind))
+PASSED_ON: dict[str, type[Exception]] = {n: k for n, k in vars(builtins).items() if _passed_on(k)}
 
 
 def describe(error: BaseException) -> tuple[str, str]:
@@ -42,7 +42,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     for base in type(error).__mro__:
         if base is Exception:
             break
-        if base.__name__ in PASSED_ON and getattr(builtins, base.__name__, None) is base:
+        if PASSED_ON.get(base.__name__) is base:
             name = base.__name__
             break
     try:

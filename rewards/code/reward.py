@@ -17,6 +17,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from grpo.rewards.code import readings
@@ -86,6 +87,7 @@ class _SandboxLost(Exception):
         self.score = score
 
 
+@dataclass(eq=False)
 class Code(VerifierReward):
     """1 if the program passes the row's `tests`, else 0; the passed share if `partial`.
 
@@ -97,22 +99,23 @@ class Code(VerifierReward):
     name = "code"
     needs = ("tests",)
 
-    def __init__(
-        self,
-        partial: bool = False,
-        timeout: float = 10.0,
-        memory_mb: int = 1024,
-        tolerance: float | None = None,
-        workers: int = 0,
-        sandbox: str = "auto",
-    ) -> None:
-        self.partial = partial
-        self.judges = not partial  # part of the tests is neither right nor wrong
-        self.timeout = timeout
-        self.tolerance = tolerance
-        self.limits = Limits(cpu=max(1, int(timeout) + 1), memory=memory_mb << 20)
-        preload = (*PRELOAD, "grpo.rewards.code.guest")
-        self.pool = Pool("code", preload, tier=sandbox, limits=self.limits, workers=workers)
+    partial: bool = False
+    timeout: float = 10.0
+    memory_mb: int = 1024
+    tolerance: float | None = None
+    workers: int = 0
+    sandbox: str = "auto"
+
+    def __post_init__(self) -> None:
+        self.judges = not self.partial  # part of the tests is neither right nor wrong
+        self.limits = Limits(cpu=max(1, int(self.timeout) + 1), memory=self.memory_mb << 20)
+        self.pool = Pool(
+            "code",
+            (*PRELOAD, "grpo.rewards.code.guest"),
+            tier=self.sandbox,
+            limits=self.limits,
+            workers=self.workers,
+        )
 
     def verify_all(self, completions: Sequence[str], tasks: Sequence[Task]) -> list[Score]:
         """Outcomes in order, `workers` programs at a time."""

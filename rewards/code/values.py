@@ -74,14 +74,8 @@ def _clock(value: Any) -> Sequence[Any]:
     return [value.hour, value.minute, value.second, value.microsecond, value.tzinfo, value.fold]
 
 
-def _datetime(year: int, month: int, day: int, *clock: Any) -> Any:
-    *parts, zone, fold = clock
-    return datetime.datetime(year, month, day, *parts, tzinfo=zone, fold=fold)
-
-
-def _time(*clock: Any) -> Any:
-    *parts, zone, fold = clock
-    return datetime.time(*parts, tzinfo=zone, fold=fold)
+def _at_clock(kind: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *parts: kind(*parts[:-2], tzinfo=parts[-2], fold=parts[-1])
 
 
 def _namespace(held: dict[str, Any]) -> types.SimpleNamespace:
@@ -104,10 +98,10 @@ FORMS: dict[str, Form] = {
     "M": Form(
         kind=datetime.datetime,
         take=lambda v: [v.year, v.month, v.day, *_clock(v)],
-        make=_datetime,
+        make=_at_clock(datetime.datetime),
     ),
     "Y": Form(kind=datetime.date, take=lambda v: [v.year, v.month, v.day], make=datetime.date),
-    "H": Form(kind=datetime.time, take=_clock, make=_time),
+    "H": Form(kind=datetime.time, take=_clock, make=_at_clock(datetime.time)),
     "Z": Form(
         kind=datetime.timezone,
         take=lambda v: [v.utcoffset(None)],

@@ -93,7 +93,8 @@ def tokens(text: str) -> tuple[Token, ...]:
             flush()
             depth = 0
             if kind == "word":
-                made.append(Token(kind="word", text=_folded(written), written=written))
+                folded = written.lower().replace("\u2019", "'").replace(". ", ".")
+                made.append(Token(kind="word", text=folded, written=written))
             elif kind in ("comma", "colon", "line", "question", "dots"):
                 made.append(Token(kind=kind, text=written))
     flush()
@@ -119,10 +120,6 @@ def _deeper(written: str) -> int:
     if written.startswith(("\\begin", "\\end")):
         return 1 if written.startswith("\\b") else -1
     return (written[-1] in _OPENING) - (written[-1] in _CLOSING)
-
-
-def _folded(word: str) -> str:
-    return word.lower().replace("\u2019", "'").replace(". ", ".")
 
 
 def _kind(text: str, found: list[re.Match[str]], index: int) -> str:

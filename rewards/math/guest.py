@@ -1,9 +1,14 @@
-"""The confined side of `math`: computer algebra on one pair, golds read once.
+r"""The confined side of `math`: computer algebra on one pair, golds read once.
 
 The parser can evaluate, loop for ever or eat all memory; here it is alone in a process that holds
 nothing, sees nothing and is killed when its time is up. math-verify's own alarms stay off: they do
 not fire in C code, nor with gmpy2 installed. Of math-verify this takes the parser (see `formula`)
 and the comparison of two expressions; what it looks for in prose is no part of a verdict here.
+
+Systems and cases are taken apart into rows and cells. The parser does not know sets by a rule
+(\{2k : k \in \mathbb{Z}\}), remainders (7 \bmod 10), sets, statements, segments and vectors by
+their letters (A \cup B, p \land q, \overline{AB}), or angles in minutes. These are compared as they
+are written, without spacing.
 """
 
 from __future__ import annotations
@@ -15,10 +20,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
-from grpo.rewards.math import intervals, systems, units
-from grpo.rewards.math.algebra import below_one, equal, value
+from grpo.rewards.math import intervals, units
+from grpo.rewards.math.algebra import NoRegion, as_set, below_one, equal, same_set, value
 from grpo.rewards.math.exact import number
 from grpo.rewards.math.formula import expression, in_radians, may_be_complex
 from grpo.rewards.math.latex import (
@@ -29,9 +35,62 @@ from grpo.rewards.math.latex import (
     is_variable,
     structure,
 )
-from grpo.rewards.math.regions import NoRegion, as_set, same_set
-from grpo.rewards.math.spelling import normalize
+from grpo.rewards.math.spelling import CLOSING, OPENING, normalize
 from grpo.rewards.sandbox.faults import MACHINERY, serve_judge, watch
+
+_MAX_ROWS = 32
+_ENVIRONMENT = re.compile(
+    r"(?:[A-Za-z](?:\([a-z]\))? ?= ?)?(?:\\\{ ?|\{ ?)?"
+    r"\\begin ?\{(cases|dcases|array|aligned|align\*?|gathered|split)\}(?: ?\{[clr| ]{1,20}\})?"
+    r"(.+)\\end ?\{\1\}(?: ?\.| ?\})?",
+    re.DOTALL,
+)
+_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in|equiv)(?![A-Za-z])")
+_AS_WRITTEN = re.compile(
+    r"\\\{.{1,200}(?::|\\in(?![A-Za-z])).{1,200}\\\}"
+    r"|.{1,200}\\[bp]?mod(?![A-Za-z]).{1,80}"
+    r"|[A-Za-z]'? ?(?:\\(?:cup|cap|setminus|land|lor|wedge|vee)(?![A-Za-z]) ?[A-Za-z]'? ?){1,8}"
+    r"|\\(?:overline|overrightarrow|overleftrightarrow|vec) ?\{ ?[A-Z][A-Z' ]{1,8}\}"
+    r"|[0-9]{1,3} ?° ?[0-9]{1,2} ?'(?: ?[0-9]{1,2} ?(?:''|\"))?"
+)
+
+
+def _rows(text: str) -> list[tuple[str, ...]]:
+    """The cells of each row of a system or of cases; none of anything else.
+
+    A row is an equation (one cell; an & before its sign goes), or a value and its condition.
+    """
+    match = _ENVIRONMENT.fullmatch(text)
+    if not match or "\\begin" in match[2]:
+        return []
+    found: list[tuple[str, ...]] = []
+    for row in match[2].split("\\\\"):
+        cells = [cell.strip(" ,;.") for cell in row.split("&")]
+        if any(cells):
+            merged = cells[:1]
+            for cell in cells[1:]:
+                if _RELATION.match(cell) or not merged[-1]:
+                    merged[-1] = f"{merged[-1]} {cell}".strip()
+                else:
+                    merged.append(cell)
+            found.append(tuple(cell for cell in merged if cell))
+    lengths = {len(cells) for cells in found}
+    equations = lengths == {1} and all(_RELATION.search(cells[0]) for cells in found)
+    return found if 0 < len(found) <= _MAX_ROWS and (equations or lengths == {2}) else []
+
+
+def _is_said(text: str) -> bool:
+    """Whether a normalized text is an answer that is compared as it is written."""
+    depths = [0, *accumulate((char in OPENING) - (char in CLOSING) for char in text)]
+    return min(depths) == depths[-1] == 0 and _AS_WRITTEN.fullmatch(text) is not None
+
+
+def _squeezed(text: str) -> str:
+    """A text without spacing and in one spelling of what differs by taste."""
+    text = text.replace("\\overrightarrow", "\\vec").replace("\\pmod", "\\mod")
+    text = re.sub(r"\s", "", text.replace("\\bmod", "\\mod"))
+    return re.sub(r"\{([A-Za-z0-9])\}", r"\1", text)
+
 
 PACKAGES = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")
 _COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+")
@@ -60,14 +119,14 @@ class Read:
 def _read(text: str, depth: int = 0) -> Read | None:
     """An answer read from end to end, None if a part of it cannot be read."""
     text = in_radians(normalize(text)).strip()
-    if "\\begin" in text and (rows := systems.rows(text)):
+    if "\\begin" in text and (rows := _rows(text)):
         return _of_rows(text, rows, depth)
     if PLUS_MINUS.search(text):
         text = both_signs(text)
     body, unit, size = units.split(text)
     kind, pieces = structure(body)
     parts: tuple[Read, ...] = ()
-    by_rule = kind == _SET and systems.is_said(text)  # its parts are no elements
+    by_rule = kind == _SET and _is_said(text)  # its parts are no elements
     listed = len(pieces) > 1 or (kind and pieces and pieces[0] != body)
     if listed and not by_rule and depth < 4:
         parts = _all_read(pieces[:33], depth) or ()
@@ -77,7 +136,7 @@ def _read(text: str, depth: int = 0) -> Read | None:
         return read
     if not by_rule and _expression(body, may_be_complex(body)) is not None:
         return read
-    if systems.is_said(text):
+    if _is_said(text):
         return Read(text=text, body=text, kind=_SAID)
     return None
 
@@ -164,7 +223,7 @@ def warm_up() -> None:
 def _same(gold: Read, answer: Read) -> bool:
     """Whether two answers are equal, all of each."""
     if _SAID in (gold.kind, answer.kind):
-        return systems.squeezed(gold.text) == systems.squeezed(answer.text)
+        return _squeezed(gold.text) == _squeezed(answer.text)
     if _CASES in (gold.kind, answer.kind):
         same_length = gold.kind == answer.kind and len(gold.parts) == len(answer.parts)
         return same_length and _matched(list(gold.parts), list(answer.parts))

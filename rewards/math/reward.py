@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Literal
@@ -16,11 +17,10 @@ from grpo.errors import PluginError, unknown_name
 from grpo.rewards.extract import boxes, last_answer_block, last_number, split_thought
 from grpo.rewards.math import hedges
 from grpo.rewards.math.clauses import tokens, words_of
-from grpo.rewards.math.dress import plain, undress
 from grpo.rewards.math.exact import number
 from grpo.rewards.math.latex import compare
 from grpo.rewards.math.ruling import rule
-from grpo.rewards.math.spelling import respell
+from grpo.rewards.math.spelling import plain, respell, undress
 from grpo.rewards.math.statement import conclusion, final_statement
 from grpo.rewards.sandbox.sandbox import Limits
 from grpo.rewards.sandbox.workers import Pool, WorkerDied, WorkerFault, WorkerTimeout
@@ -89,6 +89,7 @@ class _Failed(Exception):
     """The grader failed, whatever the answer was."""
 
 
+@dataclass(eq=False)
 class Math(VerifierReward):
     r"""1 if the final answer equals `answer`, else 0.
 
@@ -100,30 +101,26 @@ class Math(VerifierReward):
 
     name = "math"
 
-    def __init__(
-        self,
-        extraction: Literal["strict", "lenient"] = "strict",
-        boxes: Literal["join", "last", "zero"] = "join",
-        tolerance: float = 1e-6,
-        timeout: float = 5.0,
-        memory_mb: int = 1024,
-        workers: int = 0,
-        sandbox: str = "auto",
-    ) -> None:
-        if extraction not in ("strict", "lenient"):
-            raise PluginError(f"math: extraction {extraction!r} is not strict or lenient")
-        if boxes not in BOXES:
-            raise PluginError(f"math: {unknown_name('boxes policy', boxes, BOXES)}")
-        self.lenient = extraction == "lenient"
-        self.boxes = boxes
-        self.tolerance = tolerance
-        self.timeout = timeout
+    extraction: Literal["strict", "lenient"] = "strict"
+    boxes: Literal["join", "last", "zero"] = "join"
+    tolerance: float = 1e-6
+    timeout: float = 5.0
+    memory_mb: int = 1024
+    workers: int = 0
+    sandbox: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.extraction not in ("strict", "lenient"):
+            raise PluginError(f"math: extraction {self.extraction!r} is not strict or lenient")
+        if self.boxes not in BOXES:
+            raise PluginError(f"math: {unknown_name('boxes policy', self.boxes, BOXES)}")
+        self.lenient = self.extraction == "lenient"
         self.pool = Pool(
             "math",
             ("numpy", "grpo.rewards.math.guest"),
-            tier=sandbox,
-            limits=Limits(cpu=3600, memory=memory_mb << 20),
-            workers=workers,
+            tier=self.sandbox,
+            limits=Limits(cpu=3600, memory=self.memory_mb << 20),
+            workers=self.workers,
         )
         self._algebra = lru_cache(maxsize=1 << 16)(self._ask)
 

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 
 from grpo.rewards.math import hedges, units, vocabulary, words
 from grpo.rewards.math.clauses import tokens, words_of
-from grpo.rewards.math.dress import plain
 from grpo.rewards.math.prose import Claim, claim
 from grpo.rewards.math.signs import Compare, Ruling, formula, inexact
-from grpo.rewards.math.spelling import normalize
-from grpo.rewards.math.whole import predicates, same_whole
+from grpo.rewards.math.spelling import normalize, plain
 
 # A gold with one of these after its number is more than a number and a noun: "30 degrees north of
 # east", "5 less than x".
@@ -53,7 +51,7 @@ def rule(answer: str, gold: str, compare: Compare) -> Ruling:
     stated = whole and mine.kind not in ("nothing", "formula")
     if (stated or _WHOLE_RATIO.fullmatch(gold)) and compare(answer, gold) is True:
         return Ruling(same=True)
-    return Ruling(same=any(same_whole(text, gold, compare) for text in predicates(answer)))
+    return Ruling(same=any(_same_whole(text, gold, compare) for text in _predicates(answer)))
 
 
 def _is_value(gold: Claim) -> bool:
@@ -195,3 +193,57 @@ def _same_unit(words_after: Sequence[str], gold: Sequence[str], compare: Compare
         return True
     left = iter([words.stem(word) for word in words_after])
     return len(gold[-1]) > 2 and all(words.stem(word) in left for word in gold)
+
+
+_MAX_SENTENCE = 400  # characters of an answer in words
+_SUBJECT = re.compile(r"(?:the|this|that|its|their) [a-z]{3,20} ", re.IGNORECASE)
+_REASON = re.compile(r",? (?:because|since|as) ")
+_LISTED = re.compile(r"[,;]|\b(?:and|or)\b")
+_FIRST = re.compile(r"(?<![A-Za-z_^{\\])[0-9]")
+_LEAST = re.compile(r"(?i)\b(?:at least|not? less than|no fewer than) +([0-9][0-9.,]*)")
+_MOST = re.compile(r"(?i)\b(?:at most|not? more than|up to) +([0-9][0-9.,]*)")
+_DEGREES = re.compile(r"\^ ?\{? ?\\circ ?\}?|\u00b0")
+_OR_MORE = re.compile(r"\bor (?:greater|above|higher|larger|over|up)\b", re.IGNORECASE)
+_OR_LESS = re.compile(r"\bor (?:fewer|below|lower|smaller|under)\b", re.IGNORECASE)
+_COPULA = re.compile(r"\b(?:is|are|was|were|it|she|he|they)\b|[:\uff1a]|是|为", re.IGNORECASE)
+
+
+def _predicates(answer: str) -> list[str]:
+    """An answer, and what it says after its copula: "the day is Monday", "Monday"."""
+    text = plain(answer)
+    found = [text]
+    if len(text) > _MAX_SENTENCE:
+        return found
+    first = None
+    for mark in _COPULA.finditer(text):
+        first = mark.end() if first is None else first
+        if _LISTED.search(text, first, mark.start()):
+            break  # "it is Monday or it is Tuesday"
+        before = words_of(tokens(text[: mark.start()]))
+        if len(found) > 3 or hedges.doubts(before, True) or hedges.denied_subject(before):
+            break
+        found.append(text[mark.end() :])
+    if subject := _SUBJECT.match(text):
+        found.append(text[subject.end() :])  # "the limit does not exist"
+    if reason := _REASON.search(text):
+        found.append(text[: reason.start()])
+    counted = _FIRST.search(text)
+    if counted and not claim(text).why:
+        found.append(text[counted.start() :])  # "it takes 3 hours 20 minutes"
+    return found
+
+
+def _bounds(text: str) -> str:
+    """A text with one name for each bound and for degrees: "at least 12" is "12 or more"."""
+    text = _DEGREES.sub(" degrees ", text)
+    text = _LEAST.sub(r"\1 or more", text)
+    return _MOST.sub(r"\1 or less", _OR_MORE.sub("or more", _OR_LESS.sub("or less", text)))
+
+
+def _same_whole(answer: str, gold: str, compare: Compare) -> bool:
+    """Whether two answers with words are the same words and numbers."""
+    mine, theirs = tokens(_bounds(answer)), tokens(_bounds(plain(gold)))
+    said, wanted = (words_of(both) for both in (mine, theirs))
+    if len(said) == len(mine) and len(wanted) == len(theirs) and words.same_words(said, wanted):
+        return True
+    return words.same_items(mine, theirs, compare)

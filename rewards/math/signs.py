@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from grpo.rewards.math import intervals
 from grpo.rewards.math.clauses import relation
-from grpo.rewards.math.dress import plain
 from grpo.rewards.math.exact import clean, number
 from grpo.rewards.math.latex import structure
-from grpo.rewards.math.spelling import normalize
+from grpo.rewards.math.spelling import normalize, plain
 
 Compare = Callable[[str, str], bool | None]
 

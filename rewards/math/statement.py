@@ -12,7 +12,7 @@ import re
 
 from grpo.rewards.math import hedges
 from grpo.rewards.math.clauses import tokens
-from grpo.rewards.math.dress import plain
+from grpo.rewards.math.spelling import plain
 
 _FINAL = re.compile(r"final answer(?: is|'s)?(?: ?:)?[\s*:]*", re.IGNORECASE)
 _BREAK = re.compile(
@@ -53,7 +53,7 @@ def conclusion(block: str) -> str:
     sentences = _sentences(block)
     if len(sentences) < 2:
         return sentences[0] if sentences else block
-    held = [_values(sentence) for sentence in sentences]
+    held = [sum(token.kind == "value" for token in tokens(plain(s))) for s in sentences]
     last = max((i for i, count in enumerate(held) if count), default=len(sentences) - 1)
     rest = sentences[:last] + sentences[last + 1 :]
     if any(hedges.doubtful(sentence) for sentence in rest):
@@ -108,11 +108,6 @@ def _sentences(text: str) -> list[str]:
     found.append(text[start:])
     kept = [_POLITE.sub("", piece).strip() for piece in found]
     return [piece for piece in kept if any(c.isalnum() for c in piece)][-MAX_SENTENCES:]
-
-
-def _values(sentence: str) -> int:
-    """How many values with a digit, or formulas, a sentence holds."""
-    return sum(token.kind == "value" for token in tokens(plain(sentence)))
 
 
 def _repeats(sentences: list[str]) -> bool:

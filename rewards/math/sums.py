@@ -14,7 +14,7 @@ from fractions import Fraction
 
 from grpo.rewards.math import hedges, vocabulary, words
 from grpo.rewards.math.clauses import Token, places_of_values, words_of
-from grpo.rewards.math.four_operations import evaluate
+from grpo.rewards.math.exact import evaluate
 
 MAX_VALUES = 64  # of one sentence
 _SIGNS = re.compile(

@@ -8,9 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from grpo.data.bilingual import Bilingual
 from grpo.data.mixture import Mixture
-from grpo.data.parity import Parity
+from grpo.data.parity import Bilingual, Parity
 from grpo.data.source import DemonstrationSource, TaskOrder
 from grpo.errors import DataError
 from grpo.rewards.language import words_by_script

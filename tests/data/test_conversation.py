@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
-from grpo.data.hub import as_row
 from grpo.data.jsonl import jsonl
 from grpo.data.prompts import PromptTemplate
+from grpo.data.published import as_row
 from grpo.errors import DataError, RecipeError
 from grpo.outside.rows.columns import checked_prompt
 from grpo.rewards.compose import call_arguments

@@ -11,7 +11,7 @@ import pytest
 
 from grpo.commands.shrink import fixture
 from grpo.data.knights import Knights, holds, solve, spoken
-from grpo.data.programs import leetcode
+from grpo.data.published import leetcode
 from grpo.errors import DataError
 from grpo.rewards.code.reward import Code
 

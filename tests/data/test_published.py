@@ -8,8 +8,7 @@ import types
 
 import pytest
 
-from grpo.data.math import aime, amc
-from grpo.data.programs import humaneval, mbpp
+from grpo.data.published import aime, amc, humaneval, mbpp
 from grpo.errors import DataError
 from grpo.model.hub import Repo
 from grpo.rewards.code.reward import Code
@@ -66,7 +65,9 @@ def test_the_year_chooses_the_data_set(monkeypatch):
         return [{"problem": "p", "answer": "204", "solution": "s"}]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    monkeypatch.setattr(sys.modules["grpo.data.hub"], "find_repo", lambda path, *_: Repo(path=path))
+    monkeypatch.setattr(
+        sys.modules["grpo.data.published"], "find_repo", lambda path, *_: Repo(path=path)
+    )
     assert aime().task("heldout", 0).answer == "204"
     aime(year=2025)
     amc()

@@ -13,9 +13,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from grpo.data.hub import hub
 from grpo.data.jsonl import jsonl
-from grpo.data.math import gold_answer, gsm8k, last_boxed, math
+from grpo.data.published import gold_answer, gsm8k, hub, last_boxed, math
 from grpo.errors import DataError
 from grpo.model.hub import Repo
 from grpo.outside.rows.columns import answer_text
@@ -233,7 +232,9 @@ def test_hub_maps_columns_and_reports_failure(monkeypatch):
 
     fake = types.SimpleNamespace(load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", fake)
-    monkeypatch.setattr(sys.modules["grpo.data.hub"], "find_repo", lambda path, *_: Repo(path=path))
+    monkeypatch.setattr(
+        sys.modules["grpo.data.published"], "find_repo", lambda path, *_: Repo(path=path)
+    )
     source = hub(path="some/set", name="main", heldout_split="test", prompt="q", answer="a")
     found = everything(source)
     assert [(t.prompt, t.answer, t.columns) for t in found["heldout"]] == [

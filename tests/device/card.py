@@ -18,7 +18,7 @@ from grpo.config.schema import Algorithm
 from grpo.config.schema import Learner as Config
 from grpo.learner import learner, optimizers, policy
 from grpo.learner.learner import TorchLearner
-from grpo.model import devices, pieces, ranks, transfer
+from grpo.model import devices, ranks, transfer
 
 from .counting import CARD
 
@@ -79,7 +79,7 @@ def _pretend(patch: pytest.MonkeyPatch, memory: int, flex: bool) -> None:
     one: Any = SimpleNamespace(process_index=0, num_processes=1, device=CARD)
     patch.setattr(ranks, "join", lambda: ranks.Ranks(accelerator=one, sharding=None))
     patch.setattr(transfer, "pins", lambda device: device.type == CARD.type)
-    patch.setattr(pieces, "card_memory", lambda _: memory)
+    patch.setattr(devices, "card_memory", lambda _: memory)
     # What starting a learner compares is numbers.
     patch.setattr(learner, "check_model", lambda _: None)
     patch.setattr(learner, "can_share_prompts", lambda _: True)

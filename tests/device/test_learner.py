@@ -14,7 +14,7 @@ from torch import nn
 
 from grpo.learner import head
 from grpo.learner.head import Transform, token_logprobs
-from grpo.model import pieces
+from grpo.model import devices
 
 from .card import H200, T4, make_learner
 from .counting import CARD, Counting
@@ -69,7 +69,7 @@ def test_log_probs_of_all_rows_come_in_one_copy(use, monkeypatch):
     ],
 )
 def test_the_head_is_cut_by_the_memory_of_the_card(memory, tokens, expected, monkeypatch):
-    monkeypatch.setattr(pieces, "card_memory", lambda _: memory)
+    monkeypatch.setattr(devices, "card_memory", lambda _: memory)
     cut: list[int] = []
     chunks = head._chunks
     monkeypatch.setattr(
@@ -91,5 +91,5 @@ def test_the_head_is_cut_by_the_memory_of_the_card(memory, tokens, expected, mon
 
 def test_on_a_cpu_pieces_are_those_of_the_cache():
     cpu = torch.device("cpu")
-    assert pieces.card_memory(cpu) is None
+    assert devices.card_memory(cpu) is None
     assert head._chunk(16_384, 152_000, cpu) == 2**25 // 152_000

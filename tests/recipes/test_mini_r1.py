@@ -12,7 +12,7 @@ import pytest
 
 from grpo.commands.train import train_recipe
 from grpo.config.config import load
-from grpo.data.bilingual import Bilingual
+from grpo.data.parity import Bilingual
 from grpo.outside.terminal.console import Console
 from grpo.rewards.language import LanguageConsistency
 from grpo.types import Task

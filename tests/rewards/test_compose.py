@@ -10,8 +10,7 @@ import pytest
 from grpo.errors import DataError, RewardError
 from grpo.rewards import RewardSet, score_file
 from grpo.rewards.accuracy import Accuracy
-from grpo.rewards.format import Format
-from grpo.rewards.length import SoftOverlong
+from grpo.rewards.form import Format, SoftOverlong
 from grpo.types import Completion, Prompt, Segment, Task, Version
 
 

@@ -9,10 +9,9 @@ import pytest
 
 from grpo.errors import PluginError
 from grpo.rewards import REWARDS
-from grpo.rewards.combine import Gate
+from grpo.rewards.form import CosineLength, Repetition, SoftOverlong, repeated_share
 from grpo.rewards.language import LanguageConsistency, words_by_script
-from grpo.rewards.length import CosineLength, SoftOverlong
-from grpo.rewards.repetition import Repetition, repeated_share
+from grpo.rewards.routed import Gate
 
 
 def call(reward, *completions, ids=None, **columns):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from grpo.errors import RewardError
-from grpo.rewards.gym import SCORERS, ReasoningGym
+from grpo.rewards.gym import SCORERS, ReasoningGym, is_antiderivative, parse, same_formula, value
 from grpo.rewards.sandbox.workers import WorkerDied, WorkerFault, WorkerTimeout
-from grpo.rewards.symbolic import is_antiderivative, parse, same_formula, value
 from grpo.types import Task
 
 QUEENS = "_ Q _ _\n_ _ _ Q\nQ _ _ _\n_ _ Q _"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from grpo.data.knights import Knights as Puzzles
-from grpo.rewards.knights import Knights
+from grpo.rewards.puzzles import Knights
 from grpo.types import Task
 
 ROLES = {"Ada": "knight", "Bruno": "knave", "Clara": "knave"}

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from grpo.errors import RewardError
-from grpo.rewards.combine import Gate
 from grpo.rewards.compose import RewardSet
-from grpo.rewards.routed import Routed
+from grpo.rewards.routed import Gate, Routed
 
 
 class Counting:

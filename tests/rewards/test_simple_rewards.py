@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from grpo.rewards import REWARDS
 from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.control import Random
-from grpo.rewards.countdown import Countdown
 from grpo.rewards.extract import boxes, final_answer
-from grpo.rewards.format import Format
-from grpo.rewards.math.exact import same
-from grpo.rewards.math.four_operations import evaluate
+from grpo.rewards.form import Format
+from grpo.rewards.math.exact import evaluate, same
+from grpo.rewards.puzzles import Countdown
 from grpo.types import Task
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from grpo.rewards.format import Format
+from grpo.rewards.form import Format
 from grpo.rollout import samples
 from grpo.rollout.embedded import torch_engine
 from grpo.rollout.embedded.torch_engine import TorchEngine

@@ -1,5 +1,5 @@
 """Rows of data sets that others published, as the columns that rewards ask for.
 
-`columns` reads a column, or says which row lacks it. `code_rows`, `contest_rows` and `packed_tests`
-are for programs and their tests. Sources of tasks are in `data/`.
+`columns` reads a column, or says which row lacks it. `code_rows` and `contest_rows` are
+for programs and their tests. Sources of tasks are in `data/`.
 """

@@ -1,6 +1,6 @@
 """Rows of published code data sets, as the `prompt` and `tests` columns of the `code` reward.
 
-Pure functions of one row; messages name it by `place`. The sources in `data/programs.py` use them.
+Pure functions of one row; messages name it by `place`. The sources in `data/published.py` use them.
 They also prepare files for `data.source: jsonl` and for scoring:
     rows = [humaneval(json.loads(line)) for line in open("HumanEval.jsonl")]
 The published solution is kept in `canonical_solution` for `grpo check`. If the row names no entry
@@ -101,8 +101,6 @@ def _pytest_calls(source: str, place: str) -> tuple[str, set[str]]:
                 calls.append(f"{name}()")
             case ast.ClassDef(name=name) if name.startswith("Test"):
                 raise DataError(f"{place}: test has a class {name}, which only pytest can run")
-            case _:
-                pass
         body.append(statement)
     if not calls:
         raise DataError(f"{place}: test has no function whose name starts with test")
@@ -154,8 +152,6 @@ def definitions(source: str) -> list[str]:
             case ast.Assign() | ast.AnnAssign():
                 names = (node for node in ast.walk(statement) if isinstance(node, ast.Name))
                 found |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
-            case _:
-                pass
     return sorted(found)
 
 

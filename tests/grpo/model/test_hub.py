@@ -17,7 +17,7 @@ import pytest
 from huggingface_hub import constants
 
 from grpo.cli import main
-from grpo.data.hub import load_rows
+from grpo.data.published import load_rows
 from grpo.errors import DataError, RecipeError
 from grpo.model import hub, pretrained
 from tests.grpo.tiny_bases import save_tiny_base

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from grpo.data.conversation import ChatTemplate
-from grpo.data.hub import load_rows
+from grpo.data.published import load_rows
 from grpo.errors import DataError, RecipeError
 from grpo.learner.saved import load_saved
 from grpo.model import pretrained

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from grpo.rewards.math.dress import undress
 from grpo.rewards.math.latex import compare
 from grpo.rewards.math.reward import Math
 from grpo.rewards.math.ruling import rule
-from grpo.rewards.math.spelling import respell
+from grpo.rewards.math.spelling import respell, undress
 from grpo.rewards.math.statement import conclusion
 from grpo.types import Task
 

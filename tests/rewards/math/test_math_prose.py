@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo.rewards.math.clauses import tokens
-from grpo.rewards.math.dress import plain, undress
 from grpo.rewards.math.latex import compare
 from grpo.rewards.math.prose import claim
 from grpo.rewards.math.reward import Math
 from grpo.rewards.math.ruling import rule
-from grpo.rewards.math.spelling import respell
+from grpo.rewards.math.spelling import plain, respell, undress
 from grpo.rewards.math.statement import conclusion
 from grpo.types import Task
 

@@ -6,10 +6,9 @@ import time
 
 import pytest
 
-from grpo.rewards.math.dress import undress
 from grpo.rewards.math.latex import compare
 from grpo.rewards.math.ruling import rule
-from grpo.rewards.math.spelling import respell
+from grpo.rewards.math.spelling import respell, undress
 from grpo.rewards.math.statement import conclusion
 from grpo.rewards.math.sums import value_of
 

@@ -1,8 +1,15 @@
-"""Length rewards: the cosine schedule and DAPO's soft overlong punishment."""
+"""How a completion is written: the tags of R1-Zero's format, its length, what it repeats.
+
+The format is one `<think>` block, then one `<answer>` block, both non-empty, nothing outside: one
+linear scan. (The usual regexes score every multi-line thought 0 without DOTALL, or accept two
+answers.) A `<think>` that the template already wrote is part of the completion that rewards see, so
+it counts as present.
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +17,56 @@ from grpo.errors import PluginError
 from grpo.outside.code.plugins import load
 from grpo.rewards.verifier import GradedReward, VerifierReward
 from grpo.types import Score, Task
+
+_TAG = re.compile(r"</?(?:think|answer)>")
+_EXPECTED = ["<think>", "</think>", "<answer>", "</answer>"]
+
+
+def format_fault(text: str) -> str | None:
+    """Why the text does not follow the format, or None if it does."""
+    tags = [match.group() for match in _TAG.finditer(text)]
+    if tags != _EXPECTED:
+        return f"tags are {' '.join(tags[:8]) or 'missing'}"
+    before, thought, between, answer, after = _TAG.split(text)
+    if before.strip() or between.strip() or after.strip():
+        return "text outside the blocks"
+    if not _visible(thought):
+        return "empty thought"
+    return None if _visible(answer) else "empty answer"
+
+
+def _visible(text: str) -> bool:
+    """Whether a reader sees anything: zero-width characters are no content."""
+    return any(char.isprintable() and not char.isspace() for char in text)
+
+
+class Format(VerifierReward):
+    """1 if the completion follows the R1-Zero format, else 0."""
+
+    name = "format"
+    needs = ()
+    judges = False  # its right and wrong are about the form
+
+    def verify(self, completion: str, task: Task) -> Score:
+        """correct or wrong, with the first fault as detail."""
+        fault = format_fault(completion)
+        if fault is None:
+            return Score(value=1.0, status="correct")
+        return Score(value=0.0, status="wrong", detail=fault)
+
+
+class Tags(GradedReward):
+    """The share of the four tags that are written exactly once: a gentler start than `format`.
+
+    It pays for tags alone, so it wants a gate or a small weight once the format is learned.
+    """
+
+    name = "tags"
+
+    def grade(self, text: str, ids: Sequence[int] | None, task: Task) -> Score:
+        """scored: 0, 0.25, 0.5, 0.75 or 1."""
+        once = sum(text.count(tag) == 1 for tag in _EXPECTED)
+        return Score(value=once / 4, status="scored", detail=f"{once} of 4 tags")
 
 
 def length_of(text: str, ids: Sequence[int] | None) -> tuple[int, str]:
@@ -88,3 +145,31 @@ class SoftOverlong(GradedReward):
         free = self.max_length - self.cache
         value = max(-1.0, min(0.0, (free - length) / self.cache))
         return Score(value=value, status="scored", detail=f"{length} {unit}")
+
+
+# A word, or one character of a script that writes no spaces.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+
+
+def repeated_share(items: Sequence[Any], n: int) -> float:
+    """1 - distinct n-grams / n-grams, in [0, 1); 0 if there are fewer than n items."""
+    grams = [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+class Repetition(GradedReward):
+    """max_penalty times the share of repeated n-grams of words (Demystifying Long CoT)."""
+
+    name = "repetition"
+
+    def __init__(self, n: int = 4, max_penalty: float = -1.0) -> None:
+        if n < 1 or max_penalty > 0:
+            raise PluginError("repetition: n is at least 1 and max_penalty at most 0")
+        self.n = n
+        self.max_penalty = max_penalty
+
+    def grade(self, text: str, ids: Sequence[int] | None, task: Task) -> Score:
+        """scored: a value in [max_penalty, 0]."""
+        share = repeated_share(_WORD.findall(text.lower()), self.n)
+        detail = f"{share:.0%} of {self.n}-grams repeat"
+        return Score(value=self.max_penalty * share, status="scored", detail=detail)

@@ -151,6 +151,7 @@ def build_rewards(stage: RLStage | RejectStage | DistillStage, recipe: Recipe) -
     here = reward_set(stage.rewards)
     remembered = sorted(here.state())
     if remembered and (elsewhere or join().count > 1):
+        here.close()
         where = "ray.verifiers" if elsewhere else "several learner ranks"
         raise RecipeError(
             f"reward {remembered[0]!r} remembers earlier steps (it has state_dict), and with "

@@ -122,6 +122,10 @@ class Code(VerifierReward):
         self.pool.sandbox()  # where none holds, it is looked for once and not for every program
         return super().verify_all(completions, tasks)
 
+    def close(self) -> None:
+        """End the sandbox with the programs that run in it; a later call starts another."""
+        self.pool.close(at_once=True)
+
     def verify(self, completion: str, task: Task) -> Score:
         """A number when the program was judged, None for bad tests or a failing grader.
 

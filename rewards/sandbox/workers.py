@@ -156,11 +156,16 @@ class Pool:
             for slot in reversed(idle):
                 self._slots.put(slot)
 
-    def close(self) -> None:
-        """End every worker and the sandbox; a later call starts them again."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End every worker and the sandbox; a later call starts them again.
+
+        at_once: end what runs in the sandbox, instead of waiting for it.
+        """
         with self._lock:
             threads, self._threads = self._threads, None
             sandbox, self._sandbox = self._sandbox, None
+        if at_once and sandbox is not None:
+            sandbox.close()
         if threads is not None:
             threads.shutdown(cancel_futures=True)
         for slot in self._all:

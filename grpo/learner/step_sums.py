@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from grpo.errors import PluginError
 from grpo.method.losses import LossInputs
 from grpo.model.devices import choices
 from grpo.model.transfer import to_host
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 # Importance ratios count up to here, before any correction: a single token that the policy has come
 # to find likely says nothing about the others.
 LARGEST_RATIO = 10.0
+# Names of the learner's own metrics, and beginnings of them, that no token loss may use.
+TAKEN = ("loss", "grad_norm", "learning_rate")
+TAKEN_BELOW = ("optimizer_steps", "learner/", "sampling/ess", "sampling/sampling_logp_difference/")
 
 
 class Sums:
@@ -88,6 +92,11 @@ class Sums:
         ]
         loss, tokens, sampled, difference, ratios, squares, *rest = _summed(local, ranks)
         means = {n: s / max(tokens, 1) for n, s in zip(names, rest, strict=True)}
+        if taken := [name for name in names if name in TAKEN or name.startswith(TAKEN_BELOW)]:
+            raise PluginError(
+                f"the token loss returned a metric {taken[0]!r}, which is the learner's own; give "
+                "it another name"
+            )
         return {
             "loss": loss / steps,
             **means,

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from grpo.errors import RewardError
+from grpo.errors import PluginError, RewardError
 from grpo.method.advantage import reward_matrix
 from grpo.method.objective import Objective
 from grpo.method.token_values import TokenValues, checked_advantages
@@ -117,7 +117,13 @@ def train_step(parts: TrainerParts, step: int, first: bool = False) -> Step:
     names = [name for name, _, _ in rollouts.rewards.rewards]
     said = rollout_metrics(groups, names) | group_metrics(groups)
     said |= part_metrics(groups, spec.names)
-    metrics = batch.metrics | said | sentinel(groups, parts.second) | dropped | learned
+    metrics = batch.metrics | said | sentinel(groups, parts.second) | dropped
+    if taken := sorted(metrics.keys() & learned.keys()):
+        raise PluginError(
+            f"the token loss returned a metric {taken[0]!r}, which is the run's own; give it "
+            "another name"
+        )
+    metrics |= learned
     metrics |= watched | seconds | rollouts.take_metrics(seconds["step_time"])
     metrics["tokens_per_second"] = metrics["completions/num_tokens"] / seconds["step_time"]
     return Step(

@@ -75,7 +75,7 @@ def test_clocks_and_the_time_of_packing_are_no_difference(tmp_path: Path) -> Non
     [
         ("rl/model/model.safetensors", b"weightt"),
         ("rl/checkpoints/step_000001/optimizer.safetensors", b"moment"),
-        ("rl/ledger/step_000001.jsonl.gz", gzip.compress(b"{ }\n")),
+        ("rl/ledger/step_000001.jsonl.gz", gzip.compress(b"{ }\n", mtime=0)),
         ("data/train.jsonl", ""),
     ],
 )

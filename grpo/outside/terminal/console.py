@@ -35,6 +35,10 @@ class Console(theirs.Console):  # noqa: TID251 - the one that others use
     def file(self, new_file: Any) -> None:
         self._file = new_file
 
+    def on_broken_pipe(self) -> None:
+        """The reader went away: as of any other write, where rich would leave by SystemExit."""
+        raise BrokenPipeError
+
     def render_str(self, text: str, **options: Any) -> Text:
         """`text` as it may be shown."""
         return super().render_str(shown(text), **options)

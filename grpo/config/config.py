@@ -265,7 +265,7 @@ def _validate(model: type[BaseModel], data: Tree, where: str) -> BaseModel:
 def _sentence(model: type[BaseModel], error: Tree, where: str) -> str:
     loc = list(error["loc"])
     if error["type"] == "value_error":  # written in a section: names fields and values itself
-        return f"{where}{error['msg'].removeprefix('Value error, ')}."
+        return f"{where}{error['msg'].removeprefix('Value error, ').removesuffix('.')}."
     owner: type[BaseModel] = model
     info: FieldInfo | None = None
     for part in loc:

@@ -82,7 +82,10 @@ def find(kind: str, spec: str, record: type | None = None) -> Any:
     for part in attr.split("."):
         if not hasattr(found, part):
             hint = _hint(module_name, attr)
-            names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+            public = {n: v for n, v in vars(module).items() if callable(v) and n[0] != "_"}
+            # What the file defines; where it only passes on, what it imports.
+            own = [n for n, v in public.items() if getattr(v, "__module__", "") == module.__name__]
+            names = own or list(public)
             if hint or not names:
                 raise PluginError(
                     f"{kind} {spec!r}: there is no {attr!r} in {module_name!r}.{hint}"

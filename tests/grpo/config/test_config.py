@@ -190,6 +190,7 @@ def test_bad_settings_name_the_field_the_value_and_the_choices(
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+    assert not message.endswith("..")
 
 
 def test_single_generation_is_fine_without_a_group_baseline(one: Path) -> None:

@@ -113,6 +113,16 @@ def test_dead_ends_are_named(file: Path, spec: str, args: dict[str, Any], words:
     assert all(word in message for word in words), message
 
 
+def test_names_that_a_file_imports_are_not_offered(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text("from dataclasses import replace\n\ndef brief(completions):\n    return []\n")
+    with pytest.raises(PluginError, match=r"Did you mean 'brief'\? Valid: brief\."):
+        plugins.find("reward", f"{path}:brif")
+    path.write_text("from dataclasses import replace\n")
+    with pytest.raises(PluginError, match=r"Valid: replace\."):
+        plugins.find("reward", f"{path}:brif")
+
+
 def test_a_file_that_fails_says_why_and_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,7 @@ import torch
 from grpo.attention import interface
 from grpo.learner import packing
 from grpo.learner.forward import token_scores
-from grpo.learner.packing import micro_batches
+from grpo.learner.packing import micro_batches, place
 from tests.gpu.learners import (
     distance,
     gradients,
@@ -102,7 +102,7 @@ def _logprobs_of(model: Any, rows: list[Any]) -> list[Any]:
     found: list[Any] = [None] * len(rows)
     with torch.no_grad():
         for one in micro_batches(rows, 10_000, False, 0):
-            logp = token_scores(model, one, 1.0).logp
-            for place, index in enumerate(one.rows):
-                found[index] = logp.numpy()[one.completions == place]
+            logp = token_scores(model, place(one, torch.device("cpu")), 1.0).logp
+            for at, index in enumerate(one.rows):
+                found[index] = logp.numpy()[one.completions == at]
     return found

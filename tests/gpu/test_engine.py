@@ -190,7 +190,9 @@ def test_log_probs_are_the_learners(
         temperature=drawn.temperature,
         truncation=drawn if drawn.truncates else None,
     ).logprobs(rows)
-    gaps = np.concatenate([abs(a - r.columns["logp_sampler"]) for a, r in zip(scored, rows, strict=True)])
+    gaps = np.concatenate(
+        [abs(a - r.columns["logp_sampler"]) for a, r in zip(scored, rows, strict=True)]
+    )
     assert gaps.mean() < gap
     if dtype == "float32":
         assert gaps.max() < gap

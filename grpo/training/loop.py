@@ -120,8 +120,8 @@ def train_step(parts: TrainerParts, step: int, first: bool = False) -> Step:
     metrics = batch.metrics | said | sentinel(groups, parts.second) | dropped
     if taken := sorted(metrics.keys() & learned.keys()):
         raise PluginError(
-            f"the token loss returned a metric {taken[0]!r}, which is the run's own; give it "
-            "another name"
+            f"the metric {taken[0]!r} comes twice: from the learner and from sampling or scoring; "
+            "give the one that your loss returns or your reward logs another name"
         )
     metrics |= learned
     metrics |= watched | seconds | rollouts.take_metrics(seconds["step_time"])

@@ -125,6 +125,16 @@ def test_prompts_left_out_and_what_rewards_log_reach_the_metrics():
     assert all(step.metrics["letters"] == 1.0 for step in steps)
 
 
+def test_a_metric_with_two_sources_is_named():
+    def logs_loss(*, completions, log_metric, **columns):
+        log_metric("loss", 1.0)
+        return [float(c == "a") for c in completions]
+
+    built = parts(rewards=RewardSet([("mine", logs_loss, 1.0)]))
+    with pytest.raises(PluginError, match=r"metric 'loss' comes twice.*your reward logs"):
+        next(train(built, start=0, max_steps=1))
+
+
 @pytest.mark.parametrize("endless", [False, True])
 def test_repeated_prompts_draw_fresh_noise(endless):
     built = parts(tasks=TaskOrder(Source(endless), "train", seed=0))

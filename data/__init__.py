@@ -12,7 +12,6 @@ from collections.abc import Callable
 from grpo.data.arithmetic import Arithmetic
 from grpo.data.countdown import Countdown
 from grpo.data.gym import ReasoningGym
-from grpo.data.jsonl import jsonl
 from grpo.data.knights import Knights
 from grpo.data.mixture import Mixture
 from grpo.data.multiplication import Multiplication
@@ -20,6 +19,7 @@ from grpo.data.parity import Bilingual, Parity
 from grpo.data.prompts import PromptTemplate
 from grpo.data.published import aime, amc, gsm8k, hub, humaneval, leetcode, math, mbpp
 from grpo.data.source import TaskOrder
+from grpo.data.table import file
 from grpo.types import TaskSource
 
 SOURCES: dict[str, Callable[..., TaskSource]] = {
@@ -37,7 +37,7 @@ SOURCES: dict[str, Callable[..., TaskSource]] = {
     "mbpp": mbpp,
     "leetcode": leetcode,
     "reasoning_gym": ReasoningGym,
-    "jsonl": jsonl,
+    "file": file,
     "mixture": Mixture,
     "hub": hub,
 }

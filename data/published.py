@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from grpo.data.jsonl import TableSource, ToTask, column_mapper, make_tasks, read_jsonl
+from grpo.data.files import as_row, read_rows
+from grpo.data.table import TableSource, ToTask, column_mapper, make_tasks
 from grpo.errors import DataError
 from grpo.model.hub import find_repo, offline, without_scripts
 from grpo.outside.rows import code_rows
@@ -32,17 +33,20 @@ def hub(
     answer: str | None = "answer",
     heldout_fraction: float = 0.1,
     revision: str | None = None,
+    limit: int | None = None,
 ) -> TableSource:
     """Tasks of the data set `path` (configuration `name`); `prompt` and `answer` name columns.
 
-    Without `heldout_split`, the hash of the prompt holds out `heldout_fraction` of `split`.
+    Without `heldout_split`, the hash of the prompt holds out `heldout_fraction` of `split`. With
+    `limit` only the first rows of a split are read, and no more of the data set is downloaded
+    (streaming); the order of those rows is then shuffled as any other.
     """
     to_task = column_mapper(prompt, answer)
-    rows = load_rows(path, name, split, revision)
+    rows = load_rows(path, name, split, revision, limit)
     train = make_tasks("hub", f"{path}[{split}]", rows, to_task)
     heldout = None
     if heldout_split is not None:
-        rows = load_rows(path, name, heldout_split, revision)
+        rows = load_rows(path, name, heldout_split, revision, limit)
         heldout = make_tasks("hub", f"{path}[{heldout_split}]", rows, to_task)
     return TableSource("hub", train, heldout, heldout_fraction, answer)
 
@@ -65,14 +69,14 @@ def published(
     path: str | None,
     heldout_path: str | None = None,
 ) -> TableSource:
-    """Tasks of a published data set, under the name `source`: from the hub, or from JSONL.
+    """Tasks of a published data set, under the name `source`: from the hub, or from a file.
 
     With `path`, its rows are read there; else the split of `at` is. Held out are the rows of
     `heldout_path` or of the held-out split; where there is neither, `heldout_fraction` of the rows.
     """
     if path is not None:
-        origin, rows = path, read_jsonl(path)
-        heldout = None if heldout_path is None else read_jsonl(heldout_path)
+        origin, rows = path, read_rows(path)
+        heldout = None if heldout_path is None else read_rows(heldout_path)
     elif heldout_path is not None:
         raise DataError(f"{source}: heldout_path needs path")
     else:
@@ -87,9 +91,13 @@ def published(
 
 
 def load_rows(
-    path: str, name: str | None, split: str, revision: str | None = None
+    path: str,
+    name: str | None,
+    split: str,
+    revision: str | None = None,
+    limit: int | None = None,
 ) -> list[tuple[str, Row]]:
-    """Rows of one split, each with its place for error messages. Raises DataError."""
+    """Rows of one split, the first `limit` of them, each with its place. Raises DataError."""
     said = f"data set {path!r} (name={name!r}, split={split!r}) cannot be loaded"
     cached = False
     if not Path(path).exists():
@@ -103,34 +111,18 @@ def load_rows(
     try:
         with offline(cached):
             table: Any = datasets.load_dataset(
-                path, name, split=split, revision=revision, **without_scripts()
+                path,
+                name,
+                split=split,
+                revision=revision,
+                **({} if limit is None else {"streaming": True}),
+                **without_scripts(),
             )
+            if limit is not None:
+                table = list(table.take(limit))
     except Exception as error:  # the library raises whatever its readers and its network raise
         raise DataError(f"{said}: {type(error).__name__}: {error}") from error
     return [(f"{path}[{split}] row {i}", as_row(dict(row))) for i, row in enumerate(table)]
-
-
-def as_row(row: Row) -> Row:
-    """A row of a table without the None that tables add to messages and tools.
-
-    All structures of a column have the same keys, so an argument of one tool is None in all others.
-    """
-    nested = {
-        key: _without_none(value)
-        for key, value in row.items()
-        if key in ("tools", "chat_template_kwargs") or _holds_messages(value)
-    }
-    return {**row, **nested}
-
-
-def _holds_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(m, dict) and "role" in m for m in value)
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 AIME = {  # year -> data set and split on the hub
@@ -149,7 +141,7 @@ def gsm8k(
 ) -> TableSource:
     """GSM8K (arXiv 2110.14168): grade-school word problems whose solutions end in "#### 42".
 
-    Rows come from local JSONL files (`question`, `answer`), or from the hub where `path` is null.
+    Rows come from local files (`question`, `answer`), or from the hub where `path` is null.
     The hub's test split is held out; a local file without `heldout_path` is split by hash. Rewards
     receive the worked solution as the column `solution`.
     """

@@ -106,7 +106,7 @@ def test_a_mixture_shows_each_part_as_the_part_itself_would():
 def test_a_mixture_with_a_part_that_shows_nothing(tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "answer": "b"}\n' * 20)
-    mixture = Mixture([*PARTS, {"name": "mute", "source": "jsonl", "args": {"path": str(rows)}}])
+    mixture = Mixture([*PARTS, {"name": "mute", "source": "file", "args": {"path": str(rows)}}])
     with pytest.raises(DataError, match="'mute' cannot be pretrained on"):
         mixture.alphabet()
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tokenizers import processors
 
-from grpo.data.jsonl import jsonl
+from grpo.data.files import as_row
 from grpo.data.prompts import PromptTemplate
-from grpo.data.published import as_row
+from grpo.data.table import file
 from grpo.errors import DataError, RecipeError
 from grpo.outside.rows.columns import checked_prompt
 from grpo.rewards.compose import call_arguments
@@ -268,10 +268,10 @@ def test_messages_keep_what_they_have_and_old_rows_their_place(tmp_path: Path) -
     assert json.dumps(one) == '[{"role": "user", "content": "2+2?"}]'
     table = as_row({"prompt": [{**RAIN, "tool_calls": None}], "tools": [{"a": None, "b": [1]}]})
     assert table == {"prompt": [RAIN], "tools": [{"b": [1]}]}
-    file = tmp_path / "rows.jsonl"
+    path = tmp_path / "rows.jsonl"
     row = {"prompt": [USER, call({"c": None}), RAIN], "tools": TOOLS, "answer": "x"}
-    file.write_text(json.dumps(row) + "\n")
-    task = jsonl(path=str(file), heldout_fraction=0.0).task("train", 0)
+    path.write_text(json.dumps(row) + "\n")
+    task = file(path=str(path), heldout_fraction=0.0).task("train", 0)
     assert task.prompt == row["prompt"]
     assert task.columns == {"tools": TOOLS}
 

@@ -13,8 +13,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from grpo.data.jsonl import jsonl
 from grpo.data.published import gold_answer, gsm8k, hub, last_boxed, math
+from grpo.data.table import file
 from grpo.errors import DataError
 from grpo.model.hub import Repo
 from grpo.outside.rows.columns import answer_text
@@ -39,7 +39,7 @@ def hundred(tmp_path):
 
 
 def test_rows_become_tasks_with_forwarded_columns(hundred):
-    found = everything(jsonl(path=hundred))
+    found = everything(file(path=hundred))
     assert len(found["train"]) + len(found["heldout"]) == 100
     assert 2 <= len(found["heldout"]) <= 25
     for task in found["train"] + found["heldout"]:
@@ -51,7 +51,7 @@ def test_rows_become_tasks_with_forwarded_columns(hundred):
 
 def test_duplicate_prompts_never_straddle(tmp_path):
     rows = [{"prompt": f"q{i % 30}" + " " * (i % 2), "answer": "a"} for i in range(90)]
-    found = everything(jsonl(path=write(tmp_path / "d.jsonl", rows), heldout_fraction=0.5))
+    found = everything(file(path=write(tmp_path / "d.jsonl", rows), heldout_fraction=0.5))
     train = {t.prompt.strip() for t in found["train"]}
     heldout = {t.prompt.strip() for t in found["heldout"]}
     assert train
@@ -63,25 +63,25 @@ def test_duplicate_prompts_never_straddle(tmp_path):
 
 def test_split_does_not_depend_on_the_other_rows(hundred, tmp_path):
     fewer = [{"prompt": f"What is {i}?", "answer": i} for i in range(50)]
-    small = everything(jsonl(path=write(tmp_path / "s.jsonl", fewer)))
-    large = everything(jsonl(path=hundred))
+    small = everything(file(path=write(tmp_path / "s.jsonl", fewer)))
+    large = everything(file(path=hundred))
     assert {t.prompt for t in small["heldout"]} <= {t.prompt for t in large["heldout"]}
 
 
 def test_explicit_heldout_file_takes_its_prompts_out_of_train(hundred, tmp_path):
     held = write(tmp_path / "h.jsonl", [{"prompt": f"What is {i}?", "answer": i} for i in (3, 200)])
-    source = jsonl(path=hundred, heldout_path=held)
+    source = file(path=hundred, heldout_path=held)
     assert (source.size("train"), source.size("heldout"), source.removed) == (99, 2, 1)
 
 
 def test_message_prompts_and_named_columns(tmp_path):
     chat = [{"role": "user", "content": "Hi"}]
     path = write(tmp_path / "m.jsonl", [{"messages": chat, "gold": "yes"}])
-    task = everything(jsonl(path=path, prompt="messages", answer="gold", heldout_fraction=0))[
+    task = everything(file(path=path, prompt="messages", answer="gold", heldout_fraction=0))[
         "train"
     ][0]
-    assert (task.prompt, task.answer, task.columns) == (chat, "yes", {})
-    task = jsonl(path=path, prompt="messages", answer=None, heldout_fraction=0).task("train", 0)
+    assert (task.prompt, task.answer, task.columns) == (chat, "yes", {"gold": "yes"})
+    task = file(path=path, prompt="messages", answer=None, heldout_fraction=0).task("train", 0)
     assert (task.answer, task.columns) == (None, {"gold": "yes"})
 
 
@@ -124,7 +124,7 @@ def test_bad_files_say_where_and_what(tmp_path, text, says):
     path = tmp_path / "bad.jsonl"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=re.escape(says)):
-        jsonl(path=str(path))
+        file(path=str(path))
 
 
 @pytest.mark.parametrize(
@@ -177,18 +177,18 @@ def test_an_empty_cell_is_no_gold(empty, tmp_path):
 
 def test_missing_file_folder_and_binary(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        jsonl(path=str(tmp_path / "none.jsonl"))
-    with pytest.raises(DataError, match="is a folder"):
-        jsonl(path=str(tmp_path))
+        file(path=str(tmp_path / "none.jsonl"))
+    with pytest.raises(DataError, match="holds no file of rows"):
+        file(path=str(tmp_path))
     (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="not UTF-8"):
-        jsonl(path=str(tmp_path / "b.jsonl"))
+        file(path=str(tmp_path / "b.jsonl"))
 
 
 def test_unicode_line_separators_stay_inside_their_row(tmp_path):
     path = tmp_path / "u.jsonl"
     path.write_text('{"prompt": "a\u2028b", "answer": "1"}\n', encoding="utf-8")
-    assert jsonl(path=str(path), heldout_fraction=0).task("train", 0).prompt == "a\u2028b"
+    assert file(path=str(path), heldout_fraction=0).task("train", 0).prompt == "a\u2028b"
 
 
 def test_gsm8k_gold(tmp_path):
@@ -238,7 +238,7 @@ def test_hub_maps_columns_and_reports_failure(monkeypatch):
     source = hub(path="some/set", name="main", heldout_split="test", prompt="q", answer="a")
     found = everything(source)
     assert [(t.prompt, t.answer, t.columns) for t in found["heldout"]] == [
-        (f"test{i}", str(i), {"tests": [i]}) for i in range(3)
+        (f"test{i}", str(i), {"a": i, "tests": [i]}) for i in range(3)
     ]
     assert asked == [("some/set", "main", "train", None), ("some/set", "main", "test", None)]
     with pytest.raises(DataError, match=r"'no/such'.*cannot be loaded: FileNotFoundError: nowhere"):

@@ -10,19 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from grpo.errors import DataError
 
 LONGEST = 256 << 20  # bytes of a line; a file without line ends would fill the memory
 
 
-def row_lines(path: str | Path) -> Generator[tuple[int, str]]:
+def row_lines(path: str | Path, opened: IO[bytes] | None = None) -> Generator[tuple[int, str]]:
     """(number, text) of each line of a file or pipe that is not blank.
+
+    opened: its bytes, where they are not those on the disk.
 
     Raises DataError, with the line, for what is not UTF-8 or too long, and OSError.
     """
-    with Path(path).open("rb") as file:
+    with opened or Path(path).open("rb") as file:
         number = 0
         while line := file.readline(LONGEST):
             number += 1

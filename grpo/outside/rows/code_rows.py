@@ -1,7 +1,7 @@
 """Rows of published code data sets, as the `prompt` and `tests` columns of the `code` reward.
 
 Pure functions of one row; messages name it by `place`. The sources in `data/published.py` use them.
-They also prepare files for `data.source: jsonl` and for scoring:
+They also prepare files for `data.source: file` and for scoring:
     rows = [humaneval(json.loads(line)) for line in open("HumanEval.jsonl")]
 The published solution is kept in `canonical_solution` for `grpo check`. If the row names no entry
 point, the names that the solution defines are kept in the tests as `defines` (a class as "class

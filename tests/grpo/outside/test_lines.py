@@ -5,14 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from grpo.commands import show
-from grpo.data.jsonl import read_jsonl
+from grpo.data.files import read_rows
 from grpo.data.source import stable_hash
-from grpo.evaluation import heldout
+from grpo.evaluation import heldout, tally
 from grpo.outside.files import durable
 from grpo.outside.files.lines import from_lines, to_line
 from grpo.rewards.score_file import score_file
@@ -66,6 +67,7 @@ def test_the_ledger_and_shards_give_back_every_character(tmp_path: Path) -> None
 @pytest.mark.parametrize("raw", [True, False])
 def test_a_summary_is_made_of_completions_with_line_separators(tmp_path: Path, raw: bool) -> None:
     (tmp_path / "eval").mkdir()
+    figures: dict[str, Any] = {}
     for name, value in (("before", 0.0), ("after", 1.0)):
         lines = [
             {
@@ -75,20 +77,22 @@ def test_a_summary_is_made_of_completions_with_line_separators(tmp_path: Path, r
                 "sample": 0,
                 "completion": TEXT,
                 "parts": {"main": value},
+                "tokens": 3,
+                "finish": "stop",
+                "status": "scored",
                 "right": {"main": value == 1.0},
             }
             for mode in ("greedy", "sample")
             for task in "ab"
         ]
+        figures[name] = tally.figures(lines, ["main"], 0)
         # Runs of earlier versions have these characters unescaped.
         plain = [
             json.dumps(line, ensure_ascii=False).replace("\ud83d", "") + "\n" for line in lines
         ]
         text = "".join(plain if raw else map(to_line, lines))
         (tmp_path / "eval" / f"{name}.jsonl").write_bytes(text.encode())
-    found = rl_evaluations.summary(
-        tmp_path, {"before": {"headline": "main"}, "after": {"headline": "main"}}, 1.0, 2, 0
-    )
+    found = rl_evaluations.summary(tmp_path, figures, 1.0, 2, 0)
     assert found["gain"] == {"of": "main", "pass1": 1.0, "ci": [1.0, 1.0]}
     assert len(heldout.read_lines(tmp_path / "eval" / "after.jsonl")) == 4
 
@@ -108,7 +112,7 @@ def test_users_files_are_cut_at_newlines_alone(tmp_path: Path) -> None:
     text = "\ufeff" + "\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\r\n"
     file = tmp_path / "rows.jsonl"
     file.write_bytes(text.encode())
-    assert [row for _, row in read_jsonl(file)] == rows
+    assert [row for _, row in read_rows(file)] == rows
     assert [row["value"] for row in score_file("accuracy", file)] == [1.0] * 3
     measured = [{"task": f"{i}\u2028", "pass_rate": 0.25} for i in range(3)]
     packed = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in measured)

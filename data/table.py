@@ -1,4 +1,4 @@
-"""Tasks from rows: any JSONL file, and what every source that reads a table shares.
+"""Tasks from rows: any file of them, and what every source that reads a table shares.
 
 Rows with the same prompt text are one problem. They share a cluster and are always in the same
 split: either the hash of the prompt decides, or an explicit held-out table does, whose prompts are
@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
+from grpo.data.files import read_rows
 from grpo.data.source import Split, check_fraction, check_index, is_heldout, stable_hash
 from grpo.errors import DataError
-from grpo.outside.files.json_rows import parse_row, row_lines
-from grpo.outside.rows.columns import Row, answer_text, checked_prompt, column
+from grpo.outside.rows.columns import Row, answer_text, checked_prompt, column, near
 from grpo.types import Message, Task
 
 ANSWER = "answer"  # the column that gold answers are in if a recipe names no other
+ROWS = "jsonl"  # what uids of a user's rows begin with, from memory or from any file
+# What rewards are called with beside columns, so no column can have one of these names.
+TAKEN = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 # (place, row) -> prompt, answer and the other columns
 ToTask = Callable[[str, Row], tuple[str | list[Message], str | None, dict[str, Any]]]
 
@@ -62,7 +64,7 @@ class TableSource:
         return self.tasks[split][index]
 
 
-def jsonl(
+def file(
     *,
     path: str,
     prompt: str = "prompt",
@@ -70,49 +72,41 @@ def jsonl(
     heldout_path: str | None = None,
     heldout_fraction: float = 0.1,
 ) -> TableSource:
-    """Tasks of a JSONL file; `prompt` and `answer` name columns, all others go to the rewards.
+    """Tasks of files of rows (`files.py`): JSON lines, JSON, CSV, TSV, Parquet, Arrow.
 
-    Prompts are strings or message lists. The column "answer" may be left out where no reward needs
-    it; one of another name may not, and null means that rows have no gold answer.
-    Raises DataError for a missing or empty file, bad JSON (with its line) and missing columns.
+    path: a file, a folder or a pattern. `prompt` and `answer` name columns; all others go to the
+    rewards under their own names, and so does an answer that is called otherwise. Prompts are
+    strings or message lists. The column "answer" may be left out where no reward needs it; one of
+    another name may not, and null means that rows have no gold answer. Raises DataError with the
+    place of a row that cannot be used.
     """
     to_task = column_mapper(prompt, answer)
-    train = make_tasks("jsonl", path, read_jsonl(path), to_task)
+    train = make_tasks(ROWS, path, read_rows(path), to_task)
     heldout = None
     if heldout_path is not None:
-        heldout = make_tasks("jsonl", heldout_path, read_jsonl(heldout_path), to_task)
-    return TableSource("jsonl", train, heldout, heldout_fraction, answer)
-
-
-def read_jsonl(path: str | Path) -> list[tuple[str, Row]]:
-    """Rows of a file, each with its place ("file.jsonl:3") for error messages."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        what = "is a folder, not a file" if file.is_dir() else "does not exist"
-        raise DataError(f"data file {path} {what}")
-    rows: list[tuple[str, Row]] = []
-    for number, line in row_lines(file):
-        try:
-            row = parse_row(line)
-        except ValueError as error:  # also a number of thousands of digits
-            raise DataError(f"{path}:{number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            shown = "a list" if isinstance(row, list) else json.dumps(row)[:40]
-            raise DataError(f"{path}:{number} must be a JSON object with columns, not {shown}")
-        rows.append((f"{path}:{number}", row))
-    if not rows:
-        raise DataError(f"data file {path} is empty")
-    return rows
+        heldout = make_tasks(ROWS, heldout_path, read_rows(heldout_path), to_task)
+    return TableSource("file", train, heldout, heldout_fraction, answer)
 
 
 def make_tasks(
     name: str, origin: str, rows: Iterable[tuple[str, Row]], to_task: ToTask
 ) -> list[Task]:
-    """Tasks from rows; `to_task(place, row)` gives the prompt, the answer and the other columns."""
+    """Tasks from rows; `to_task(place, row)` gives the prompt, the answer and the other columns.
+
+    A column that only some rows have is None in the others. Raises DataError for a column that
+    rewards could not be called with, and for no rows.
+    """
     tasks: list[Task] = []
     seen: dict[str, int] = {}
-    for place, row in rows:
-        prompt, answer, columns = to_task(place, row)
+    parts = [(place, *to_task(place, row)) for place, row in rows]
+    every = list(dict.fromkeys(column for *_, columns in parts for column in columns))
+    taken = next((column for column in every if column in TAKEN), None)
+    if taken is not None:
+        raise DataError(
+            f"{origin} has a column {taken!r}, and rewards are called with {taken!r} of their own; "
+            "rename the column"
+        )
+    for place, prompt, answer, columns in parts:
         text = prompt if isinstance(prompt, str) else json.dumps(prompt, ensure_ascii=False)
         cluster = f"{name}/{stable_hash(' '.join(text.split())):016x}"
         repeat = seen.get(cluster, 0)
@@ -122,7 +116,7 @@ def make_tasks(
                 uid=f"{cluster}-{repeat}" if repeat else cluster,
                 prompt=prompt,
                 answer=answer,
-                columns=columns,
+                columns={column: columns.get(column) for column in every},
                 cluster=cluster,
                 place=place,
             )
@@ -135,15 +129,24 @@ def make_tasks(
 def column_mapper(prompt: str, answer: str | None) -> ToTask:
     """A `to_task` for `make_tasks` that takes two columns and forwards the rest.
 
+    Answers of another column than "answer" are forwarded under that name too: a reward finds every
+    column under its own. Where no column has answers (None), "answer" is one like any other.
+
     If `answer` is the usual name, rows may lack it: a reward that needs answers says so
     (`grpo.stages.preflight.needed`), and any other works without.
     """
 
     def to_task(place: str, row: Row) -> tuple[str | list[Message], str | None, dict[str, Any]]:
-        text = checked_prompt(place, prompt, column(place, row, prompt))
+        if prompt not in row:
+            raise DataError(
+                f"{place} has no column {prompt!r}.{near(prompt, row)} The column with the prompt "
+                "is named in data.args.prompt"
+            )
+        text = checked_prompt(place, prompt, row[prompt])
         without = answer is None or (answer == ANSWER and answer not in row)
         gold = None if without else answer_text(place, column(place, row, str(answer)))
-        others = {key: value for key, value in row.items() if key not in (prompt, answer)}
+        taken = (prompt,) if answer is None else (prompt, ANSWER)
+        others = {key: value for key, value in row.items() if key not in taken}
         return text, gold, others
 
     return to_task

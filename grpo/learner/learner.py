@@ -7,8 +7,8 @@ by the rows' weights, so accumulation only adds.
 What is left out, and why. Old log-probs are recomputed only when a batch is used for more than
 one optimizer step: with one, the policy that learns is the policy that sampled and the ratio is 1
 in value. Dropout is off, so that the policy scored is the one that sampled. The learning rate is a
-function of the step number, so the schedule has no state; it advances on every rollout batch, also
-when every row of it was dead and no optimizer step was taken.
+function of the step number, so the schedule has no state; it advances on every rollout batch (or by
+all its optimizer steps), also when every row of it was dead and no optimizer step was taken.
 
 Weights and moments are float32 whatever the compute type: at learning rate 1e-6 an update is far
 below the spacing of bfloat16 numbers and would be rounded away. With LoRA that holds for the
@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from grpo.errors import LearnerError
 from grpo.learner import state
 from grpo.learner.forward import Policy, can_share_prompts, check_model
-from grpo.learner.optimizers import check_sharding, learning_rate, make_optimizer
+from grpo.learner.optimizers import check_sharding, learning_rate, make_optimizer, set_rate
 from grpo.learner.packing import (
     MicroBatch,
     Placed,
@@ -60,7 +60,7 @@ from grpo.model import ranks
 from grpo.model.casts import autocast_off, casts_kept
 from grpo.model.content_hash import content_hash
 from grpo.model.transfer import to_device, to_host
-from grpo.types import Metrics, Row, Sampling, Version
+from grpo.types import LoraSpec, Metrics, Row, Sampling, Version
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,7 +83,7 @@ class TorchLearner:
     truncation    the same for top-k, top-p and min-p (None: off); the reference is never truncated
     reference     policy the KL term is measured from; default: `model` as it is now. Loaded only
                   when `algorithm.beta` > 0, and never for an adapter, whose base it is
-    lora_rank     > 0: train an adapter of this rank on every linear layer instead of the weights
+    lora          train this adapter on linear layers instead of the weights
     quantization  nf4: the base under the adapter in four bits
     """
 
@@ -99,7 +99,7 @@ class TorchLearner:
         truncation: Sampling | None = None,
         seed: int = 0,
         reference: str | PreTrainedModel | None = None,
-        lora_rank: int = 0,
+        lora: LoraSpec | None = None,
         quantization: str = "none",
     ) -> None:
         torch.manual_seed(seed)
@@ -113,16 +113,14 @@ class TorchLearner:
         self.ranks = ranks.join()
         self.device = self.ranks.device
         self.rank, self.num_ranks = self.ranks.rank, self.ranks.count
-        self.lora_rank = lora_rank
+        self.lora = lora
         if self.ranks.sharding:
             check_sharding(quantization, config.optim)
         self.ref: nn.Module | None = None
         self.refreshed: dict[str, nn.Parameter] = {}  # a reference that follows the policy
-        if algorithm.beta > 0 and (reference is not None or not lora_rank):
+        if algorithm.beta > 0 and (reference is not None or not lora):
             self._add_reference(model if reference is None else reference)
-        self.model = load_trained(
-            model, self.device, lora_rank, self.compute_dtype, seed, quantization
-        )
+        self.model = load_trained(model, self.device, lora, self.compute_dtype, seed, quantization)
         check_model(self.model)
         self.share_prompts = config.share_prompts and can_share_prompts(self.model)
         if config.gradient_checkpointing:
@@ -136,7 +134,7 @@ class TorchLearner:
             temperature=temperature,
             truncation=truncation,
         )
-        self.trained = trained_parameters(self.model, has_adapter=bool(lora_rank))
+        self.trained = trained_parameters(self.model, has_adapter=bool(lora))
         self.optimizer = make_optimizer(self.model, config, self.device)
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.compute_dtype is torch.float16
@@ -163,18 +161,17 @@ class TorchLearner:
         """
         started = time.perf_counter()
         tokens = sum(self.gather([sum(len(r.prompt_ids) + len(r.ids) for r in rows)]))
-        rate = learning_rate(self.config, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         split = split_minibatches(rows, self.algorithm.num_minibatches)
         parts = [[rows[i] for i in part] for part in split]
         updates = self.algorithm.num_iterations * len(parts)
+        rates = [learning_rate(self.config, self.steps, i, updates) for i in range(updates)]
         prepared = [self._prepare(part, recompute=updates > 1) for part in parts]
         sums = Sums()
         norms: list[float] = []
         taken = skipped = 0
         for iteration in range(self.algorithm.num_iterations):
-            for part in prepared:
+            for index, part in enumerate(prepared):
+                set_rate(self.optimizer, rates[iteration * len(parts) + index])
                 if not part:
                     continue
                 norm = self._update(part, sums, sampled=iteration == 0)
@@ -194,7 +191,7 @@ class TorchLearner:
         return {
             **metrics,
             "grad_norm": sum(finite) / max(1, len(finite)),
-            "learning_rate": rate,
+            "learning_rate": rates[0],
             "optimizer_steps": float(taken),
             "optimizer_steps/overflow": float(skipped),
             "optimizer_steps/without_rows": float(updates - len(norms)),
@@ -319,7 +316,7 @@ class TorchLearner:
         back is compared with the policy (`grpo/learner/saved.py`). Raises LearnerError.
         """
         logits = self.scorer.canary_logits()
-        save_policy(self.model, path, self.ranks, logits, lora_rank=self.lora_rank, base=self.base)
+        save_policy(self.model, path, self.ranks, logits, lora=self.lora, base=self.base)
 
     def save(self, path: str) -> None:
         """Model in Hugging Face layout (float32), optimizer, step counts and RNG, under `path`.

@@ -6,12 +6,12 @@ And the learning rate of a step.
 from __future__ import annotations
 
 import importlib
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from grpo.errors import RecipeError
+from grpo.method.learning_rate import At, share_of_peak
 from grpo.model.devices import choices
 
 if TYPE_CHECKING:
@@ -63,15 +63,24 @@ def check_sharding(quantization: str, optim: str) -> None:
         )
 
 
-def learning_rate(config: LearnerConfig, step: int) -> float:
-    """The rate of rollout batch `step` (from 0): linear warm-up, then the schedule down to 0."""
+def learning_rate(config: LearnerConfig, step: int, update: int = 0, updates: int = 1) -> float:
+    """The rate of an optimizer step: a linear warm-up, then the curve of `lr_scheduler_type`.
+
+    step: rollout batch, from 0; update: optimizer step within it, of `updates`. With
+    `lr_scheduler_step` = "rollout" all of a batch have one rate, and the first is above 0. With
+    "optimizer" each has its own, as transformers' scheduler gives it: the first of a warm-up is 0.
+    """
+    steps, first = config.max_steps, 1
+    if config.lr_scheduler_step == "optimizer":
+        step, steps, first = step * updates + update, steps * updates, 0
     if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    match config.lr_scheduler_type:
-        case "constant":
-            return config.learning_rate
-        case "linear":
-            return config.learning_rate * max(0.0, 1.0 - progress)
-        case "cosine":
-            return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+        return config.learning_rate * (step + first) / config.warmup_steps
+    at = At(step=step, warmup=config.warmup_steps, steps=steps, peak=config.learning_rate)
+    share = share_of_peak(config.lr_scheduler_type, config.lr_scheduler_kwargs, at)
+    return config.learning_rate * share
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Make `rate` the learning rate of the next optimizer step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from grpo.errors import RecipeError
 from grpo.learner.forward import disable_dropout
 from grpo.learner.layers import fuse_layers
-from grpo.model.adapter import adapter_parameters, add_adapter, check_peft, merged
+from grpo.model.adapter import adapter_parameters, add_adapter, merged
+from grpo.model.adapter_files import check_peft
 from grpo.model.devices import Choices, choices
 from grpo.model.pretrained import load_model
 from grpo.model.quantize import quantize_base
 from grpo.model.ranks import whole
+from grpo.types import LoraSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,37 +40,37 @@ def load_policy(
 
 def load_with_adapter(
     model: str | PreTrainedModel,
-    rank: int,
+    lora: LoraSpec,
     compute_dtype: torch.dtype,
     seed: int,
     quantization: str = "none",
 ) -> PreTrainedModel:
-    """The same with a fresh LoRA adapter; the frozen base needs no more than the compute type.
+    """The same with a LoRA adapter; the frozen base needs no more than the compute type.
 
     `quantization`: nf4 keeps the base in four bits (QLoRA). Raises RecipeError for a model whose
-    adapter could not be loaded again.
+    adapter could not be loaded again, and as `add_adapter`.
     """
     base = load_policy(model, compute_dtype)
     if quantization == "nf4":
         quantize_base(base)
     torch.manual_seed(seed)  # the same adapter on every rank
-    add_adapter(base, rank)
-    check_peft(base, rank)
+    add_adapter(base, lora)
+    check_peft(base, lora)
     return base
 
 
 def load_trained(
     model: str | PreTrainedModel,
     device: torch.device,
-    lora_rank: int,
+    lora: LoraSpec | None,
     compute_dtype: torch.dtype,
     seed: int,
     quantization: str,
 ) -> PreTrainedModel:
-    """A policy to be trained, on the device: all of it, or with `lora_rank` an adapter's part."""
+    """A policy to be trained, on the device: all of it, or with `lora` an adapter's part."""
     found = (
-        load_with_adapter(model, lora_rank, compute_dtype, seed, quantization)
-        if lora_rank
+        load_with_adapter(model, lora, compute_dtype, seed, quantization)
+        if lora
         else load_policy(model)
     )
     put_on(found, device)

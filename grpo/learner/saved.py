@@ -28,10 +28,12 @@ from torch import Tensor
 from grpo.errors import LearnerError, RunError
 from grpo.kernels.fingerprint import fingerprints
 from grpo.learner.policy import full_state
-from grpo.model.adapter import adapter_parameters, write_adapter
+from grpo.model.adapter import adapter_parameters
+from grpo.model.adapter_files import write_adapter
 from grpo.model.canary import canary_logits
 from grpo.model.devices import free_memory
 from grpo.model.ranks import Ranks, whole
+from grpo.types import LoraSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +49,7 @@ def save_policy(
     ranks: Ranks,
     logits: Tensor,
     *,
-    lora_rank: int = 0,
+    lora: LoraSpec | None = None,
     base: str | None = None,
 ) -> None:
     """Write the model alone (float32), as `AutoModelForCausalLM.from_pretrained` loads it.
@@ -58,22 +60,22 @@ def save_policy(
     """
     adapter = {
         name: whole(p).detach().cpu().contiguous()  # on all ranks
-        for name, p in (adapter_parameters(model) if lora_rank else {}).items()
+        for name, p in (adapter_parameters(model) if lora else {}).items()
     }
     state: dict[str, Tensor] = {}
-    for name, make in full_state(model, bool(lora_rank)):
+    for name, make in full_state(model, lora is not None):
         tensor = make()  # on all ranks, kept on one
         if ranks.rank == 0:
             state[name] = tensor.cpu()
 
     def write() -> None:
-        write_model(model, state, path, has_adapter=bool(lora_rank))
-        if lora_rank:
-            write_adapter(model, adapter, lora_rank, base, Path(path) / "adapter")
+        write_model(model, state, path, has_adapter=lora is not None)
+        if lora:
+            write_adapter(model, adapter, lora, base, Path(path) / "adapter")
 
     ranks.on_first(write)
     state.clear()
-    check_saved(model, path, ranks, logits, lora_rank=lora_rank)
+    check_saved(model, path, ranks, logits, lora=lora)
 
 
 def write_model(
@@ -94,14 +96,14 @@ def write_model(
 
 
 def check_saved(
-    model: PreTrainedModel, path: str, ranks: Ranks, logits: Tensor, *, lora_rank: int = 0
+    model: PreTrainedModel, path: str, ranks: Ranks, logits: Tensor, *, lora: LoraSpec | None = None
 ) -> None:
     """Compare the model in `path` with `model`. Collective. Raises LearnerError, RunError."""
     read: list[PreTrainedModel] = []  # on the first rank
     ranks.on_first(lambda: read.append(load_saved(path)))
     loaded = read[0].state_dict() if read else {}
     wrong = ""
-    for name, make in full_state(model, bool(lora_rank)):
+    for name, make in full_state(model, lora is not None):
         tensor = make()
         if read and not wrong:
             wrong = _difference(name, tensor, loaded.get(name))

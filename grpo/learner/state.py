@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from grpo.errors import RunError
 from grpo.learner.saved import load_saved
-from grpo.model.adapter import WEIGHTS as ADAPTER
+from grpo.model.adapter_config import WEIGHTS as ADAPTER
 from grpo.model.ranks import laid_out_as, whole
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def load(path: str, learner: TorchLearner) -> None:
     folder = Path(path)
     try:
         state = json.loads((folder / "learner.json").read_text(encoding="utf-8"))
-        if learner.lora_rank:
+        if learner.lora:
             weights = load_file(folder / "adapter" / ADAPTER)
         else:  # by the model's own names, which need not be those in the files
             weights = load_saved(path, "auto").state_dict()
@@ -92,7 +92,7 @@ def load(path: str, learner: TorchLearner) -> None:
     if others:
         raise RunError(
             f"{path} was written by a learner of other parameters, {min(others)} among them: set "
-            "model.lora_rank as it was."
+            "model.lora as it was."
         )
     for name, parameter in trained.items():
         with torch.no_grad():

@@ -1,14 +1,19 @@
 """LoRA: a pair of small trained matrices beside linear layers (Hu et al. 2021, 2106.09685).
 
-    y = W x + (lora_alpha / r) * B A x        W frozen; A [r, in] random, B [out, r] zero at first
+    y = W x + s B A x     W frozen; A [r, in] random, B [out, r] zero at first; s = lora_alpha / r
 
-Learner and engines put the same adapter on the same base, so only A and B are sent between them,
+With rsLoRA s = lora_alpha / sqrt(r) (Kalajdzievski 2023, 2312.03732). DoRA has a third part, a norm
+m for each row of the weight (Liu et al. 2024, 2402.09353): y = m (W + s B A) / |W + s B A| x, and m
+is |W| at first. The norm that is divided by counts as a constant in the gradient.
+
+Learner and engines put the same adapter on the same base, so only A, B and m are sent between them,
 under the names of peft's own files. The base is never merged in place: every update would round it
 once more, and the reference of a KL term is the base itself.
 
 The adapter is on layers that compute W x + b and nothing else: queries, keys, values, output, dense
-and shared MLPs. peft's own "all-linear" goes by names, and in a mixture of experts includes routers
-and experts. These are left out, so that what is merged is what was trained:
+and shared MLPs, or on those of them that `target_modules` names, by peft's rule. peft's own
+"all-linear" goes by names, and in a mixture of experts includes routers and experts. These are left
+out, so that what is merged is what was trained:
 
   embeddings and the head
   routers, and the gates of shared experts: they choose experts, and compute no part of the output
@@ -20,18 +25,17 @@ and experts. These are left out, so that what is merged is what was trained:
 
 from __future__ import annotations
 
-import copy
 import importlib
-import tempfile
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpo.errors import LearnerError, RecipeError
+from grpo.model.adapter_config import ALL, PREFIX, WEIGHTS, matches
 from grpo.model.quantize import FourBitLinear
+from grpo.types import LoraSpec
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -39,24 +43,60 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "default"  # peft's name for the only adapter; not part of the names in its files
-PREFIX = "base_model.model."
-WEIGHTS = "adapter_model.safetensors"
+PARTS = (".lora_A.", ".lora_B.", ".lora_magnitude_vector.")
 ROUTERS = {"gate", "router", "shared_expert_gate"}  # the modules' names, in every family
-# peft takes these for experts of checkpoints from before transformers 5, in any part of the model
-OF_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 LINEAR = ("Linear", "FourBitLinear", "Conv1D", "FalconLinear")  # classes of W x + b alone
 
 
-def adapted_layers(model: nn.Module) -> list[str]:
+def adapted_layers(model: nn.Module, spec: LoraSpec) -> list[str]:
     """Names of the layers that an adapter goes on. The model may be on `meta`.
 
-    Raises RecipeError if there is none.
+    Raises RecipeError if there is none, for a target that matches nothing, and for one that matches
+    what an adapter cannot be on.
     """
+    linear = _linear_layers(model)
+    if not linear:
+        raise RecipeError(
+            f"model.lora.rank: {type(model).__name__} has no plain linear layer for an adapter to "
+            "go on; set model.lora.rank=0 to train its weights"
+        )
+    targets = spec.target_modules
+    if targets == ALL:
+        return linear
+    setting = "model.lora.adapter" if spec.adapter else "model.lora.target_modules"
+    words = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+    text = _text_part(model)
+    names = [name for name, _ in model.named_modules() if name and f"{name}.".startswith(text)]
+    for target in [targets] if isinstance(targets, str) else [[one] for one in targets]:
+        said = f"{setting}: {target if isinstance(target, str) else target[0]!r}"
+        found = [name for name in names if matches(name, target)]
+        if not found:
+            raise RecipeError(
+                f"{said} matches no layer of {type(model).__name__}; valid: {ALL}, or of {words}"
+            )
+        if other := next((name for name in found if name not in linear), ""):
+            raise RecipeError(
+                f"{said} matches {other!r}, which is no plain linear layer that could be merged "
+                f"(heads, routers and shared weights are none); valid: {ALL}, or of {words}"
+            )
+    return [name for name in linear if matches(name, targets)]
+
+
+def adapter_size(model: nn.Module, spec: LoraSpec) -> int:
+    """How many numbers an adapter has. The model may be on `meta`. Raises RecipeError."""
+    layers: list[Any] = [model.get_submodule(name) for name in adapted_layers(model, spec)]
+    pairs = sum(spec.rank * sum(layer.weight.shape) for layer in layers)
+    outputs = [layer.weight.shape[type(layer).__name__ == "Conv1D"] for layer in layers]
+    return pairs + (sum(outputs) if spec.use_dora else 0)
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    """Names of the layers of `model` that an adapter can be on."""
     named: Any = model
     head = named.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     text = _text_part(model)
-    found = [
+    return [
         f"{owner}.{leaf}".removeprefix(".")
         for owner, parent in model.named_modules()
         for leaf, child in parent.named_children()
@@ -67,18 +107,12 @@ def adapted_layers(model: nn.Module) -> list[str]:
         and not (leaf != "in_proj" and hasattr(parent, "A_log") and hasattr(parent, "D"))
         and uses[id(child.weight)] == 1
     ]
-    if not found:
-        raise RecipeError(
-            f"model.lora_rank: {type(model).__name__} has no plain linear layer for an adapter to "
-            "go on; set model.lora_rank=0 to train its weights"
-        )
-    return found
 
 
 def described(model: nn.Module) -> str:
     """A sentence: which layers of `model` its adapter is on, and which weights stay as they are."""
     on, off = set[str](), set[str]()
-    layers = _layers(model)
+    layers = adapter_layers(model)
     for name, parameter in model.named_parameters():
         place, _, leaf = name.rpartition(".")
         if parameter.ndim < 2 or ".lora_" in name:
@@ -102,54 +136,77 @@ def _text_part(model: nn.Module) -> str:
     return next(f"{name}." for name, module in model.named_modules() if module is decoder)
 
 
-def adapter_settings(rank: int) -> dict[str, Any]:
-    """Arguments of `peft.LoraConfig` for an adapter of rank `rank`, without the layers' names."""
+def adapter_settings(spec: LoraSpec) -> dict[str, Any]:
+    """Arguments of `peft.LoraConfig` for an adapter, without the layers' names."""
     return {
-        "r": rank,
-        "lora_alpha": 2 * rank,
+        "r": spec.rank,
+        "lora_alpha": spec.lora_alpha,
+        "use_rslora": spec.use_rslora,
+        "use_dora": spec.use_dora,
         "lora_dropout": 0.0,  # with dropout the learner scores a policy that never sampled
         "bias": "none",
     }
 
 
-def add_adapter(model: nn.Module, rank: int) -> None:
-    """Put a new adapter on `model` in place and freeze the rest. At first it changes no output.
+def add_adapter(model: nn.Module, spec: LoraSpec) -> None:
+    """Put an adapter on `model` in place and freeze the rest.
 
-    The adapter has its layer's type, or float32 where that is a half type. A is drawn from torch's
-    generator. Raises RecipeError if peft is not installed, or if the model has no layer for it.
+    A new one changes no output at first: A is drawn from torch's generator, B is zero. With
+    `spec.adapter` it is the one in that folder. It has its layer's type, or float32 where that is a
+    half type. Raises RecipeError if peft is not installed, if the model has no layer for it, or if
+    the adapter in the folder is not one of this model.
     """
-    from_peft = _peft(rank)
     with _names_as_they_are(model):
-        from_peft.inject_adapter_in_model(_new(model, rank), model, adapter_name=NAME)
+        peft().inject_adapter_in_model(_new(model, spec), model, adapter_name=NAME)
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype.itemsize < 4:
             parameter.data = parameter.data.float()
+    _start(model, spec)
 
 
-def peft_model(model: PreTrainedModel, rank: int) -> PeftModel:
-    """As `add_adapter`, in peft's own wrapper, which TRL's trainers expect.
-
-    Raises RecipeError, also if peft could not load the adapter again.
-    """
+def peft_model(model: PreTrainedModel, spec: LoraSpec) -> PeftModel:
+    """As `add_adapter`, in peft's own wrapper, which TRL's trainers expect. Raises RecipeError."""
     with _names_as_they_are(model):
-        wrapped = _peft(rank).get_peft_model(model, _new(model, rank))
-    check_peft(model, rank)
+        wrapped = peft().get_peft_model(model, _new(model, spec))
+    _start(model, spec)
     return wrapped
 
 
-def _peft(rank: int) -> Any:
+def _start(model: nn.Module, spec: LoraSpec) -> None:
+    """Give the adapter on `model` the values in `spec.adapter`, if there is one. RecipeError."""
+    if not spec.adapter:
+        return
+    import torch
+    from safetensors.torch import load_file
+
+    said = f"model.lora.adapter = {spec.adapter!r}"
+    tensors = load_file(Path(spec.adapter).expanduser() / WEIGHTS)
+    own = adapter_parameters(model)
+    if other := sorted(own.keys() ^ tensors.keys()):
+        has = "has no" if other[0] in own else "has, and the model has not,"
+        raise RecipeError(f"{said} {has} {other[0]}; it belongs to another model")
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if parameter.shape != tensors[name].shape:
+                raise RecipeError(
+                    f"{said} belongs to another model: {name} is {list(tensors[name].shape)}, and "
+                    f"{list(parameter.shape)} here"
+                )
+            parameter.copy_(tensors[name])
+
+
+def peft() -> Any:
+    """The package. Raises RecipeError where it is not installed."""
     try:
         return importlib.import_module("peft")
     except ImportError as error:
-        raise RecipeError(
-            f"model.lora_rank = {rank} needs peft: pip install 'grpo-toolkit[lora]'"
-        ) from error
+        raise RecipeError("model.lora needs peft: pip install 'grpo-toolkit[lora]'") from error
 
 
-def _new(model: nn.Module, rank: int) -> LoraConfig:
-    layers = adapted_layers(model)
-    return _peft(rank).LoraConfig(
-        **adapter_settings(rank),
+def _new(model: nn.Module, spec: LoraSpec) -> LoraConfig:
+    layers = adapted_layers(model, spec)
+    return peft().LoraConfig(
+        **adapter_settings(spec),
         task_type="CAUSAL_LM",
         target_modules=layers,
         fan_in_fan_out=any(type(model.get_submodule(n)).__name__ == "Conv1D" for n in layers),
@@ -177,28 +234,33 @@ def _names_as_they_are(model: nn.Module) -> Iterator[None]:
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The adapter by the names of peft's files: base_model.model. ... .q_proj.lora_A.weight."""
     return {
-        PREFIX + name.replace(f".{NAME}.", "."): parameter
+        PREFIX + _in_files(name): parameter
         for name, parameter in model.named_parameters()
-        if ".lora_A." in name or ".lora_B." in name
+        if any(part in name for part in PARTS)
     }
+
+
+def _in_files(name: str) -> str:
+    """A parameter's name without the adapter's; a norm's, also without `weight`."""
+    head, part, _ = name.partition(PARTS[2])
+    return head + part.rstrip(".") if part else name.replace(f".{NAME}.", ".")
 
 
 @contextmanager
 def base_alone(model: nn.Module) -> Iterator[None]:
-    """Within it the model computes without its adapter, whose term is multiplied by 0.
+    """Within it the model computes without its adapter.
 
-    peft's own switch also turns `requires_grad` off and on, which breaks wrappers that hold
-    gradients.
+    Of peft's own switch only the part that a forward pass reads: all of it would turn
+    `requires_grad` off and on too, which breaks wrappers that hold gradients.
     """
-    layers = list(_layers(model).values())
-    scales = [layer.scaling[NAME] for layer in layers]
+    layers = list(adapter_layers(model).values())
     try:
         for layer in layers:
-            layer.scaling[NAME] = 0.0
+            layer._disable_adapters = True
         yield
     finally:
-        for layer, scale in zip(layers, scales, strict=True):
-            layer.scaling[NAME] = scale
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def merged(
@@ -213,7 +275,7 @@ def merged(
     """
     import torch
 
-    layers = _layers(model)
+    layers = adapter_layers(model)
     packed = {name: m for name, m in model.named_modules() if isinstance(m, FourBitLinear)}
     left = set(layers)
     dtype = next(iter(adapter_parameters(model).values())).dtype
@@ -227,10 +289,14 @@ def merged(
         down, up = whole(layer.lora_A[NAME].weight), whole(layer.lora_B[NAME].weight)
         wide = torch.float32 if found.device.type == "mps" else torch.float64  # which has no wider
         delta = (up.to(wide) @ down.to(wide)).detach() * layer.scaling[NAME]
-        return (found.to(wide) + (delta.T if layer.fan_in_fan_out else delta)).to(dtype)
+        rows = (found.T if layer.fan_in_fan_out else found).to(wide) + delta
+        if NAME in layer.lora_magnitude_vector:
+            norms = whole(layer.lora_magnitude_vector[NAME].weight).detach().to(wide)
+            rows *= (norms / rows.norm(dim=1))[:, None]
+        return (rows.T if layer.fan_in_fan_out else rows).to(dtype).contiguous()
 
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if ".lora_A." in name or ".lora_B." in name:
+        if any(part in name for part in PARTS):
             continue
         place, _, leaf = name.rpartition(".")
         if place in packed and leaf == "scales":
@@ -244,130 +310,12 @@ def merged(
     if left:
         raise LearnerError(
             f"the adapter of {min(left)!r} is on no weight that it can be merged into; set "
-            "model.lora_rank=0 to train the weights themselves"
+            "model.lora.rank=0 to train the weights themselves"
         )
 
 
-def skeleton(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same class and configuration, with zeros for weights that take no memory."""
-    import torch
-
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        plain = type(model)(copy.deepcopy(model.config))
-    for module in plain.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
-            setattr(module, name, torch.nn.Parameter(zeros, requires_grad=False))
-    return plain
-
-
-def check_peft(model: PreTrainedModel, rank: int) -> None:
-    """Find settings with which peft loads the adapter of `model` from files, and keep them with it.
-
-    Each is tried on a skeleton. Raises RecipeError if none works.
-    """
-    tensors = {name: p.detach().cpu() for name, p in adapter_parameters(model).items()}
-    short = _short_names(sorted(_layers(model)), model)
-    taken = {name for name in short if name.rpartition(".")[2] in OF_EXPERTS}
-    problem = ""
-    # A layer of such a name is found by the name of its weight, which nothing else is read into.
-    for by_weight in (set[str](), taken):
-        settings = adapter_settings(rank) | {
-            "fan_in_fan_out": any(layer.fan_in_fan_out for layer in _layers(model).values()),
-            "task_type": "CAUSAL_LM",
-            "inference_mode": True,
-            "target_modules": sorted(short - by_weight),
-        }
-        if by_weight:
-            settings["target_parameters"] = sorted(f"{name}.weight" for name in by_weight)
-        found = _trial(model, tensors, settings)
-        if not found:
-            named: Any = model
-            named.adapter_files = settings
-            return
-        problem = problem or found
-    raise RecipeError(
-        f"model.lora_rank = {rank}: peft could not load an adapter of {type(model).__name__} again "
-        f"({problem}); set model.lora_rank=0 to train the weights themselves"
-    )
-
-
-def write_adapter(
-    model: PreTrainedModel, tensors: dict[str, Tensor], rank: int, base: str | None, folder: Path
-) -> None:
-    """Write the adapter for `PeftModel.from_pretrained`; `base`: folder or hub id of its base.
-
-    Raises RecipeError as `check_peft`, LearnerError if the file does not hold `tensors`.
-    """
-    from safetensors.torch import load_file
-
-    if not hasattr(model, "adapter_files"):
-        check_peft(model, rank)
-    named: Any = model
-    _write(tensors, named.adapter_files, base, folder)
-    read = load_file(folder / WEIGHTS)
-    if wrong := _unlike(tensors, read):
-        raise LearnerError(f"{folder / WEIGHTS} holds another {wrong!r} than was trained")
-
-
-def _write(
-    tensors: dict[str, Tensor], settings: dict[str, Any], base: str | None, folder: Path
-) -> None:
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
-    config = _peft(settings["r"]).LoraConfig(**settings)
-    config.base_model_name_or_path = base
-    config.save_pretrained(str(folder))
-
-
-def _trial(model: PreTrainedModel, tensors: dict[str, Tensor], settings: dict[str, Any]) -> str:
-    """What peft gets wrong when it loads the adapter's files with `settings`; "" if nothing."""
-    import torch
-
-    plain = skeleton(model)
-    peft = _peft(settings["r"])
-    with (
-        tempfile.TemporaryDirectory(prefix="grpo-adapter-") as folder,
-        warnings.catch_warnings(),
-        torch.random.fork_rng(devices=[]),
-    ):
-        warnings.simplefilter("ignore")  # what peft and transformers say to one another
-        try:
-            _write(tensors, settings, None, Path(folder))
-            peft.PeftModel.from_pretrained(plain, folder, torch_device="cpu")
-        except (ValueError, TypeError, KeyError, RuntimeError) as error:
-            return " ".join(str(error).split())[:200]
-    read = adapter_parameters(plain)
-    if extra := sorted(read.keys() - tensors.keys()):
-        return f"it would put one on {extra[0]!r} as well"
-    wrong = _unlike(tensors, read)
-    return wrong and f"it takes {wrong!r} for another name"
-
-
-def _unlike(tensors: dict[str, Tensor], read: Mapping[str, Tensor]) -> str:
-    """The first name under which `read` differs from `tensors`; "" if there is none."""
-    for name, tensor in tensors.items():
-        found = read.get(name)
-        if found is None or not tensor.equal(found.to(tensor.dtype)):
-            return name
-    return ""
-
-
-def _short_names(layers: Iterable[str], model: nn.Module) -> set[str]:
-    """The layers by the last word of their names, or in full where others have that word too."""
-    layers = set(layers)
-    inner = tuple(f"{name}." for name in layers)
-    others = {
-        name.rpartition(".")[2]
-        for name, _ in model.named_modules()
-        if name not in layers and not name.startswith(inner)
-    }
-    return {n if (leaf := n.rpartition(".")[2]) in others else leaf for n in layers}
-
-
-def _layers(model: nn.Module) -> dict[str, Any]:
+def adapter_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that have an adapter, by name."""
     from peft.tuners.lora import LoraLayer
 
     return {name: m for name, m in model.named_modules() if isinstance(m, LoraLayer)}

@@ -173,7 +173,7 @@ def _made(path: str, setting: str, kind: str, **options: Any) -> Any:
     where, said = place_of(path, setting), f"{setting} = {path!r}"
     if kind == CAUSAL:
         check_text_model(config(path, setting), said)
-    with _sentences(path, setting, where), _no_report():
+    with _sentences(path, setting, where), without_bars():
         model, report = _load(
             getattr(transformers, kind),
             where,
@@ -242,8 +242,8 @@ def _unreadable(path: str, setting: str, where: Repo, error: Exception, what: st
 
 
 @contextmanager
-def _no_report() -> Iterator[None]:
-    """Without the library's table of tensors, whose content is refused in a sentence, and bars."""
+def without_bars() -> Iterator[None]:
+    """Without the library's bars and its table of tensors, which our own sentences replace."""
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()

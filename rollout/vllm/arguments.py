@@ -66,8 +66,8 @@ def _fixed(spec: EngineSpec, length: int, speculation: Speculation | None) -> di
         "disable_log_stats": speculation is None,
         "use_tqdm_on_load": False,
     }
-    if spec.lora_rank:
-        arguments |= lora.engine_arguments(spec.lora_rank)
+    if spec.lora:
+        arguments |= lora.engine_arguments(spec.lora)
     if speculation is not None:
         arguments["speculative_config"] = speculation.config()
     return arguments

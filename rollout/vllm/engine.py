@@ -57,7 +57,7 @@ class VllmEngine(LocalEngine):
         self.tokenizer = tokenizer
         self.rows = rows
         self.speculation = speculation
-        self.adapter = lora.Adapter(rank=spec.lora_rank) if spec.lora_rank else None
+        self.adapter = lora.Adapter(spec.lora) if spec.lora else None
         self._can_sleep = can_sleep
         self._asleep = False
         # vLLM request id -> samples under way, by their place in it
@@ -167,7 +167,7 @@ class VllmEngine(LocalEngine):
             self._step()
 
     def _load(self, weights: Iterable[tuple[str, Tensor]], version: Version) -> Ack:
-        """Load `weights` (the adapter, where spec.lora_rank > 0) and read them back.
+        """Load `weights` (the adapter, where there is spec.lora) and read them back.
 
         The acknowledgment's hash is that of the tensors that came here; that these are resident is
         proven by reading them back, and that vLLM computes with them by the canary. Samples that

@@ -2,7 +2,8 @@
 
 The base is never merged or touched. vLLM takes adapters from a folder only, so each is written to
 memory-backed storage where there is some, and removed once vLLM has read it. vLLM keeps `lora_B`
-multiplied by alpha / rank = 2, which is exact in every floating-point type.
+multiplied by `LoraSpec.scaling` in the type it computes in. That is exact for a power of two, as by
+default; any other factor rounds B once more than in the learner.
 """
 
 from __future__ import annotations
@@ -19,20 +20,23 @@ import torch
 from torch import Tensor
 
 from grpo.errors import EngineError, WeightsError, unknown_name
+from grpo.model.adapter_config import NO_DORA
 from grpo.rollout.vllm import compat
-from grpo.types import Version
+from grpo.types import LoraSpec, Version
 
-ALPHA_PER_RANK = 2
 _PREFIX = "base_model.model."
 
 
-def engine_arguments(rank: int) -> dict[str, Any]:
-    """vLLM's settings for one adapter of `rank`. Raises EngineError for one that is too large."""
+def engine_arguments(spec: LoraSpec) -> dict[str, Any]:
+    """vLLM's settings for one adapter. Raises EngineError for one that vLLM does not serve."""
+    if spec.use_dora:
+        raise EngineError(f"model.lora.use_dora = true: {NO_DORA}")
+    rank = spec.rank
     valid = sorted(typing.get_args(compat.module("config.lora").MaxLoRARanks))
     room = [r for r in valid if r >= rank]
     if not room:
         raise EngineError(
-            f"model.lora_rank = {rank} is more than vLLM serves; valid: 1 to {valid[-1]}"
+            f"model.lora.rank = {rank} is more than vLLM serves; valid: 1 to {valid[-1]}"
         )
     return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room[0]}
 
@@ -40,8 +44,8 @@ def engine_arguments(rank: int) -> dict[str, Any]:
 class Adapter:
     """The adapter of one engine: `request` is what every sample has to be asked for with."""
 
-    def __init__(self, *, rank: int) -> None:
-        self.rank = rank
+    def __init__(self, spec: LoraSpec) -> None:
+        self.spec = spec
         self.request: Any = None  # a LoRARequest, once weights have come
         self._folder = ""
         self._serial = 0
@@ -76,7 +80,7 @@ class Adapter:
         self.request = request_type(**shared)
         if llm.vllm_config.parallel_config.tensor_parallel_size == 1:
             runner = compat.worker(llm).model_runner
-            wrong = find_difference(runner.lora_manager, self._serial, sent)
+            wrong = find_difference(runner.lora_manager, self._serial, sent, self.spec.scaling)
             if wrong is not None:
                 raise WeightsError(
                     f"{wrong} of the adapter is not what was sent: vLLM holds other values after "
@@ -119,8 +123,9 @@ class Adapter:
         config = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "r": self.rank,
-            "lora_alpha": ALPHA_PER_RANK * self.rank,
+            "r": self.spec.rank,
+            "lora_alpha": self.spec.lora_alpha,
+            "use_rslora": self.spec.use_rslora,
             "target_modules": targets,
             "bias": "none",
         }
@@ -136,10 +141,13 @@ class Adapter:
             self._folder = ""
 
 
-def find_difference(manager: Any, adapter: int, sent: Mapping[str, Tensor]) -> str | None:
+def find_difference(
+    manager: Any, adapter: int, sent: Mapping[str, Tensor], scaling: float
+) -> str | None:
     """The first tensor of `sent` that vLLM's stacks do not hold, or None.
 
-    `manager` is the worker's LoRA manager. What is read is the memory the matrix products use.
+    `manager` is the worker's LoRA manager, `scaling` what it multiplies B by. What is read is the
+    memory the matrix products use.
     """
     inner = manager._adapter_manager
     slots: list[int | None] = list(inner.lora_index_to_id)
@@ -159,7 +167,7 @@ def find_difference(manager: Any, adapter: int, sent: Mapping[str, Tensor]) -> s
         held = stacks[index][slot, 0]
         want = tensor.to(device=held.device, dtype=held.dtype)
         if kind == "lora_B":
-            want = want * ALPHA_PER_RANK
+            want = want * scaling
         rows, columns = want.shape
         rest = held.clone()
         rest[:rows, :columns] = 0

@@ -24,6 +24,7 @@ from grpo.learner.learner import TorchLearner
 from grpo.model.quantize import FourBitLinear, round_base
 from grpo.outside.terminal.console import Console
 from grpo.rollout.embedded.torch_engine import TorchEngine
+from grpo.types import LoraSpec
 from tests.gpu.learners import CPU, FLOAT32, distance, gradients, learner, long_groups, rows_of
 from tests.grpo.rows import tiny_model
 from tests.rollout.tiny_models import V0, Letters
@@ -63,7 +64,7 @@ def test_gradients_of_an_adapter(device: torch.device, share: bool) -> None:
     found = []
     for where, dtype, shared in ((CPU, torch.float64, False), (device, torch.float32, share)):
         config = {"share_prompts": shared}
-        made = randomized(learner(small(dtype), where, lora_rank=RANK, config=config))
+        made = randomized(learner(small(dtype), where, lora=LoraSpec(rank=RANK), config=config))
         made.step(rows)
         found.append(gradients(made))
     assert distance(found[1], found[0]) < FLOAT32
@@ -77,7 +78,7 @@ def test_a_saved_adapter_is_what_peft_reads(
     from peft import PeftModel
 
     small().save_pretrained(tmp_path / "base")
-    made = learner(str(tmp_path / "base"), device, lora_rank=RANK, dtype=dtype)
+    made = learner(str(tmp_path / "base"), device, lora=LoraSpec(rank=RANK), dtype=dtype)
     made.step(rows_of(long_groups()))
     made.step(rows_of(long_groups(1)))
     made.save(str(tmp_path / "saved"))
@@ -95,14 +96,16 @@ def test_a_saved_adapter_is_what_peft_reads(
             there = model.to(device)(ids.to(device)).logits
             assert distance(there, right) < FLOAT32, name
         assert distance(policy, right) < FLOAT32
-    resumed = learner(str(tmp_path / "base"), device, lora_rank=RANK, dtype=dtype)
+    resumed = learner(str(tmp_path / "base"), device, lora=LoraSpec(rank=RANK), dtype=dtype)
     resumed.load(str(tmp_path / "saved"))
     assert resumed.version() == made.version()
 
 
 def test_the_engine_takes_an_adapter(device: torch.device) -> None:
-    made = randomized(learner(small(), device, lora_rank=RANK))
-    engine = TorchEngine(small().to(device), Letters(), version=V0, lora_rank=RANK, packed=False)
+    made = randomized(learner(small(), device, lora=LoraSpec(rank=RANK)))
+    engine = TorchEngine(
+        small().to(device), Letters(), version=V0, lora=LoraSpec(rank=RANK), packed=False
+    )
     before = engine.load_weights(made.weights(), made.version())
     assert before.version == made.version()
     assert before.canary == pytest.approx(made.canary(), abs=1e-3)
@@ -145,7 +148,7 @@ def test_a_four_bit_run_samples_and_scores_one_policy(
     """An engine with the unrounded base would be off by 0.05 nats."""
     bar = 1e-4 if dtype == "float32" else 0.02
     settings = [
-        *("model.lora_rank=4", "model.quantization=nf4", f"model.dtype={dtype}"),
+        *("model.lora.rank=4", "model.quantization=nf4", f"model.dtype={dtype}"),
         *("learner.max_steps=2", "agreement.steps=1", f"agreement.max_difference={bar}"),
         *("eval.num_tasks=8", "eval.num_samples=1", "rollout.prompts_per_step=2"),
         *("run.threads=1", "learner.learning_rate=1e-2", f"run.dir={tmp_path / 'run'}"),

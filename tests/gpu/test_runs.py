@@ -188,7 +188,7 @@ def test_a_run_whose_grader_is_a_sandbox(device: torch.device, tmp_path: Path) -
     (tmp_path / "rows.jsonl").write_text("\n".join(rows) + "\n")
     (tmp_path / "mine.py").write_text(REWARD)
     settings = [
-        *(f"run.dir={tmp_path / 'run'}", "data.source=jsonl", *SHORT, "learner.max_steps=2"),
+        *(f"run.dir={tmp_path / 'run'}", "data.source=file", *SHORT, "learner.max_steps=2"),
         f"data.args={{path: {tmp_path / 'rows.jsonl'}, heldout_fraction: 0.3}}",
         f"rewards=[{{name: code}}, {{name: '{tmp_path / 'mine.py'}:seen'}}]",
     ]

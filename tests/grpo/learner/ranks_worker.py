@@ -13,6 +13,7 @@ import torch
 from grpo.config.schema import Algorithm, Learner
 from grpo.errors import LearnerError
 from grpo.learner.learner import TorchLearner
+from grpo.types import LoraSpec
 
 BENCH = Path(__file__).parents[3] / "benchmarks" / "bench_ranks.py"
 spec = importlib.util.spec_from_file_location("bench_ranks", BENCH)
@@ -23,9 +24,9 @@ LAUNCHES = {"one": 1, "ddp_2": 2, "fsdp2_2": 2}
 RANK = "RANK"
 
 
-def make(lora_rank=0, seed=0, gradient_checkpointing=False, **algorithm):
+def make(lora=None, seed=0, gradient_checkpointing=False, **algorithm):
     overrides = {"tie_word_embeddings": True}  # one tensor under two names
-    model = bench.tiny_llama("float64" if not lora_rank else "float32", seed, **overrides)
+    model = bench.tiny_llama("float64" if not lora else "float32", seed, **overrides)
     return TorchLearner(
         model,
         algorithm=Algorithm(loss_type="dapo", **algorithm),
@@ -36,7 +37,7 @@ def make(lora_rank=0, seed=0, gradient_checkpointing=False, **algorithm):
             tokens_per_micro_batch=64,
             gradient_checkpointing=gradient_checkpointing,
         ),
-        lora_rank=lora_rank,
+        lora=lora,
     )
 
 
@@ -56,7 +57,8 @@ def trained(folder, name):
     said, arrays = {}, {}
     for kind, arguments in {
         "full": {"beta": 0.1, "num_minibatches": 2, "gradient_checkpointing": True},
-        "lora": {"lora_rank": 4, "beta": 0.1},
+        "lora": {"lora": LoraSpec(rank=4), "beta": 0.1},
+        "dora": {"lora": LoraSpec(rank=4, use_dora=True), "beta": 0.1},
     }.items():
         learner = make(**arguments)
         for deal in ("one_row", "no_row"):
@@ -86,7 +88,8 @@ def resumed(folder, name, source):
     arrays = {}
     for kind, arguments in {
         "full": {"beta": 0.1, "num_minibatches": 2},
-        "lora": {"lora_rank": 4, "beta": 0.1},
+        "lora": {"lora": LoraSpec(rank=4), "beta": 0.1},
+        "dora": {"lora": LoraSpec(rank=4, use_dora=True), "beta": 0.1},
     }.items():
         learner = make(**arguments, seed=0)
         learner.step(share(learner))

@@ -16,6 +16,7 @@ from grpo.method.advantage import dr_grpo, reward_matrix
 from grpo.method.losses import Clip, LossInputs
 from grpo.method.objective import Objective
 from grpo.method.weighted_rows import make_rows
+from grpo.types import LoraSpec
 from tests.grpo.rows import group, tiny_model, with_columns
 
 
@@ -93,7 +94,7 @@ def test_the_loss_reads_it_as_if_it_were_in_the_advantages(share, settings, lora
             tiny_model(dtype=torch.float32),
             algorithm=Algorithm(loss_type=name, **settings),
             config=Config(learning_rate=1e-2, tokens_per_micro_batch=24, share_prompts=share),
-            lora_rank=lora_rank,
+            lora=LoraSpec(rank=lora_rank) if lora_rank else None,
         )
         metrics = learner.step([row for row in rows if row.mask.any()])
         trained[name] = [p.detach().clone() for p in learner.trained.values()]

@@ -16,6 +16,7 @@ from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import make_rows
 from grpo.model.adapter import add_adapter
 from grpo.model.casts import casts_kept, joined
+from grpo.types import LoraSpec
 from tests.grpo.rows import V, three_groups, tiny_model
 
 
@@ -108,7 +109,7 @@ def test_frozen_weights_get_no_gradient(calls):
 def test_layers_with_an_adapter_are_the_models_own(calls):
     model = tiny_model(dtype=torch.float32)
     fuse_layers(model)
-    add_adapter(model, 4)
+    add_adapter(model, LoraSpec(rank=4))
     token_scores(model, place(batch(), model.device), 1.0)
     assert not calls
 

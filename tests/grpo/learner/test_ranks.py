@@ -35,7 +35,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("launch", ["ddp_2", "fsdp2_2"])
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "dora"])
 def test_training_ends_where_one_rank_does(runs, launch, kind):
     one, several = (np.load(runs / f"{name}.npz") for name in ("one", launch))
     tolerance = 1e-9 if kind == "full" else 1e-4  # float64, float32
@@ -54,7 +54,7 @@ def test_training_ends_where_one_rank_does(runs, launch, kind):
         assert said[kind][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "dora"])
 @pytest.mark.parametrize(
     ("launch", "origin"), [("one", "fsdp2_2"), ("ddp_2", "one"), ("fsdp2_2", "one")]
 )

@@ -15,6 +15,7 @@ from grpo.errors import LearnerError, RunError
 from grpo.learner import policy, saved
 from grpo.learner.learner import TorchLearner
 from grpo.model import adapter
+from grpo.types import LoraSpec
 from tests.grpo.rows import tiny_model
 
 DOWN = "model.layers.1.mlp.down_proj.weight"
@@ -23,7 +24,11 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 def make(tmp_path, rank=0, dtype="float32"):
     tiny_model(dtype=torch.float32).save_pretrained(tmp_path / "base")
     learner = TorchLearner(
-        str(tmp_path / "base"), algorithm=Algorithm(), config=Config(), lora_rank=rank, dtype=dtype
+        str(tmp_path / "base"),
+        algorithm=Algorithm(),
+        config=Config(),
+        lora=LoraSpec(rank=rank) if rank else None,
+        dtype=dtype,
     )
     with torch.no_grad():
         for parameter in learner.trained.values():

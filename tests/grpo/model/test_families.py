@@ -13,6 +13,7 @@ from grpo.model.families import check_causal, check_family, kv_values_per_token,
 from grpo.rollout.embedded.decoder import make_decoder
 from grpo.rollout.embedded.own_cache import OwnCacheDecoder, ReplayDecoder, rebuilt, reordered
 from grpo.rollout.embedded.ways import ways_on
+from grpo.types import LoraSpec
 
 from .families import TEXT, config, quiet, tiny
 from .family_table import (
@@ -146,8 +147,8 @@ def test_a_cache_that_lies_is_not_used(monkeypatch):
 )
 def test_hybrids_learn_in_bfloat16_and_with_an_adapter(family, dtype, rank, most):
     with quiet():
-        engine = engine_of(tiny(family), dtype=dtype, lora_rank=rank)
-        learner = learner_of(tiny(family), dtype=dtype, lora_rank=rank)
+        engine = engine_of(tiny(family), dtype=dtype, lora=LoraSpec(rank=rank) if rank else None)
+        learner = learner_of(tiny(family), dtype=dtype, lora=LoraSpec(rank=rank) if rank else None)
         for _ in range(2):
             version = learner.version()
             assert engine.load_weights(learner.weights(), version).version == version

@@ -15,7 +15,7 @@ from grpo.learner.packing import micro_batches, place
 from grpo.model.adapter import adapter_parameters, add_adapter, base_alone
 from grpo.model.canary import canary_logprob
 from grpo.rollout.embedded.torch_engine import TorchEngine
-from grpo.types import Request, Sampling, Version
+from grpo.types import LoraSpec, Request, Sampling, Version
 from tests.grpo.learner.test_learner import rows_of
 from tests.grpo.rows import three_groups, tiny_model
 
@@ -30,7 +30,7 @@ def make(model=None, dtype="float32", algorithm=None, rank=RANK, **config):
         algorithm=Algorithm(**(algorithm or {})),
         config=Config(**{"learning_rate": 1e-2, "max_grad_norm": 0.0, **config}),
         dtype=dtype,
-        lora_rank=rank,
+        lora=LoraSpec(rank=rank) if rank else None,
     )
 
 
@@ -42,7 +42,7 @@ class Letters:
 
 
 def engine_for(model, **arguments):
-    return TorchEngine(model, Letters(), version=START, lora_rank=RANK, **arguments)
+    return TorchEngine(model, Letters(), version=START, lora=LoraSpec(rank=RANK), **arguments)
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -154,7 +154,7 @@ def test_resume_is_bit_identical(tmp_path):
     moments = load_file(tmp_path / "optimizer.safetensors")
     assert len(moments) == 3 * 2 * LINEARS
     # the merged weights would load, and the optimizer would silently start anew
-    with pytest.raises(RunError, match=r"model\.lora_rank"):
+    with pytest.raises(RunError, match=r"model\.lora"):
         fresh(rank=0).load(str(tmp_path))
 
 
@@ -210,7 +210,7 @@ def test_the_engine_samples_with_the_adapter(temperature):
 def test_a_fresh_adapter_changes_nothing_and_covers_every_linear_layer_but_the_head():
     model = tiny_model()
     before = canary_logprob(model)
-    add_adapter(model, RANK)
+    add_adapter(model, LoraSpec(rank=RANK))
     assert canary_logprob(model) == before
     assert len(adapter_parameters(model)) == 2 * LINEARS
     assert type(model.lm_head) is nn.Linear
@@ -219,4 +219,4 @@ def test_a_fresh_adapter_changes_nothing_and_covers_every_linear_layer_but_the_h
 def test_without_peft_a_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(RecipeError, match="pip install 'grpo-toolkit\\[lora\\]'"):
-        add_adapter(tiny_model(), RANK)
+        add_adapter(tiny_model(), LoraSpec(rank=RANK))

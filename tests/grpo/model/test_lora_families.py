@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-from grpo.config.schema import Algorithm, Model, Run, SFTData, SFTLearner, SFTStage
+from grpo.config.schema import Algorithm, Lora, Model, Run, SFTData, SFTLearner, SFTStage
 from grpo.config.schema import Learner as Config
 from grpo.errors import RecipeError
 from grpo.learner.learner import TorchLearner
@@ -28,11 +28,12 @@ from grpo.rollout.embedded.torch_engine import TorchEngine
 from grpo.stages.from_scratch import build_tokenizer
 from grpo.stages.sft import fine_tune
 from grpo.stages.supervised_rows import TokenRow
-from grpo.types import Version
+from grpo.types import LoraSpec, Version
 
 from .families import TEXT, config, quiet, tiny
 
 RANK = 4
+SPEC = LoraSpec(rank=RANK)
 IDS = torch.arange(2, 26)[None]
 # peft reads other names from their files: transformers renames a part of a name that it renamed
 OTHERS = ("bloom", "falcon", "gemma2", "gpt2", "gpt_neox", "jamba", "mamba2", "phi3", "zamba")
@@ -68,12 +69,12 @@ def test_saved_merged_and_loaded_by_peft_are_the_policy(family, tmp_path):
         tiny(family).save_pretrained(base)
         if family in REFUSED:
             with pytest.raises(RecipeError, match=REFUSED[family]):
-                load_with_adapter(base, RANK, torch.float32, seed=0)
+                load_with_adapter(base, SPEC, torch.float32, seed=0)
             return
-        model = stirred(load_with_adapter(base, RANK, torch.float32, seed=0))
+        model = stirred(load_with_adapter(base, SPEC, torch.float32, seed=0))
         policy = logits(model)
         limit = 1e-5 * max(1.0, float(policy.abs().max()))
-        save_policy(model, out, join(), canary_logits(model), lora_rank=RANK, base=base)
+        save_policy(model, out, join(), canary_logits(model), lora=SPEC, base=base)
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         assert (policy - logits(plain)).abs().max() > 1e-3
         merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
@@ -96,9 +97,9 @@ def test_with_a_base_in_four_bits(family, tmp_path):
     base, out = str(tmp_path / "base"), str(tmp_path / "out")
     with quiet():
         tiny(family).save_pretrained(base)
-        model = stirred(load_with_adapter(base, RANK, torch.float32, 0, "nf4"))
+        model = stirred(load_with_adapter(base, SPEC, torch.float32, 0, "nf4"))
         assert any(isinstance(m, FourBitLinear) for m in model.modules())
-        save_policy(model, out, join(), canary_logits(model), lora_rank=RANK, base=base)
+        save_policy(model, out, join(), canary_logits(model), lora=SPEC, base=base)
         merged = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
         policy = logits(model)
         limit = 1e-5 * max(1.0, float(policy.abs().max()))
@@ -108,7 +109,9 @@ def test_with_a_base_in_four_bits(family, tmp_path):
 @pytest.mark.parametrize("rank", [0, RANK])
 def test_learner_engine_and_resumed_learner_hold_the_same_weights(rank, tmp_path):
     def learner():
-        return TorchLearner(base, algorithm=Algorithm(), config=Config(), lora_rank=rank)
+        return TorchLearner(
+            base, algorithm=Algorithm(), config=Config(), lora=LoraSpec(rank=rank) if rank else None
+        )
 
     base, out = str(tmp_path / "base"), str(tmp_path / "out")
     with quiet():
@@ -119,7 +122,12 @@ def test_learner_engine_and_resumed_learner_hold_the_same_weights(rank, tmp_path
             for parameter in first.trained.values():
                 parameter.add_(torch.randn_like(parameter) * 0.02)
         plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        engine = TorchEngine(plain, None, version=Version(step=0, hash=""), lora_rank=rank)
+        engine = TorchEngine(
+            plain,
+            None,
+            version=Version(step=0, hash=""),
+            lora=LoraSpec(rank=rank) if rank else None,
+        )
         ack = engine.load_weights(first.weights(), first.version())
         assert ack.version == first.version()
         assert ack.canary == pytest.approx(first.canary(), abs=1e-4)
@@ -139,7 +147,7 @@ def test_a_fine_tuned_mixture_of_experts(tmp_path):
         return fine_tune(
             rows,
             stage=SFTStage(
-                model=Model(path=base, lora_rank=2),
+                model=Model(path=base, lora=Lora(rank=2)),
                 data=SFTData(path="rows"),
                 learner=SFTLearner(batch_size=2, max_steps=2, learning_rate=1e-2),
             ),

@@ -21,6 +21,7 @@ from grpo.errors import RecipeError
 from grpo.learner.learner import TorchLearner
 from grpo.model.adapter import adapter_parameters, add_adapter, merged
 from grpo.model.quantize import BLOCK, quantize_base, round_base
+from grpo.types import LoraSpec
 from tests.grpo.learner.test_learner import rows_of
 from tests.grpo.rows import three_groups, tiny_model
 
@@ -101,7 +102,7 @@ def test_only_the_adapter_learns_and_merging_adds_it_to_the_rounded_base(model: 
     round_base(rounded)
     quantize_base(model)
     torch.manual_seed(0)
-    add_adapter(model, 4)
+    add_adapter(model, LoraSpec(rank=4))
     ids = torch.arange(2, 10).reshape(2, 4) % 9
     model(ids).logits.square().sum().backward()
     learned = adapter_parameters(model)
@@ -131,7 +132,7 @@ def test_qlora_samples_and_scores_one_policy(tmp_path: Path) -> None:
     from grpo.commands.train import train_recipe
 
     settings = [
-        "model.lora_rank=4",
+        "model.lora.rank=4",
         "model.quantization=nf4",
         "learner.max_steps=2",
         "learner.learning_rate=1e-2",
@@ -142,7 +143,7 @@ def test_qlora_samples_and_scores_one_policy(tmp_path: Path) -> None:
     train_recipe(load("parity-r1-zero", [*SHORT, *settings]))
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert max(json.loads(line)["grad_norm"] for line in lines) > 0
-    with pytest.raises(RecipeError, match=r"needs model\.lora_rank"):
+    with pytest.raises(RecipeError, match=r"needs model\.lora\.rank"):
         load("parity-r1-zero", ["model.quantization=nf4"])
 
 

@@ -13,7 +13,7 @@ from grpo.errors import EngineError, WeightsError
 from grpo.model.canary import canary_logprob
 from grpo.model.content_hash import content_hash
 from grpo.rollout import ENGINES
-from grpo.types import EngineSpec, Request, Sampling, Version
+from grpo.types import EngineSpec, LoraSpec, Request, Sampling, Version
 from tests.rollout.tiny_models import drain, full_logprobs, run
 
 from .faults import fault, guard_off
@@ -55,7 +55,7 @@ def adapter(model: Any, seed: int) -> dict[str, torch.Tensor]:
 
 
 def test_adapters_are_used_proven_and_replaced():
-    engine = made(spec={"lora_rank": RANK})
+    engine = made(spec={"lora": LoraSpec(rank=RANK)})
     try:
         model = load()
         requests = prompts(3)
@@ -138,8 +138,8 @@ def test_settings_that_do_nothing_or_cannot_be_are_refused():
     spec = EngineSpec(model=BASE, max_length=64)
     with pytest.raises(EngineError, match="does nothing with speculative_tokens = 0"):
         ENGINES["vllm"](spec=spec, speculative_model="mtp")
-    too_wide = EngineSpec(model=BASE, max_length=64, lora_rank=4000)
-    with pytest.raises(EngineError, match="lora_rank = 4000 is more than vLLM serves"):
+    too_wide = EngineSpec(model=BASE, max_length=64, lora=LoraSpec(rank=4000))
+    with pytest.raises(EngineError, match=r"lora\.rank = 4000 is more than vLLM serves"):
         ENGINES["vllm"](spec=too_wide)
 
 

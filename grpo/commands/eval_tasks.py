@@ -51,6 +51,7 @@ class Asked:
 
     tasks: Sequence[str]
     data: Mapping[str, str] = field(default_factory=dict[str, str])  # task -> JSONL file
+    rewards: Sequence[str] = ()  # in place of those of the tasks
     k: int | None = None
     limit: int | None = None
     max_tokens: int | None = None
@@ -92,7 +93,7 @@ def evaluate_tasks(model: str, asked: Asked, console: Console | None = None) -> 
     """
     live = console or Console(stderr=True, highlight=False)  # so that the tables can be piped
     console = console or Console(highlight=False)
-    tasks = {name: find_task(name, asked.data.get(name)) for name in asked.tasks}
+    tasks = {name: find_task(name, asked.data.get(name), asked.rewards) for name in asked.tasks}
     _check(asked, tasks)
     prepare_process(asked.threads)
     sources = {name: _open(name, task, asked) for name, task in tasks.items()}
@@ -282,7 +283,8 @@ def _differences(lines: Mapping[str, Answers], seed: int) -> list[dict[str, Any]
         for reward in answers[0]["parts"]:
             gap = tally.difference(answers, others, reward, seed)
             if gap is not None:
+                key = "pass1" if tally.judged([*answers, *others], reward) else "mean"
                 where = {"task": task, "template": template, "reward": reward}
-                gained = {"of": [first, second], "pass1": gap[0], "ci": list(gap[1:])}
+                gained = {"of": [first, second], key: gap[0], "ci": list(gap[1:])}
                 found.append(where | gained)
     return found

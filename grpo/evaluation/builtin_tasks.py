@@ -8,12 +8,12 @@ figures made with one tool compare.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from grpo.config.schema import RewardSpec
-from grpo.data.jsonl import read_jsonl
+from grpo.data.files import read_rows
 from grpo.errors import RecipeError, unknown_name
 from grpo.outside.code import plugins
 from grpo.outside.files.file_names import check_file_name
@@ -101,8 +101,8 @@ TASKS: dict[str, EvalTask] = {
     ),
 }
 # Any other name that --data gives a file: rows of `prompt` and `answer`, or `prompt` and `tests`.
-ROWS = replace(_CONTEST, source="jsonl", max_tokens=1024, k=4)
-PROGRAM_ROWS = replace(_PROGRAM, source="jsonl", file_args={**ALL_ROWS, "answer": None}, k=4)
+ROWS = replace(_CONTEST, source="file", max_tokens=1024, k=4)
+PROGRAM_ROWS = replace(_PROGRAM, source="file", file_args={**ALL_ROWS, "answer": None}, k=4)
 
 
 class Instructed:
@@ -124,16 +124,36 @@ class Instructed:
         return replace(task, prompt=f"{task.prompt}\n{self.instruction}")
 
 
-def find_task(name: str, file: str | None) -> EvalTask:
-    """The row called `name`, reading `file` where one is given. Raises RecipeError, DataError."""
+def find_task(name: str, file: str | None, rewards: Sequence[str] = ()) -> EvalTask:
+    """The row called `name`, reading `file` where one is given. Raises RecipeError, DataError.
+
+    rewards: names that judge in place of the row's own; then a file's prompts are asked as they
+    are.
+    """
+    task = _named(name, file, rewards)
+    if not rewards:
+        return task
+    specs = tuple(RewardSpec(name=reward) for reward in rewards)
+    titles = [spec.title for spec in specs]
+    for spec in specs:
+        if titles.count(spec.title) > 1:
+            raise RecipeError(
+                f"--rewards {','.join(rewards)} has the name {spec.title!r} twice, and figures are "
+                "kept by name; rename one of the functions"
+            )
+    instruction = task.instruction if name in TASKS else ""
+    return replace(task, rewards=specs, instruction=instruction)
+
+
+def _named(name: str, file: str | None, rewards: Sequence[str]) -> EvalTask:
     if file is None:
         if name not in TASKS:
-            hint = f" Rows of your own: --tasks {name} --data {name}=FILE.jsonl."
+            hint = f" Rows of your own: --data {name}=FILE.jsonl."
             raise RecipeError(unknown_name("task", name, TASKS) + hint)
         return TASKS[name]
     if name not in TASKS:
         check_file_name(name, "the task of --data")  # OUT/<model>/<task>.<template>.jsonl
-        programs = "tests" in read_jsonl(file)[0][1]
+        programs = not rewards and "tests" in read_rows(file)[0][1]
         task = PROGRAM_ROWS if programs else ROWS
     else:
         task = TASKS[name]

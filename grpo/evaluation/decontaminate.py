@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from grpo.config.schema import Data
-from grpo.data.jsonl import read_jsonl
+from grpo.data.files import read_rows
 from grpo.errors import DataError, PluginError, RecipeError
 from grpo.outside.code import plugins
 from grpo.outside.rows.columns import message_text
@@ -127,7 +127,7 @@ def load_evaluation(names: Sequence[str], n: int, data: Data) -> Evaluation:
 
 def _rows(name: str, data: Data) -> Iterator[list[str]]:
     if name.endswith((".jsonl", ".json")):
-        for place, row in read_jsonl(name):
+        for place, row in read_rows(name):
             yield _texts(place, row)
         return
     try:
@@ -170,7 +170,7 @@ def training_rows(path: str) -> Evaluation:
     Wording that many rows share is no sign of contamination.
     """
     texts: list[list[str]] = []
-    for _, row in read_jsonl(path):
+    for _, row in read_rows(path):
         found = [
             prompt_text(value)
             for value in row.values()

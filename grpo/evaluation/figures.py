@@ -6,11 +6,13 @@ of its values, and nothing is called accuracy.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Evaluation = Mapping[str, Any]  # what `grpo.evaluation.tally.figures` gives
 UNSCORED = "no completion was scored"
+LENGTH = "mean length (tokens)"
 FIRST = "accuracy"  # the name that a verifier's figures need not repeat
 
 
@@ -36,35 +38,84 @@ def sentence(found: Evaluation) -> str:
     return f"{'; '.join(parts)}  mean length {found['mean_length']:.1f} tokens"
 
 
-def change(before: Evaluation, after: Evaluation) -> str:
-    """The deciding figure of two evaluations: "pass@1 0.500 -> 0.900 [0.850, 0.950]"."""
-    name, names = before["headline"], list(before["rewards"])
-    if "pass1" in before and "pass1" in after and name == after["headline"]:
-        title = "pass@1" if _alone(before, name) else f"{name}: pass@1"
-        return f"{title} {number(before['pass1'])} -> {interval(after, 'pass1')}"
-    if len(names) == 1:
-        old, new = (evaluation["rewards"][name] for evaluation in (before, after))
-        return f"{name}: mean {number(old['mean'])} -> {interval(new, 'mean')}"
-    first = number(before["mean_reward"])
-    return f"weighted sum: mean {first} -> {interval(after, 'mean_reward')}"
+def change(before: Evaluation | None, after: Evaluation) -> str:
+    """The deciding figure of two evaluations: "pass@1 0.500 -> 0.900 [0.850, 0.950]".
+
+    before: None where only one was made, whose figure stands alone then.
+    """
+    both = [after] if before is None else [before, after]
+    name, names = both[0]["headline"], list(both[0]["rewards"])
+    if all("pass1" in found and name == found["headline"] for found in both):
+        title, key = "pass@1" if _alone(both[0], name) else f"{name}: pass@1", "pass1"
+    elif len(names) == 1:
+        both, title, key = [found["rewards"][name] for found in both], f"{name}: mean", "mean"
+    else:
+        title, key = "weighted sum: mean", "mean_reward"
+    first = "" if before is None else f"{number(both[0][key])} -> "
+    return f"{title} {first}{interval(both[-1], key)}"
 
 
-def rows(before: Evaluation, after: Evaluation) -> list[tuple[str, str, str]]:
-    """(heading, before, after) of the table at the end of a run."""
-    pair = (before, after)
-    found: list[tuple[str, str, str]] = []
-    for name in dict.fromkeys([*shown(before), *shown(after)]):
-        of = [e["rewards"][name] for e in pair]
-        title = "" if all(_alone(e, name) for e in pair) else f"{name}: "
-        key = "pass1" if all("pass1" in one for one in of) else "mean"
-        heading = ("greedy accuracy", "pass@1") if key == "pass1" else ("greedy mean", "mean")
-        for at, said in (("greedy", heading[0]), (key, heading[1])):
-            found.append((f"{title}{said}", number(of[0][at]), number(of[1][at])))
-        found.append((f"{title}95% interval", bounds(of[0], key), bounds(of[1], key)))
-        if not all(_whole(e, name) for e in pair):
-            found.append((f"{title}scored completions", scored(before, name), scored(after, name)))
-    lengths = [f"{e['mean_length']:.1f}" for e in pair]
-    return [*found, ("mean length (tokens)", lengths[0], lengths[1])]
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure that evaluations have: of a reward, or of all completions.
+
+    key: where it is in `tally.figures`. mode: the completions that it is of, "sample" or "greedy".
+    """
+
+    name: str
+    key: str
+    reward: str | None = None
+    mode: str = "sample"
+
+    def value(self, found: Evaluation) -> float | None:
+        """The figure of an evaluation; None: nothing was scored."""
+        return self._home(found)[self.key]
+
+    def bounds(self, found: Evaluation) -> str:
+        """Its 95% interval, "-" where there is none."""
+        return bounds(self._home(found), self.key)
+
+    def _home(self, found: Evaluation) -> Evaluation:
+        return found if self.reward is None else found["rewards"][self.reward]
+
+
+def listed(evaluations: Sequence[Evaluation]) -> list[Figure]:
+    """The figures of a table: those of each reward, their weighted sum, lengths.
+
+    Verifiers come first: rewards that said right or wrong in every evaluation. They have accuracy
+    and pass@1, any other reward has the mean of its values. The sum is left out where it is the
+    figure of the only reward.
+    """
+    names = list(evaluations[0]["rewards"])
+    verifiers = [n for n in names if all("pass1" in found["rewards"][n] for found in evaluations)]
+    table: list[Figure] = []
+    for name in sorted(names, key=lambda name: name not in verifiers):
+        title, key, said = "", "mean", (f"mean {name}", f"greedy mean {name}")
+        if name in verifiers:
+            title = "" if verifiers == [FIRST] else f"{name}: "
+            key, said = "pass1", ("pass@1", "greedy accuracy")
+        table.append(Figure(name=title + said[1], key="greedy", reward=name, mode="greedy"))
+        table.append(Figure(name=title + said[0], key=key, reward=name))
+    total = Figure(name="reward (weighted sum)", key="mean_reward")
+    if len(names) > 1 or any(table[1].value(e) != total.value(e) for e in evaluations):
+        table.append(total)
+    return [
+        *table,
+        Figure(name=LENGTH, key="mean_length"),
+        Figure(name="cut by the length limit", key="clipped_ratio"),
+    ]
+
+
+def rows(found: Evaluation) -> list[tuple[str, str, str]]:
+    """(name, value, 95% interval) of each figure of one evaluation; "-": no interval."""
+    table = [(f.name, shown_as(f.name, f.value(found)), f.bounds(found)) for f in listed([found])]
+    some = [name for name in found["rewards"] if not _whole(found, name)]
+    return table + [(f"{name}: scored completions", scored(found, name), "-") for name in some]
+
+
+def shown_as(name: str, value: float | None) -> str:
+    """The value of figure `name` as tables have it: tokens with one digit, others with three."""
+    return f"{value:.1f}" if name == LENGTH and value is not None else number(value)
 
 
 def shown(found: Evaluation) -> list[str]:
@@ -97,7 +148,7 @@ def number(value: float | None) -> str:
 
 def bounds(found: Mapping[str, Any], key: str) -> str:
     """The interval of a figure, "-" where there is none."""
-    ci = found[f"{key}_ci"]
+    ci = found.get(f"{key}_ci")
     return "-" if ci is None else f"[{ci[0]:.3f}, {ci[1]:.3f}]"
 
 

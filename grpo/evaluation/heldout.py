@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.data.prompts import PromptTemplate
-from grpo.data.source import stable_hash
+from grpo.data.source import Split, stable_hash
 from grpo.errors import DataError
 from grpo.evaluation.tally import figures
 from grpo.outside.files import durable
@@ -26,7 +26,7 @@ from grpo.types import Completion, Engine, NoiseSplit, Prompt, Request, Sampling
 BARREN = 10_000  # tasks of an endless source tried in a row before giving up on new ones
 NO_TASKS = (
     "the data source has no held-out tasks to evaluate on; with few rows, raise heldout_fraction "
-    "in data.args, or name a held-out file or split there"
+    "in data.args, name a held-out file or split there, or set eval.num_tasks = 0: no evaluation"
 )
 
 
@@ -107,26 +107,30 @@ class HeldOut:
         }
 
 
-def prepare(source: TaskSource, template: PromptTemplate, num_tasks: int) -> list[Prompt]:
-    """The first `num_tasks` different held-out tasks that fit, as prompts, or all there are.
+def prepare(
+    source: TaskSource, template: PromptTemplate, num_tasks: int, split: Split = "heldout"
+) -> list[Prompt]:
+    """The first `num_tasks` different tasks of the split that fit, as prompts, or all there are.
 
     An endless source repeats itself, and a task counted twice would not be two pieces of evidence.
+    Raises DataError where there are none.
     """
-    size = source.size("heldout")
+    size = source.size(split)
     if size == 0:
         raise DataError(NO_TASKS)
     prompts: list[Prompt] = []
     seen: set[str] = set()
     index = barren = 0
     while len(prompts) < num_tasks and (barren < BARREN if size is None else index < size):
-        task = source.task("heldout", index)
+        task = source.task(split, index)
         prompt = None if task.uid in seen else template.render(task)
         prompts += [] if prompt is None else [prompt]
         seen.add(task.uid)
         index, barren = index + 1, barren + 1 if prompt is None else 0
     if not prompts:
+        which = "held-out " if split == "heldout" else ""
         raise DataError(
-            f"every held-out prompt is longer than {template.limit()[1]}: raise the limit, or "
+            f"every {which}prompt is longer than {template.limit()[1]}: raise the limit, or "
             "shorten them"
         )
     return prompts

@@ -31,10 +31,11 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     for gap in results["differences"]:
         low, high = gap["ci"]
         apart = "apart" if low > 0 or high < 0 else "not apart"
+        rise = gap["pass1"] if "pass1" in gap else gap["mean"]
         first, second = gap["of"]
         console.print(
             f"{gap['task']}, {gap['template']}, {gap['reward']}: {first} - {second} = "
-            f"{gap['pass1']:+.3f} [{low:+.3f}, {high:+.3f}] ({apart}, task by task)",
+            f"{rise:+.3f} [{low:+.3f}, {high:+.3f}] ({apart}, task by task)",
             markup=False,
             soft_wrap=True,
         )
@@ -49,17 +50,21 @@ def _table(task: str, columns: list[tuple[str, str, Figures]]) -> Table:
     for name, template, _ in columns:
         table.add_column(f"{name}\n{template}", justify="right")
     rows: list[tuple[str, Callable[[Figures], str]]] = []
-    for name in first.get("rewards", {"strict": None}):
-        rows.append((f"pass@1, {name}", lambda f, n=name: _interval(of_reward(f, n), "pass1")))
-        rows.append((f"greedy, {name}", lambda f, n=name: _interval(of_reward(f, n), "greedy")))
-    for k in list(first["pass_at_k"])[1:]:
+    for name in first["rewards"]:
+        judged = all("pass1" in of_reward(f, name) for _, _, f in columns)
+        key, said = ("pass1", "pass@1,") if judged else ("mean", "mean")
+        greedy = "greedy," if judged else "greedy mean"
+        rows.append((f"{said} {name}", lambda f, n=name, k=key: _interval(of_reward(f, n), k)))
+        rows.append((f"{greedy} {name}", lambda f, n=name: _interval(of_reward(f, n), "greedy")))
+    judges = all("pass1" in figures for _, _, figures in columns)
+    for k in list(first["pass_at_k"])[1:] if judges else ():
         rows.append((f"pass@{k}", lambda f, k=k: _pass_at_k(f, k)))
-    if first.get("maj_at_k") is not None and first["k"] > 1:
+    if judges and first["maj_at_k"] is not None and first["k"] > 1:
         rows.append((f"maj@{first['k']}", lambda f: _interval(f, "maj_at_k")))
     rows += [
         ("cut by the length limit", lambda f: f"{f['clipped_ratio']:.1%}"),
         ("mean length, tokens", lambda f: f"{f['mean_length']:.1f}"),
-        ("  right · wrong", _lengths),
+        *([("  right · wrong", _lengths)] if judges else []),
         ("language mix, words", _mix),
     ]
     shown = [name for name in first["behaviors"] if any(_has(f, name) for _, _, f in columns)]
@@ -74,7 +79,7 @@ def _table(task: str, columns: list[tuple[str, str, Figures]]) -> Table:
 
 
 def of_reward(figures: Figures, reward: str) -> Figures:
-    return figures.get("rewards", {}).get(reward, figures)
+    return figures["rewards"][reward]
 
 
 def _interval(figures: Figures, name: str) -> str:
@@ -131,7 +136,7 @@ def lm_eval_results(
             }
             found["versions"][title] = TASK_VERSION
             found["n-shot"][title] = 0
-            found["higher_is_better"][title] = {figures["metric"]: True}
+            found["higher_is_better"][title] = dict.fromkeys(_metrics(task, figures), True)
             found["n-samples"][title] = {"original": tasks_asked, "effective": tasks_asked}
     return {
         **found,
@@ -147,20 +152,29 @@ def lm_eval_results(
     }
 
 
+def _metrics(task: EvalTask, figures: Figures) -> list[str]:
+    """The names of the metrics that `_scores` has, the task's own for rewards that judge."""
+    judged = ("pass1" in of_reward(figures, spec.title) for spec in task.rewards)
+    return list(dict.fromkeys(figures["metric"] if right else "mean" for right in judged))
+
+
 def _scores(task: EvalTask, figures: Figures) -> dict[str, Any]:
-    """Every reward's pass@1 with its standard error."""
+    """Every reward's pass@1 with its standard error, or its mean where it says neither."""
     row: dict[str, Any] = {}
-    metric = figures["metric"]
     for spec in task.rewards:
         shown = of_reward(figures, spec.title)
-        row[f"{metric},{spec.title}"] = shown["pass1"]
-        row[f"{metric}_stderr,{spec.title}"] = shown["pass1_stderr"]
+        metric, key = (figures["metric"], "pass1") if "pass1" in shown else ("mean", "mean")
+        row[f"{metric},{spec.title}"] = shown[key]
+        row[f"{metric}_stderr,{spec.title}"] = shown[f"{key}_stderr"]
     return row
 
 
 def _asked(task: EvalTask, figures: Figures, settings: Mapping[str, Any]) -> dict[str, Any]:
     """How a task was asked."""
-    metric = {"metric": figures["metric"], "aggregation": "mean", "higher_is_better": True}
+    metrics = [
+        {"metric": name, "aggregation": "mean", "higher_is_better": True}
+        for name in _metrics(task, figures)
+    ]
     return {
         "dataset_path": task.source,
         "dataset_kwargs": dict(task.args),
@@ -174,6 +188,6 @@ def _asked(task: EvalTask, figures: Figures, settings: Mapping[str, Any]) -> dic
             "top_p": settings["top_p"],
             "max_gen_toks": figures["max_tokens"],
         },
-        "metric_list": [metric],
+        "metric_list": metrics,
         "filter_list": [{"name": spec.title} for spec in task.rewards],
     }

@@ -17,6 +17,8 @@ from grpo.errors import DataError
 from grpo.evaluation import behaviors, statistics
 from grpo.rewards.math.latex import compare
 
+# Headings of a model's row that are no reward's; one of such a name is "reward NAME".
+HEADINGS = ("accuracy", "greedy", "length", "truncated", "difference")
 Line = dict[str, Any]
 Lines = Sequence[Line]
 Value = Callable[[Line], float | None]  # of a line's completion; None: unscored
@@ -151,7 +153,8 @@ def columns(lines: Lines, names: Sequence[str], seed: int) -> dict[str, Any]:
         row["greedy"] = found["greedy"]
     for name in names:
         if name != found["headline"] or "pass1" not in found:
-            row[name] = _pooled(sampled, value_of(lines, name), seed)
+            heading = f"reward {name}" if name in HEADINGS else name
+            row[heading] = _pooled(sampled, value_of(lines, name), seed)
     row["length"] = _pooled(sampled, lambda line: float(line["tokens"]), seed)
     row["truncated"] = found["clipped_ratio"]
     return row

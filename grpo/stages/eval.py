@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from grpo.config.schema import EvalStage, Model, Recipe, Rollout
-from grpo.evaluation import figures, heldout, tally
+from grpo.evaluation import figures, heldout, paired, tally
 from grpo.outside.files import hashes, manifest
 from grpo.outside.files.file_names import folder_name
 from grpo.outside.files.manifest import Damage
@@ -118,12 +118,16 @@ def _figures(
     lines: dict[str, list[dict[str, Any]]], titles: Sequence[str], baseline: str, seed: int
 ) -> dict[str, Any]:
     models: dict[str, dict[str, Any]] = {}
+    details = {name: tally.summarize(found, titles, seed) for name, found in lines.items()}
+    rows: dict[str, list[paired.Row]] = {}
     first = tally.headline(lines[baseline], titles)
     for name, found in lines.items():
         models[name] = tally.columns(found, titles, seed)
         if name != baseline:
             gap = tally.difference(found, lines[baseline], first, seed)
             models[name][DIFFERENCE] = None if gap is None else list(gap)
+            pair = details[baseline], details[name]
+            rows[name] = paired.compared(*pair, lines[baseline], found, seed)
     figure = "accuracy" if all("accuracy" in row for row in models.values()) else first
     said = ", ".join(f"{name} {_first(row, figure)}" for name, row in models.items())
     missing = {name: tally.unscored(found, titles) for name, found in lines.items()}
@@ -132,7 +136,8 @@ def _figures(
         "figure": figure,
         "models": models,
         "baseline": baseline,
-        "details": {name: tally.summarize(found, titles, seed) for name, found in lines.items()},
+        "paired": rows,
+        "details": details,
         "not_applicable": {name: counts for name, counts in missing.items() if counts},
     }
 

@@ -216,5 +216,5 @@ def test_a_source_that_trains_is_compared_with_its_own_held_out_tasks(tmp_path):
     file = tmp_path / "tasks.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"task {i}"}) + "\n" for i in range(40)))
     args = {"path": str(file), "answer": None, "heldout_fraction": 0.5}
-    found = load_evaluation(("jsonl",), 4, Data(source="jsonl", args=args))
-    assert 5 < found.tasks["jsonl"] < 35
+    found = load_evaluation(("file",), 4, Data(source="file", args=args))
+    assert 5 < found.tasks["file"] < 35

@@ -16,6 +16,7 @@ from grpo.commands.summary import print_models
 from grpo.commands.train import resume_run, train_recipe
 from grpo.config.config import from_dict
 from grpo.errors import EngineError, RecipeError, RunError
+from grpo.evaluation import tally
 from grpo.outside.terminal.console import Console
 from grpo.recipes import __file__ as recipes_file
 from grpo.stages import eval as stage
@@ -166,6 +167,16 @@ def test_the_table_turns_when_it_is_too_wide(finished: Path) -> None:
         starts = [line.strip("│┃ ").split(" ")[0] for line in shown.splitlines()]
         assert set(rows) <= set(starts)
         assert "of 48 completions: thought to" in shown
+        last = list(summary["models"])[-1]
+        assert f"{last} beside {summary['baseline']}" in " ".join(shown.split())
+    # the rows of the paired table are of every model, the same figure as in the first table
+    assert list(summary["paired"]) == [n for n in summary["models"] if n != summary["baseline"]]
+    for name, table in summary["paired"].items():
+        row = next(row for row in table if row["figure"] == "pass@1")
+        value, low, high = summary["models"][name]["difference"]
+        assert row["difference"] == pytest.approx(value, abs=1e-6)
+        assert row["ci"] == pytest.approx([low, high], abs=1e-6)
+        assert any(row["figure"] == "mean thought" for row in table)
 
 
 def test_a_model_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
@@ -175,10 +186,12 @@ def test_a_model_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
         train_recipe(settings, Console(quiet=True))
 
 
-@pytest.mark.parametrize("names", [("math", "accuracy"), ("accuracy", "format", "format")])
-def test_rewards_that_would_share_a_column_are_refused(tmp_path: Path, names: list[str]) -> None:
+def test_rewards_that_would_share_a_column_are_refused(tmp_path: Path) -> None:
+    names = ["accuracy", "format", "format"]
     settings = recipe(tmp_path, [BASE], rewards=[{"name": name} for name in names])
-    with pytest.raises(RecipeError, match=rf"rewards.{len(names) - 1} has the name .*label"):
+    with pytest.raises(
+        RecipeError, match=r"rewards\.2 has the name 'format' of rewards\.1; .*label"
+    ):
         from_dict(settings)
 
 
@@ -203,3 +216,19 @@ def test_answers_are_not_joined_by_those_to_other_questions(
         train_recipe(from_dict(settings), Console(quiet=True))
     models = resume_run(tmp_path / "run", Console(quiet=True))["details"]
     assert [found["samples"] for found in models.values()] == [48, 48]
+
+
+def test_a_reward_named_like_a_column_of_the_table_has_one_of_its_own() -> None:
+    lines = [
+        {
+            **{"mode": mode, "task": "t", "cluster": "t", "sample": 0, "completion": "x"},
+            **{"tokens": 7, "finish": "stop", "value": 2.5, "status": "scored", "right": {}},
+            "parts": {"length": 2.0, "accuracy": 0.5},
+        }
+        for mode in ("greedy", "sample")
+    ]
+    row = tally.columns(lines, ["length", "accuracy"], seed=0)
+    assert row["reward length"] == [2.0, 2.0, 2.0]
+    assert row["reward accuracy"] == [0.5, 0.5, 0.5]  # said by no verifier
+    assert row["length"] == [7.0, 7.0, 7.0]
+    assert "accuracy" not in row

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from grpo.config.locate import locate
 from grpo.config.schema import STAGES, PretrainStage, Recipe, RLStage, Run
 from grpo.errors import RecipeError, UnknownSettingError, did_you_mean, unknown_name
+from grpo.errors.sampling_settings import REASONS
 from grpo.outside.files.yaml_tree import Tree, read_yaml, read_yaml_file
 
 __all__ = ["PretrainStage", "RLStage", "Recipe", "Run", "from_dict", "load", "resolved", "shipped"]
@@ -37,8 +38,13 @@ _PLAIN = {
     "Tuple should have": "it should have",
     " after validation, not 0": "",
 }
-# Sections that were renamed: an old recipe or run gets an error that names the new one.
-_RENAMED = {"parity": "agreement"}
+# What was renamed, and peft's names: an old recipe or run gets an error that names the new one.
+_RENAMED = {
+    "parity": "agreement",
+    "model.lora_rank": "model.lora.rank",
+    "model.lora.r": "model.lora.rank",
+    "model.lora.lora_alpha": "model.lora.alpha",
+}
 
 
 def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -277,14 +283,14 @@ def _sentence(model: type[BaseModel], error: Tree, where: str) -> str:
         section = ".".join(str(part) for part in loc[:-1])
         place = f" in {where}{section}" if section else f" in {where[:-1]}" if where else ""
         key, known = str(loc[-1]), section_types(model)
-        if key in _RENAMED and not section:
-            new = _RENAMED[key]
-            return (
-                f"unknown key {key!r}{place}. Did you mean {new!r}, as the section is called now?"
-            )
+        if new := _RENAMED.get(".".join(map(str, loc))):
+            now = f", as the {'setting' if section else 'section'} is called now?"
+            return f"unknown key {key!r}{place}. Did you mean {new!r}{now}"
         full = [name for name in known if name.rpartition(".")[2] == key]
         if full and not section:  # TRL's flat name
             return f"unknown key {key!r}{place}. Did you mean {' or '.join(map(repr, full))}?"
+        if key in REASONS and section.rpartition(".")[2] in ("", "rollout"):
+            return f"unknown key {key!r}{place}: {REASONS[key]}."
         return unknown_name("key", key, owner.model_fields).replace(".", f"{place}.", 1)
     described = f" ({info.description})" if info is not None and info.description else ""
     if error["type"] == "missing":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.resources
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from grpo.config import schema
 from grpo.errors import PluginError, RecipeError
+from grpo.errors.sampling_settings import REASONS
 from grpo.method.table import ADVANTAGES
 from grpo.outside.code import plugins
 from grpo.outside.templates.chat_templates import template_text
@@ -55,6 +57,12 @@ def locate(stage: schema.AnyStage, folder: Path | None, many: bool) -> Any:
     return _copy(stage, **found)
 
 
+def local(path: str) -> str:
+    """A path as recipes write it, `assets/…` of this package too; a name of the hub as it is."""
+    found = _file(path, None)
+    return path if found is None else str(found)
+
+
 def _section(section: Any, field: str, folder: Path | None) -> Any:
     """One section of a stage with its files and plug-ins found; any other value as it is."""
     match section:
@@ -68,8 +76,13 @@ def _section(section: Any, field: str, folder: Path | None) -> Any:
             }
             found = _copy(section, path=_path(f"{field}.path", section.path, folder), mix=mix)
         case schema.Model() | schema.Teacher():
-            return _copy(section, path=_path(f"{field}.path", section.path, folder))
+            found = _copy(section, path=_path(f"{field}.path", section.path, folder))
+            if isinstance(section, schema.Model) and (given := section.lora.adapter):
+                adapter = _path(f"{field}.lora.adapter", given, folder)
+                found = _copy(found, lora=_copy(section.lora, adapter=adapter))
+            return found
         case schema.Rollout():
+            _check_engine_args(section, f"{field}.engine_args")
             return _copy(
                 section, engine=_plugin("engine", f"{field}.engine", section.engine, folder)
             )
@@ -102,6 +115,13 @@ def _check_length(length: Any, field: str) -> None:
         raise RecipeError(
             f"{field} = {length!r}: only an rl stage has steps to change it at; write one number"
         )
+
+
+def _check_engine_args(rollout: schema.Rollout, field: str) -> None:
+    """Refuse sampling settings that other engines have, by name."""
+    for name, value in rollout.engine_args.items():
+        if name in REASONS and rollout.engine in ("torch", "vllm", "server"):
+            raise RecipeError(f"{field}.{name} = {value!r}: {REASONS[name]}")
 
 
 def _copy(section: Any, **update: Any) -> Any:
@@ -183,6 +203,8 @@ def _data_args(args: Mapping[str, Any], folder: Path | None) -> Tree:
             continue
         is_path = (name == "path" or name.endswith("_path")) and isinstance(value, str)
         local = _file(value, folder) if is_path else None
+        if local is None and is_path and glob.has_magic(value):
+            local = Path.cwd() / Path(value).expanduser()
         found[name] = str(local) if local else value
     return found
 

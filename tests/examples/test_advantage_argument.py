@@ -37,7 +37,7 @@ def test_a_recipe_sets_the_argument(tmp_path: Path) -> None:
         "algorithm.advantage_args={quantile: 1.0}",
         f"run.dir={tmp_path / 'run'}",
     ]
-    grpo.train_recipe(grpo.load_recipe("parity-r1-zero", [*SHORT, *own, "learner.max_steps=1"]))
+    grpo.train(grpo.load_recipe("parity-r1-zero", [*SHORT, *own, "learner.max_steps=1"]))
     by_task: dict[str, list[tuple[float, float]]] = {}
     for line in ledger.read(tmp_path / "run" / "ledger", 1):
         by_task.setdefault(line["task"], []).append((line["value"], line["advantage"]))

@@ -9,6 +9,7 @@ classes and words the errors.
 
 from grpo.config.schema.common import (
     Data,
+    Lora,
     Model,
     Plugin,
     Ray,
@@ -43,6 +44,7 @@ __all__ = [
     "EvalStage",
     "Filter",
     "Learner",
+    "Lora",
     "Model",
     "Plugin",
     "PretrainData",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -62,10 +63,19 @@ class Section(BaseModel):
 
 
 class Plugin(Section):
-    """`name`, `package.module:attr` or `path/file.py:attr`, with keyword arguments for it."""
+    """`name`, `package.module:attr` or `path/file.py:attr`, with keyword arguments for it.
+
+    Without arguments, the name alone will do.
+    """
 
     name: str = F(..., "built-in name, package.module:attr, or path/file.py:attr")
     args: dict[str, Any] = F({}, "keyword arguments, checked against the plug-in's signature")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_named(cls, value: Any) -> Any:
+        """A text alone is the name: `rewards: [accuracy]`."""
+        return {"name": value} if isinstance(value, str) else value
 
 
 class RewardSpec(Plugin):
@@ -102,6 +112,76 @@ class Ray(Section):
     verifiers: Index = F(0, "processes that score training completions; 0: the driver scores")
 
 
+def _targets(value: object) -> str | tuple[str, ...]:
+    """all-linear or a regex as text, or a list of names."""
+    entries: list[object] = (
+        list(cast("list[object]", value)) if isinstance(value, list | tuple) else [value]
+    )
+    names = [entry for entry in entries if isinstance(entry, str) and entry]
+    if not entries or len(names) < len(entries):
+        raise ValueError(
+            f"model.lora.target_modules = {value!r}; valid: all-linear, a regex that matches whole "
+            "names of layers, or a list of names such as [q_proj, v_proj]"
+        )
+    if isinstance(value, list | tuple):
+        return tuple(names)
+    try:
+        re.compile(names[0])
+    except re.error as error:
+        raise ValueError(f"model.lora.target_modules = {value!r} is no regex: {error}") from error
+    return names[0]
+
+
+class Lora(Section):
+    """A LoRA adapter, which is trained in place of the weights.
+
+    As in peft, whose `r` and `lora_alpha` are `rank` and `alpha` here, inside of `lora`. Its other
+    names are kept.
+    """
+
+    rank: Index = F(0, "columns of A and B; 0: train all weights, or as `adapter` has it")
+    alpha: Positive | None = F(None, "scale of B A, over the rank; empty: twice the rank")
+    target_modules: Annotated[str | tuple[str, ...], BeforeValidator(_targets)] = F(
+        "all-linear", "linear layers but the head and routers; or their names, or a regex"
+    )
+    use_rslora: bool = F(False, "scale by alpha / sqrt(rank), for large ranks")
+    use_dora: bool = F(False, "train the norm of each row of the weight as well (DoRA)")
+    adapter: str = F("", "folder of the peft adapter to start from, which says all of the above")
+
+    @property
+    def on(self) -> bool:
+        """Whether an adapter is trained."""
+        return bool(self.rank or self.adapter)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_dropout(cls, data: Any) -> Any:
+        for name in ("dropout", "lora_dropout"):
+            if isinstance(data, dict) and name in data:
+                raise ValueError(
+                    f"model.lora.{name} = {data[name]!r}: there is no dropout here, as the policy "
+                    "that learns would not be the one that sampled; leave it out"
+                )
+        return cast(Any, data)
+
+    @model_validator(mode="after")
+    def _has_a_rank(self) -> Lora:
+        given = sorted(
+            name for name, value in self if value != type(self).model_fields[name].default
+        )
+        if given and not self.on:
+            raise ValueError(
+                f"model.lora.{given[0]} does nothing without model.lora.rank, which is 0; set the "
+                "rank, or model.lora={} to train all weights"
+            )
+        if self.adapter.startswith("stage:"):
+            raise ValueError(
+                f"model.lora.adapter = {self.adapter!r} should be a folder; the model of an "
+                "earlier stage has its adapter merged in, so model.path=stage:NAME goes on from it"
+            )
+        return self
+
+
 class Model(Section):
     """The policy the stage starts from."""
 
@@ -111,17 +191,20 @@ class Model(Section):
         "compute type; auto: float32 on a CPU, bfloat16 on a GPU that has it, else float16; master "
         "weights are always float32",
     )
-    lora_rank: Index = F(
-        0, "rank of a LoRA adapter on the linear layers, but routers; 0: train all weights"
-    )
+    lora: Lora = Lora()
     quantization: Literal["none", "nf4"] = F("none", "of the base under an adapter (nf4: QLoRA)")
 
     @model_validator(mode="after")
     def _has_an_adapter(self) -> Model:
-        if self.quantization != "none" and not self.lora_rank:
+        if self.quantization != "none" and not self.lora.on:
             raise ValueError(
-                f"model.quantization = {self.quantization!r} needs model.lora_rank: four-bit "
+                f"model.quantization = {self.quantization!r} needs model.lora.rank: four-bit "
                 "weights are not trained themselves"
+            )
+        if self.quantization != "none" and self.lora.use_dora:
+            raise ValueError(
+                f"model.lora.use_dora = true with model.quantization = {self.quantization!r}: DoRA "
+                "needs the norms of the unpacked base at each step; leave one of them out"
             )
         return self
 

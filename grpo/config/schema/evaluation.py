@@ -18,8 +18,6 @@ from grpo.config.schema.common import (
     Share,
 )
 
-HEADINGS = ("accuracy", "greedy", "length", "truncated", "difference")  # rewards have others
-
 
 class EvalStage(Section):
     """Accuracy, length and every other reward of several models, with intervals."""
@@ -34,7 +32,7 @@ class EvalStage(Section):
     data: Data
     rewards: Annotated[tuple[RewardSpec, ...], Field(min_length=1)]
     num_tasks: Count = F(200, "held-out tasks")
-    num_samples: Count = F(4, "completions per task: pass@1 is their mean")
+    num_samples: Count = F(4, "completions per task: pass@1 or a reward is their mean")
     max_completion_length: Count = F(256, "completion tokens")
     temperature: Positive = F(0.6, "of those completions (R1: 0.6)")
     top_p: Share = F(0.95, "nucleus mass (R1: 0.95)")
@@ -49,9 +47,9 @@ class EvalStage(Section):
             )
         titles = [spec.title for spec in self.rewards]
         for index, title in enumerate(titles[1:], 1):
-            if title in (*HEADINGS, *titles[:index]):
+            if title in titles[:index]:
                 raise ValueError(
-                    f"rewards.{index} has the name {title!r}, which the table of the stage uses "
-                    f"already; give rewards.{index}.label another one"
+                    f"rewards.{index} has the name {title!r} of rewards.{titles.index(title)}; "
+                    f"give rewards.{index}.label another one"
                 )
         return self

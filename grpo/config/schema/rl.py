@@ -21,6 +21,7 @@ from grpo.config.schema.common import (
     Rollout,
     Section,
 )
+from grpo.method.learning_rate import At, check_curve
 from grpo.method.table import (
     ADVANTAGES,
     OBJECTIVES,
@@ -97,8 +98,21 @@ class Learner(Section):
     optim: Literal["adamw_torch", "adamw_bnb_8bit", "paged_adamw_32bit", "paged_adamw_8bit"] = F(
         "adamw_torch", "AdamW; bitsandbytes': moments in 8 bits, or paged to main memory"
     )
-    lr_scheduler_type: Literal["constant", "linear", "cosine"] = F("constant", "after the warm-up")
-    warmup_steps: Index = F(0, "steps of linear warm-up")
+    lr_scheduler_type: Literal[
+        "constant",
+        "linear",
+        "cosine",
+        "cosine_with_restarts",
+        "cosine_with_min_lr",
+        "polynomial",
+        "inverse_sqrt",
+    ] = F("constant", "after the warm-up")
+    lr_scheduler_kwargs: dict[str, Any] = F({}, "arguments of the curve, named as in transformers")
+    lr_scheduler_step: Literal["rollout", "optimizer"] = F(
+        "rollout",
+        "what the schedule counts: rollout batches; or optimizer steps from a rate of 0, as TRL",
+    )
+    warmup_steps: Index = F(0, "such steps of linear warm-up")
     weight_decay: Amount = F(0.0, "decoupled weight decay")
     adam_betas: tuple[Decay, Decay] = F((0.9, 0.999), "decay of the first and second moment")
     max_grad_norm: Amount = F(1.0, "gradient norm clip; 0: off")
@@ -106,13 +120,20 @@ class Learner(Section):
     share_prompts: bool = F(True, "run each prompt once for its whole group")
     gradient_checkpointing: bool = F(False, "recompute activations: less memory, more time")
 
+    @model_validator(mode="after")
+    def _curve_takes_it(self) -> Learner:
+        at = At(step=0, warmup=0, steps=self.max_steps, peak=self.learning_rate)
+        check_curve(self.lr_scheduler_type, self.lr_scheduler_kwargs, at)
+        return self
+
 
 class Eval(Section):
-    """Held-out evaluation: before and after always, and every `steps` steps."""
+    """Held-out evaluation: before training, every `steps` steps, and after training."""
 
+    before: bool = F(True, "evaluate the model before training too; false: no gain is known")
     steps: Index = F(0, "steps between evaluations; 0: only before and after")
-    num_tasks: Count = F(200, "held-out tasks")
-    num_samples: Count = F(4, "completions per task for pass@1 and mean length")
+    num_tasks: Index = F(200, "held-out tasks; 0: no held-out evaluation at all")
+    num_samples: Count = F(4, "completions per task for pass@1, means of rewards and length")
     temperature: Positive = F(1.0, "temperature of those completions")
     keep_best: bool = F(
         False, "the stage's model is the best evaluated one, not the last; needs eval.steps"
@@ -120,6 +141,21 @@ class Eval(Section):
     rewards: tuple[RewardSpec, ...] = F(
         (), "reported on held-out tasks, the first verifier as accuracy; empty: the stage's own"
     )
+
+    @property
+    def is_off(self) -> bool:
+        """Whether the stage asks no held-out tasks at all."""
+        return self.num_tasks == 0
+
+    @model_validator(mode="after")
+    def _can_run(self) -> Eval:
+        for field, wants in (("keep_best", self.keep_best), ("steps", self.steps)):
+            if self.is_off and wants:
+                raise ValueError(
+                    f"eval.{field} = {wants} needs held-out tasks, and eval.num_tasks = 0 asks "
+                    f"for none; set eval.num_tasks to 1 or more, or leave eval.{field} out"
+                )
+        return self
 
 
 class RLStage(Section):
@@ -181,20 +217,28 @@ class RLStage(Section):
                 f"algorithm.ref_model_sync_steps = {algorithm.ref_model_sync_steps} refreshes a "
                 "reference that algorithm.beta = 0 does not have; set beta above 0"
             )
-        if algorithm.ref_model_sync_steps and self.model.lora_rank:
+        if algorithm.ref_model_sync_steps and self.model.lora.on:
             raise ValueError(
                 f"algorithm.ref_model_sync_steps = {algorithm.ref_model_sync_steps} cannot refresh "
-                f"the reference of an adapter, which is its frozen base: model.lora_rank = "
-                f"{self.model.lora_rank}; valid: 0 with either of them"
+                f"the reference of an adapter (model.lora), which is its frozen base; leave one "
+                "of them out"
             )
         if self.eval.keep_best and not self.eval.steps:
             raise ValueError(
                 "eval.keep_best = True compares the evaluations during training, and eval.steps = "
                 "0 asks for none; set eval.steps"
             )
-        if learner.warmup_steps > learner.max_steps:
-            raise ValueError(
-                f"learner.warmup_steps = {learner.warmup_steps} is more than learner.max_steps = "
-                f"{learner.max_steps}; valid: 0 to {learner.max_steps}"
-            )
+        _check_warmup(learner, algorithm)
         return self
+
+
+def _check_warmup(learner: Learner, algorithm: Algorithm) -> None:
+    """Refuse a warm-up that is longer than the run. Raises ValueError."""
+    of_batch = algorithm.num_iterations * algorithm.num_minibatches
+    steps = learner.max_steps * (of_batch if learner.lr_scheduler_step == "optimizer" else 1)
+    if learner.warmup_steps > steps:
+        of = f"{steps} optimizer steps of " if steps > learner.max_steps else ""
+        raise ValueError(
+            f"learner.warmup_steps = {learner.warmup_steps} is more than the {of}"
+            f"learner.max_steps = {learner.max_steps}; valid: 0 to {steps}"
+        )

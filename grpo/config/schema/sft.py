@@ -77,11 +77,6 @@ class SFTStage(Section):
                 f"slm.select = {self.slm.select!r} with slm.reference = {self.slm.reference!r}: "
                 "excess, and no other, needs a reference model"
             )
-        if self.model.quantization != "none":
-            raise ValueError(
-                f"model.quantization = {self.model.quantization!r} works in rl stages only; leave "
-                "it out, LoRA (model.lora_rank) works here too"
-            )
         total = sum(self.data.mix.values())
         if total >= 1:
             raise ValueError(

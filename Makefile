@@ -165,6 +165,7 @@ $(VENV)/.installed-ray: $(INSTALLED_DEV)
 
 test-readme: $(INSTALLED_DEV)
 	$(BIN)/python tests/readme/run_readme.py README.md
+	$(BIN)/python tests/readme/run_readme.py docs/python.md
 
 # vLLM lives in an environment of its own (make test-vllm makes it); without it, it is left out.
 SMOLLM2 := models/smollm2-135m-instruct/config.json

@@ -271,7 +271,7 @@ def recipe_for(folder: Path, seed: int) -> dict[str, Any]:
                 "name": "reject",
                 "model": {"path": str(folder / "model")},
                 "data": {
-                    "source": "jsonl",
+                    "source": "file",
                     "args": {"path": str(folder / "tasks.jsonl"), "heldout_fraction": 0.0},
                     "template": "raw",
                     "template_args": {"prefill": PREFILL},

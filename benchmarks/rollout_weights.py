@@ -30,7 +30,7 @@ SETTINGS = [
     "rollout.prompts_per_step=8",
     "agreement.steps=0",  # the acknowledgment alone has to find them
 ]
-ADAPTER = ["model.lora_rank=8", "learner.learning_rate=1e-2"]
+ADAPTER = ["model.lora.rank=8", "learner.learning_rate=1e-2"]
 
 
 def measure() -> dict[str, Any]:

@@ -45,7 +45,7 @@ KINDS: dict[str, tuple[str, Sequence[str], dict[str, str]]] = {
         {},
     ),
     "one step off": ("parity-r1-zero", [*SHORT, "schedule.mode=one_step_off"], {}),
-    "adapter": ("parity-r1-zero", [*SHORT, "model.lora_rank=4"], {}),
+    "adapter": ("parity-r1-zero", [*SHORT, "model.lora.rank=4"], {}),
     "SmolLM2, bfloat16": (
         SMOLLM2,
         ["learner.max_steps=2", "rollout.prompts_per_step=4", "eval.num_tasks=4"],

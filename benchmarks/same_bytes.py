@@ -40,7 +40,16 @@ from pathlib import Path
 from typing import Any
 
 from record import ROOT, commit, merge, origin, versions
-from same_bytes_recipes import TABLE, losses, older, pipeline, settings, without_gdpo
+from same_bytes_recipes import (
+    LORA,
+    TABLE,
+    losses,
+    older,
+    pipeline,
+    settings,
+    with_rank,
+    without_gdpo,
+)
 
 OUT = ROOT / "benchmarks" / "results" / "same_bytes.json"
 SMOLLM2 = "models/smollm2-135m-instruct"
@@ -48,6 +57,7 @@ MAIN = "import sys; from grpo.cli import main; sys.exit(main())"
 PACKAGES = ("torch", "transformers", "trl", "peft", "numpy")
 SEED = 7
 OLDER = ".older.yaml"  # the ending of a recipe as commits without TABLE spell it
+RANK = ".rank.yaml"  # and of one for commits without LORA
 SAMPLED = {"data", "eval", "ledger", "shards"}  # folders of rows that were sampled or kept
 CLOCKS = ("time", "seconds", "step_time", "tokens_per_second", "learner/tokens_per_second")
 CLOCK_PREFIXES = ("time/", "schedule/", "memory/")
@@ -153,7 +163,8 @@ def written(run: Run, file: Path) -> Run:
     """The run with its own recipe as a file, where it has one; JSON is YAML."""
     if not run.stages:
         return run
-    for stages, suffix in ((run.stages, ".yaml"), (older(run.stages), OLDER)):
+    ranked = with_rank(run.stages)
+    for stages, suffix in ((run.stages, ".yaml"), (ranked, RANK), (older(ranked), OLDER)):
         content = json.dumps({"name": run.recipe, "stages": stages}, indent=1)
         file.with_suffix(suffix).write_text(content)
     return Run(**{**vars(run), "recipe": str(file)})
@@ -204,6 +215,8 @@ def trained(tree: Path, run: Run, folder: Path) -> Path:
     recipe = run.recipe
     if run.stages and not (tree / TABLE).exists():
         recipe = str(Path(recipe).with_suffix(OLDER))
+    elif run.stages and not (tree / LORA).exists():
+        recipe = str(Path(recipe).with_suffix(RANK))
     command = [sys.executable, "-c", MAIN, "train", recipe, *run.overrides]
     command += [f"run.seed={SEED}", f"run.threads={run.threads}", f"run.dir={folder}"]
     done = subprocess.run(command, cwd=tree, env={**env, **run.env}, capture_output=True, text=True)

@@ -38,6 +38,7 @@ ADVANTAGES: tuple[dict[str, Any], ...] = (
     {"advantage": "gdpo"},
 )
 TABLE = "grpo/method/table.py"  # commits without this file know other names of advantages
+LORA = "grpo/stages/adapters.py"  # commits without it have model.lora_rank
 PARITY: dict[str, Any] = {
     "source": "parity",
     "args": {"bits": 16},
@@ -92,7 +93,7 @@ def pipeline() -> list[dict[str, Any]]:
         {
             "kind": "sft",
             "name": "again",
-            "model": {**base, "lora_rank": 4},
+            "model": {**base, "lora": {"rank": 4}},
             "data": {"path": "stage:kept", "mix": {ROWS: 0.3}},
             "learner": {**TUNED, "packing": True},
         },
@@ -156,11 +157,21 @@ def older(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def with_rank(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same stages as a commit without LORA spells them: model.lora_rank for model.lora."""
+    return [
+        {**stage, "model": {**rest, "lora_rank": lora["rank"]}}
+        if (rest := dict(stage.get("model", {}))) and (lora := rest.pop("lora", None))
+        else stage
+        for stage in stages
+    ]
+
+
 def settings() -> list[dict[str, Any]]:
     """A stage for each setting that takes another way through the code."""
     two: dict[str, Any] = {"max_steps": 2}
     return [
-        rl_stage("adapter", model={"lora_rank": 4}),
+        rl_stage("adapter", model={"lora": {"rank": 4}}),
         rl_stage("bfloat16", model={"dtype": "bfloat16"}),
         rl_stage("engine_bfloat16", rollout={"dtype": "bfloat16"}),
         rl_stage("prompts_apart", learner={"share_prompts": False}),

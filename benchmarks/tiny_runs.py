@@ -142,7 +142,7 @@ def kinds(place: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _adapter(base: str) -> dict[str, Any]:
-    return {"path": base, "lora_rank": 2}
+    return {"path": base, "lora": {"rank": 2}}
 
 
 def recipe(stages: list[dict[str, Any]], folder: Path) -> dict[str, Any]:

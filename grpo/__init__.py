@@ -1,8 +1,8 @@
 """GRPO post-training on small models: reproduce DeepSeek-R1-Zero and R1 on a CPU or on GPUs.
 
     import grpo
-    recipe = grpo.load_recipe("parity-r1-zero", ["run.seed=7"])
-    grpo.train_recipe(recipe)
+    run = grpo.train(model="runs/base", dataset=[{"prompt": "0110="}], rewards=[my_function])
+    run.summary, run.metrics, run.completions(step=3), run.plot(), run.model
 
 Names are imported when they are first used, so that `import grpo` does not import torch.
 """
@@ -15,29 +15,32 @@ from typing import Any
 
 _PUBLIC = {  # name -> module and name there
     "Completion": "grpo.types:Completion",
-    "Engine": "grpo.types:Engine",
     "FakeEngine": "grpo.rollout.fake:FakeEngine",
+    "GRPOConfig": "grpo.config.trl.settings:GRPOConfig",
+    "GRPOTrainer": "grpo.commands.api.trainer:GRPOTrainer",
     "Group": "grpo.types:Group",
     "GrpoError": "grpo.errors:GrpoError",
-    "Learner": "grpo.types:Learner",
     "PromptTemplate": "grpo.data.prompts:PromptTemplate",
     "Recipe": "grpo.config.schema:Recipe",
-    "Reward": "grpo.types:Reward",
     "RewardSet": "grpo.rewards.compose:RewardSet",
-    "Sampling": "grpo.types:Sampling",
+    "Run": "grpo.commands.api.run:Run",
     "Score": "grpo.types:Score",
     "Task": "grpo.types:Task",
-    "TaskSource": "grpo.types:TaskSource",
     "TorchEngine": "grpo.rollout.embedded.torch_engine:TorchEngine",
     "TorchLearner": "grpo.learner.learner:TorchLearner",
-    "Verifier": "grpo.types:Verifier",
     "clustered_bootstrap": "grpo.evaluation.statistics:clustered_bootstrap",
-    "evaluate_model": "grpo.commands.eval_recipe:evaluate_model",
+    "distill": "grpo.commands.api.calls:distill",
+    "evaluate": "grpo.commands.api.calls:evaluate",
+    "generate": "grpo.commands.api.sampling:generate",
     "load_recipe": "grpo.config.config:load",
+    "load_run": "grpo.commands.api.run:load_run",
     "pass_at_k": "grpo.evaluation.statistics:pass_at_k",
-    "resume_run": "grpo.commands.train:resume_run",
-    "score_file": "grpo.rewards.score_file:score_file",
-    "train_recipe": "grpo.commands.train:train_recipe",
+    "pipeline": "grpo.commands.api.calls:pipeline",
+    "plot": "grpo.commands.api.pictures:plot",
+    "reject": "grpo.commands.api.calls:reject",
+    "score": "grpo.commands.api.scoring:score",
+    "sft": "grpo.commands.api.calls:sft",
+    "train": "grpo.commands.api.calls:train",
 }
 
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]

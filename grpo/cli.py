@@ -10,7 +10,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from importlib import import_module
 from typing import Any, NoReturn
@@ -26,6 +26,7 @@ UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # the disk
 
 OVERRIDES = "settings such as run.seed=7 or rollout.num_generations=16 (values are YAML)"
 TEMPLATE = "chat, r1_zero and raw, one or several side by side"
+BASELINE = "a second model to compare with; of a run, empty: what it started from"
 TYPE = "compute type (auto: float32 on a CPU, bfloat16 or float16 on a GPU)"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 RECIPE = "path of a recipe, or the bare name of a shipped one"
@@ -38,12 +39,21 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"grpo: error: {message} (see {self.prog} --help).\n")
 
 
+class _Help(argparse.HelpFormatter):
+    """argparse's, with room for the longest verb, which it indents more than it measures."""
+
+    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+        super().add_arguments(actions)
+        self._action_max_length += self._indent_increment
+
+
 def parser() -> argparse.ArgumentParser:
     """The whole command line. Each verb stores in `verb` the function that runs it."""
     top = _Parser(
         prog="grpo",
         description="R1-Zero and R1 on small models: GRPO with verifiable rewards.",
         epilog="grpo VERB --help explains a verb.",
+        formatter_class=_Help,
     )
     top.add_argument("--version", action=_Version)
     verbs = top.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
@@ -97,6 +107,19 @@ def _add_score(verb: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_data(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("file", metavar="FILE", nargs="?", help="file, folder or pattern of rows")
+    verb.add_argument("--recipe", help=f"{RECIPE}, whose tasks are looked at")
+    verb.add_argument("--model", metavar="MODEL", help="whose tokens are counted")
+    verb.add_argument("--heldout", metavar="FILE", help="rows that may not be among these")
+    verb.add_argument("--prompt", metavar="COLUMN", help="the column with the prompt")
+    verb.add_argument("--answer", metavar="COLUMN", help="the column with the answer (answer)")
+    verb.add_argument(
+        "--max-prompt-length", type=_count, metavar="N", help="count prompts of more tokens"
+    )
+    verb.add_argument("--json", action="store_true", default=None, help="print it as JSON")
+
+
 def _add_check(verb: argparse.ArgumentParser) -> None:
     _add_recipe(verb)
     verb.add_argument(
@@ -108,6 +131,17 @@ def _add_dry_run(verb: argparse.ArgumentParser) -> None:
     _add_recipe(verb)
     verb.add_argument("--architecture", metavar="NAME", help="family of models it cannot tell")
     verb.add_argument("--out", metavar="FOLDER", help="new folder to keep the run in")
+
+
+def _add_import_trl(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("config", metavar="CONFIG.yaml", help="what `trl grpo --config` reads")
+    verb.add_argument("-o", "--out", metavar="RECIPE.yaml", help="new file (otherwise: stdout)")
+    verb.add_argument(
+        "--rows", type=_count, metavar="N", help="of the training split, which epochs need"
+    )
+    verb.add_argument(
+        "--eval-rows", type=_count, metavar="N", help="of the test split, with eval_strategy"
+    )
 
 
 def _add_show(verb: argparse.ArgumentParser) -> None:
@@ -159,9 +193,10 @@ def _add_task_options(verb: argparse.ArgumentParser) -> None:
         "--data",
         action="append",
         default=[],
-        metavar="TASK=FILE.jsonl",
-        help="rows of a task from a file; a new name makes a task of any rows; may be repeated",
+        metavar="[TASK=]FILE.jsonl",
+        help="rows of your own, or those of a task from a file; may be repeated",
     )
+    verb.add_argument("--rewards", type=_names, metavar="NAME,…", help="what judges, say my.py:f")
     verb.add_argument("--k", type=_count, metavar="N", help="completions per task")
     verb.add_argument("--limit", type=_count, metavar="N", help="first tasks only")
     verb.add_argument("--max-tokens", type=_count, metavar="N", help="longest completion")
@@ -173,7 +208,7 @@ def _add_task_options(verb: argparse.ArgumentParser) -> None:
         "--engine-args", nargs="+", default=[], metavar="key=value", help="arguments of the engine"
     )
     verb.add_argument("--dtype", choices=DTYPES, help=TYPE)
-    verb.add_argument("--baseline", metavar="MODEL", help="a second model to compare with")
+    verb.add_argument("--baseline", metavar="MODEL", nargs="?", const="", help=BASELINE)
     verb.add_argument("--against", metavar="TRAIN.jsonl", help="rows that tasks may have leaked to")
     verb.add_argument("--out", metavar="DIR", help="folder for every completion (runs/eval-MODEL)")
     verb.add_argument("--seed", type=int, metavar="N", help="of the sampling noise (0)")
@@ -185,10 +220,12 @@ VERBS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "train": ("run a recipe, or continue a run that was interrupted", _add_train),
     "eval": ("evaluate a model on built-in tasks, or on those of a recipe", _add_eval),
     "score": ("score the completions in a JSON-lines file with a reward", _add_score),
+    "data": ("look at rows: columns, lengths, duplicates, contamination", _add_data),
     "check": ("try a recipe's verifiers on its own gold answers", _add_check),
     "doctor": ("print which sandbox confines model code on this machine", lambda _: None),
     "plan": ("print what a recipe will do, without doing it", _add_recipe),
     "dry-run": ("run a recipe in seconds with tiny random models, and check it", _add_dry_run),
+    "import-trl": ("make a recipe of a configuration of `trl grpo`", _add_import_trl),
     "show": ("summarize a run", _add_show),
     "chat": ("talk to a model, or to two side by side", _add_chat),
     "serve": ("start a vLLM server that samples for training (engine=server)", _add_serve),

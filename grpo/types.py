@@ -11,6 +11,7 @@ Token ids travel from the sampler to the loss; text is never tokenized a second 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -124,6 +125,32 @@ class Ack:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LoraSpec:
+    """An adapter as learner and engines put it on a model; plain data, as `EngineSpec` is.
+
+    The fields are those of `model.lora` in a recipe.
+    """
+
+    rank: int
+    alpha: float | None = None  # None: twice the rank
+    target_modules: str | tuple[str, ...] = "all-linear"  # or a regex, or names
+    use_rslora: bool = False
+    use_dora: bool = False
+    adapter: str = ""  # folder of the adapter that this one starts as; empty: a new one
+
+    @property
+    def lora_alpha(self) -> int | float:
+        """`alpha` as peft's files have it: whole numbers as such."""
+        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        return int(alpha) if alpha == int(alpha) else alpha
+
+    @property
+    def scaling(self) -> float:
+        """The factor of B A: alpha / rank, with rsLoRA alpha / sqrt(rank)."""
+        return self.lora_alpha / (math.sqrt(self.rank) if self.use_rslora else self.rank)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSpec:
     """What an engine is made from, whichever it is; plain data, so that workers elsewhere get it.
 
@@ -135,7 +162,7 @@ class EngineSpec:
     max_length: int
     seed: int = 0
     threads: int = 0  # CPU threads of this engine; 0: as the process has them
-    lora_rank: int = 0  # > 0: `load_weights` brings an adapter of this rank, never the base
+    lora: LoraSpec | None = None  # with one, `load_weights` brings the adapter, never the base
     quantization: str = "none"  # nf4: the base rounded as the learner's packed one is
     version: Version = Version(step=0, hash="as loaded")
 

@@ -9,6 +9,7 @@ harmlessness by all of the response, thought included: `part`.
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Sequence
@@ -64,6 +65,21 @@ class RewardModel(Scored):
         self._loaded: tuple[Any, Any] | None = None
         self._lock = threading.Lock()
 
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any) -> RewardModel:
+        """A reward of a sequence-classification model in memory, on the device where it is.
+
+        The model is put in evaluation mode, and its configuration gets the token of the padding.
+        """
+        made = cls(path="in memory", device=str(model.device))
+        made._loaded = _prepared(model, tokenizer)
+        return made
+
+    def made_of(self) -> tuple[object, ...]:
+        """What tells one in memory from another (`grpo/outside/code/objects.py`)."""
+        network = self._loaded[1] if self._loaded and self.path == "in memory" else None
+        return network, self.path, self.max_length, self.scale, self.offset, self.sigmoid, self.part
+
     def _load(self) -> tuple[Any, Any]:
         with self._lock:
             if self._loaded is None:
@@ -73,13 +89,7 @@ class RewardModel(Scored):
                     model = pretrained.load_model(self.path, setting=_SETTING, kind=kind)
                 except RecipeError as error:
                     raise PluginError(str(error)) from error
-                tokenizer.truncation_side = "left"
-                size = model.get_input_embeddings().num_embeddings
-                if tokenizer.pad_token is None or tokenizer.pad_token_id >= size:
-                    tokenizer.pad_token = tokenizer.eos_token
-                # The logit is that of the last token before the padding.
-                model.config.pad_token_id = tokenizer.pad_token_id
-                self._loaded = tokenizer, model.to(self.device).eval()
+                self._loaded = _prepared(model.to(self.device), tokenizer)
             return self._loaded
 
     def scores(
@@ -127,3 +137,15 @@ class RewardModel(Scored):
         return Score(
             value=self.scale * squashed + self.offset, status="scored", detail=f"logit {logit:.4g}"
         )
+
+
+def _prepared(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """Tokenizer and model with padding that the model knows; both keep what else they have."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.truncation_side = "left"
+    size = model.get_input_embeddings().num_embeddings
+    if tokenizer.pad_token is None or tokenizer.pad_token_id >= size:
+        tokenizer.pad_token = tokenizer.eos_token
+    # The logit is that of the last token before the padding.
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return tokenizer, model.eval()

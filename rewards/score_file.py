@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
@@ -45,6 +45,21 @@ def score_file(
     DataError, with the line number, for bad JSON and for a column that is missing or empty in
     every row, and RewardError where the reward fails.
     """
+    try:
+        with closing(row_lines(path)) as lines:
+            yield from score_rows(reward, _parsed(lines, path), workers, args, timeout)
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+
+
+def score_rows(
+    reward: str | Callable[..., Any],
+    placed: Iterable[tuple[str, Any]],
+    workers: int = 1,
+    args: dict[str, Any] | None = None,
+    timeout: float = deadline.SECONDS,
+) -> Iterator[dict[str, Any]]:
+    """`score_file` for rows that are read already, each with its place for messages."""
     if isinstance(reward, str):
         from grpo import rewards
         from grpo.outside.code.plugins import find, load
@@ -57,8 +72,8 @@ def score_file(
     else:
         name, scorer = getattr(reward, "__name__", type(reward).__name__), reward
     try:
-        with closing(row_lines(path)) as lines, ThreadPoolExecutor(workers) as threads:
-            rows = _rows(lines, path, name, scorer)
+        with ThreadPoolExecutor(workers) as threads:
+            rows = _rows(placed, name, scorer)
             waiting: deque[Future[list[Score]]] = deque()
             try:
                 while chunk := list(islice(rows, CHUNK)):
@@ -72,8 +87,6 @@ def score_file(
             finally:
                 for future in waiting:
                     future.cancel()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error}") from error
     except deadline.LateError:
         scorer = None  # its `close` might wait for what hangs
         raise
@@ -82,26 +95,29 @@ def score_file(
             close_all(scorer)
 
 
-def _rows(
-    lines: Iterator[tuple[int, str]], path: str | Path, name: str, scorer: Any
-) -> Iterator[Row]:
+def _parsed(lines: Iterator[tuple[int, str]], path: str | Path) -> Iterator[tuple[str, Any]]:
+    """The value of each line, with its place. Raises DataError."""
+    for number, line in lines:
+        try:
+            yield f"{path}, line {number}", parse_row(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+
+
+def _rows(placed: Iterable[tuple[str, Any]], name: str, scorer: Any) -> Iterator[Row]:
     """Rows that can be scored, and the outcome of those that cannot. Raises DataError."""
     needs: tuple[str, ...] = getattr(scorer, "needs", ())
     needs_ids = _needs_ids(scorer)
     first, whole = "", False  # what the first row lacks; whether any row lacks nothing
-    for number, line in lines:
-        try:
-            row = parse_row(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error})") from error
+    for place, row in placed:
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: a row must be a JSON object")
+            raise DataError(f"{place}: a row must be a JSON object")
         record = cast("dict[str, Any]", row)
-        _check_texts(f"{path}, line {number}", record)
+        _check_texts(place, record)
         missing = missing_columns(needs, _task(record, _columns(record)))
         if missing:
             says = (
-                f"{path}, line {number}: reward {name!r} needs column {missing[0]!r}; the row has "
+                f"{place}: reward {name!r} needs column {missing[0]!r}; the row has "
                 f"{', '.join(sorted(k for k, v in record.items() if not is_missing(v)))}"
             )
             if not any(column in record for column in missing[0].split("|")):
@@ -109,7 +125,7 @@ def _rows(
             first = first or says
         if needs_ids and record.get("completion_ids") is None:  # none of them is a length of 0
             raise DataError(
-                f"{path}, line {number}: reward {name!r} takes completion_ids and the row has "
+                f"{place}: reward {name!r} takes completion_ids and the row has "
                 "none; add the column, or give the parameter the default None"
             )
         outcome = _outcome(record, missing, needs)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from grpo import cli
+from grpo import Run, cli
 from grpo.config.config import section_types
 from grpo.config.schema import STAGES, Recipe
 
@@ -37,6 +37,8 @@ NOT_IN_THE_TREE = {
     "path/to/file.py": "a user's",
     "mine.py": "a user's",
     "my_rewards.py": "a user's",
+    "config.yaml": "a user's",
+    "recipe.yaml": "a user's",
 }
 # Files that a page shows whole, in a block that is named by the file.
 SHOWN = {
@@ -47,7 +49,10 @@ SHOWN = {
 }
 NO_SETTING = {"args.timeout", "run.lock", "sys.path"}  # of any reward; a file; Python's
 # Of a plug-in's code: what an engine is made from and asked for.
-NO_SETTING |= {"spec.lora_rank", "spec.quantization", "sampling.stop"}
+NO_SETTING |= {"spec.lora", "spec.quantization", "sampling.stop"}
+NO_SETTING |= {
+    f"run.{name}" for name in (*dir(Run), "folder", "recipe", "metrics.loc")
+}  # of Python
 
 
 def code(page: Path) -> Iterator[str]:

@@ -131,9 +131,10 @@ def reply(
     ids = torch.tensor([prompt.ids])
     limit = getattr(speaker.model.config, "max_position_embeddings", None)
     room = max(1, limit - ids.shape[1]) if limit else max_tokens
-    sampling = (
-        {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    )
+    # What training samples from: nothing of the model's own generation_config.json but its ends.
+    sampling: dict[str, Any] = {"do_sample": False, "repetition_penalty": 1.0}
+    if temperature > 0:
+        sampling |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     with torch.no_grad():
         out = speaker.model.generate(
             input_ids=ids,

@@ -14,7 +14,8 @@ from grpo.errors import RecipeError
 
 RECIPE = ("recipe", "overrides")
 TASKS = (
-    *("model", "tasks", "data", "k", "limit", "max_tokens", "template", "temperature", "top_p"),
+    *("model", "tasks", "data", "rewards", "k", "limit", "max_tokens", "template"),
+    *("temperature", "top_p"),
     *("engine", "engine_args", "dtype", "baseline", "against", "out", "seed", "threads"),
 )
 # verb -> form, as a person would type it -> the options it takes
@@ -22,14 +23,21 @@ FORMS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "train": {"grpo train RECIPE": RECIPE, "grpo train --resume RUN": ("resume", "accept_changes")},
     "eval": {
         "grpo eval MODEL --tasks NAME,…": TASKS,
-        "grpo eval MODEL --recipe RECIPE": ("model", *RECIPE),
-        "grpo eval RUN": ("model", "overrides"),
+        "grpo eval MODEL --recipe RECIPE": ("model", "baseline", *RECIPE),
+        "grpo eval RUN": ("model", "baseline", "overrides"),
     },
     "score": {"grpo score REWARD FILE.jsonl": ("reward", "file", "workers", "args", "timeout")},
+    "data": {
+        "grpo data FILE": (
+            *("file", "model", "heldout", "prompt", "answer", "max_prompt_length", "json"),
+        ),
+        "grpo data --recipe RECIPE": ("recipe", "model", "json"),
+    },
     "check": {"grpo check RECIPE": (*RECIPE, "limit")},
     "doctor": {"grpo doctor": ()},
     "plan": {"grpo plan RECIPE": RECIPE},
     "dry-run": {"grpo dry-run RECIPE": (*RECIPE, "architecture", "out")},
+    "import-trl": {"grpo import-trl CONFIG.yaml": ("config", "out", "rows", "eval_rows")},
     "show": {"grpo show RUN": ("run",)},
     "chat": {"grpo chat MODEL": ("models", "template", "max_tokens", "temperature")},
     "serve": {
@@ -43,6 +51,7 @@ FORMS: Mapping[str, Mapping[str, Sequence[str]]] = {
 SETTINGS = {
     "k": "eval.num_samples=N",
     "limit": "eval.num_tasks=N",
+    "rewards": "eval.rewards=[{name: NAME}]",
     "max_tokens": "rollout.max_completion_length=N",
     "template": "data.template=NAME",
     "temperature": "eval.temperature=X",
@@ -55,7 +64,7 @@ SETTINGS = {
 # the settings of a recipe that its held-out evaluation reads; a name stands for all below it
 EVALUATED = (
     *("run.seed", "run.threads", "ray.address", "ray.timeout"),
-    *("model.dtype", "model.lora_rank", "model.quantization", "data", "rewards"),
+    *("model.dtype", "model.quantization", "data", "rewards"),
     *("rollout.engine", "rollout.engine_args", "rollout.dtype", "rollout.backend"),
     *("rollout.workers", "rollout.max_completion_length", "rollout.stop"),
     *("eval.num_tasks", "eval.num_samples", "eval.temperature", "eval.rewards"),

@@ -254,12 +254,12 @@ def _of_sampling(stage: BaseModel) -> Iterator[tuple[str, Any]]:
 
 
 def _of_weights(stage: BaseModel) -> Iterator[tuple[str, Any]]:
-    rank = _read(stage, "model.lora_rank")
-    yield "model.lora_rank", 16 if rank == 0 else None
+    has_adapter = _read(stage, "model.lora.on")
+    yield "model.lora.rank", 16 if has_adapter is False else None
     bytes4 = importlib.util.find_spec("bitsandbytes") is not None
-    if rank == 0 and bytes4 and _read(stage, "learner.optim") == "adamw_torch":
+    if has_adapter is False and bytes4 and _read(stage, "learner.optim") == "adamw_torch":
         yield "learner.optim", "adamw_bnb_8bit"
-    if rank and bytes4 and _read(stage, "model.quantization") == "none":
+    if has_adapter and bytes4 and _read(stage, "model.quantization") == "none":
         yield "model.quantization", "nf4"
     if _read(stage, "algorithm.beta"):
         yield "algorithm.beta", 0.0

@@ -31,6 +31,7 @@ from grpo.model import compute_types, pretrained
 from grpo.outside.terminal.console import Console
 from grpo.rollout.settings import TorchSettings
 from grpo.stages import preflight
+from grpo.stages.adapters import adapter_of
 
 Rows = list[tuple[str, str, str]]  # unit, count, how it comes about
 Size = dict[str, int]  # of a model, see `model_size`
@@ -162,6 +163,8 @@ def rl_rows(
     saves = ceil(learner.max_steps / save_steps) if save_steps else 1  # the last step is one
     often = f"every {save_steps} steps, and " if save_steps else ""
     between = (learner.max_steps - 1) // heldout.steps if heldout.steps else 0
+    asked = 0 if heldout.is_off else 1 + between + heldout.before
+    when = "before, after and every eval.steps" if heldout.before else "after and every eval.steps"
     tasks = heldout_tasks or heldout.num_tasks
     answers = tasks * (1 + heldout.num_samples)
     once = "each prompt once for its group" if shared else "each prompt once per completion"
@@ -180,7 +183,7 @@ def rl_rows(
         ("optimizer steps per step", f"{updates:,}", f"{passes} passes x {parts} minibatches"),
         ("optimizer steps", f"<= {updates * learner.max_steps:,}", "fewer where every row is dead"),
         ("checkpoints", f"{saves:,}", f"{often}after the last step"),
-        ("evaluations", f"{2 + between:,}", "before, after and every eval.steps"),
+        ("evaluations", f"{asked:,}", when if asked else "eval.num_tasks = 0: none"),
         ("completions per evaluation", f"{answers:,}", of_all),
     ]
     return rows + schedule_rows(stage) + curriculum_rows(stage) + memory_rows(stage, size)
@@ -203,7 +206,7 @@ def curriculum_rows(stage: RLStage) -> Rows:
     if sync := stage.algorithm.ref_model_sync_steps:
         rows.append(("reference refreshed", f"{steps // sync:,}", f"every {sync:,} steps"))
     if stage.eval.keep_best:
-        rows.append(("model kept", "the best", "by held-out pass@1 of all evaluations"))
+        rows.append(("model kept", "the best", "by pass@1, without a verifier by reward"))
     return rows
 
 
@@ -220,18 +223,37 @@ def memory_rows(stage: RLStage, size: Size | None) -> Rows:
     context = stage.data.max_prompt_length + stage.rollout.longest_completion
     cache = size["kv_values_per_token"] * engine_bytes * rows_at_once * context
     parts = {
-        "weights (float32)": (4 * n, f"{n:,} parameters"),
-        "gradients (float32)": (4 * n, ""),
-        "optimizer": (8 * n, "two AdamW moments, float32"),
+        **_training_state(stage.model, n, size.get("adapter", 0)),
         "KV cache": (cache, f"<= {rows_at_once} rows x {context} tokens"),
     }
     if engine_bytes != 4:
         parts["engine's copy"] = (engine_bytes * n, stage.rollout.dtype or stage.model.dtype)
-    if stage.algorithm.beta > 0:
+    if stage.algorithm.beta > 0 and not stage.model.lora.on:
         parts["reference model"] = (4 * n, "algorithm.beta > 0")
     rows = [(name, f"{count / MB:,.1f} MB", how) for name, (count, how) in parts.items()]
     total = sum(count for count, _ in parts.values())
     return [*rows, ("memory", f"{total / MB:,.1f} MB", "plus activations")]
+
+
+def _training_state(model: Model, n: int, adapter: int) -> dict[str, tuple[float, str]]:
+    """name -> (bytes, how) of weights, gradients and moments.
+
+    adapter: its numbers; 0 where they are not known, as on the model of an earlier stage.
+    """
+    if not model.lora.on:
+        return {
+            "weights (float32)": (4 * n, f"{n:,} parameters"),
+            "gradients (float32)": (4 * n, ""),
+            "optimizer": (8 * n, "two AdamW moments, float32"),
+        }
+    width = BYTES[model.dtype] if model.quantization == "none" else 0.5
+    kind = model.dtype if model.quantization == "none" else f"{model.quantization}, about"
+    return {
+        f"base ({kind})": (width * n, f"{n:,} frozen parameters"),
+        "adapter (float32)": (16 * adapter, f"{adapter:,} parameters, gradients, two moments")
+        if adapter
+        else (0, "not known before the earlier stage has run"),
+    }
 
 
 def pretrain_rows(stage: PretrainStage, size: Size) -> Rows:
@@ -270,19 +292,23 @@ def model_size(model: Model, earlier: Mapping[str, Size | None]) -> Size | None:
     """
     path = model.path
     if path.startswith("stage:"):
-        return earlier.get(path.removeprefix("stage:"))
+        found = earlier.get(path.removeprefix("stage:"))
+        return found and {**found, "adapter": 0}
     if not (Path(path) / "config.json").is_file():
         return None
     import torch  # lazy: a plan without a local model needs no torch
     from transformers import AutoModelForCausalLM
 
+    from grpo.model.adapter import adapter_size
     from grpo.model.families import kv_values_per_token, may_share_prompts
 
     config = pretrained.own_config(path)
     with torch.device("meta"):
         policy = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    spec = adapter_of(model)
     return {
         "parameters": sum(p.numel() for p in policy.parameters()),
+        "adapter": adapter_size(policy, spec) if spec else 0,
         "kv_values_per_token": kv_values_per_token(config.get_text_config()),
         "shares_prompts": int(may_share_prompts(policy)),
     }

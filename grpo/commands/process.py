@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from torch.utils import deterministic
@@ -30,6 +32,30 @@ def prepare_process(threads: int) -> None:
         deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     keep_freed_memory()
     transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Inside, a run may set this process as it needs it; afterwards it is as it was before.
+
+    That is what `prepare_process` sets, and the states of the random number generators.
+    """
+    threads, bars = torch.get_num_threads(), transformers.utils.logging.is_progress_bar_enabled()
+    exact = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(exact, warn_only=warns)
+        deterministic.fill_uninitialized_memory = filled  # pyright: ignore[reportAttributeAccessIssue]
+        if bars:
+            transformers.utils.logging.enable_progress_bar()
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
 
 
 def described(ranks: Ranks) -> dict[str, Any]:

@@ -41,6 +41,11 @@ from grpo.rollout.remote.server_token import folder_of, write_token
 
 START_SECONDS = 1800.0  # large models take long to read
 _STOP_SECONDS = 15.0
+# Options by which vLLM draws from another distribution than a request asks for.
+_SAMPLING = (
+    *("--generation-config", "--override-generation-config", "--logits-processors"),
+    *("--logits-processor-pattern", "--logprobs-mode"),
+)
 _SHOWN_LINES = 12  # of the log, where the server ends by itself
 # The guard reads a pipe that only this process holds open: when this process is killed, the pipe
 # ends, and the guard kills the whole group. A server asked politely waits for its open requests.
@@ -209,6 +214,11 @@ def _check(server: Server) -> None:
             raise RecipeError(
                 "--vllm=--api-key: a call has one key, and this server asks for the token of grpo "
                 "serve on every route; leave --api-key out"
+            )
+        if name in _SAMPLING:
+            raise RecipeError(
+                f"--vllm={option}: the learner would compute other probabilities than those its "
+                "tokens were drawn with; a recipe says how completions are sampled"
             )
         if name in ("--host", "--port", "--uds"):
             raise RecipeError(

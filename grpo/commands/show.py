@@ -14,7 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from grpo.commands.options import check_folder
-from grpo.commands.summary import print_models, print_stages
+from grpo.commands.summary import print_heldout, print_models, print_stages
 from grpo.errors import RunError
 from grpo.outside.files.durable import read_json
 from grpo.outside.files.lines import split_lines
@@ -60,7 +60,7 @@ def print_run(folder: Path, console: Console | None = None) -> None:
             print_stages(kinds, found, console)
     if summary.is_file():
         with _read(str(summary)):
-            _print_summary(read_json(summary), console)
+            _print_summary(read_json(summary), folder, console)
     else:
         console.print(f"not finished; continue with: grpo train --resume {folder}")
     for file in files:
@@ -141,17 +141,20 @@ def curve(values: list[float]) -> str:
     return "".join(BARS[min(top, int((v - low) / span * len(BARS)))] for v in means)
 
 
-def _print_summary(summary: dict[str, Any], console: Console) -> None:
+def _print_summary(summary: dict[str, Any], folder: Path, console: Console) -> None:
     if "models" in summary:
         print_models(summary, console)
+    print_heldout(summary, folder, console)
     before, after = summary.get("before") or {}, summary.get("after") or {}
     if before or after:
-        table = Table("held-out", "before", "after", title="summary")
-        before, after = _by_reward(before), _by_reward(after)
-        for name in dict.fromkeys([*before, *after]):
-            if isinstance(before.get(name, after.get(name)), dict):
-                continue  # details by k and by behavior: in summary.json
-            table.add_row(name, _shown(before.get(name)), _shown(after.get(name)))
+        found = {"before": _by_reward(before), "after": _by_reward(after)}
+        found = {when: figures for when, figures in found.items() if figures}
+        table = Table("held-out", *found, title="summary")
+        for name in dict.fromkeys(name for figures in found.values() for name in figures):
+            shown = [figures.get(name) for figures in found.values()]
+            if not any(isinstance(value, dict) for value in shown):
+                # details by k and by behavior: in summary.json
+                table.add_row(name, *map(_shown, shown))
         console.print(table)
     for name, value in summary.items():
         if name not in ("before", "after") and isinstance(value, str | int | float):

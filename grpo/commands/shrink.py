@@ -148,7 +148,8 @@ def _rl(stage: Tree, tiny: Callable[[str], str]) -> None:
         "tokens_per_micro_batch": 4096,
     }
     steps = 1 if stage["eval"].get("keep_best") else 0
-    stage["eval"] |= {"steps": steps, "num_tasks": 2, "num_samples": 2}
+    tasks = min(2, stage["eval"]["num_tasks"])
+    stage["eval"] |= {"steps": steps, "num_tasks": tasks, "num_samples": 2}
 
 
 def _sft(stage: Tree, tiny: Callable[[str], str]) -> None:
@@ -235,7 +236,9 @@ def _policy(path: str, tiny: Callable[[str], str]) -> str:
 def _model(stage: Tree, tiny: Callable[[str], str]) -> None:
     model = stage["model"]
     model["path"] = _policy(model["path"], tiny)
-    model["lora_rank"] = min(8, model["lora_rank"])
+    lora = model["lora"]
+    lora["rank"] = 8 if lora["adapter"] else min(8, lora["rank"])
+    lora["adapter"] = ""  # which is of the model's own size
 
 
 def _rollout(rollout: Tree, *, least: int) -> None:
@@ -289,7 +292,7 @@ def _source(data: Tree, where: str) -> None:
                 args["heldout_fraction"] = 0.5
         args["path"] = _rows(str(named), f"{where}.args")
         if data["source"] == "hub":
-            data["source"] = "jsonl"
+            data["source"] = "file"
     data["args"] = args
 
 

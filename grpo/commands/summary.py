@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Column, Table
 
-from grpo.evaluation import figures
+from grpo.evaluation import figures, paired
+from grpo.outside.files.durable import read_json
 from grpo.outside.terminal.console import Console
+from grpo.rundir.run_folder import SETTINGS, objects_in
 
 
 def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> None:
     """Print the result table of a stage and the paths of model and run."""
+    print_heldout(summary, folder, console)
     if "before" in summary:
-        title = f"{summary['recipe']} (seed {summary['seed']}): held-out tasks"
-        table = Table("", *_right("before", "after"), title=title)
-        for row in figures.rows(summary["before"], summary["after"]):
-            table.add_row(*row)
-        console.print(table)
         console.print(
-            f"{summary['steps']} steps of reinforcement learning in {summary['seconds']:.0f} s",
+            f"{_steps(summary['steps'])} of reinforcement learning in {summary['seconds']:.0f} s",
             markup=False,
         )
     if "models" in summary:
@@ -29,6 +27,78 @@ def print_summary(summary: dict[str, Any], folder: Path, console: Console) -> No
     if "model" in summary:
         console.print(f"model: {summary['model']}", markup=False, soft_wrap=True)
     console.print(f"run:   {folder}", markup=False, soft_wrap=True)
+
+
+def print_heldout(summary: Mapping[str, Any], folder: Path, console: Console) -> None:
+    """Print the held-out figures of an rl stage, and how to measure later what was not."""
+    if not {"before", "paired"} <= summary.keys():  # of another stage, or of an earlier version
+        return
+    title = f"{summary['recipe']} (seed {summary['seed']}): held-out tasks"
+    of_python = _has_objects(folder)
+    later = f"grpo.load_run({str(folder)!r}).evaluate(…)" if of_python else f"grpo eval {folder}"
+    if summary["after"] is None:
+        said = "no held-out tasks were asked (eval.num_tasks = 0); to measure before and after: "
+        later += "" if of_python else f" --baseline {summary['stage']}.eval.num_tasks=200"
+    elif summary["before"] is None:
+        table = Table("", *_right("after", "95% interval"), title=title)
+        for row in figures.rows(summary["after"]):
+            table.add_row(*row)
+        console.print(table)
+        said = "not measured before training (eval.before = false), so no gain; to measure it: "
+        later += "" if of_python else " --baseline"
+    else:
+        print_paired(summary["paired"], ("before", "after"), title, console)
+        return
+    console.print(f"{said}{later}", markup=False, soft_wrap=True)
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def _has_objects(folder: Path) -> bool:
+    """Whether the run in a folder was started with Python objects, which a shell does not have."""
+    settings = folder / SETTINGS
+    return settings.is_file() and bool(objects_in(read_json(settings)))
+
+
+def print_paired(
+    rows: Sequence[Mapping[str, Any]], models: tuple[str, str], title: str, console: Console
+) -> None:
+    """Print `paired.compared` as a table; models: the headings of its first and second value.
+
+    Where the terminal is too narrow, intervals stand below their differences.
+    """
+    anything = console.options.update(max_width=10_000)
+    table = _paired_table(rows, models, title, " ")
+    if console.measure(table, options=anything).maximum > console.width:
+        table = _paired_table(rows, models, title, "\n")
+    console.print(table)
+    apart = any(paired.excludes_zero(row) for row in rows)
+    said = "* the interval excludes 0" if apart else "no interval excludes 0"
+    some = [row for row in rows if row["pairs"] < row["of"]]
+    of = "".join(f"; {row['figure']}: {row['pairs']} of {row['of']} pairs scored" for row in some)
+    console.print(f"pairs: the same task and sampling noise; {said}{of}", markup=False)
+
+
+def _paired_table(
+    rows: Sequence[Mapping[str, Any]], models: tuple[str, str], title: str, between: str
+) -> Table:
+    heading = f"difference{between}[95% interval]"
+    gaps = Column(heading, justify="right", no_wrap=True)
+    table = Table("", *_right(*models), gaps, title=title)
+    for row in rows:
+        name, gap, mark = row["figure"], "-", ""
+        values = [figures.shown_as(name, row[when]) for when in ("before", "after")]
+        if row["ci"] is not None:
+            digits = 1 if name == figures.LENGTH else 3
+            rise, low, high = (f"{x:+.{digits}f}" for x in (row["difference"], *row["ci"]))
+            mark = " *" if paired.excludes_zero(row) else "  "
+            gap = f"{rise}{between}[{low}, {high}]{mark}"
+            if between != " ":
+                gap = f"{rise}{mark}{between}[{low}, {high}]"
+        table.add_row(name, *values, gap)
+    return table
 
 
 def print_stages(kinds: Mapping[str, str], summaries: Mapping[str, Any], console: Console) -> None:
@@ -52,7 +122,8 @@ def print_stages(kinds: Mapping[str, str], summaries: Mapping[str, Any], console
 def print_models(summary: dict[str, Any], console: Console) -> None:
     """Print the models of an eval stage side by side, each figure with its 95% interval.
 
-    `summary["models"]` maps a model's name to {heading: [value, low, high], a number or None}.
+    `summary["models"]` maps a model's name to {heading: [value, low, high], a number or None}. The
+    last model is compared with the baseline in a paired table; summary.json has those of all.
     """
     title = f"{summary['recipe']} (seed {summary['seed']}): {summary['stage']}"
     anything = console.options.update(max_width=10_000)
@@ -69,6 +140,10 @@ def print_models(summary: dict[str, Any], console: Console) -> None:
         figure = summary.get("figure", "accuracy")  # runs of earlier versions knew no other
         said = f"difference: {figure} on the same tasks minus that of {summary['baseline']}"
         console.print(said, markup=False)
+    if rows := summary.get("paired"):  # runs of earlier versions have none
+        name, baseline = list(rows)[-1], summary["baseline"]
+        title = f"{title}: {name} beside {baseline}"
+        print_paired(rows[name], (str(baseline), name), title, console)
 
 
 def models_table(summary: dict[str, Any], title: str, models_are_rows: bool, between: str) -> Table:
@@ -104,8 +179,10 @@ def _cell(value: Any, between: str) -> str:
 def _result(summary: dict[str, Any]) -> str:
     if "result" in summary:
         return str(summary["result"])
-    if "headline" in summary.get("after", {}):
-        before, after = summary["before"], summary["after"]
-        lengths = f"length {before['mean_length']:.0f} -> {after['mean_length']:.0f}"
-        return f"{figures.change(before, after)}, {lengths}"
-    return ""
+    if "after" not in summary:
+        return ""
+    before, after = summary["before"], summary["after"]
+    if after is None:
+        return f"{summary['steps']} steps, not evaluated"
+    first = "" if before is None else f"{before['mean_length']:.0f} -> "
+    return f"{figures.change(before, after)}, length {first}{after['mean_length']:.0f}"

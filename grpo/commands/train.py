@@ -29,12 +29,13 @@ from grpo.errors import GrpoError, PluginError, RecipeError, RunError
 from grpo.kernels import native
 from grpo.model import compute_types
 from grpo.model.ranks import Ranks, join
+from grpo.outside.code import objects
 from grpo.outside.code.foreign import said
 from grpo.outside.files import durable
 from grpo.outside.terminal.console import Console
 from grpo.rundir import finished, record
 from grpo.rundir.claim import claimed
-from grpo.rundir.run_folder import NO_RUN, SETTINGS, recipe_of, stage_folder
+from grpo.rundir.run_folder import NO_RUN, SETTINGS, objects_in, recipe_of, stage_folder
 from grpo.stages import inputs, preflight
 from grpo.stages.origins import located, origin
 
@@ -123,13 +124,13 @@ def train_recipe(recipe: Recipe, console: Console | None = None) -> dict[str, An
         try:
             return _run_stages(run)
         except GrpoError:
-            if ranks.rank == 0 and not _has_begun(folder):
+            if ranks.rank == 0 and not has_begun(folder):
                 # nothing was done yet, so the corrected command may use the folder
                 (folder / SETTINGS).unlink()
             raise
 
 
-def _has_begun(folder: Path) -> bool:
+def has_begun(folder: Path) -> bool:
     """Whether a run has steps or answers, which a run with other settings may not use."""
     logs = (*folder.rglob("metrics.jsonl"), *folder.rglob(f"eval/{finished.ASKED}"))
     return any(log.stat().st_size for log in logs)
@@ -167,6 +168,7 @@ def resume_run(
     started = record.read(folder)
     record.check_settings(started, durable.read_json(folder / SETTINGS), folder)
     recipe = recipe_of(folder)
+    _check_objects(recipe, folder)
     before = started.get("process", {})
     ranks = _join(recipe, before.get("threads", recipe.run.threads))
     run = _Run(recipe, folder, console or _console(), ranks, accept_changes)
@@ -175,6 +177,31 @@ def resume_run(
         run.say(switched, *process.thread_lines(before.get("threads", 1)))
         ranks.on_first(lambda: _continued(run))
         return _run_stages(run)
+
+
+def _check_objects(recipe: Recipe, folder: Path) -> None:
+    """Refuse a run that needs Python objects which this process was not given. Raises RunError."""
+    missing = [text for _, text in objects_in(resolved(recipe)) if not objects.has(text)]
+    if missing:
+        names = ", ".join(text.removeprefix(objects.PREFIX) for text in missing)
+        raise RunError(
+            f"run {str(folder)!r} was started from Python with objects that only its program has "
+            f"({names}); go on from there: {_going_on(recipe, folder)}"
+        )
+
+
+def _going_on(recipe: Recipe, folder: Path, *, accept: bool = False) -> str:
+    """What continues a run that was stopped, as a person types it."""
+    found = objects_in(resolved(recipe))
+    if not found:
+        return f"grpo train --resume {folder}{f' {record.ACCEPT}' if accept else ''}"
+    rewards = [text.removeprefix(objects.PREFIX) for s, text in found if "rewards." in s]
+    again = [f"rewards=[{', '.join(dict.fromkeys(rewards))}]"] if rewards else []
+    again += ["dataset=…"] if any(".data." in s for s, _ in found) else []
+    others = [s.split(".") for s, _ in found if ".data." not in s and "rewards." not in s]
+    again += [f"{parts[2 if parts[2:] else -1]}=…" for parts in others]
+    again += ["accept_changes=True"] if accept else []
+    return f"grpo.load_run({str(folder)!r}).resume({', '.join(dict.fromkeys(again))})"
 
 
 def _continued(run: _Run) -> None:
@@ -186,7 +213,8 @@ def _continued(run: _Run) -> None:
     if changes and not run.accept:
         raise RunError(
             f"run {str(run.folder)!r} was started otherwise: {', '.join(changes)}; resume it so, "
-            f"or with {record.ACCEPT} as it is now, from here on with other last bits"
+            f"or as it is now, from here on with other last bits: "
+            f"{_going_on(run.recipe, run.folder, accept=True)}"
         )
     lines += [*changes, *process.check_versions(started, now)]
     run.say(*lines)
@@ -219,8 +247,8 @@ def _run_stages(run: _Run) -> dict[str, Any]:
                 summary = _run_stage(located(stage, recipe, folder), recipe, place, console, ranks)
         except SystemExit as exit:  # a script that trains would end well
             raise PluginError(f"stage {stage.name}: code of a plug-in {said(exit)}") from exit
-        except (KeyboardInterrupt, OSError):  # OSError: a full disk, say
-            console.print(f"continue with: grpo train --resume {folder}", markup=False)
+        except (KeyboardInterrupt, OSError, GrpoError):  # OSError: a full disk, say
+            _say_how_to_go_on(run, place)
             raise
         made_of = {} if ranks.rank else origin(stage, recipe, folder)
         head = {"recipe": recipe.name, "seed": recipe.run.seed, "stage": stage.name}
@@ -232,6 +260,18 @@ def _run_stages(run: _Run) -> dict[str, Any]:
         print_stages({stage.name: stage.kind for stage in recipe.stages}, summaries, console)
     print_summary(last, folder, console)
     return last
+
+
+def _say_how_to_go_on(run: _Run, place: Path) -> None:
+    """After an error in the stage in `place`: what there is to go on from, and how."""
+    if not has_begun(run.folder):
+        return
+    how = _going_on(run.recipe, run.folder)
+    if not any((place / "checkpoints").glob("step_*[0-9]")):
+        how += (
+            f" (no checkpoint yet, as run.save_steps = {run.recipe.run.save_steps}: from the start)"
+        )
+    run.say(f"continue with: {how}")
 
 
 def _compare(run: _Run, stages: Sequence[AnyStage]) -> None:
@@ -248,10 +288,11 @@ def _compare(run: _Run, stages: Sequence[AnyStage]) -> None:
             rows = inputs.rows_of(here)
         changes = record.check_inputs(run.folder, started, stage.name, files, rows)
         if changes and not run.accept:
+            how = _going_on(run.recipe, run.folder, accept=True)
             raise RunError(
                 f"stage {stage.name}: what the run was started with has changed: "
-                f"{'; '.join(changes)}. Put it back, or go on with `grpo train --resume "
-                f"{run.folder} {record.ACCEPT}`, which samples anew what was sampled ahead"
+                f"{'; '.join(changes)}. Put it back, or go on with `{how}`, which samples anew "
+                "what was sampled ahead"
             )
         if changes:
             changes = [f"stage {stage.name}: {change}" for change in changes]
@@ -275,7 +316,8 @@ def _run_stage(
 
 
 def _console() -> Console:
-    return Console(stderr=True, highlight=False)
+    """Standard error; of several ranks only the first one prints."""
+    return Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def _join(recipe: Recipe, threads: int) -> Ranks:

@@ -53,6 +53,18 @@ def claimed(folder: Path) -> Iterator[str]:
         _release(path, descriptor)
 
 
+def is_claimed(folder: Path) -> bool:
+    """Whether a process trains in `folder` now."""
+    try:
+        descriptor = os.open(folder / NAME, os.O_RDWR | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return not _take(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _locked(path: Path, folder: Path) -> int:
     """A descriptor of the file at `path`, locked. Raises RunError where another one is."""
     patience = time.monotonic() + PATIENCE

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from grpo.config.config import from_dict
+from grpo.config.config import from_dict, texts
 from grpo.config.schema import Recipe
 from grpo.config.schema.recipe import LEAVES
 from grpo.errors import RunError, UnknownSettingError
+from grpo.outside.code.objects import is_object
 from grpo.outside.files import durable
+from grpo.outside.files.yaml_tree import Tree
 from grpo.rundir import finished
 
 SETTINGS = "resolved.json"
@@ -31,6 +33,11 @@ def recipe_of(path: str | Path) -> Recipe:
             f"{folder / SETTINGS}: {error} A run goes on with the version that began it; with this "
             "one start a new run from a checkpoint (model.path=FOLDER)."
         ) from error
+
+
+def objects_in(settings: Tree) -> list[tuple[str, str]]:
+    """(dotted setting, object:NAME) of every Python object in the settings of a recipe."""
+    return [(setting, text) for setting, text in texts(settings) if is_object(text)]
 
 
 def stage_folder(recipe: Recipe, folder: Path, name: str) -> Path:

@@ -17,11 +17,12 @@ from huggingface_hub import try_to_load_from_cache
 
 from grpo.config.config import texts
 from grpo.config.schema import AnyStage, DistillStage, EvalStage, RejectStage, RLStage, SFTStage
-from grpo.data.jsonl import TableSource
+from grpo.data.given import GivenRows
 from grpo.data.mixture import Mixture
 from grpo.data.source import Split
+from grpo.data.table import TableSource
 from grpo.evaluation.decontaminate import prompt_text
-from grpo.outside.code import plugins
+from grpo.outside.code import objects, plugins
 from grpo.rundir.identity import REVISION, HashedRows, code_digests, files_digests, row_digest
 from grpo.stages.supervised_rows import read_rows
 from grpo.types import TaskSource
@@ -90,7 +91,7 @@ def sample_anew(stage: AnyStage, place: Path) -> None:
 
 def _splits(stage: AnyStage) -> Sequence[Split]:
     if isinstance(stage, RLStage):
-        return ("train", "heldout")
+        return ("train",) if stage.eval.is_off else ("train", "heldout")
     return ("heldout",) if isinstance(stage, EvalStage) else ("train",)
 
 
@@ -152,7 +153,15 @@ def _title(source: str, args: Mapping[str, Any]) -> str:
 
 
 def _files(text: str) -> dict[str, str]:
-    """The files that a setting's text leads to: code of the user's, a file, or a model's folder."""
+    """The files that a setting's text leads to: code of the user's, a file, or a model's folder.
+
+    Of a Python object, its name and digest. Data in memory are rows, which are hashed themselves.
+    """
+    if objects.is_object(text):
+        if not objects.has(text):
+            return {}
+        value = objects.find("object", text)
+        return {} if isinstance(value, GivenRows) else dict([objects.identity(value)])
     if plugins.is_address(text) and not os.path.exists(text):
         return code_digests(text)
     looks = os.sep in text or Path(text).suffix

@@ -58,6 +58,8 @@ def origin(stage: AnyStage, recipe: Recipe, folder: Path) -> dict[str, Any]:
         path = getattr(getattr(stage, section, None), "path", None)
         if isinstance(path, str) and not path.startswith(REFERENCE):
             inputs[f"{section}.path"] = path
+    if adapter := getattr(getattr(getattr(stage, "model", None), "lora", None), "adapter", ""):
+        inputs["model.lora.adapter"] = adapter
     mixed = getattr(getattr(stage, "data", None), "mix", {})
     inputs |= {f"data.mix.{p}": p for p in mixed if not p.startswith(REFERENCE)}
     slm = getattr(getattr(stage, "slm", None), "reference", "")

@@ -17,9 +17,9 @@ from grpo.config.schema import (
     SFTStage,
 )
 from grpo.data.conversation import KWARGS, TOOLS
-from grpo.data.jsonl import TableSource
 from grpo.data.mixture import Mixture
 from grpo.data.prompts import PromptTemplate, template_args
+from grpo.data.table import TableSource
 from grpo.errors import RecipeError
 from grpo.evaluation import heldout
 from grpo.model import pretrained

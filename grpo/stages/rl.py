@@ -12,13 +12,14 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from grpo.config.schema import Recipe, RLStage, Run
+from grpo.errors import PluginError
 from grpo.evaluation.heldout import HeldOut
 from grpo.model.adapter import described
 from grpo.model.ranks import Ranks
@@ -28,6 +29,7 @@ from grpo.rundir import ledger, record
 from grpo.rundir.checkpoint import Checkpoint, Saver
 from grpo.rundir.log import RunLog
 from grpo.stages.interrupt import interruptible
+from grpo.stages.rl_callbacks import EVALUATE, SAVE, STOP, Callbacks
 from grpo.stages.rl_evaluations import Evaluations, choice, summary
 from grpo.stages.rl_folder import AFTER, BEFORE, RLFolder, drop_models, go_back, restore
 from grpo.stages.wiring import build_heldout, build_parts, build_rl_sampler
@@ -42,7 +44,7 @@ class Training:
     settings: Run
     folder: RLFolder
     evaluations: Evaluations
-    callbacks: Sequence[Any]  # of stage.callbacks
+    callbacks: Callbacks  # of stage.callbacks
     log: RunLog
     ranks: Ranks
     found: Checkpoint | None  # the checkpoint it is resumed from
@@ -69,7 +71,7 @@ def run(
     """
     sampler = build_rl_sampler(stage, recipe)
     parts = build_parts(stage, recipe, sampler)
-    if stage.model.lora_rank:
+    if stage.model.lora.on:
         console.print(described(cast(Any, parts.learner).model), markup=False, soft_wrap=True)
     judge = build_heldout(sampler, stage.rewards, stage.eval, recipe.run.seed)
     with (
@@ -84,9 +86,11 @@ def run(
         saver = Saver(folder, recipe.run.save_total_limit)
         with made.log, saver, interruptible(made.log) as stop:
             _before(made)
-            seconds = _steps(made, saver, stop)
-            made.evaluations.measure(AFTER)
-            evaluations, steps = made.evaluations.found, stage.learner.max_steps
+            seconds, steps = _steps(made, saver, stop)
+            if not stage.eval.is_off:
+                _measure(made, AFTER)
+            made.callbacks.tell("end", steps)
+            evaluations = made.evaluations.found
             chosen: dict[str, Any] = {}
             if stage.eval.keep_best:
                 chosen = choice(made.evaluations.kept, evaluations, steps)
@@ -101,7 +105,7 @@ def _made(
     stage: RLStage, settings: Run, folder: RLFolder, judge: HeldOut, console: Console, ranks: Ranks
 ) -> Training:
     """The stage at its newest checkpoint, whose weights and batches are not yet restored."""
-    callbacks = [plugins.load("callback", c.name, c.args) for c in stage.callbacks]
+    callbacks = [(c.name, plugins.load("callback", c.name, c.args)) for c in stage.callbacks]
     accepted = record.accepted(folder.path, stage.name)
     found = ranks.on_first(lambda: go_back(folder.path, settings, console))
     folder.beside.update(found.beside if found else {})
@@ -131,7 +135,7 @@ def _made(
         settings=settings,
         folder=folder,
         evaluations=evaluations,
-        callbacks=callbacks,
+        callbacks=Callbacks(ranks=ranks, found=callbacks),
         log=log,
         ranks=ranks,
         found=found,
@@ -140,64 +144,101 @@ def _made(
 
 
 def _before(made: Training) -> None:
-    """Evaluate the first model if that is not done, and restore the checkpoint, if any."""
+    """Evaluate the first model if that is asked for and not done, and restore the checkpoint."""
     parts, found = made.folder.parts, made.found
-    if found and found.state["accepted"] != made.accepted:
-        made.log.say("evaluations so far were of other rows or rewards: starting from a new first")
-    if BEFORE not in made.evaluations.found or (found and found.lost):
+    made.callbacks.tell("begin", parts, made.start)
+    asked = made.stage.eval.before and not made.stage.eval.is_off
+    if found and found.state["evaluations"] and not made.evaluations.found:
+        then = "starting from a new first" if asked else "they are dropped"
+        made.log.say(f"evaluations so far were of other rows or rewards: {then}")
+    missing = BEFORE not in made.evaluations.found or bool(found and found.lost)
+    if not found or (asked and missing):
         parts.rollouts.deliver(parts.learner, 0)
-        made.evaluations.measure(BEFORE)
+    if asked and missing:
+        _measure(made, BEFORE)
     if found:
         restore(found, parts, made.accepted)
         parts.rollouts.deliver(parts.learner, made.start)
 
 
-def _steps(made: Training, saver: Saver, stop: Callable[[], bool]) -> float:
-    """Train to the last step; the seconds it took, earlier parts of a resumed run included.
+def _steps(made: Training, saver: Saver, stop: Callable[[], bool]) -> tuple[float, int]:
+    """Train to the last step, or to the one after which a callback stops.
 
-    Raises KeyboardInterrupt if `stop` says so, after saving the step.
+    Returns the seconds it took, earlier parts of a resumed run included, and the last step. Raises
+    KeyboardInterrupt if `stop` says so, after saving the step.
     """
-    stage, settings, log = made.stage, made.settings, made.log
+    stage, settings, log, callbacks = made.stage, made.settings, made.log, made.callbacks
     seconds = float(made.found.state["seconds"]) if made.found else 0.0
-    began = time.perf_counter() - seconds
-    warned = False
-    for result in train(made.folder.parts, start=made.start, max_steps=stage.learner.max_steps):
+    began, step, warned = time.perf_counter() - seconds, made.start, False
+    steps = train(
+        made.folder.parts,
+        start=made.start,
+        max_steps=made.start if _has_stopped(made) else stage.learner.max_steps,
+        begin=lambda number: callbacks.tell("begin_step", number),
+    )
+    for result in steps:
         step = result.step
-        last = step == stage.learner.max_steps
-        _note(made, result)
+        asked = _note(made, result)
+        ends = STOP in asked
+        last = ends or step == stage.learner.max_steps
         if result.warning and not warned:  # once, until it has cleared
             log.say(f"step {step}: {result.warning}")
         warned = bool(result.warning)
-        if stage.eval.steps and step % stage.eval.steps == 0 and not last:
+        if not last and (EVALUATE in asked or _is_due(step, stage.eval.steps)):
             pause = time.perf_counter()
-            made.evaluations.measure(f"step_{step:06d}")
+            _measure(made, f"step_{step:06d}")
             began += time.perf_counter() - pause  # evaluations are not training time
         seconds = time.perf_counter() - began
-        due = settings.save_steps and step % settings.save_steps == 0
         # a signal reaches the ranks at different steps
         stopping = any(made.ranks.gather([stop()]))
-        if due or last or stopping:
-            _save(made, saver, step, seconds)
+        if last or stopping or SAVE in asked or _is_due(step, settings.save_steps):
+            _save(made, saver, step, seconds, ends)
         if stopping and not last:
             raise KeyboardInterrupt(f"interrupted; saved at step {step}")
-    return seconds
+        if ends:
+            log.say(f"a callback ended the run at step {step}")
+            break
+    return seconds, step
 
 
-def _note(made: Training, result: Step) -> None:
-    """Record a step: write its groups, call the callbacks, log its metrics."""
+def _is_due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _has_stopped(made: Training) -> bool:
+    """Whether a callback had ended the run at its checkpoint, and it has not been lengthened."""
+    ended = made.found.state.get("ended") if made.found else None
+    return ended == made.stage.learner.max_steps
+
+
+def _measure(made: Training, name: str) -> None:
+    """Evaluate, and tell the callbacks. Raises PluginError where a callback asks for nothing."""
+    if made.stage.eval.is_off:
+        raise PluginError(
+            "a callback asks for an evaluation, and the run has no held-out tasks "
+            "(eval.num_tasks = 0); set eval.num_tasks to 1 or more"
+        )
+    made.evaluations.measure(name)
+    made.callbacks.tell_evaluated(name, made.evaluations.found)
+
+
+def _note(made: Training, result: Step) -> frozenset[str]:
+    """Record a step: write its groups, call the callbacks, log its metrics.
+
+    What the callbacks ask for.
+    """
     if made.ranks.rank == 0:
         folder = made.folder.path / "ledger"
         made.folder.wrote(ledger.append(folder, result.step, result.groups, result.advantages_P_G))
-        for spec, callback in zip(made.stage.callbacks, made.callbacks, strict=True):
-            where = f" (step {result.step})"
-            plugins.guard("callback", spec.name, callback, where)(result)
+    asked = made.callbacks.stepped(result)
     rollouts = [g.rollouts[0] for g in result.groups[: made.settings.num_samples_logged]]
     samples = [f"[{r.score.status}] {r.prompt.text} {r.completion.text}" for r in rollouts]
     made.log.step(result.step, result.metrics, samples)
+    return asked
 
 
-def _save(made: Training, saver: Saver, step: int, seconds: float) -> None:
-    """A checkpoint of a finished step."""
+def _save(made: Training, saver: Saver, step: int, seconds: float, ends: bool) -> None:
+    """A checkpoint of a finished step. ends: a callback ends the run with it."""
     keep = made.evaluations.kept
     drop_models(made.folder.beside, keep)
     state = {
@@ -205,9 +246,11 @@ def _save(made: Training, saver: Saver, step: int, seconds: float) -> None:
         "evaluations": made.evaluations.found,
         "seconds": seconds,
         "accepted": made.accepted,
+        **({"ended": made.stage.learner.max_steps} if ends else {}),
     }
     made.folder.save(saver, state, made.log)
     made.folder.forget_models(keep)
+    made.callbacks.tell("saved", step)
 
 
 @contextmanager

@@ -3,7 +3,8 @@
     before -> step_000100 … -> after
 
 With `eval.keep_best` the model of the best evaluation is kept. The summary has the gain of the last
-model over the first, sample by sample.
+model over the first, sample by sample, and a table of all figures (`evaluation.paired`). Without an
+evaluation before training there is neither; with `eval.num_tasks` = 0 there is no evaluation.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from grpo.evaluation import figures, heldout, tally
+from grpo.evaluation import figures, heldout, paired, tally
 from grpo.evaluation.heldout import HeldOut
 from grpo.evaluation.statistics import paired_difference
 from grpo.model.ranks import Ranks
@@ -39,7 +40,7 @@ class Evaluations:
     @property
     def kept(self) -> str:
         """The name of the evaluation whose model is kept; "" where none is."""
-        return best(self.found) if self.keep_best else ""
+        return best(self.found) if self.keep_best and self.found else ""
 
     def measure(self, name: str) -> None:
         """Evaluate the model as it is now. Raises DataError if nothing is scored at the start."""
@@ -76,7 +77,7 @@ def choice(kept: str, evaluations: dict[str, Any], last: int) -> dict[str, Any]:
     step = {BEFORE: 0, AFTER: last}.get(kept)
     found = evaluations[kept]
     step = int(kept.removeprefix("step_")) if step is None else step
-    change = figures.change(evaluations[BEFORE], found)
+    change = figures.change(evaluations.get(BEFORE), found)
     return {
         "best": {"step": step, **found},
         "result": f"{change} at step {step}, the best of {len(evaluations)} evaluations",
@@ -86,12 +87,20 @@ def choice(kept: str, evaluations: dict[str, Any], last: int) -> dict[str, Any]:
 def summary(
     folder: Path, evaluations: dict[str, Any], seconds: float, step: int, seed: int
 ) -> dict[str, Any]:
-    """The summary of a finished stage. seconds: of training, without evaluations."""
-    before, after = evaluations[BEFORE], evaluations[AFTER]
+    """The summary of a finished stage. seconds: of training, without evaluations.
+
+    before, after, gain and paired are None where they were not measured.
+    """
+    before, after = evaluations.get(BEFORE), evaluations.get(AFTER)
+    both: dict[str, Any] = {"gain": None, "paired": None}
+    if before and after:
+        both["gain"] = gain(folder / "eval", before["headline"], seed)
+        old, new = (heldout.read_lines(folder / "eval" / f"{n}.jsonl") for n in (BEFORE, AFTER))
+        both["paired"] = paired.compared(before, after, old, new, seed)
     return {
         "before": before,
         "after": after,
-        "gain": gain(folder / "eval", before["headline"], seed),
+        **both,
         "during": {k: v for k, v in evaluations.items() if k not in (BEFORE, AFTER)},
         "steps": step,
         "seconds": round(seconds, 1),

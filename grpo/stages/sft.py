@@ -28,14 +28,17 @@ from grpo.learner.learner import DTYPES
 from grpo.learner.saved import save_policy
 from grpo.model import pretrained
 from grpo.model.adapter import described, peft_model
+from grpo.model.adapter_files import check_peft
 from grpo.model.canary import canary_logits
 from grpo.model.compute_types import check_supervised, chosen
 from grpo.model.families import check_causal, check_family, check_packing
+from grpo.model.quantize import quantize_base
 from grpo.model.ranks import Ranks, join
 from grpo.outside.files.lines import from_lines
 from grpo.outside.terminal.console import Console
 from grpo.rundir import checkpoint, finished
 from grpo.rundir.log import RunLog
+from grpo.stages.adapters import adapter_of
 from grpo.stages.bars import bar
 from grpo.stages.endings import check_trained_eos, vocab_size, warn_of_turn_end
 from grpo.stages.from_scratch import save_tokenizer
@@ -44,6 +47,7 @@ from grpo.stages.prompting import longest_row, row_template, same_tokens
 from grpo.stages.sft_trainer import Journal, StageTrainer, settings, training_set
 from grpo.stages.slm import SLMTrainer, columns, reference_losses
 from grpo.stages.supervised_rows import TextRow, TokenRow, encode_sets, mix, read_rows
+from grpo.types import LoraSpec
 
 ASIDE = "trainer.tmp"  # where the trainer writes before a checkpoint is whole
 _MAIN = ""  # the rows of data.path, beside those of data.mix, which go by their paths
@@ -117,7 +121,7 @@ def fine_tune(
     the model or the machine, LearnerError for a loss that is not finite, KeyboardInterrupt after
     saving when interrupted.
     """
-    model, learner = stage.model, stage.learner
+    model, learner, lora = stage.model, stage.learner, adapter_of(stage.model)
     ranks = _alone(stage.name, model)
     found = _go_back(folder, run, console)
     state: dict[str, Any] = found.state if found else {}
@@ -145,16 +149,16 @@ def fine_tune(
             recomputes = bool(getattr(policy, "supports_gradient_checkpointing", False))
             dtype, aside = chosen(model.dtype), folder / ASIDE
             made = trainer(
-                model=peft_model(policy, model.lora_rank) if model.lora_rank else policy,
+                model=_with_adapter(policy, lora, run.seed) if lora else policy,
                 args=settings(data, learner, run, aside, dtype, ranks.device, recomputes),
                 train_dataset=data.data,
                 processing_class=_padding(tokenizer, vocab_size(model.path)),
                 callbacks=[journal],
             )
-            if model.lora_rank:
+            if lora:
                 log.say(described(policy))
             _train(made, policy, journal, found)
-            _save(policy, declared, model, tokenizer, folder / "model", ranks)
+            _save(policy, declared, (model.path, lora), tokenizer, folder / "model", ranks)
     checkpoint.remove(aside)  # made anew where no step was left to do
     return _summary(len(rows), made, journal.seconds, folder)
 
@@ -212,19 +216,29 @@ def _alone(title: str, model: Model) -> Ranks:
 
 
 def _policy(model: Model, packing: bool) -> Any:
-    """The model in float32; under an adapter, the frozen base in the compute type.
+    """The model in float32; under an adapter, the frozen base in the compute type or four bits.
 
     Raises RecipeError where it cannot learn from rows, or from several of them in one sequence.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)  # as `load_policy`: every batch is a new shape
-    dtype = DTYPES[chosen(model.dtype)] if model.lora_rank else torch.float32
+    dtype = DTYPES[chosen(model.dtype)] if model.lora.on else torch.float32
     policy = pretrained.load_model(model.path, dtype, trained=True)
     disable_dropout(policy)  # as in reinforcement learning; it also makes a resumed run exact
     check_family(policy.config)
     check_causal(policy.eval())
     if packing:
         check_packing(policy)
+    if model.quantization == "nf4":
+        quantize_base(policy)
     return policy
+
+
+def _with_adapter(policy: Any, lora: LoraSpec, seed: int) -> Any:
+    """The policy in peft's wrapper. Raises RecipeError where it could not be loaded again."""
+    torch.manual_seed(seed)  # a run that is begun anew has the same adapter
+    wrapped = peft_model(policy, lora)
+    check_peft(policy, lora)
+    return wrapped
 
 
 def _padding(tokenizer: Any, size: int) -> Any:
@@ -249,11 +263,17 @@ def _references(
 
 
 def _save(
-    policy: Any, declared: Any, model: Model, tokenizer: Any, folder: Path, ranks: Ranks
+    policy: Any,
+    declared: Any,
+    origin: tuple[str, LoraSpec | None],
+    tokenizer: Any,
+    folder: Path,
+    ranks: Ranks,
 ) -> None:
     """The model as the rl stage leaves one: an adapter merged, and beside it under `adapter/`.
 
     declared: its configurations as they were read; the trainer aligns them with the tokenizer.
+    origin: the model that it was made from, and the adapter on it.
     """
     policy.config, policy.generation_config = declared
     aside = folder.with_suffix(".tmp")
@@ -264,8 +284,8 @@ def _save(
             str(place),
             ranks,
             canary_logits(policy),
-            lora_rank=model.lora_rank,
-            base=model.path,
+            base=origin[0],
+            lora=origin[1],
         )
         if type(tokenizer) is PreTrainedTokenizerFast:  # of a pretrain stage
             save_tokenizer(tokenizer, str(place))

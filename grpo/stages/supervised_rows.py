@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from grpo.data.conversation import template_columns
-from grpo.data.jsonl import read_jsonl
+from grpo.data.files import read_rows as read_file
 from grpo.data.prompts import PromptTemplate
-from grpo.data.published import as_row, load_rows
+from grpo.data.published import load_rows
 from grpo.data.source import stable_hash
 from grpo.errors import DataError
+from grpo.outside.code import objects
 from grpo.outside.rows.columns import Row, checked_prompt, column, message_text
 from grpo.outside.terminal.console import Console
 from grpo.types import Message, Task
@@ -49,7 +50,7 @@ class TokenRow:
 
 
 def read_rows(path: str) -> list[TextRow]:
-    """Rows of a JSONL file, of a folder with train.jsonl or made by `save_to_disk`, or of the hub.
+    """Rows of files (`grpo/data/files.py`), of a stage's folder `data`, or of the hub.
 
     Raises DataError with file and line for an empty file, a missing column, a wrong type.
     """
@@ -150,35 +151,15 @@ def draw(population: int, count: int, seed: int) -> list[int]:
 
 
 def _open(path: str) -> list[tuple[str, Row]]:
+    if objects.is_object(path):
+        return objects.find("data", path).rows
     place = Path(path).expanduser()
-    if place.is_dir():
-        if (place / SHARD).is_file():
-            return read_jsonl(place / SHARD)
-        if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
-            return _saved(place)
-        raise DataError(
-            f"data folder {path!r} holds neither {SHARD} nor a data set written by save_to_disk"
-        )
+    if (place / SHARD).is_file():  # beside a card and the like
+        return read_file(place / SHARD)
     # A hub id has one slash and no ending; anything else is meant as a file.
-    if place.is_file() or place.suffix or place.is_absolute() or path.count("/") != 1:
-        return read_jsonl(place)
+    if place.exists() or place.suffix or place.is_absolute() or path.count("/") != 1:
+        return read_file(path)
     return load_rows(path, None, "train")
-
-
-def _saved(folder: Path) -> list[tuple[str, Row]]:
-    import datasets  # seconds to import
-
-    try:
-        table: Any = datasets.load_from_disk(str(folder))
-    except Exception as error:  # the library raises whatever its readers raise
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"data folder {str(folder)!r} cannot be loaded: {reason}") from error
-    if isinstance(table, datasets.DatasetDict):
-        if "train" not in table:
-            have = ", ".join(map(str, table))
-            raise DataError(f"data folder {str(folder)!r} has no split train, only {have}")
-        table = table["train"]
-    return [(f"{folder}:{i}", as_row(dict(row))) for i, row in enumerate(table, 1)]
 
 
 def _text_row(place: str, row: Row) -> TextRow:

@@ -35,6 +35,7 @@ from grpo.rewards.accuracy import Accuracy
 from grpo.rewards.compose import RewardSet
 from grpo.rollout import LOADING
 from grpo.rollout.pool.ray_pool import ray_pool
+from grpo.stages.adapters import adapter_of
 from grpo.stages.endings import sampling_of, vocab_size, warn_of_turn_end
 from grpo.stages.prompting import check_rows, template_of
 from grpo.stages.remote_rewards import RemoteRewards, reward_set
@@ -42,7 +43,7 @@ from grpo.training.agreement import AgreementGate
 from grpo.training.curriculum import Curriculum
 from grpo.training.drawing import RolloutSpec
 from grpo.training.loop import TrainerParts
-from grpo.training.probes import Probes
+from grpo.training.probes import PROMPTS, Probes
 from grpo.training.schedule import RolloutScheduler
 from grpo.training.step_limits import StepLimits
 from grpo.types import Engine, EngineSpec, Prompt, Sampling, TaskSource, Verifier
@@ -61,13 +62,20 @@ class Sampler:
 
 
 def build_sampler(
-    *, model: Model, data: Data, rollout: Rollout, recipe: Recipe, num_heldout: int = 0
+    *,
+    model: Model,
+    data: Data,
+    rollout: Rollout,
+    recipe: Recipe,
+    num_heldout: int = 0,
+    engine: Engine | None = None,
 ) -> Sampler:
     """Tokenizer, tasks, prompts and engine, from the sections of a stage.
 
-    num_heldout: how many held-out tasks to turn into prompts.
+    num_heldout: how many held-out tasks to turn into prompts. engine: one that has the model; by
+    default one is built that loads it.
     """
-    pretrained.check_model(model.path, weights=rollout.engine in LOADING)
+    pretrained.check_model(model.path, weights=engine is None and rollout.engine in LOADING)
     tokenizer = pretrained.tokenizer(model.path, chat_template=data.chat_template)
     source = plugins.load("source", data.source, data.args)
     template = template_of(data, tokenizer, model.path, rollout.longest_completion)
@@ -82,7 +90,7 @@ def build_sampler(
         template=template,
         sampling=sampling,
         prompts=prompts,
-        engine=build_engine(model, data, rollout, recipe),
+        engine=engine or build_engine(model, data, rollout, recipe),
     )
 
 
@@ -121,7 +129,7 @@ def build_engine(model: Model, data: Data, rollout: Rollout, recipe: Recipe) -> 
         max_length=min(length, pretrained.positions(model.path) or length),
         seed=recipe.run.seed,
         threads=recipe.run.threads,
-        lora_rank=model.lora_rank,
+        lora=adapter_of(model),
         quantization=model.quantization,
     )
     if rollout.backend == "ray":
@@ -228,12 +236,12 @@ def build_curriculum(stage: RLStage, staleness: int) -> Curriculum | None:
 
 
 def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> AgreementGate | None:
-    """The agreement gate on held-out prompts; None where it is off."""
+    """The agreement gate on held-out prompts, or else training ones; None where it is off."""
     if not stage.agreement.steps:
         return None
     return AgreementGate(
         probes=Probes(
-            prompts=sampler.prompts,
+            prompts=sampler.prompts or _training_prompts(sampler),
             sampling=sampler.sampling,
             seed=settings.seed,
             vocab_size=vocab_size(stage.model.path),
@@ -242,6 +250,14 @@ def build_gate(stage: RLStage, settings: Run, sampler: Sampler) -> AgreementGate
         max_difference=stage.agreement.max_difference,
         decode=sampler.tokenizer.decode,
     )
+
+
+def _training_prompts(sampler: Sampler) -> list[Prompt]:
+    """Training prompts for the gate of a stage that asks no held-out tasks; none is counted."""
+    counts = dict(sampler.template.counts)
+    prompts = heldout.prepare(sampler.source, sampler.template, PROMPTS, "train")
+    sampler.template.counts.update(counts)
+    return prompts
 
 
 def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerParts:
@@ -265,7 +281,7 @@ def build_parts(stage: RLStage, recipe: Recipe, sampler: Sampler) -> TrainerPart
             config=stage.learner,
             dtype=chosen(stage.model.dtype),
             engine_dtype=chosen(stage.rollout.dtype or stage.model.dtype),
-            lora_rank=stage.model.lora_rank,
+            lora=adapter_of(stage.model),
             quantization=stage.model.quantization,
             temperature=stage.rollout.temperature,
             truncation=sampler.sampling if sampler.sampling.truncates else None,

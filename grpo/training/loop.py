@@ -68,9 +68,19 @@ class Step:
     warning: str = ""  # what a person should know of it
 
 
-def train(parts: TrainerParts, *, start: int, max_steps: int) -> Iterator[Step]:
-    """Yield each finished step from `start` + 1 to `max_steps`; the caller logs and saves."""
+def train(
+    parts: TrainerParts,
+    *,
+    start: int,
+    max_steps: int,
+    begin: Callable[[int], None] = lambda _step: None,
+) -> Iterator[Step]:
+    """Yield each finished step from `start` + 1 to `max_steps`; the caller logs and saves.
+
+    begin: called with the number of a step before its batch is taken.
+    """
     for step in range(start + 1, max_steps + 1):
+        begin(step)
         yield train_step(parts, step, first=step == start + 1)
 
 

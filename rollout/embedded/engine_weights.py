@@ -30,9 +30,9 @@ def private_copy(model: nn.Module, dtype: torch.dtype | None, share_storage: boo
     return copy.deepcopy(model, memo).eval()
 
 
-def own_weights(model: nn.Module, lora_rank: int) -> dict[str, Tensor]:
+def own_weights(model: nn.Module, has_adapter: bool) -> dict[str, Tensor]:
     """The tensors of `model` that a learner sends, by name: all of them, or its adapter's."""
-    return dict(adapter_parameters(model) if lora_rank else model.state_dict(keep_vars=True))
+    return dict(adapter_parameters(model) if has_adapter else model.state_dict(keep_vars=True))
 
 
 def copy_weights(

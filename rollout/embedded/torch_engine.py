@@ -37,7 +37,7 @@ from grpo.rollout.embedded.ways import ways_on
 from grpo.rollout.samples import Job, Sample, put_back
 from grpo.rollout.settings import TorchSettings
 from grpo.rollout.texts import completion_text, cut
-from grpo.types import Ack, EngineSpec, FinishReason, InFlight, Version
+from grpo.types import Ack, EngineSpec, FinishReason, InFlight, LoraSpec, Version
 
 _STOP_MARGIN = 8  # tokens decoded beyond the stop string's bytes: some tokens have no text
 
@@ -52,8 +52,8 @@ class TorchEngine(LocalEngine):
     keeps a second copy of the weights in the layout the CPU multiplies fastest, where model and
     machine allow it; only `load_weights` changes that one. `compile` decodes with the model's own
     code under torch.compile, for GPUs (minutes at the first step). `tokenizer` needs
-    `decode(ids, skip_special_tokens=...)`. With `lora_rank`, the copy gets an adapter of that
-    rank, and `load_weights` takes its tensors alone.
+    `decode(ids, skip_special_tokens=...)`. With `lora`, the copy gets that adapter, and
+    `load_weights` takes its tensors alone.
     """
 
     def __init__(
@@ -67,16 +67,16 @@ class TorchEngine(LocalEngine):
         share_storage: bool = False,
         packed: bool | None = None,
         compile: bool = TorchSettings.compile,
-        lora_rank: int = 0,
+        lora: LoraSpec | None = None,
     ) -> None:
         if max_rows < 1:
             raise EngineError(f"max_rows must be at least 1, not {max_rows}")
         cast: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self.model = private_copy(model, cast, share_storage)
-        if lora_rank:
-            add_adapter(self.model, lora_rank)
+        if lora:
+            add_adapter(self.model, lora)
             self.model.to(cast).requires_grad_(False)
-        self._lora_rank = lora_rank
+        self._has_adapter = lora is not None
         self.tokenizer = tokenizer
         config: Any = self.model.config
         super().__init__(
@@ -116,7 +116,7 @@ class TorchEngine(LocalEngine):
             share_storage=True,  # with nobody: the model is the engine's alone
             packed=True,
             compile=settings.compile,
-            lora_rank=spec.lora_rank,
+            lora=spec.lora,
         )
 
     # The Engine protocol
@@ -152,7 +152,7 @@ class TorchEngine(LocalEngine):
 
     def _load(self, weights: Iterable[tuple[str, Tensor]], version: Version) -> Ack:
         """Copy `weights` in by name. The hash is that of what the module holds afterwards."""
-        own = own_weights(self.model, self._lora_rank)
+        own = own_weights(self.model, self._has_adapter)
         dtypes = copy_weights(own, weights)
         self._decoder.refresh()
         self._rows.mark(version)

@@ -46,6 +46,10 @@ def body_for(request: Request, name: str) -> dict[str, Any]:
             "top_p": sampling.top_p,
             "top_k": sampling.top_k,
             "min_p": sampling.min_p,
+            # Of a server that reads defaults from generation_config.json of the model.
+            "repetition_penalty": 1.0,
+            "frequency_penalty": 0.0,
+            "presence_penalty": 0.0,
             "seed": seed_of(request.key),
             "stop": list(sampling.stop),
             # The request's own ends of sequence, and none that the server knows of.

@@ -159,8 +159,8 @@ class Control:
     def _greet(self) -> None:
         """Refuse a server that cannot hold what the recipe asks for. Raises EngineError."""
         problem = None
-        if self.spec.lora_rank:
-            problem = "takes full weights, and model.lora_rank is set: use rollout.engine=vllm"
+        if self.spec.lora:
+            problem = "takes full weights, and model.lora is set: use rollout.engine=vllm"
         elif self._hello["dtype"] != self.spec.dtype:
             problem = (
                 f"computes in {self._hello['dtype']}, the recipe asks for {self.spec.dtype}: start "

@@ -14,7 +14,7 @@ import pytest
 from grpo.method.advantage import reward_matrix
 from grpo.method.table import ADVANTAGES
 from grpo.method.weighted_rows import make_rows
-from grpo.types import Row, Sampling
+from grpo.types import LoraSpec, Row, Sampling
 
 from ..grpo.rows import group
 from .card import make_learner
@@ -29,7 +29,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "padded rows": {"config": {"share_prompts": False}},
     "float16, scaled loss": {"dtype": "float16"},
     "beta > 0": {"algorithm": {"beta": 0.1}},
-    "LoRA": {"lora_rank": 4},
+    "LoRA": {"lora": LoraSpec(rank=4)},
     "gradient checkpointing": {"config": {"gradient_checkpointing": True}},
     "top-entropy tokens and bonus": {
         "algorithm": {"loss_args": {"top_entropy_quantile": 0.2, "entropy_coef": 0.1}}

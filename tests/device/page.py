@@ -9,24 +9,23 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests import tables
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PAGE = ROOT / "docs" / "gpu.md"
 STANDIN = ROOT / "benchmarks" / "results" / "standin.json"
-START, END = "<!-- made by tests/device/page.py: start -->", "<!-- made by it: end -->"
+PROGRAM = "tests/device/page.py"
 
 
 def main() -> None:
     """Put the tables between their markers."""
-    before, _, after = split()
-    PAGE.write_text(f"{before}{START}\n{made()}\n{END}{after}", encoding="utf-8")
+    tables.put(PAGE, PROGRAM, made())
 
 
 def split() -> tuple[str, str, str]:
     """The page before the tables, the tables as they stand there, and the page after them."""
-    before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
-    tables, _, after = rest.partition(END)
-    return before, tables.strip("\n"), after
+    return tables.split(PAGE, PROGRAM)
 
 
 def made() -> str:

@@ -142,7 +142,7 @@ def test_every_change_is_listed_and_the_point_of_a_recipe_stays(models: Path) ->
         assert f"algorithm.{name}" not in listed
     assert [r.title for r in after.rewards] == ["math", "soft_overlong", "dry_run_noise"]
     assert [r.weight for r in after.rewards[:2]] == [r.weight for r in before.rewards]
-    assert after.model.lora_rank == 8
+    assert after.model.lora.rank == 8
     assert after.rollout.max_rounds == 2
 
 

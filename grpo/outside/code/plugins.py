@@ -1,5 +1,7 @@
 """Plug-ins: a name from an explicit dict, `package.module:attr`, or `path/to/file.py:attr`.
 
+A Python object that a call was given is `object:NAME` (`objects.py`).
+
 Rewards, sources, engines, advantages, objectives and callbacks are all found this way. Arguments
 are checked against the signature before anything is called, so a typo in a recipe is a sentence
 at the start of a run and not a TypeError in the middle of it.
@@ -20,7 +22,7 @@ from typing import Any
 
 import grpo
 from grpo.errors import GrpoError, PluginError, did_you_mean, unknown_name
-from grpo.outside.code import fresh
+from grpo.outside.code import fresh, objects
 from grpo.outside.code.foreign import guarded, said
 
 # Where the built-ins of each kind are listed. Addresses, since those modules import this file. All
@@ -63,6 +65,8 @@ def find(kind: str, spec: str, record: type | None = None) -> Any:
     Raises PluginError for an unknown name (close matches first), a file, module or attribute that
     does not exist, code that fails while it is imported, or something that cannot be called.
     """
+    if objects.is_object(spec):
+        return objects.find(kind, spec)
     if not is_address(spec):
         known = builtins(kind)
         if not known:

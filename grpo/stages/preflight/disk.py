@@ -70,7 +70,7 @@ def _stage_bytes(stage: schema.AnyStage, count: int, recipe: schema.Recipe) -> t
         return weights, weights
     model, learner = cast(Any, stage).model, cast(Any, stage).learner
     moments = 2 * WEIGHT * count
-    if model.lora_rank:
+    if model.lora.on:
         weights //= 1 if model.dtype in ("auto", "float32") else 2  # merged in the compute type
         moments = 0
     elif getattr(learner, "optim", "").endswith("8bit"):

@@ -86,8 +86,8 @@ def _of_stage(stage: AnyStage) -> Iterator[tuple[str, str]]:
     if isinstance(stage, SFTStage | DistillStage):
         yield f"kind = {stage.kind!r}", "trl"
     model = getattr(stage, "model", None)
-    if rank := getattr(model, "lora_rank", 0):
-        yield f"model.lora_rank = {rank}", "peft"
+    if (lora := getattr(model, "lora", None)) is not None and lora.on:
+        yield "model.lora", "peft"
     if (kind := getattr(model, "quantization", "none")) != "none":
         yield f"model.quantization = {kind!r}", "bitsandbytes"
     if isinstance(stage, RLStage) and stage.learner.optim != "adamw_torch":

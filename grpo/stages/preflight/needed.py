@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from grpo.data.jsonl import ANSWER, TableSource
 from grpo.data.mixture import Mixture
 from grpo.data.source import Split
+from grpo.data.table import ANSWER, TableSource
 from grpo.errors import DataError, GrpoError, PluginError, RewardError, at
 from grpo.outside.code.foreign import guarded, said
 from grpo.outside.rows.columns import near

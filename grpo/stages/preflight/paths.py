@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from grpo.config.schema import REFERENCE, AnyStage, RewardSpec, RLStage, SFTStage
-from grpo.errors import RecipeError
+from grpo.data.files import files_at
+from grpo.errors import RecipeError, at
+from grpo.outside.code import objects
+from grpo.stages.adapters import check_adapter
 
 MODELS = ("model.path", "teacher.path", "slm.reference", "models")  # settings that name models
 HUB = "hub"  # the source whose `path` is a data set of the hub
 # Sources that read a data set of the hub, and with `path` a file instead.
 PUBLISHED = ("gsm8k", "math", "aime", "amc", "humaneval", "mbpp", "leetcode")
-FILES = ("jsonl", *PUBLISHED)  # sources whose path is a file
+FILES = ("file", *PUBLISHED)  # sources whose path is a file, a folder or a pattern
 
 
 def check_paths(stage: AnyStage, where: str) -> None:
@@ -22,6 +26,7 @@ def check_paths(stage: AnyStage, where: str) -> None:
     A path with one slash may be a hub id; its loader decides. Raises RecipeError.
     """
     _check_local(models(stage), where)
+    check_adapter(stage, where)
     if isinstance(stage, SFTStage):
         _check_rows(f"{where}data.path", stage.data.path)
         for path in stage.data.mix:
@@ -95,9 +100,9 @@ def _check_local(named: Iterable[tuple[str, str]], where: str) -> None:
 
 
 def _check_rows(setting: str, path: str) -> None:
-    reference = path.startswith(REFERENCE)
-    if not reference and is_rows_file(path) and not Path(path).expanduser().exists():
-        raise _missing(setting, path)
+    elsewhere = path.startswith(REFERENCE) or objects.is_object(path)
+    if not elsewhere and is_rows_file(path):
+        _check_files(setting, path)
 
 
 def _check_source(setting: str, source: str, args: Mapping[str, Any]) -> None:
@@ -113,11 +118,18 @@ def _check_source(setting: str, source: str, args: Mapping[str, Any]) -> None:
         path = args.get(name)
         if not isinstance(path, str):
             continue
-        place = Path(path).expanduser()
-        if (source in FILES or is_local(path)) and not place.exists():
+        if source in FILES:
+            _check_files(f"{setting}.{name}", path)
+        elif is_local(path) and not Path(path).expanduser().exists():
             raise _missing(f"{setting}.{name}", path)
-        if source in FILES and not place.is_file():
-            raise RecipeError(f"{setting}.{name} = {path!r}: it is a folder, and a file is read.")
+
+
+def _check_files(setting: str, path: str) -> None:
+    """A file, a folder or a pattern of rows. Raises RecipeError, DataError."""
+    if not (Path(path).expanduser().exists() or glob.has_magic(path)):
+        raise _missing(setting, path)
+    with at(f"{setting} = {path!r}"):
+        files_at(path)
 
 
 def _missing(setting: str, path: str) -> RecipeError:

@@ -91,7 +91,8 @@ def all_rewards(stage: schema.AnyStage, where: str) -> dict[str, list[Named]]:
     mine = named_rewards(stage.rewards, f"{where}rewards")
     if isinstance(stage, schema.RLStage):
         own = named_rewards(stage.eval.rewards, f"{where}eval.rewards")
-        return {"train": mine, "heldout": own or mine}
+        judged = {} if stage.eval.is_off else {"heldout": own or mine}
+        return {"train": mine, **judged}
     return {"heldout": mine} if isinstance(stage, schema.EvalStage) else {"train": mine}
 
 

@@ -213,6 +213,7 @@ def test_plan_knows_the_size_of_models(tmp_path: Path, recipe: Path) -> None:
         "parameters": total,
         "kv_values_per_token": 2 * 4 * 128,
         "shares_prompts": 1,
+        "adapter": 0,
     }
 
 

@@ -17,6 +17,7 @@ from grpo.config.config import load, resolved
 # what a person types for an option, and what has to arrive for it
 TYPED: dict[str, tuple[list[str], Any]] = {
     "tasks": (["--tasks", "parity,gsm8k"], ("parity", "gsm8k")),
+    "rewards": (["--rewards", "mine.py:f,accuracy"], ("mine.py:f", "accuracy")),
     "data": (["--tasks", "gsm8k", "--data", "gsm8k=f.jsonl"], {"gsm8k": "f.jsonl"}),
     "k": (["--k", "7"], 7),
     "limit": (["--limit", "23"], 23),
@@ -46,6 +47,14 @@ TYPED: dict[str, tuple[list[str], Any]] = {
     "resume": (["--resume", "RUN"], None),
     "accept_changes": (["--accept-changes"], True),
     "timeout": (["--timeout", "47"], 47.0),
+    "heldout": (["--heldout", "test.csv"], "test.csv"),
+    "prompt": (["--prompt", "question"], "question"),
+    "answer": (["--answer", "gold"], "gold"),
+    "max_prompt_length": (["--max-prompt-length", "97"], 97),
+    "json": (["--json"], True),
+    "model": (["--model", "named"], "named"),
+    "rows": (["--rows", "53"], 53),
+    "eval_rows": (["--eval-rows", "59"], 59),
 }
 NEEDED = {  # what a form cannot do without
     "grpo train RECIPE": ["parity-r1-zero"],
@@ -54,24 +63,29 @@ NEEDED = {  # what a form cannot do without
     "grpo eval MODEL --recipe RECIPE": ["model", "--recipe", "parity-r1-zero"],
     "grpo eval RUN": ["RUN"],
     "grpo score REWARD FILE.jsonl": ["accuracy", "ROWS"],
+    "grpo data FILE": ["ROWS"],
+    "grpo data --recipe RECIPE": ["--recipe", "parity-r1-zero"],
     "grpo check RECIPE": ["parity-r1-zero"],
     "grpo doctor": [],
     "grpo plan RECIPE": ["parity-r1-zero"],
     "grpo dry-run RECIPE": ["parity-r1-zero"],
+    "grpo import-trl CONFIG.yaml": ["config.yaml"],
     "grpo show RUN": ["RUN"],
     "grpo chat MODEL": ["a", "b"],
     "grpo serve MODEL": ["model"],
 }
-POSITIONAL = {"model", "models", "reward", "file", "run"}
+POSITIONAL = {"model", "models", "reward", "file", "run", "config"}
 CALLED = {
     "grpo.commands.train": ("train", "resume"),
-    "grpo.commands.eval_recipe": ("evaluate_model",),
+    "grpo.commands.eval_recipe": ("evaluate_model", "compare_model"),
     "grpo.commands.eval_tasks": ("evaluate_tasks",),
+    "grpo.commands.data": ("print_data",),
     "grpo.commands.check": ("check_recipe",),
     "grpo.commands.doctor": ("print_doctor",),
     "grpo.commands.score": ("score_file",),
     "grpo.commands.plan": ("print_plan",),
     "grpo.commands.dryrun": ("dry_run",),
+    "grpo.commands.importtrl": ("import_trl",),
     "grpo.commands.show": ("print_run",),
     "grpo.commands.chat": ("chat",),
     "grpo.commands.serve": ("serve",),
@@ -159,7 +173,7 @@ def test_every_option_arrives_or_is_refused_by_name(
         wanted = "new-folder" if verb == "eval" else Path("new-folder").resolve()
     elif option == "resume":
         wanted = str(tmp_path / "RUN")
-    elif option == "recipe" and verb != "eval":
+    elif option == "recipe" and verb not in ("eval", "data"):
         words, wanted = ["parity-r1-zero"], "parity-r1-zero"
     needed = [] if words[:1] == ["--tasks"] and "--tasks" in form else NEEDED[form]
     needed = needed or NEEDED[form][:1]
@@ -181,16 +195,15 @@ def test_every_option_arrives_or_is_refused_by_name(
 def test_a_refusal_says_what_does_the_same(
     calls: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["eval", "RUN", "--baseline", "B", "--out", "D", "--limit", "20", "--k", "4"]
+    words = ["eval", "RUN", "--against", "B", "--out", "D", "--limit", "20", "--k", "4"]
     code, said = run(words, tmp_path, capsys)
     assert (code, calls) == (2, [])
     # one thing to do for each of them, and no second one
     assert (
-        "write eval.num_samples=N eval.num_tasks=N instead, and leave --baseline, --out out."
-        in said
+        "write eval.num_samples=N eval.num_tasks=N instead, and leave --against, --out out." in said
     )
-    code, said = run(["eval", "RUN", "--baseline", "B"], tmp_path, capsys)
-    assert "does not take --baseline, which belongs to `grpo eval MODEL --tasks NAME,…`." in said
+    code, said = run(["eval", "RUN", "--against", "B"], tmp_path, capsys)
+    assert "does not take --against, which belongs to `grpo eval MODEL --tasks NAME,…`." in said
 
 
 @pytest.mark.parametrize(

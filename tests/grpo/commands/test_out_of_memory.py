@@ -85,7 +85,7 @@ name: t
 run: {dir: run, threads: 1, save_steps: 1}
 model: {path: base}
 data:
-  source: jsonl
+  source: file
   args: {path: rows.jsonl, heldout_fraction: 0.5}
   template: raw
   max_prompt_length: 64
@@ -169,7 +169,7 @@ def test_fine_tuning(recipe):
 def test_loading(recipe):
     line = run(recipe, "grpo.stages.rl:build_parts", ["train", recipe / "rl.yaml"], room=2**12)
     assert "loading the model" in line
-    assert "model.lora_rank=16 (now 0)" in line
+    assert "model.lora.rank=16 (now 0)" in line
 
 
 def test_a_run_that_has_begun_goes_on_or_starts_from_its_checkpoint(recipe):

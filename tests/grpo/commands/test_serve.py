@@ -164,6 +164,9 @@ def test_every_start_has_another_token_in_a_file_for_its_port(own: Path) -> None
         ("--api_key", "leave --api-key out"),
         ("--host=0.0.0.0", "by --host and --port"),
         ("--port=1", "by --host and --port"),
+        ("--generation-config=auto", "other probabilities"),
+        ("--override_generation_config={}", "other probabilities"),
+        ("--logprobs-mode=raw_logprobs", "other probabilities"),
     ],
 )
 def test_options_that_would_go_round_the_guard(

@@ -66,7 +66,7 @@ def rl(place: Path, name: str = "run", at: int = 2, **sections: Any) -> dict[str
         "run": {"dir": str(place / name), "threads": 1, "save_steps": 0, "seed": 5},
         "model": {"path": str(place / "base")},
         "data": {
-            "source": "jsonl",
+            "source": "file",
             "args": {"path": str(place / "d.jsonl"), "heldout_fraction": 0.3},
             "template": "raw",
             "max_prompt_length": 8,

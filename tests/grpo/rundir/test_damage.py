@@ -67,7 +67,7 @@ def recipe(base: str, folder: Path, *, stop: int = 0, **sections: Any) -> dict[s
                 "name": "rl",
                 "model": {"path": base},
                 "data": {
-                    "source": "jsonl",
+                    "source": "file",
                     "args": {"path": f"{base}/rows.jsonl", "heldout_fraction": 0.2},
                     "template": "raw",
                     "max_prompt_length": 8,
@@ -302,7 +302,7 @@ def test_saved_files_have_the_mode_of_the_umask(base: str, tmp_path: Path, mask:
     try:
         tree = recipe(base, tmp_path / "run", learner={"max_steps": 1})
         [stage] = tree["stages"]
-        stage["model"]["lora_rank"] = 2
+        stage["model"]["lora"] = {"rank": 2}
         stage["eval"]["keep_best"] = True
         train_recipe(from_dict(tree), QUIET)
     finally:

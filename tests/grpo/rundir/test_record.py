@@ -84,7 +84,7 @@ def set_in(tree: Any, name: str, value: Any) -> None:
         ("schedule.mode", "sync", "one_step_off"),
         ("data.args.heldout_fraction", 0.2, "0.3"),
         ("data.template", "r1_zero", "raw"),
-        ("model.lora_rank", 4, "0"),
+        ("model.lora.rank", 4, "0"),
         ("learner.learning_rate", "much", "0.001"),
         ("eval.num_tasks", True, "3"),
     ],

@@ -63,7 +63,7 @@ def tree(folder: Path) -> dict[str, Any]:
                 "kind": "rl",
                 "model": {"path": "stage:a"},
                 "data": {
-                    "source": "jsonl",
+                    "source": "file",
                     "args": {"path": str(folder / "r.jsonl"), "heldout_fraction": 0.4},
                     "template": "raw",
                     "max_prompt_length": 32,

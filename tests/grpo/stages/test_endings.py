@@ -127,7 +127,7 @@ def recipe(model: Path, rows: list[dict[str, Any]], **rollout: Any) -> Any:
             "name": "t",
             "model": {"path": str(model)},
             "data": {
-                "source": "jsonl",
+                "source": "file",
                 "args": {"path": str(file), "heldout_path": str(heldout)},
                 "template": "chat",
             },

@@ -44,7 +44,7 @@ def rl(base: str, file: str, folder: Path) -> dict[str, Any]:
         "kind": "rl",
         "model": {"path": base},
         "data": {
-            "source": "jsonl",
+            "source": "file",
             "args": {"path": file, "heldout_fraction": 0.2},
             "template": "raw",
             "max_prompt_length": 8,

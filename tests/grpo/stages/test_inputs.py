@@ -54,7 +54,7 @@ def test_changed_rows_are_refused_or_sampled_anew(place: Path, what: str) -> Non
         resume_run(run, QUIET)
     for part in (str(place / "d.jsonl"), "the first that differs is row", "--accept-changes"):
         assert part in str(raised.value)
-    assert "accepted: stage rl: data.source = 'jsonl'" in resumed(run, accept_changes=True)
+    assert "accepted: stage rl: data.source = 'file'" in resumed(run, accept_changes=True)
     assert any(said in change["what"] for change in record.read(run)["changes"])
     # whatever was learned from afterwards is of the file as it is now
     known = {row["prompt"]: row["answer"] for row in rows}
@@ -151,10 +151,10 @@ def stages(place: Path) -> dict[str, dict[str, Any]]:
     write(place / "s.jsonl", [{"prompt": "ab", "completion": c * 3} for c in "abcdefgh"])
     write(place / "t.jsonl", [{"prompt": "ba", "completion": c * 3} for c in "abcdefgh"])
     (place / "source.py").write_text(
-        "import json, pathlib\nfrom grpo.data.jsonl import jsonl\nfrom grpo.data import SOURCES\n"
+        "import json, pathlib\nfrom grpo.data.table import file\nfrom grpo.data import SOURCES\n"
         "class Source:\n    def __init__(self):\n"
         "        here = pathlib.Path(__file__).parent\n"
-        "        self.rows = jsonl(path=str(here / 'a.jsonl'), heldout_fraction=0.3)\n"
+        "        self.rows = file(path=str(here / 'a.jsonl'), heldout_fraction=0.3)\n"
         "    def size(self, split):\n        return self.rows.size(split)\n"
         "    def task(self, split, index):\n        return self.rows.task(split, index)\n"
         "    def alphabet(self):\n        return 'abcdefgh'\n"
@@ -163,11 +163,11 @@ def stages(place: Path) -> dict[str, dict[str, Any]]:
     model = {"path": str(place / "base")}
     rewards = [{"name": f"{place / 'mine.py'}:reward"}]
     args = {"path": str(place / "a.jsonl"), "heldout_path": str(place / "b.jsonl")}
-    data = {"source": "jsonl", "args": args, "template": "raw", "max_prompt_length": 8}
+    data = {"source": "file", "args": args, "template": "raw", "max_prompt_length": 8}
     rollout = {"prompts_per_step": 4, "num_generations": 2, "max_completion_length": 6}
     kept = {"num_tasks": 8, "min_reward": 0.0, "decontaminate": [str(place / "leaks.jsonl")]}
     write(place / "leaks.jsonl", [{"prompt": "zz", "n": n} for n in range(3)])
-    part = {"name": "one", "source": "jsonl", "args": {**args, "heldout_path": None}}
+    part = {"name": "one", "source": "file", "args": {**args, "heldout_path": None}}
     own = {"source": f"{place / 'source.py'}:Source"}
     small = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 16}
     sft = {"path": str(place / "s.jsonl"), "mix": {str(place / "t.jsonl"): 0.5}}
@@ -301,7 +301,7 @@ def test_figures_of_other_rows_are_not_put_side_by_side(place: Path) -> None:
     held = place / "held.jsonl"
     write(held, [{"prompt": c * 3, "answer": "a"} for c in "abc"])
     data = {"args": {"path": str(place / "d.jsonl"), "heldout_path": str(held)}}
-    data = {"source": "jsonl", "template": "raw", "max_prompt_length": 8, **data}
+    data = {"source": "file", "template": "raw", "max_prompt_length": 8, **data}
     run = stopped(place, data=data)
     write(held, [{"prompt": c * 2, "answer": "a"} for c in "fgh"])
     assert "evaluations so far were of other rows" in resumed(run, accept_changes=True)

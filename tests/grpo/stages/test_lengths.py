@@ -11,9 +11,9 @@ import pytest
 from grpo.commands import plan
 from grpo.commands.train import train_recipe
 from grpo.config.config import from_dict
-from grpo.data.jsonl import jsonl
 from grpo.data.mixture import Mixture
 from grpo.data.prompts import PromptTemplate
+from grpo.data.table import file
 from grpo.errors import DataError, RecipeError
 from grpo.outside.terminal.console import Console
 from grpo.stages.from_scratch import build_tokenizer
@@ -71,7 +71,7 @@ def write(file: Path, prompts: list[str]) -> str:
 
 def test_long_prompts_are_counted_without_putting_short_ones_into_tokens(tmp_path: Path) -> None:
     rows = ["a" * n for n in range(1, 31)]
-    source = jsonl(path=write(tmp_path / "r.jsonl", rows), heldout_fraction=0.0)
+    source = file(path=write(tmp_path / "r.jsonl", rows), heldout_fraction=0.0)
     prompts = template(positions=32)  # 20 are left
     found = overlong(source, prompts)
     # 21 to 30 are too long; beside them those within the special tokens' allowance are looked at
@@ -86,14 +86,14 @@ def test_long_prompts_are_counted_without_putting_short_ones_into_tokens(tmp_pat
 
 def test_parts_of_a_mixture_are_counted_by_their_own_lengths(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", ["abcdefgha", "a", "b"])
-    part = {"source": "jsonl", "args": {"path": path, "heldout_fraction": 0.0}}
+    part = {"source": "file", "args": {"path": path, "heldout_fraction": 0.0}}
     source = Mixture([{**part, "name": "one"}, {**part, "name": "two", "max_completion_length": 4}])
     assert overlong(source, template()).found == 1
 
 
 def test_where_none_fits_the_lengths_that_would_are_said(tmp_path: Path) -> None:
     path = write(tmp_path / "r.jsonl", ["a" * 9, "b" * 12])
-    source = jsonl(path=path, heldout_fraction=0.0)
+    source = file(path=path, heldout_fraction=0.0)
     with pytest.raises(RecipeError, match=r"max_completion_length = 12 .*takes 9; valid: 1 to 11"):
         overlong(source, template())
     with pytest.raises(DataError, match=r"data\.max_prompt_length=4, the shortest has 9 tokens"):
@@ -114,7 +114,7 @@ def recipe(base: str, folder: Path, *settings: str) -> Any:
         "run": {"dir": str(folder / "run"), "threads": 1},
         "model": {"path": base},
         "data": {
-            "source": "jsonl",
+            "source": "file",
             "args": {
                 "path": write(folder / "r.jsonl", [*rows, LONG]),
                 "heldout_path": str(folder / "heldout.jsonl"),

@@ -35,7 +35,7 @@ FAULTS: dict[str, tuple[dict[str, Any], list[Any] | None, list[str]]] = {
     "a part's file": (
         {
             "b.data.source": "mixture",
-            "b.data.args": {"parts": [{"source": "jsonl", "args": {"path": "gone.jsonl"}}]},
+            "b.data.args": {"parts": [{"source": "file", "args": {"path": "gone.jsonl"}}]},
         },
         None,
         ["b.data.args.parts.0.args.path = 'gone.jsonl'"],
@@ -66,11 +66,6 @@ FAULTS: dict[str, tuple[dict[str, Any], list[Any] | None, list[str]]] = {
         {"b.rewards.0": {"name": f"{MINE}:level"}},
         without("level"),
         ["r.jsonl:3 has no column 'level'", "mine.py:level"],
-    ),
-    "a function's column in one row": (
-        {"b.rewards.0": {"name": f"{MINE}:level"}},
-        rows_with(level=None),
-        ["r.jsonl:3 has no column 'level'"],
     ),
     "no rows": ({"b.rollout.engine_args": {"max_rows": 0}}, None, ["b.rollout.engine_args.max_r"]),
     "no address": (
@@ -224,7 +219,7 @@ FAULTS: dict[str, tuple[dict[str, Any], list[Any] | None, list[str]]] = {
         None,
         ["b.rollout.engine = 'vllm' needs vllm", "grpo-toolkit[vllm]"],
     ),
-    "an adapter's package": ({"b.model.lora_rank": 4}, None, ["b.model.lora_rank = 4 needs peft"]),
+    "an adapter's package": ({"b.model.lora.rank": 4}, None, ["b.model.lora needs peft"]),
     "a prompt too long": (
         {"b.data.overlong": "error"},
         rows_with(prompt="01" * 20 + "="),

@@ -16,12 +16,14 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from grpo.commands.train import resume_run, train_recipe
 from grpo.config.config import from_dict
-from grpo.config.schema import Model, Run, SFTData, SFTLearner, SFTStage
+from grpo.config.schema import Lora, Model, Run, SFTData, SFTLearner, SFTStage
 from grpo.errors import LearnerError, RecipeError
+from grpo.model.quantize import round_base
 from grpo.outside.terminal.console import Console
 from grpo.stages import sft_trainer
 from grpo.stages.sft import fine_tune, longest_row
@@ -229,8 +231,13 @@ def test_a_stage_learns_and_leaves_a_model_with_its_tokenizer(
     assert kept == ["step_000008", "step_000010"]
 
 
-def test_kill_and_resume_end_in_the_same_weights(base: str, file: str, tmp_path: Path) -> None:
-    chosen = {"slm": {"select": "excess", "reference": base}}
+@pytest.mark.parametrize("kind", ["selected tokens", "four bits"])
+def test_kill_and_resume_end_in_the_same_weights(
+    kind: str, base: str, file: str, tmp_path: Path
+) -> None:
+    chosen: dict[str, Any] = {"slm": {"select": "excess", "reference": base}}
+    if kind == "four bits":
+        chosen = {"model": {"path": base, "lora": {"rank": 4}, "quantization": "nf4"}}
     finished, folder = tmp_path / "finished", tmp_path / "killed"
     train_recipe(from_dict(recipe(base, file, finished, **chosen)), Console(quiet=True))
     yaml = tmp_path / "tiny.yaml"
@@ -252,13 +259,14 @@ def test_kill_and_resume_end_in_the_same_weights(base: str, file: str, tmp_path:
     assert not (folder / "summary.json").exists()
 
     cached = folder / "reference_losses.safetensors"
-    written = cached.stat().st_mtime_ns
+    written = cached.stat().st_mtime_ns if cached.exists() else 0
     resumed = resume_run(folder, Console(quiet=True))
     assert metrics(folder) == metrics(finished)
     assert resumed["tokens_trained"] == metrics(finished)[-1]["tokens_trained"]
     weights = [(f / "model" / "model.safetensors").read_bytes() for f in (folder, finished)]
     assert weights[0] == weights[1]
-    assert cached.stat().st_mtime_ns == written
+    assert (cached.stat().st_mtime_ns if cached.exists() else 0) == written
+    assert (written > 0) == (kind == "selected tokens")
 
     # killed once more, after the last checkpoint and before the model was written
     shutil.rmtree(folder / "model")
@@ -276,7 +284,7 @@ def test_an_adapter_is_merged_and_lies_beside_the_model(
     summary = fine_tune(
         rows,
         stage=SFTStage(
-            model=Model(path=base, lora_rank=2, dtype=dtype),
+            model=Model(path=base, lora=Lora(rank=2), dtype=dtype),
             data=SFTData(path="rows"),
             learner=SFTLearner(batch_size=4, max_steps=4, learning_rate=PEAK),
         ),
@@ -296,6 +304,76 @@ def test_an_adapter_is_merged_and_lies_beside_the_model(
         untrained = AutoModelForCausalLM.from_pretrained(base)(ids).logits
     assert (ours - untrained).abs().max() > 1e-3
     assert merged.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_under_an_adapter_a_base_in_four_bits_is_what_is_merged(
+    base: str, rows: list[TokenRow], tmp_path: Path, dtype: Any
+) -> None:
+    lora = Lora(rank=2, alpha=8, target_modules=("q_proj", "up_proj"))
+    summary = fine_tune(
+        rows,
+        stage=SFTStage(
+            model=Model(path=base, lora=lora, dtype=dtype, quantization="nf4"),
+            data=SFTData(path="rows"),
+            learner=SFTLearner(batch_size=4, max_steps=4, learning_rate=PEAK),
+        ),
+        tokenizer=AutoTokenizer.from_pretrained(base),
+        run=Run(threads=1, save_steps=2),
+        folder=tmp_path,
+        console=Console(quiet=True),
+    )
+    merged = AutoModelForCausalLM.from_pretrained(summary["model"])
+    rounded = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype))
+    round_base(rounded)
+    rounded.float()
+    before = AutoModelForCausalLM.from_pretrained(base).state_dict()
+    for name, tensor in merged.state_dict().items():
+        own = rounded.state_dict()[name]
+        trained = name.split(".")[-2] in ("q_proj", "up_proj")
+        assert torch.equal(tensor, own) == (not trained), name
+        if name.endswith("proj.weight"):  # what four bits cannot hold is not in it
+            assert not torch.equal(own, before[name])
+    beside = PeftModel.from_pretrained(rounded, f"{summary['model']}/adapter")
+    ids = torch.tensor([[6, 7, 8, 9, 10]])
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, beside(ids).logits, rtol=1e-4, atol=1e-5)
+    held = load_file(tmp_path / "checkpoints" / "step_000004" / "adapter_model.safetensors")
+    left = load_file(Path(summary["model"]) / "adapter" / "adapter_model.safetensors")
+    assert held.keys() == left.keys()
+    assert all(torch.equal(held[name], left[name]) for name in left)
+
+
+def test_fine_tuning_goes_on_from_an_adapter(
+    base: str, rows: list[TokenRow], tmp_path: Path
+) -> None:
+    def tune(folder: Path, lora: Lora, rate: float) -> Path:
+        folder.mkdir()
+        found = fine_tune(
+            rows,
+            stage=SFTStage(
+                model=Model(path=base, lora=lora),
+                data=SFTData(path="rows"),
+                learner=SFTLearner(batch_size=4, max_steps=2, learning_rate=rate),
+            ),
+            tokenizer=AutoTokenizer.from_pretrained(base),
+            run=Run(threads=1),
+            folder=folder,
+            console=Console(quiet=True),
+        )
+        return Path(found["model"]) / "adapter"
+
+    dora = Lora(rank=2, use_dora=True, target_modules=r".*\.[qv]_proj")
+    first = tune(tmp_path / "first", dora, PEAK)
+    second = tune(tmp_path / "second", Lora(adapter=str(first)), 1e-9)
+    old, new = (load_file(place / "adapter_model.safetensors") for place in (first, second))
+    assert old.keys() == new.keys()
+    assert {name.rpartition(".lora_")[2] for name in old} == {
+        *("A.weight", "B.weight", "magnitude_vector"),
+    }
+    for name, tensor in old.items():
+        torch.testing.assert_close(new[name], tensor, rtol=0, atol=1e-6)
+    assert max(float(t.abs().max()) for n, t in old.items() if "lora_B" in n) > 1e-3
 
 
 def test_bfloat16_computes_so_and_keeps_float32_weights(

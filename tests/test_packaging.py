@@ -23,7 +23,7 @@ def tree() -> set[str]:
         str(file.relative_to(ROOT))
         for file in (ROOT / "grpo").rglob("*")
         if file.is_file()
-        and (file.suffix in CODE_SUFFIXES or file.name == "py.typed")
+        and (file.suffix in CODE_SUFFIXES or file.name in ("py.typed", "constraints.txt"))
         and file.relative_to(ROOT).parts[1] not in MOUNTS
     }
     for mount in MOUNTS:

@@ -103,8 +103,9 @@ def look(completions, **columns):
 looked = grpo.score(rewards=look, dataset=written[:1])
 
 # %% [markdown]
-# In training a call has all completions of one prompt, and one argument more, `completion_ids`: the
-# tokens of each completion.
+# In training a call has all completions of one prompt, and what TRL passes besides:
+# `completion_ids` (the tokens of each completion), `trainer_state` (which step it is) and
+# `log_metric`, a function that records a figure of your own.
 #
 # ## Train
 #
@@ -165,11 +166,12 @@ hacked = grpo.train(rewards=[thinks, "accuracy"], name="thinks", **settings)
 hacked.plot("rewards/thinks/mean", "rewards/accuracy/mean", "completions/mean_length")
 
 # %% [markdown]
-# If you had plotted the reward alone, this would look like a success. The witness tells another
-# story: accuracy falls to the ground while the reward climbs. Where that happens, read completions.
+# Plot the reward alone, and this is a success. The witness tells another story. For a while all
+# goes as hoped: the model thinks in steps, and is right more often. Then it finds something better,
+# and accuracy falls to the ground while the reward climbs. Where that happens, read completions.
 
 # %%
-shown = [1, last // 2, last]
+shown = [1, last // 3, last]  # the beginning, the good days, the end
 pd.concat(
     {
         step: hacked.completions(step)[["completion", "thinks", "accuracy"]].head(2)
@@ -179,9 +181,10 @@ pd.concat(
 )
 
 # %% [markdown]
-# The model no longer thinks, and no longer answers. It repeats a closing tag. A tag is one token
-# and has nine characters, where a `0` or a `1` has one, so this is the cheapest way to write many
-# characters. The model did what was paid, not what was meant. This is called *reward hacking*.
+# In the end the model neither thinks nor answers. It repeats a closing tag. A tag is one token and
+# has nine characters, where a `0` or a `1` has one. As an answer may have 48 tokens at most, this
+# is the way to write the most characters. The model did what was paid, not what was meant. This is
+# called *reward hacking*.
 #
 # While it trained, the run said `look at some completions` with the figure that looked wrong. These
 # warnings cost nothing, but only your eyes can tell what they mean.
@@ -192,8 +195,8 @@ pd.concat(
 # to it. The new version counts only what stands inside the thought, pays up to 16 characters of it,
 # and pays nothing for a wrong answer.
 #
-# Functions are called as they are now. There is no old version in some cache: define `thinks`
-# again, run the training cell again, and the new one is used.
+# There is no old version in some cache. Change a function, run its cell and then the training cell,
+# and the new one is used, under the same name too.
 
 
 # %%

@@ -128,9 +128,11 @@ run = grpo.train(
 run.plot("reward", "accuracy", "completions/mean_length")
 
 # %% [markdown]
-# The reward rises, and so does the length. Nobody asked for long answers. So why does the model
-# write more? Look at the first three steps, and split the answers into those that thought in steps
-# and those that did not.
+# The reward rises, and so does the length. (If a curve drops for a step or two, one update was too
+# large. The model then makes mistakes in its thoughts, these are paid less, and it recovers.)
+#
+# Nobody asked for long answers. So why does the model write more? Look at the first three training
+# steps, and split the answers into those that thought in steps and those that did not.
 
 # %%
 import pandas as pd
@@ -236,7 +238,7 @@ grpo.plot([run, control], "accuracy", "completions/mean_length")
 #
 # ## One thing to try
 #
-# In the cell of the control, replace `"random"` by `"format"` and run it again. Now the model is paid
-# for its tags alone, and these are nearly always right already. What will the two curves do? Think
-# first. Then look at `control.metrics["frac_reward_zero_std"]`, the share of groups whose answers
-# all got the same reward.
+# In the cell of the control, replace `"random"` by `"format"` and run it again. Now the model is
+# paid for its tags alone, and these are nearly always right already. What will the two curves do?
+# Think first. Then look at `control.metrics["frac_reward_zero_std"]`, the share of groups whose
+# answers all got the same reward.

@@ -233,6 +233,7 @@ for bad in bad_rows:
 #
 # ## One thing to try
 #
-# Make the question harder: is the number of ones divisible by three? Change `label` in the first
-# code cell that makes rows (and the two phrases in `agrees`), and train again. Is one look at all
-# the bits still enough? Compare the curves with `grpo.plot([run, other])`.
+# Make the question harder: is the number of ones divisible by three? Change `label` in the cell
+# that makes the rows, and the two phrases in `agrees`, and train again. Is one look at all the bits
+# still enough? Before you trust the curve, work out how often a model is right that always gives
+# the more frequent answer.

@@ -2,7 +2,6 @@
 # jupyter:
 #   grpo:
 #     small:
-#       control_steps: 2
 #       steps: 2
 #       tasks: 16
 #   jupytext:
@@ -32,8 +31,7 @@
 import grpo
 
 # %% tags=["parameters"]
-steps = 40  # training steps
-control_steps = 30  # training steps of the control experiment at the end
+steps = 40  # training steps of each run
 tasks = 256  # problems that are kept for the exam before and after training
 
 # %% [markdown]
@@ -130,9 +128,11 @@ run = grpo.train(
 run.plot("reward", "accuracy", "completions/mean_length")
 
 # %% [markdown]
-# The reward rises, and so does the length. Nobody asked for long answers. So why does the model
-# write more? Look at the first three steps, and split the answers into those that thought in steps
-# and those that did not.
+# The reward rises, and so does the length. (If a curve drops for a step or two, one update was too
+# large. The model then makes mistakes in its thoughts, these are paid less, and it recovers.)
+#
+# Nobody asked for long answers. So why does the model write more? Look at the first three training
+# steps, and split the answers into those that thought in steps and those that did not.
 
 # %%
 import pandas as pd
@@ -214,7 +214,7 @@ control = grpo.train(
     "parity-random-reward",
     rewards=["random", "accuracy"],
     reward_weights=[1.0, 0.0],
-    max_steps=control_steps,
+    max_steps=steps,
     eval={"num_tasks": tasks},
     dir="runs/random-reward",
     overwrite=True,
@@ -238,7 +238,7 @@ grpo.plot([run, control], "accuracy", "completions/mean_length")
 #
 # ## One thing to try
 #
-# Set `rewards=["format"]` in the training cell and run it again. The tags are in their places
-# already, so nearly all groups have eight equal rewards. What will the curves of accuracy and
-# length do? Think first, then look at `run.metrics["frac_reward_zero_std"]`, the share of groups
-# that teach nothing.
+# In the cell of the control, replace `"random"` by `"format"` and run it again. Now the model is
+# paid for its tags alone, and these are nearly always right already. What will the two curves do?
+# Think first. Then look at `control.metrics["frac_reward_zero_std"]`, the share of groups whose
+# answers all got the same reward.

@@ -278,4 +278,4 @@ grpo.score(rewards=[few_ones, novelty], dataset=twice)[["prompt", "few_ones", "N
 #
 # Take the limit out of the mended reward: replace `min(len(thought), 16)` by `len(thought)`, and
 # train again. The answer must still be right. Does the model find a way to write longer thoughts
-# and still be right? Where does it stop?
+# and still be right? Look at the longest completions of the last step.

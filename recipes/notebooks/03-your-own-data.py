@@ -30,7 +30,7 @@
 import grpo
 
 # %% tags=["parameters"]
-steps = 45  # training steps
+steps = 60  # training steps
 exam_rows = 128  # rows that are kept for the exam
 
 # %% [markdown]
@@ -81,7 +81,8 @@ pd.Series(
         "empty cells": frame.isna().sum().sum(),
         "longest prompt, characters": frame["prompt"].str.len().max(),
         "share of 'more ones'": round((frame["label"] == "more ones").mean(), 3),
-    }
+    },
+    dtype=object,  # counts stay whole numbers
 ).to_frame("bits.csv")
 
 # %% [markdown]
@@ -121,13 +122,13 @@ grpo.score(rewards=agrees, dataset=written)[["prompt", "completion", "label", "a
 # %%
 settings = {
     "model": "assets/parity-base",  # comes with the package
-    "rewards": agrees,
     "prompts_per_step": 32,
     "num_generations": 8,
     "max_completion_length": 32,
     "overwrite": True,  # run a cell again and its run starts anew
 }
 run = grpo.train(
+    rewards=agrees,
     dataset=training,
     eval_dataset=exam,
     max_steps=steps,
@@ -176,8 +177,16 @@ axes = by_ones["right"].plot.bar(
 # them into text. Our tiny model has no template, so this cell brings one, which writes nothing but
 # the content and the `=` that ends a question. Your chat model has its own; you would leave out
 # `chat_template`.
+#
+# Rewards then get messages as well, as in TRL: a completion is a list with one message of the
+# assistant, and its `content` is the text.
+
 
 # %%
+def agrees_in_chat(completions, **columns):
+    return agrees([messages[-1]["content"] for messages in completions], **columns)
+
+
 template = (
     "{% for message in messages %}{{ message.content }}"
     "{% if message.role == 'user' %}={% endif %}{% endfor %}"
@@ -188,6 +197,7 @@ chats = [
 ]
 talk = grpo.train(
     dataset=chats,
+    rewards=agrees_in_chat,
     data={"template": "chat", "chat_template": template},
     max_steps=2,
     eval={"num_tasks": 8, "num_samples": 1},
@@ -211,7 +221,7 @@ bad_rows = [
 ]
 for bad in bad_rows:
     try:
-        grpo.train(dataset=[*rows[:20], bad], max_steps=1, name="bad", **settings)
+        grpo.train(rewards=agrees, dataset=[*rows[:20], bad], max_steps=1, name="bad", **settings)
     except grpo.GrpoError as error:
         print(bad, "\n   ", error, "\n")
 
@@ -223,6 +233,7 @@ for bad in bad_rows:
 #
 # ## One thing to try
 #
-# Make the question harder: is the number of ones divisible by three? Change `label` in the first
-# code cell that makes rows (and the two phrases in `agrees`), and train again. Is one look at all
-# the bits still enough? Compare the curves with `grpo.plot([run, other])`.
+# Make the question harder: is the number of ones divisible by three? Change `label` in the cell
+# that makes the rows, and the two phrases in `agrees`, and train again. Is one look at all the bits
+# still enough? Before you trust the curve, work out how often a model is right that always gives
+# the more frequent answer.

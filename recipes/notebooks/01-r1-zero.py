@@ -179,7 +179,7 @@ pd.DataFrame({"reward": reward, "ours": ours, "from the run": group["advantage"]
 
 # %%
 after = run.generate(prompt, n=4, temperature=1.0, seed=1)
-pd.concat({"before": before["completion"], "after": after["completion"]}).rename("").to_frame()
+pd.concat({"before": before["completion"], "after": after["completion"]}).to_frame("completion")
 
 # %% [markdown]
 # Are the steps in these thoughts the right ones? This cell compares each with the running parity.

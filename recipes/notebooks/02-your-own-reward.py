@@ -171,7 +171,7 @@ hacked.plot("rewards/thinks/mean", "rewards/accuracy/mean", "completions/mean_le
 # and accuracy falls to the ground while the reward climbs. Where that happens, read completions.
 
 # %%
-shown = [1, last // 3, last]  # the beginning, the good days, the end
+shown = [1, max(1, last // 3), last]  # the beginning, the good days, the end
 pd.concat(
     {
         step: hacked.completions(step)[["completion", "thinks", "accuracy"]].head(2)

@@ -77,7 +77,12 @@ import shutil
 from pathlib import Path
 
 folder = Path("runs", "from-trl")
-shutil.rmtree(folder, ignore_errors=True)  # so that this notebook can run again
+
+
+def fresh(name):
+    """A folder without a run in it: a trainer writes over nothing, and a cell may run again."""
+    shutil.rmtree(folder / name, ignore_errors=True)
+    return str(folder / name)
 
 
 def script(library, seed):
@@ -85,7 +90,7 @@ def script(library, seed):
         model=model,
         reward_funcs=parity,
         args=library.GRPOConfig(
-            output_dir=str(folder / f"{library.__name__}-{seed}"),
+            output_dir=fresh(f"{library.__name__}-{seed}"),
             seed=seed,
             max_steps=steps,
             num_generations=8,  # completions of a prompt
@@ -230,7 +235,7 @@ with capture_output():
         model=model,
         reward_funcs=parity,
         args=grpo.GRPOConfig(
-            output_dir=str(folder / "enough"),
+            output_dir=fresh("enough"),
             max_steps=2 * steps,
             per_device_train_batch_size=128,
             max_completion_length=32,

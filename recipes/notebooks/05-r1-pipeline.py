@@ -135,14 +135,23 @@ ask("zero", zero)
 # 12 rows in English.
 
 # %%
+import json
 from importlib.resources import files
+from pathlib import Path
 
-assets = files("grpo.recipes") / "assets"
-demonstrations = pd.read_json(str(assets / "mini-r1-cold-start.jsonl"), lines=True, dtype=False)
+
+def read(file):
+    """Prompts and completions of a file of JSON lines."""
+    rows = map(json.loads, Path(file).read_text(encoding="utf-8").splitlines())
+    return [{key: row[key] for key in ("prompt", "completion")} for row in rows]
+
+
+assets = Path(str(files("grpo.recipes"))) / "assets"
+demonstrations = read(assets / "mini-r1-cold-start.jsonl")
 with capture_output():
     cold = grpo.sft(
         model=base,
-        dataset=demonstrations[["prompt", "completion"]].to_dict("records"),
+        dataset=demonstrations,
         num_train_epochs=10,
         learning_rate=3e-4,
         batch_size=4,
@@ -150,7 +159,7 @@ with capture_output():
         dir="runs/r1/cold",
         overwrite=True,
     )
-print(demonstrations["prompt"][0], demonstrations["completion"][0])
+print(*demonstrations[0].values())
 ask("cold", cold)
 
 # %% [markdown]
@@ -183,8 +192,6 @@ ask("dev", dev)
 # right, finished, in English and not a repetition is kept, at most one for a prompt.
 
 # %%
-import json
-
 with capture_output():
     samples = grpo.reject(
         model=dev,
@@ -204,9 +211,7 @@ pd.DataFrame({"completions": counts})
 # many words that are not English. Here are three of the rows that were kept.
 
 # %%
-with (samples.folder / "data" / "train.jsonl").open(encoding="utf-8") as lines:
-    kept = [json.loads(line) for line in lines]
-kept = [{key: row[key] for key in ("prompt", "completion")} for row in kept]
+kept = read(samples.folder / "data" / "train.jsonl")
 for row in kept[:3]:
     print(row["prompt"], row["completion"])
 
@@ -217,8 +222,7 @@ for row in kept[:3]:
 # does not forget them, some questions that need no thought.
 
 # %%
-quick = pd.read_json(str(assets / "mini-r1-general.jsonl"), lines=True, dtype=False)
-quick = quick[["prompt", "completion"]].to_dict("records")[: len(kept) // 4]
+quick = read(assets / "mini-r1-general.jsonl")[: len(kept) // 4]
 with capture_output():
     sft = grpo.sft(
         model=base,

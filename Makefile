@@ -4,6 +4,9 @@
 #   make check        format, lint, types, imports between folders and how many, lengths, spelling,
 #                     warnings of the C++ compiler
 #   make test-readme  install, then run every command and snippet of the README
+#   make notebooks    run the notebooks of recipes/notebooks/ and write their outputs (NOTEBOOKS="01 04":
+#                     these; REPOSITORY=owner/name: where their badges lead)
+#   make test-notebooks  run them with small settings, twice without a restart; writes nothing
 #   make bench        speed and memory against transformers, vLLM and TRL (about an hour, nothing else
 #                     running; SECTIONS="learner tiny", REPEATS=5)
 #   make bench AGAINST=commit  speed of this commit against that one, both in one run (half an hour;
@@ -43,6 +46,8 @@ WORKERS ?= auto
 SECTIONS ?=
 REPEATS ?= 5
 PYTEST_ARGS ?=
+NOTEBOOKS ?=
+REPOSITORY ?=
 KIT_SECTIONS ?= card parity
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -53,7 +58,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install dev demo test test-threads test-sanitizers test-smollm2 test-gpu gpu gpu-here gpu-kit gpu-kit-test test-ray test-vllm check format test-readme bench bench-rollout bench-rewards clean
+.PHONY: help install dev demo test test-threads test-sanitizers test-smollm2 test-gpu gpu gpu-here gpu-kit gpu-kit-test test-ray test-vllm check format test-readme notebooks test-notebooks bench bench-rollout bench-rewards clean
 
 help:
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
@@ -166,6 +171,12 @@ $(VENV)/.installed-ray: $(INSTALLED_DEV)
 test-readme: $(INSTALLED_DEV)
 	$(BIN)/python tests/readme/run_readme.py README.md
 	$(BIN)/python tests/readme/run_readme.py docs/python.md
+
+notebooks: $(INSTALLED_DEV)
+	$(BIN)/python benchmarks/notebooks.py $(NOTEBOOKS) $(if $(REPOSITORY),--repository $(REPOSITORY))
+
+test-notebooks: $(INSTALLED_DEV)
+	$(BIN)/python benchmarks/notebooks.py --small --twice $(NOTEBOOKS)
 
 # vLLM lives in an environment of its own (make test-vllm makes it); without it, it is left out.
 SMOLLM2 := models/smollm2-135m-instruct/config.json

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 MOUNTS = ("rewards", "rollout", "data", "recipes")
+NOTEBOOKS = ROOT / "recipes" / "notebooks"  # opened from the repository, by hand or in Colab
 CODE_SUFFIXES = (".py", ".cpp", ".h")
 DATA_SUFFIXES = (".yaml", ".json", ".jsonl", ".safetensors")
 
@@ -31,7 +32,7 @@ def tree() -> set[str]:
         found |= {
             str(Path("grpo") / file.relative_to(ROOT))
             for file in (ROOT / mount).rglob("*")
-            if file.is_file() and file.suffix in suffixes
+            if file.is_file() and file.suffix in suffixes and file.parent != NOTEBOOKS
         }
     return found
 

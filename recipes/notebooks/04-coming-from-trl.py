@@ -77,7 +77,12 @@ import shutil
 from pathlib import Path
 
 folder = Path("runs", "from-trl")
-shutil.rmtree(folder, ignore_errors=True)  # so that this notebook can run again
+
+
+def fresh(name):
+    """A folder without a run in it: a trainer writes over nothing, and a cell may run again."""
+    shutil.rmtree(folder / name, ignore_errors=True)
+    return str(folder / name)
 
 
 def script(library, seed):
@@ -85,7 +90,7 @@ def script(library, seed):
         model=model,
         reward_funcs=parity,
         args=library.GRPOConfig(
-            output_dir=str(folder / f"{library.__name__}-{seed}"),
+            output_dir=fresh(f"{library.__name__}-{seed}"),
             seed=seed,
             max_steps=steps,
             num_generations=8,  # completions of a prompt
@@ -225,23 +230,23 @@ class Enough(TrainerCallback):
         control.should_training_stop = getattr(self, "good", False)
 
 
-stopped = grpo.GRPOTrainer(
-    model=model,
-    reward_funcs=parity,
-    args=grpo.GRPOConfig(
-        output_dir=str(folder / "enough"),
-        max_steps=2 * steps,
-        per_device_train_batch_size=128,
-        max_completion_length=32,
-        learning_rate=3e-4,
-        bf16=False,
-        logging_steps=1,
-        save_strategy="no",
-    ),
-    train_dataset=rows,
-    callbacks=[Enough],
-)
 with capture_output():
+    stopped = grpo.GRPOTrainer(
+        model=model,
+        reward_funcs=parity,
+        args=grpo.GRPOConfig(
+            output_dir=fresh("enough"),
+            max_steps=2 * steps,
+            per_device_train_batch_size=128,
+            max_completion_length=32,
+            learning_rate=3e-4,
+            bf16=False,
+            logging_steps=1,
+            save_strategy="no",
+        ),
+        train_dataset=rows,
+        callbacks=[Enough],
+    )
     stopped.train()
 print(f"stopped after step {stopped.state.global_step} of {2 * steps}")
 

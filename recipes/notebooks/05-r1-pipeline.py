@@ -207,7 +207,8 @@ pd.DataFrame({"completions": counts})
 with (samples.folder / "data" / "train.jsonl").open(encoding="utf-8") as lines:
     kept = [json.loads(line) for line in lines]
 kept = [{key: row[key] for key in ("prompt", "completion")} for row in kept]
-pd.DataFrame(kept[:3]).style.hide()
+for row in kept[:3]:
+    print(row["prompt"], row["completion"])
 
 # %% [markdown]
 # ## Stage 5: fine-tuning on what was kept

@@ -1,12 +1,13 @@
 """Pictures of a notebook in a real JupyterLab, light and dark, by a headless Chromium.
 
     pip install playwright && apt install chromium
-    python benchmarks/notebooks_pictures.py 01-r1-zero --out pictures [--small] [--limit 600]
+    python benchmarks/notebooks_pictures.py 01-r1-zero --out pictures [--small | --committed]
 
 A JupyterLab on the loopback address opens a copy of the notebook without outputs in an empty
-folder. All cells are run by the menu, as a person does it. When the kernel is idle again every
-screenful is saved as `NN-name-light-1.png`, then the same in the dark theme. The browser's own
-errors and the cells that failed are printed; the exit code is then 1.
+folder. All cells are run by the menu, as a person does it; with --committed nothing is run, and the
+notebook has the outputs that `make notebooks` wrote. Then every screenful is saved as
+`NN-name-light-01.png`, and again in the dark theme. The browser's own errors and the cells that
+failed are printed; the exit code is then 1.
 """
 
 from __future__ import annotations
@@ -41,11 +42,15 @@ def main() -> None:
     parser.add_argument("name", help="number or name of a notebook")
     parser.add_argument("--out", type=Path, default=Path("pictures"))
     parser.add_argument("--small", action="store_true", help="with its small settings")
+    parser.add_argument("--committed", action="store_true", help="with its outputs; runs nothing")
     parser.add_argument("--limit", type=float, default=600, help="seconds for all cells")
     parser.add_argument("--browser", default="/usr/bin/chromium")
     asked = parser.parse_args()
     script = scripts([asked.name])[0]
-    notebook = inject_small(read(script)) if asked.small else read(script)
+    if asked.committed:
+        notebook = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    else:
+        notebook = inject_small(read(script)) if asked.small else read(script)
     asked.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="jupyterlab-") as top:
         work = Path(top) / "work"
@@ -60,8 +65,11 @@ def main() -> None:
             page.on("pageerror", lambda error: said.append(str(error)))
             page.goto(address.replace("?", f"lab/tree/{script.stem}.ipynb?"))
             page.locator(f"{PANEL} .jp-CodeCell").first.wait_for(timeout=60_000)
+            page.wait_for_timeout(2000)
+            seconds, failed = 0.0, 0
+            if not asked.committed:
+                seconds, failed = run_all(page, work / f"{script.stem}.ipynb", asked.limit)
             page.keyboard.press("Control+b")  # no side bar
-            seconds, failed = run_all(page, work / f"{script.stem}.ipynb", asked.limit)
             for theme in ("light", "dark"):
                 choose(page, "Settings", "Theme", f"JupyterLab {theme.capitalize()}")
                 screens(page, asked.out, f"{script.stem}-{theme}")

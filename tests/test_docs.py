@@ -36,6 +36,8 @@ NOT_IN_THE_TREE = {
     "path/file.py": "a user's",
     "path/to/file.py": "a user's",
     "mine.py": "a user's",
+    "recipes/notebooks/NN-name.py": "any notebook",
+    "NN-name.py": "any notebook",
     "my_rewards.py": "a user's",
     "config.yaml": "a user's",
     "recipe.yaml": "a user's",

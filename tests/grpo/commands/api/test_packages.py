@@ -40,7 +40,7 @@ def test_requirements_with_and_without_extras() -> None:
         line.partition(">")[0] for line in plain
     } >= {"gguf", "peft"}
     assert not [line for line in plain if line.startswith(("ray", "vllm", "pytest"))]
-    with pytest.raises(grpo.GrpoError, match="unknown extra 'smolm'. Did you mean 'smollm2'"):
+    with pytest.raises(grpo.GrpoError, match=r"unknown extra .smolm.\. Did you mean .smollm2."):
         grpo.setup("smolm")
 
 
@@ -110,4 +110,5 @@ def test_python_m_grpo_is_the_command() -> None:
     wrong = subprocess.run(
         [sys.executable, "-m", "grpo", "trian"], capture_output=True, text=True, check=False
     )
-    assert wrong.returncode == 2 and wrong.stderr.startswith("grpo: error:")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("grpo: error:")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 _PUBLIC = {  # name -> module and name there
@@ -52,9 +54,17 @@ def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'grpo' has no attribute {name!r}")
     module, _, attr = _PUBLIC[name].partition(":")
-    value = getattr(importlib.import_module(module), attr)
+    with _loading():
+        value = getattr(importlib.import_module(module), attr)
     globals()[name] = value
     return value
+
+
+def _loading() -> AbstractContextManager[None]:
+    """In a notebook, a sign of life while torch is imported."""
+    if "IPython" not in sys.modules or "torch" in sys.modules:
+        return nullcontext()
+    return importlib.import_module("grpo.commands.api.live").loading("loading torch")
 
 
 def __dir__() -> list[str]:

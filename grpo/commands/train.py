@@ -71,21 +71,26 @@ def _claimed(run: _Run) -> Iterator[None]:
         yield
 
 
-def train(recipe: Recipe) -> dict[str, Any]:
-    """Run a recipe here, or with `ray.learners` ranks on Ray; the summary of its last stage."""
+def train(recipe: Recipe, console: Console | None = None) -> dict[str, Any]:
+    """Run a recipe here, or with `ray.learners` ranks on Ray; the summary of its last stage.
+
+    console: of a run here; by default standard error. Ranks on Ray have their own.
+    """
     if not _on_ray(recipe):
-        return train_recipe(recipe)
+        return train_recipe(recipe, console)
     from grpo.commands.ray_learners import run_ranks
 
     share = max(1, (recipe.run.threads or os.cpu_count() or 1) // recipe.ray.learners)
     return run_ranks(recipe, _trained, threads=share)
 
 
-def resume(path: str | Path, *, accept_changes: bool = False) -> dict[str, Any]:
-    """Continue the run in folder `path` as it was begun; see `resume_run`."""
+def resume(
+    path: str | Path, console: Console | None = None, *, accept_changes: bool = False
+) -> dict[str, Any]:
+    """Continue the run in folder `path` as it was begun; see `resume_run` and `train`."""
     recipe = recipe_of(path)
     if not _on_ray(recipe):
-        return resume_run(path, accept_changes=accept_changes)
+        return resume_run(path, console, accept_changes=accept_changes)
     from grpo.commands.ray_learners import run_ranks
 
     work = partial(_resumed, str(path), accept_changes)
@@ -308,6 +313,7 @@ def _run_stage(
     stage: AnyStage, recipe: Recipe, place: Path, console: Console, ranks: Ranks
 ) -> dict[str, Any]:
     """One stage; its file is named after its kind, and imported when it is needed."""
+    console.doing(f"{stage.name}: loading")
     run = import_module(f"grpo.stages.{stage.kind}").run
     with explained(stage, place, several=len(recipe.stages) > 1):
         if isinstance(stage, RLStage):

@@ -1,7 +1,8 @@
 """What a run writes and shows: metrics.jsonl, trackers, and a live view in the terminal.
 
-`metrics.jsonl` has one line a step. The live view is drawn only on a terminal; elsewhere each step
-is one plain line, so that logs of batch jobs stay readable.
+`metrics.jsonl` has one line a step. The live view is drawn on a terminal, or by the console's own
+view, as in a notebook; elsewhere each step is one plain line, so that logs of batch jobs stay
+readable.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rich.text import Text
 from grpo.errors import RunError
 from grpo.errors.printable import printable, redacted
 from grpo.outside.terminal.console import Console, Said, TextColumn
+from grpo.outside.terminal.view import SampledText, StepDone
 from grpo.rewards.sentinel import warnings
 from grpo.rundir.health import Health
 from grpo.types import Metrics
@@ -75,7 +77,7 @@ class RunLog:
         self.title, self.max_steps = title, max_steps
         self.history: dict[str, list[float]] = {}
         self.current: set[str] = set()  # the headings that the last step has a figure for
-        self.samples: list[str] = []
+        self.samples: Sequence[SampledText] = ()
         self.tripped: dict[str, str] = {}  # metric of the hack sentinel -> its warning
         self._accelerator = _trackers(folder, trackers, config or {}) if trackers else None
         self._health = Health()
@@ -115,13 +117,20 @@ class RunLog:
     @contextmanager
     def task(self, description: str) -> Iterator[Callable[[int, int], None]]:
         """A second bar for something that is not a step; call what it yields with (done, total)."""
+        view = self.console.view
+        if view is not None:
+            try:
+                yield lambda done, total: view.progress(description, done, total)
+            finally:
+                view.over(description)
+            return
         bar = self._progress.add_task(description, total=None)
         try:
             yield lambda done, total: self._progress.update(bar, completed=done, total=total)
         finally:
             self._progress.remove_task(bar)
 
-    def step(self, step: int, metrics: Metrics, samples: Sequence[str] = ()) -> None:
+    def step(self, step: int, metrics: Metrics, samples: Sequence[SampledText] = ()) -> None:
         """Write and show one step."""
         rounded = {name: round(float(value), 6) for name, value in metrics.items()}
         line = {"step": step, "time": round(time.time(), 3), **rounded}
@@ -135,7 +144,7 @@ class RunLog:
         for name, heading in shown.items():
             self.history.setdefault(heading, []).append(metrics[name])
         self.current = set(shown.values())
-        self.samples = [printable(sample) for sample in samples]
+        self.samples = samples
         self._progress.update(self._bar, completed=step)
         tripped = {
             warning.partition(" ")[0]: f"look at some completions: {warning}"
@@ -143,7 +152,20 @@ class RunLog:
         }
         tripped |= self._health.observe(metrics)
         news, self.tripped = [w for n, w in tripped.items() if n not in self.tripped], tripped
-        if self._live is None:
+        view = self.console.view
+        if view is not None:
+            figures = {heading: metrics[name] for name, heading in shown.items()}
+            view.step(
+                StepDone(
+                    stage=self.title,
+                    step=step,
+                    of=self.max_steps,
+                    figures=figures,
+                    warnings=list(tripped.values()),
+                    samples=samples,
+                )
+            )
+        elif self._live is None:
             for warning in news:  # once, until it has cleared
                 self.say(f"{self.title} step {step}: {warning}")
             said = [f"{heading} {metrics[name]:.3g}" for name, heading in shown.items()]
@@ -165,7 +187,9 @@ class RunLog:
         parts: list[Any] = [self._progress, table]
         parts += [Text(warning, style="yellow") for warning in self.tripped.values()]
         if self.samples:
-            text = Said("\n".join(self.samples), overflow="ellipsis", no_wrap=True)
+            lines = [f"[{s.label}] {s.prompt} {s.completion}" for s in self.samples]
+            said = "\n".join(map(printable, lines))
+            text = Said(said, overflow="ellipsis", no_wrap=True)
             parts.append(Panel(text, title="samples of this step", title_align="left"))
         return Group(*parts)
 

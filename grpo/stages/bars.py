@@ -14,10 +14,17 @@ from grpo.outside.terminal.console import Console, TextColumn
 def bar(
     description: str, console: Console, *, remaining: bool = False
 ) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar on a terminal, and nothing elsewhere; yields a function of (done, total).
+    """Show a bar on a terminal or a view, else nothing; yields a function of (done, total).
 
     remaining: whether the bar says how long the rest will take.
     """
+    view = console.view
+    if view is not None:
+        try:
+            yield lambda done, total: view.progress(description, done, total)
+        finally:
+            view.over(description)
+        return
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
     columns += [TimeRemainingColumn()] if remaining else []
     shown = console.is_terminal

@@ -32,6 +32,7 @@ from grpo.outside.files import durable, manifest
 from grpo.outside.files.lines import from_lines
 from grpo.outside.files.manifest import Damage
 from grpo.outside.terminal.console import Console
+from grpo.outside.terminal.view import SampledText
 from grpo.rewards.compose import RewardSet
 from grpo.rewards.language import LanguageConsistency
 from grpo.rollout.collect import collect
@@ -110,6 +111,7 @@ def _sample_and_screen(
     evaluation = load_evaluation(stage.filter.decontaminate, stage.filter.ngram, stage.data)
     sampler = build()
     with closing(sampler.engine), closing(build_rewards(stage, recipe)) as rewards:
+        console.doing(f"{stage.name}: drawing tasks")
         with console.status(f"{stage.name}: drawing tasks"):
             drawn = draw(sampler, stage.filter.num_tasks, seed, evaluation)
         made_of = _made_of(stage, model, drawn, seed, folder.parent, work / "shards")
@@ -358,6 +360,9 @@ def _made_of(
     return made_of
 
 
-def _shown(groups: Sequence[Sampled], recipe: Recipe) -> list[str]:
-    count = recipe.run.num_samples_logged
-    return [f"[{g.samples[0].value}] {g.prompt} {g.samples[0].text}" for g in groups[:count]]
+def _shown(groups: Sequence[Sampled], recipe: Recipe) -> list[SampledText]:
+    firsts = [(g.prompt, g.samples[0]) for g in groups[: recipe.run.num_samples_logged]]
+    return [
+        SampledText(label=str(first.value), prompt=str(prompt), completion=first.text)
+        for prompt, first in firsts
+    ]

@@ -25,6 +25,7 @@ from grpo.model.adapter import described
 from grpo.model.ranks import Ranks
 from grpo.outside.code import plugins
 from grpo.outside.terminal.console import Console
+from grpo.outside.terminal.view import SampledText
 from grpo.rundir import ledger, record
 from grpo.rundir.checkpoint import Checkpoint, Saver
 from grpo.rundir.log import RunLog
@@ -34,6 +35,7 @@ from grpo.stages.rl_evaluations import Evaluations, choice, summary
 from grpo.stages.rl_folder import AFTER, BEFORE, RLFolder, drop_models, go_back, restore
 from grpo.stages.wiring import build_heldout, build_parts, build_rl_sampler
 from grpo.training.loop import Step, train
+from grpo.types import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +233,27 @@ def _note(made: Training, result: Step) -> frozenset[str]:
         folder = made.folder.path / "ledger"
         made.folder.wrote(ledger.append(folder, result.step, result.groups, result.advantages_P_G))
     asked = made.callbacks.stepped(result)
-    rollouts = [g.rollouts[0] for g in result.groups[: made.settings.num_samples_logged]]
-    samples = [f"[{r.score.status}] {r.prompt.text} {r.completion.text}" for r in rollouts]
-    made.log.step(result.step, result.metrics, samples)
+    made.log.step(result.step, result.metrics, _samples(made, result))
     return asked
+
+
+def _samples(made: Training, result: Step) -> list[SampledText]:
+    """Some completions of a step: the best and the worst for a view, else those of the log."""
+    count = made.settings.num_samples_logged
+    if made.log.console.view is None or not count:
+        return [_shown(group.rollouts[0]) for group in result.groups[:count]]
+    every = [one for group in result.groups for one in group.rollouts]
+    scored = sorted(
+        (one for one in every if one.score.value is not None),
+        key=lambda one: -(one.score.value or 0.0),
+    )
+    return [_shown(one) for one in (scored[0], scored[-1])] if scored else []
+
+
+def _shown(rollout: Rollout) -> SampledText:
+    status, value = rollout.score.status, rollout.score.value
+    label = status if value is None else f"{status} {value:.4g}"
+    return SampledText(label=label, prompt=rollout.prompt.text, completion=rollout.completion.text)
 
 
 def _save(made: Training, saver: Saver, step: int, seconds: float, ends: bool) -> None:

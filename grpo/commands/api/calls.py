@@ -15,21 +15,22 @@ from typing import Any, cast
 
 from grpo.commands import train as trains
 from grpo.commands.api import given as objects_of
+from grpo.commands.api import live
 from grpo.commands.api.calling import called
-from grpo.commands.api.folders import new_folder, on_first
+from grpo.commands.api.folders import new_folder, on_first, replaces
 from grpo.commands.api.given import Given
 from grpo.commands.api.run import Run
 from grpo.commands.api.settings import Tree, merged
 from grpo.commands.process import restored
 from grpo.config import config
-from grpo.config.schema import STAGES, Recipe, RLStage
+from grpo.config.schema import STAGES, Recipe
 from grpo.config.schema.recipe import LEAVES
-from grpo.errors import RecipeError, RunError, unknown_name
+from grpo.errors import RecipeError, unknown_name
 from grpo.outside.code import objects
 from grpo.stages import preflight
-from grpo.stages.origins import located
 
 _HEAD = ("run", "ray")
+_VERBS = {"rl": "train", "sft": "sft", "reject": "reject", "distill": "distill", "eval": "evaluate"}
 
 
 @called
@@ -65,7 +66,7 @@ def train(
     """
     stage = {"model": model, "dataset": dataset, "rewards": rewards, "tokenizer": tokenizer}
     stage["eval_dataset"] = eval_dataset
-    return _run("rl", [{**stage, **settings}], recipe, name, overwrite)
+    return run_stages("rl", [{**stage, **settings}], recipe, name, overwrite)
 
 
 @called
@@ -83,7 +84,7 @@ def sft(
     The other arguments are those of `grpo.train`, the settings those of an sft stage.
     """
     stage = {"model": model, "dataset": dataset, "tokenizer": tokenizer}
-    return _run("sft", [{**stage, **settings}], None, name or "sft", overwrite)
+    return run_stages("sft", [{**stage, **settings}], None, name or "sft", overwrite)
 
 
 @called
@@ -99,7 +100,7 @@ def reject(
 ) -> Run:
     """Sample completions and keep the best ones (rejection sampling); a run with rows for `sft`."""
     stage = {"model": model, "dataset": dataset, "rewards": rewards, "tokenizer": tokenizer}
-    return _run("reject", [{**stage, **settings}], None, name or "reject", overwrite)
+    return run_stages("reject", [{**stage, **settings}], None, name or "reject", overwrite)
 
 
 @called
@@ -120,7 +121,7 @@ def distill(
     """
     stage = {"model": model, "dataset": dataset, "rewards": rewards, "tokenizer": tokenizer}
     stage["teacher"] = teacher
-    return _run("distill", [{**stage, **settings}], None, name or "distill", overwrite)
+    return run_stages("distill", [{**stage, **settings}], None, name or "distill", overwrite)
 
 
 @called
@@ -139,7 +140,7 @@ def evaluate(
     Every row is asked. The first model is the baseline of paired differences.
     """
     stage = {"models": model, "dataset": dataset, "rewards": rewards, "tokenizer": tokenizer}
-    return _run("eval", [{**stage, **settings}], None, name or "evaluate", overwrite)
+    return run_stages("eval", [{**stage, **settings}], None, name or "evaluate", overwrite)
 
 
 @called
@@ -171,13 +172,13 @@ def pipeline(
                 f"stages[{place}] = {stage!r:.60} is of type {type(stage).__name__}, and a stage "
                 "is a dict of keywords with its 'kind'"
             )
-    return _run("", stages, None, name, overwrite, settings)
+    return run_stages("", stages, None, name, overwrite, settings)
 
 
 # -- from a call to a run -------------------------------------------------------------------
 
 
-def _run(
+def run_stages(
     kind: str,
     stages: Sequence[Mapping[str, Any]],
     recipe: str | os.PathLike[str] | Recipe | None,
@@ -192,7 +193,10 @@ def _run(
     given, base = given or Given(), base or _base(recipe)
     head: Tree = {key: base[key] for key in _HEAD if key in base}
     name = name or str(base.get("name", "train"))
-    with new_folder(name, [*stages, shared or {}, head], overwrite) as folder:
+    with (
+        live.watched(f"grpo.{_VERBS.get(kind, 'pipeline')}") as view,
+        new_folder(name, [*stages, shared or {}, head], overwrite) as folder,
+    ):
         trees: list[Tree] = []
         for stage in stages:
             started = base["stages"] if base else [{}]
@@ -207,7 +211,7 @@ def _run(
             _check_processes(built, given)
             on_first(lambda: objects_of.save_models(given, folder))
             preflight.first(built)
-            trains.train(built)
+            trains.train(built, view and view.named(folder, instead=replaces(folder)))
     return Run(folder, given.objects)
 
 
@@ -371,79 +375,3 @@ def _with_data(given: Given, tree: Tree, dataset: Any, eval_dataset: Any) -> Tre
         first = next(task for tasks in table.tasks.values() for task in tasks)
         data["template"] = "raw" if isinstance(first.prompt, str) else "chat"
     return tree
-
-
-# -- a run that is there --------------------------------------------------------------------
-
-
-@called
-def resume(
-    run: Run,
-    *,
-    accept_changes: bool = False,
-    stages: Sequence[Mapping[str, Any]] = (),
-    **again: Any,
-) -> Run:
-    """Go on with a run; see `Run.resume`. stages: of a pipeline, as `pipeline` was given them."""
-    if not isinstance(run, Run):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise RunError(f"run is of type {type(run).__name__}; grpo.load_run(folder) gives one")
-    fixed = [key for key in again if key not in objects_of.OBJECTS and not _has_objects(again[key])]
-    if fixed:
-        raise RunError(
-            f"{fixed[0]} = {again[fixed[0]]!r:.60}: a run goes on with the settings it was started "
-            "with; leave it out, or start a new run"
-        )
-    given = Given(objects=run.given if not (again or stages) else {})
-    for stage in [*stages, *([again] if again else [])]:
-        _collect(given, dict(stage))
-    with objects.given(given.objects), restored():
-        trains.resume(run.folder, accept_changes=accept_changes)
-    return Run(run.folder, given.objects)
-
-
-def _has_objects(value: Any) -> bool:
-    """Whether a setting has functions or other objects in it."""
-    found = Given()
-    objects_of.callables(found, value)
-    return bool(found.objects)
-
-
-def _collect(given: Given, stage: Tree) -> None:
-    """The objects of a stage, under the names that they had when the run was started."""
-    named = {key: stage.pop(key, None) for key in objects_of.OBJECTS}
-    if named["rewards"] is not None:
-        objects_of.reward_entries(given, named["rewards"])
-    objects_of.callables(given, {k: v for k, v in stage.items() if k not in ("kind", "name")})
-    dataset = named["dataset"]
-    if dataset is not None and not isinstance(dataset, str | os.PathLike):
-        objects_of.tasks_entry(given, dataset, named["eval_dataset"], {})
-
-
-@called
-def evaluate_run(
-    run: Run, dataset: Any = None, *, rewards: Any = None, name: str = "", **settings: Any
-) -> Run:
-    """Compare the model of a run with the one it started from; see `Run.evaluate`."""
-    stage = cast(RLStage, located(run.stage_of("rl"), run.recipe, run.folder))
-    specs = stage.eval.rewards or stage.rewards
-    base: Tree = {
-        "kind": "eval",
-        "name": "eval",
-        "models": [stage.model.path, str(run.left_model())],
-        "data": stage.data.model_dump(mode="json"),
-        "rewards": [spec.model_dump(mode="json") for spec in specs],
-        "max_completion_length": stage.rollout.longest_completion,
-        "temperature": stage.eval.temperature,
-        "top_p": 1.0,
-        "num_samples": stage.eval.num_samples,
-        **({"num_tasks": stage.eval.num_tasks} if stage.eval.num_tasks else {}),
-        "engine": stage.rollout.engine,
-        "dtype": stage.model.dtype,
-    }
-    if dataset is not None:
-        base["data"] |= {"source": "", "args": {}}
-        base.pop("num_tasks", None)
-    given = Given(objects=run.given)
-    call = {"dataset": dataset, "rewards": rewards, **settings}
-    title = name or f"{run.folder.name}-eval"
-    return _run("eval", [call], None, title, False, base={"stages": [base]}, given=given)

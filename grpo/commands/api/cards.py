@@ -8,9 +8,9 @@ it as mathematics.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING, Any
 
+from grpo.commands.api import html
 from grpo.config.config import resolved
 from grpo.evaluation import figures, paired
 from grpo.rundir.run_folder import objects_in
@@ -18,12 +18,7 @@ from grpo.rundir.run_folder import objects_in
 if TYPE_CHECKING:
     from grpo.commands.api.run import Run
 
-SHOWN = 600  # characters of a text in the card
 _DIFFERENCE = "difference [95% interval]"
-_WIDTH, _HEIGHT = 440, 90  # of the curve
-_LINE = "1px solid rgba(128,128,128,.4)"
-_CELL = "padding:.15em .8em .15em 0;text-align:{};white-space:nowrap"
-_PART = '<div style="margin-top:.7em">{}</div>'
 
 
 def text(run: Run) -> str:
@@ -50,21 +45,20 @@ def terminal(run: Run) -> Any:
     return Group(Text(first, style="bold"), *([shown] if rows else []), Text("\n".join(others)))
 
 
-def html(run: Run) -> str:
+def card(run: Run) -> str:
     """A card: state, figures, the curve of the reward, three completions with their scores."""
     headings, rows = table(run)
     first = "; ".join([run.state, *result(run)])
-    parts = [f"<b>{_safe(run.recipe.name)}</b>: {_safe(first)}"]
-    if rows:
-        parts.append(_table(headings, rows))
-    parts += [_curve(run), _samples(run)]
-    where = f"<code>{_safe(str(run.folder))}</code>"
-    parts.append(f'<span style="opacity:.75">{where}<br><code>run{_safe(_next(run))}</code></span>')
-    inside = "".join(_PART.format(part) for part in parts if part)
-    ignored = "tex2jax_ignore mathjax_ignore"  # or dollar signs would become formulas
-    return (
-        f'<div class="grpo-run {ignored}" style="border:{_LINE};border-radius:6px;'
-        f'padding:.1em 1em .8em;max-width:60em;overflow-x:auto">{inside}</div>'
+    where = f"<code>{html.safe(str(run.folder))}</code>"
+    return html.box(
+        "grpo-run",
+        [
+            f"<b>{html.safe(run.recipe.name)}</b>: {html.safe(first)}",
+            html.table(headings, rows) if rows else "",
+            _curve(run),
+            _samples(run),
+            f'<span style="opacity:.75">{where}<br><code>run{html.safe(_next(run))}</code></span>',
+        ],
     )
 
 
@@ -136,50 +130,11 @@ def _next(run: Run) -> str:
 # -- pieces of the card ---------------------------------------------------------------------
 
 
-def _safe(value: Any) -> str:
-    from grpo.commands.api.frames import clean
-
-    return escape(clean(value), quote=True)
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    def line(cells: Sequence[str], tag: str, rule: str) -> str:
-        sides = ["left", *["right"] * (len(cells) - 1)]
-        each = "".join(
-            f'<{tag} style="{_CELL.format(side)};{rule}">{_safe(cell)}</{tag}>'
-            for side, cell in zip(sides, cells, strict=True)
-        )
-        return f'<tr style="background:none">{each}</tr>'
-
-    body = "".join(line(row, "td", "border:none") for row in rows)
-    head = line(headings, "th", f"border:none;border-bottom:{_LINE}")
-    return f'<table style="border-collapse:collapse;border:none">{head}{body}</table>'
-
-
 def _curve(run: Run) -> str:
-    """The reward of every step, or the loss, as an SVG; "" for fewer than two steps."""
+    """The reward of every step, or the loss; "" for fewer than two steps."""
     metrics = run.metrics
     name = next((n for n in ("reward", "loss") if n in metrics.columns), "")
-    if not name:
-        return ""
-    values = [float(v) for v in metrics[name] if v is not None and abs(float(v)) < 1e300]
-    if len(values) < 2:
-        return ""
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    points = " ".join(
-        f"{i * (_WIDTH - 8) / (len(values) - 1) + 4:.1f},"
-        f"{_HEIGHT - 4 - (value - low) / span * (_HEIGHT - 8):.1f}"
-        for i, value in enumerate(values)
-    )
-    said = f"{name} of {len(values)} steps: {values[0]:.4g} to {values[-1]:.4g}"
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
-        f'aria-label="{_safe(said)}" style="max-width:100%;border-bottom:{_LINE}">'
-        f'<polyline points="{points}" fill="none" stroke="#4a90d9" stroke-width="2"/></svg>'
-        f'<div style="font-size:85%;opacity:.75">{_safe(said)} '
-        f"(lowest {low:.4g}, highest {high:.4g})</div>"
-    )
+    return html.curve(name, [float(v) for v in metrics[name] if v is not None]) if name else ""
 
 
 def _samples(run: Run) -> str:
@@ -193,8 +148,7 @@ def _samples(run: Run) -> str:
     count = len(ordered)
     places = dict.fromkeys([0, count // 2, count - 1]) if count else {}
     shown = "".join(_sample(ordered.iloc[place]) for place in places)
-    heading = "completions of the last step: best, middle, worst"
-    return f'<div style="font-size:85%;opacity:.75">{heading}</div>{shown}' if shown else ""
+    return html.small("completions of the last step: best, middle, worst") + shown if shown else ""
 
 
 def _sample(row: Any) -> str:
@@ -202,15 +156,4 @@ def _sample(row: Any) -> str:
     parts = names[names.index("reward") + 1 : names.index("advantage")]
     names = ["reward", *(parts if len(parts) > 1 else [])]
     scores = [f"{name} {row[name]:.4g}" for name in names if row[name] == row[name]]  # no NaN
-    prompt, completion = (_cut(str(row[name])) for name in ("prompt", "completion"))
-    return (
-        f'<div style="border-top:{_LINE};padding:.3em 0">'
-        f'<span style="font-size:85%">{_safe(", ".join(scores))}</span>'
-        '<div style="font-family:monospace;white-space:pre-wrap;overflow-wrap:anywhere;'
-        f'text-align:left"><bdi style="opacity:.65">{_safe(prompt)}</bdi>'
-        f"<bdi>{_safe(completion)}</bdi></div></div>"
-    )
-
-
-def _cut(said: str) -> str:
-    return said if len(said) <= SHOWN else f"{said[: SHOWN // 2]} […] {said[-SHOWN // 2 :]}"
+    return html.sample(", ".join(scores), str(row["prompt"]), str(row["completion"]))

@@ -142,12 +142,21 @@ def _moved_aside(folder: Path, overwrite: bool) -> Path | None:
         )
     with claimed(folder):
         pass  # nobody trains there
-    aside = folder.with_name(f"{folder.name}.replaced")
+    aside = _aside(folder)
     shutil.rmtree(aside, ignore_errors=True)
     try:
         return folder.rename(aside)
     except OSError as error:
         raise RunError(f"run.dir = {str(folder)!r} cannot be replaced: {error.strerror}") from error
+
+
+def replaces(folder: Path) -> bool:
+    """Whether the run in a folder takes the place of one that was there."""
+    return _aside(folder).exists()
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.replaced")
 
 
 def _make(folder: Path) -> None:

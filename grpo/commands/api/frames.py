@@ -7,11 +7,12 @@ scores. This frame differs from a plain one in how it is shown and in nothing el
 from __future__ import annotations
 
 import shutil
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas
+
+from grpo.commands.api.html import clean
 
 TEXTS = ("prompt", "completion")
 _STYLE = (
@@ -82,16 +83,3 @@ def frame_of(rows: Sequence[Mapping[str, Any]]) -> Rows:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
-
-
-def clean(value: Any) -> str:
-    """A value as text that any page can hold: no control characters, no halves of characters.
-
-    It is not escaped yet.
-    """
-    text = "" if value is None else str(value)
-    return "".join("\ufffd" if _is_control(char) else char for char in text)
-
-
-def _is_control(char: str) -> bool:
-    return char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cs")

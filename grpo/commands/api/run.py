@@ -192,7 +192,7 @@ class Run:
         A run that was started with Python objects is given them again: rewards=[short],
         dataset=rows. They are compared with those it was started with, functions by their code.
         """
-        from grpo.commands.api.calls import resume
+        from grpo.commands.api.going_on import resume
 
         return resume(self, accept_changes=accept_changes, **again)
 
@@ -202,7 +202,7 @@ class Run:
         dataset: rows as in `grpo.train`; by default the run's held-out tasks. rewards and settings
         are the run's where the call names no others.
         """
-        from grpo.commands.api.calls import evaluate_run
+        from grpo.commands.api.going_on import evaluate_run
 
         return evaluate_run(self, dataset, **keywords)
 
@@ -235,7 +235,7 @@ class Run:
         return cards.terminal(self)
 
     def _repr_html_(self) -> str:
-        return cards.html(self)
+        return cards.card(self)
 
     def stage_of(self, kind: str, name: str = "") -> AnyStage:
         """The stage called `name`, or the last one of a kind. Raises RunError."""

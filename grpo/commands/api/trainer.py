@@ -17,7 +17,7 @@ from typing import Any
 from transformers.trainer_callback import TrainerControl
 from transformers.trainer_utils import TrainOutput
 
-from grpo.commands.api import calls
+from grpo.commands.api import calls, going_on
 from grpo.commands.api.callbacks import Bridge, Flow, Handler, evaluation, first_state
 from grpo.commands.api.run import Run
 from grpo.commands.api.trainer_given import (
@@ -212,7 +212,7 @@ class GRPOTrainer:
         if checkpoint is not True:
             check_newest(run, str(checkpoint))
         again = {key: call[key] for key in ("rewards", "dataset", "eval_dataset", "callbacks")}
-        return calls.resume(run, **again)
+        return going_on.resume(run, **again)
 
     def _take_weights(self, run: Run) -> None:
         """Copy the trained weights into the model that was given; an adapter is put around it."""

@@ -8,23 +8,49 @@ Every console of this package is one of these (a lint rule says so).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from rich import console as theirs
 from rich import progress
 from rich.console import ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
 from grpo.errors.printable import printable, shown
 from grpo.outside.terminal import streams
+from grpo.outside.terminal.view import View
 
 
 class Console(theirs.Console):  # noqa: TID251 - the one that others use
-    """rich's console, on which all text is printable and no string is markup."""
+    """rich's console, on which all text is printable and no string is markup.
 
-    def __init__(self, **options: Any) -> None:
+    view: gets everything in place of a stream.
+    """
+
+    def __init__(self, *, view: View | None = None, **options: Any) -> None:
+        self.view = view
         super().__init__(markup=False, emoji=False, **options)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As rich; to the view where there is one."""
+        view = self.view
+        if view is None:
+            super().print(*objects, **options)
+            return
+        for one in objects:
+            if isinstance(one, Table):
+                view.table(*_texts(one))
+            else:
+                view.say(shown(one) if isinstance(one, str) else self._plain(one))
+
+    def doing(self, what: str) -> None:
+        """What begins now; only a view shows it."""
+        if self.view is not None:
+            self.view.doing(shown(what))
+
+    def _plain(self, renderable: RenderableType) -> str:
+        return "".join(segment.text for segment in self.render(renderable)).rstrip()
 
     @property
     def file(self) -> Any:
@@ -61,6 +87,17 @@ class TextColumn(progress.TextColumn):  # noqa: TID251 - likewise
 
     def __init__(self, text_format: str, style: str = "none") -> None:
         super().__init__(text_format, style=style, markup=False)
+
+
+def _texts(table: Table) -> tuple[str, list[str], list[list[str]]]:
+    """(title, headings, rows) of a table, as they may be shown."""
+
+    def plain(cell: Any) -> str:
+        return shown(cast(Text, cell).plain if isinstance(cell, Text) else str(cell or ""))
+
+    columns = [[plain(cell) for cell in column.cells] for column in table.columns]
+    rows = [list(row) for row in zip(*columns, strict=True)]
+    return plain(table.title), [plain(column.header) for column in table.columns], rows
 
 
 def clean(text: Text) -> Text:

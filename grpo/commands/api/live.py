@@ -1,0 +1,277 @@
+"""A run in a notebook cell: one output that is drawn anew while the call works.
+
+It is the notebook's `View` (`grpo/outside/terminal/view.py`). The output appears before torch is
+imported, is updated at most four times a second, and what it shows at the end is what the notebook
+keeps. Outside a notebook nothing here does anything.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+from grpo.commands.api import html
+from grpo.outside.terminal.console import Console
+from grpo.outside.terminal.view import StepDone
+
+PAUSE = 0.25  # seconds between two drawings
+KEPT = 300  # messages
+HOW = "continue with: "  # begins the message that says how to go on
+_TIMED = 8  # steps that the time left is estimated from
+_BAR = '<progress style="width:100%;height:.7em;accent-color:#4a90d9" {}></progress>'
+_CURVES = ("reward", "loss", "accuracy")
+_spare: tuple[int, Any] | None = None  # (execution count, handle) of an output that says nothing
+
+
+class Interrupted(KeyboardInterrupt):
+    """An interrupt that a notebook shows as one sentence instead of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"KeyboardInterrupt: {self}"]
+
+
+def shell() -> Any:
+    """The IPython of a notebook's kernel; None in a terminal and in a script."""
+    found = sys.modules.get("IPython")
+    here = found.get_ipython() if found is not None else None
+    return here if getattr(here, "kernel", None) is not None else None
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Say what is being loaded, in a notebook; a run of the same cell takes the output over."""
+    global _spare
+    here = shell()
+    if here is None:
+        yield
+        return
+    handle = _handle(here, html.small(f"{html.safe(what)} …"))
+    try:
+        yield
+    finally:
+        _spare = here.execution_count, handle
+        _update(handle, "")
+
+
+@contextmanager
+def watched(title: str) -> Iterator[CellView | None]:
+    """The view of a call in a notebook; None elsewhere.
+
+    What libraries write to standard error meanwhile is shown as messages. An interrupt leaves as
+    one sentence with what there is to do.
+    """
+    here = shell()
+    if here is None:
+        yield None
+        return
+    view = CellView(title, here)
+    try:
+        with redirect_stderr(_Messages(view, sys.stderr)):  # pyright: ignore[reportArgumentType]
+            yield view
+    except KeyboardInterrupt as interrupt:
+        said = str(interrupt) or "interrupted"
+        view.close(said)
+        interrupted = Interrupted(f"{said}. {view.how()}")
+    except BaseException as error:
+        view.close(f"stopped by {type(error).__name__}")
+        raise
+    else:
+        view.close("")
+        return
+    raise interrupted from None
+
+
+class CellView:
+    """What one call shows: activity, bars, curve, figures, two completions, messages."""
+
+    def __init__(self, title: str, here: Any) -> None:
+        self.title = title
+        self._activity, self._ended, self._failed = "starting", False, ""
+        self._bars: dict[str, tuple[int, int | None]] = {}
+        self._step: StepDone | None = None
+        self._history: dict[str, list[float]] = {}
+        self._warned: dict[str, str] = {}  # warning -> where it came first
+        self._messages: list[str] = []  # HTML
+        self._began, self._drawn = time.monotonic(), 0.0
+        self._times: list[float] = []  # of the last steps
+        self._how = ""
+        self.console = Console(view=self, width=200)
+        self._handle = _handle(here, self.drawn())
+
+    def named(self, folder: Path, *, instead: bool = False) -> Console:
+        """The console of the run in a folder. instead: of a run that was there before."""
+        said = ", in place of the run that was there" if instead else ""
+        self.title += f" → {_near(str(folder))}{said}"
+        return self.console
+
+    # -- what it is told --------------------------------------------------------------------
+
+    def doing(self, what: str) -> None:
+        """What begins now, until the next thing does."""
+        self._activity = what
+        self._draw(now=True)
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """How far a long piece of work is; total is None where nobody knows."""
+        new = what not in self._bars
+        self._bars[what] = done, total
+        self._draw(now=new)
+
+    def over(self, what: str) -> None:
+        """A long piece of work has ended."""
+        self._bars.pop(what, None)
+        self._times.clear()  # it may have come between two steps
+        self._draw()
+
+    def step(self, step: StepDone) -> None:
+        """A training step is done."""
+        if self._step is None or self._step.stage != step.stage:
+            self._history, self._times = {}, []
+        self._step, self._activity = step, ""
+        for heading, value in step.figures.items():
+            self._history.setdefault(heading, []).append(value)
+        for warning in step.warnings:
+            self._warned.setdefault(warning, f"{step.stage} step {step.step}")
+        self._times = [*self._times[-_TIMED:], time.monotonic()]
+        self._draw()
+
+    def say(self, text: str) -> None:
+        """A message, whole lines."""
+        for line in text.splitlines():
+            if line.strip():
+                self._add(html.line(_near(line)))
+            if line.startswith(HOW):
+                self._how = line.removeprefix(HOW)
+        self._draw()
+
+    def table(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table of texts."""
+        self._add(html.small(html.safe(_near(title))) + html.table(headings, rows))
+        self._draw()
+
+    # -- what it shows ----------------------------------------------------------------------
+
+    def close(self, failed: str) -> None:
+        """The state that stays. failed: why the call did not finish; "" where it did."""
+        self._ended, self._failed = True, failed
+        self._draw(now=True)
+
+    def how(self) -> str:
+        """What to do after an interrupt."""
+        if self._how:
+            return f"Go on with: run = {self._how}"
+        return "Nothing was saved; run the cell again to start over"
+
+    def drawn(self) -> str:
+        """The page as it is now."""
+        parts = [self._heading(), self._progress(), self._warnings()]
+        step = self._step
+        name = next((n for n in _CURVES if n in self._history), "")
+        if step is not None and name:
+            parts.append(html.curve(name, self._history[name]))
+        if step is not None and not self._ended:
+            parts.append(_figures(step.figures))
+            parts.append(
+                "".join(html.sample(s.label, s.prompt, s.completion) for s in step.samples)
+            )
+        parts.append(html.scroll(self._messages))
+        return html.box("grpo-live", parts)
+
+    def _heading(self) -> str:
+        seconds = time.monotonic() - self._began
+        said = f"{self._failed or 'finished'} after {seconds:.0f} s" if self._ended else ""
+        return f"<b>{html.safe(self.title)}</b> {html.safe(said)}"
+
+    def _progress(self) -> str:
+        if self._ended:
+            return ""
+        parts: list[str] = []
+        step = self._step
+        if step is not None:
+            left = self._left(step)
+            parts.append(f"{html.safe(step.stage)}: step {step.step} of {step.of}{left}")
+            parts.append(_BAR.format(f'value="{step.step}" max="{step.of}"'))
+        for what, (done, total) in self._bars.items():
+            parts.append(html.safe(f"{what}: {done}{f' of {total}' if total else ''}"))
+            parts.append(_BAR.format(f'value="{done}" max="{total}"' if total else ""))
+        if self._activity and not self._bars:
+            parts += [html.safe(f"{self._activity} …"), "" if step else _BAR.format("")]
+        return "".join(f"<div>{part}</div>" for part in parts if part)
+
+    def _left(self, step: StepDone) -> str:
+        """How long the rest of the steps will take, once that can be said."""
+        if len(self._times) < 3 or step.step >= step.of:
+            return ""
+        each = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+        seconds = round(each * (step.of - step.step))
+        minutes, rest = divmod(seconds, 60)
+        return f", about {f'{minutes} min {rest} s' if minutes else f'{rest} s'} left"
+
+    def _warnings(self) -> str:
+        return "".join(
+            f'<div style="border-left:4px solid #d9a400;padding-left:.6em">{html.safe(said)}</div>'
+            for said in (f"{where}: {warning}" for warning, where in self._warned.items())
+        )
+
+    def _add(self, message: str) -> None:
+        if self._messages[-1:] != [message]:
+            self._messages = [*self._messages[-KEPT:], message]
+
+    def _draw(self, *, now: bool = False) -> None:
+        clock = time.monotonic()
+        if now or clock - self._drawn >= PAUSE:
+            self._drawn = clock
+            _update(self._handle, self.drawn())
+
+
+class _Messages:
+    """A stream whose lines are messages of a view."""
+
+    def __init__(self, view: CellView, raw: Any) -> None:
+        self._view, self._raw, self._begun = view, raw, ""
+
+    def write(self, text: str) -> int:
+        """Show every whole line; of what a library redraws in place only what it says last."""
+        *whole, self._begun = (self._begun + text).split("\n")
+        for line in whole:
+            self._view.say(line.rpartition("\r")[2])
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing waits but a line that is not whole."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raw, name)
+
+
+def _figures(figures: Mapping[str, float]) -> str:
+    return html.table(list(figures), [[f"{value:.4g}" for value in figures.values()]])
+
+
+def _near(text: str) -> str:
+    """A text with paths as they are seen from the working directory."""
+    return text.replace(f"{Path.cwd()}/", "")
+
+
+def _handle(here: Any, content: str) -> Any:
+    """An output of the running cell that can be updated: the one that says nothing, or a new."""
+    global _spare
+    from IPython.display import HTML, display
+
+    if _spare is not None and _spare[0] == here.execution_count:
+        handle = _spare[1]
+        _update(handle, content)
+    else:
+        handle = display(HTML(content), display_id=True)
+    _spare = None
+    return handle
+
+
+def _update(handle: Any, content: str) -> None:
+    from IPython.display import HTML
+
+    handle.update(HTML(content))

@@ -74,7 +74,7 @@ class RunLog:
     ) -> None:
         self.path = folder / "metrics.jsonl"
         self.console = console or Console(file=sys.stderr, highlight=False)
-        self.title, self.max_steps = title, max_steps
+        self.title, self.max_steps, self._done = title, max_steps, done
         self.history: dict[str, list[float]] = {}
         self.current: set[str] = set()  # the headings that the last step has a figure for
         self.samples: Sequence[SampledText] = ()
@@ -99,6 +99,8 @@ class RunLog:
         )
 
     def __enter__(self) -> RunLog:
+        if self.console.view is not None:
+            self.console.view.begin(self.title, self._done, self.max_steps)
         if self._live:
             self._live.start()
         return self

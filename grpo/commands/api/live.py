@@ -8,6 +8,7 @@ keeps. Outside a notebook nothing here does anything.
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -92,20 +93,25 @@ class CellView:
         self.title = title
         self._activity, self._ended, self._failed = "starting", False, ""
         self._bars: dict[str, tuple[int, int | None]] = {}
+        self._stage, self._done, self._of = "", 0, 0
         self._step: StepDone | None = None
         self._history: dict[str, list[float]] = {}
         self._warned: dict[str, str] = {}  # warning -> where it came first
         self._messages: list[str] = []  # HTML
         self._began, self._drawn = time.monotonic(), 0.0
         self._times: list[float] = []  # of the last steps
-        self._how = ""
+        self._folder, self._how = "", ""
         self.console = Console(view=self, width=200)
         self._handle = _handle(here, self.drawn())
+        self._lock, self._over = threading.Lock(), threading.Event()
+        self._clock = threading.Thread(target=self._tick, daemon=True)
+        self._clock.start()
 
     def named(self, folder: Path, *, instead: bool = False) -> Console:
         """The console of the run in a folder. instead: of a run that was there before."""
         said = ", in place of the run that was there" if instead else ""
-        self.title += f" → {_near(str(folder))}{said}"
+        self._folder = _near(str(folder))
+        self.title += f" → {self._folder}{said}"
         return self.console
 
     # -- what it is told --------------------------------------------------------------------
@@ -127,11 +133,15 @@ class CellView:
         self._times.clear()  # it may have come between two steps
         self._draw()
 
+    def begin(self, stage: str, done: int, of: int) -> None:
+        """A stage begins, of which `done` steps were done before."""
+        self._stage, self._done, self._of, self._activity = stage, done, of, ""
+        self._step, self._history, self._times = None, {}, []
+        self._draw()
+
     def step(self, step: StepDone) -> None:
         """A training step is done."""
-        if self._step is None or self._step.stage != step.stage:
-            self._history, self._times = {}, []
-        self._step, self._activity = step, ""
+        self._step, self._done, self._activity = step, step.step, ""
         for heading, value in step.figures.items():
             self._history.setdefault(heading, []).append(value)
         for warning in step.warnings:
@@ -142,10 +152,10 @@ class CellView:
     def say(self, text: str) -> None:
         """A message, whole lines."""
         for line in text.splitlines():
-            if line.strip():
-                self._add(html.line(_near(line)))
             if line.startswith(HOW):
-                self._how = line.removeprefix(HOW)
+                self._how = _near(line.removeprefix(HOW))
+            elif line.strip():
+                self._add(html.line(_near(line)))
         self._draw()
 
     def table(self, title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -156,15 +166,24 @@ class CellView:
     # -- what it shows ----------------------------------------------------------------------
 
     def close(self, failed: str) -> None:
-        """The state that stays. failed: why the call did not finish; "" where it did."""
+        """The state that stays. failed: why the call did not finish; "" where it did.
+
+        Of a call that failed before anything was done nothing stays: the error says it all.
+        """
+        self._over.set()
+        self._clock.join()
         self._ended, self._failed = True, failed
-        self._draw(now=True)
+        if failed and self._step is None and not self._messages:
+            _update(self._handle, "")
+        else:
+            self._draw(now=True)
 
     def how(self) -> str:
         """What to do after an interrupt."""
-        if self._how:
-            return f"Go on with: run = {self._how}"
-        return "Nothing was saved; run the cell again to start over"
+        if not self._how:
+            return "Nothing was saved; run the cell again to start over"
+        here = f"grpo.load_run({self._folder!r}).resume()"
+        return f"Go on with: run = {self._how if 'load_run' in self._how else here}"
 
     def drawn(self) -> str:
         """The page as it is now."""
@@ -182,32 +201,31 @@ class CellView:
         return html.box("grpo-live", parts)
 
     def _heading(self) -> str:
-        seconds = time.monotonic() - self._began
-        said = f"{self._failed or 'finished'} after {seconds:.0f} s" if self._ended else ""
-        return f"<b>{html.safe(self.title)}</b> {html.safe(said)}"
+        seconds = f"{time.monotonic() - self._began:.0f} s"
+        said = f"{self._failed or 'finished'} after {seconds}" if self._ended else seconds
+        how = f"<div>{html.safe(self.how())}</div>" if self._failed and self._how else ""
+        return f"<b>{html.safe(self.title)}</b> {html.safe(said)}{how}"
 
     def _progress(self) -> str:
         if self._ended:
             return ""
         parts: list[str] = []
-        step = self._step
-        if step is not None:
-            left = self._left(step)
-            parts.append(f"{html.safe(step.stage)}: step {step.step} of {step.of}{left}")
-            parts.append(_BAR.format(f'value="{step.step}" max="{step.of}"'))
+        if self._stage:
+            said = f"{self._stage}: step {self._done} of {self._of}{self._left()}"
+            parts += [html.safe(said), _BAR.format(f'value="{self._done}" max="{self._of}"')]
         for what, (done, total) in self._bars.items():
             parts.append(html.safe(f"{what}: {done}{f' of {total}' if total else ''}"))
             parts.append(_BAR.format(f'value="{done}" max="{total}"' if total else ""))
         if self._activity and not self._bars:
-            parts += [html.safe(f"{self._activity} …"), "" if step else _BAR.format("")]
+            parts += [html.safe(f"{self._activity} …"), "" if self._stage else _BAR.format("")]
         return "".join(f"<div>{part}</div>" for part in parts if part)
 
-    def _left(self, step: StepDone) -> str:
+    def _left(self) -> str:
         """How long the rest of the steps will take, once that can be said."""
-        if len(self._times) < 3 or step.step >= step.of:
+        if len(self._times) < 3 or self._done >= self._of:
             return ""
         each = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
-        seconds = round(each * (step.of - step.step))
+        seconds = round(each * (self._of - self._done))
         minutes, rest = divmod(seconds, 60)
         return f", about {f'{minutes} min {rest} s' if minutes else f'{rest} s'} left"
 
@@ -222,10 +240,16 @@ class CellView:
             self._messages = [*self._messages[-KEPT:], message]
 
     def _draw(self, *, now: bool = False) -> None:
-        clock = time.monotonic()
-        if now or clock - self._drawn >= PAUSE:
-            self._drawn = clock
-            _update(self._handle, self.drawn())
+        with self._lock:
+            clock = time.monotonic()
+            if now or clock - self._drawn >= PAUSE:
+                self._drawn = clock
+                _update(self._handle, self.drawn())
+
+    def _tick(self) -> None:
+        """Draw once a second, also what came too soon after the last drawing."""
+        while not self._over.wait(1.0):
+            self._draw()
 
 
 class _Messages:

@@ -39,6 +39,10 @@ class View(Protocol):
         """What begins now, until the next thing does."""
         ...
 
+    def begin(self, stage: str, done: int, of: int) -> None:
+        """A stage begins, of which `done` steps were done before."""
+        ...
+
     def progress(self, what: str, done: int, total: int | None) -> None:
         """How far a long piece of work is; total is None where nobody knows."""
         ...

@@ -4,8 +4,8 @@
 
 Counted without importing anything, so that it works on any commit checked out somewhere:
 
-* rooms: files and folders directly in `grpo/`, but for `__init__`. The links to `rewards`,
-  `rollout`, `data` and `recipes` are counted apart: the bars are for the others
+* rooms: files and folders directly in `grpo/`, but for `__init__` and `__main__`. The links to
+  `rewards`, `rollout`, `data` and `recipes` are counted apart: the bars are for the others
 * arrows: ordered pairs of rooms of which one imports the other, by every import statement there is,
   those within functions and under TYPE_CHECKING too
 * floors: the rooms on the longest way down along arrows, links and all; the rooms of a circle share
@@ -205,9 +205,10 @@ def modules(tree: Path) -> dict[str, Path]:
 
 
 def room_of(module: str) -> str:
-    """The part of a dotted name below `grpo`; "" for `grpo` itself and for other packages."""
+    """The part of a dotted name below `grpo`; "" for `grpo`, `grpo.__main__`, other packages."""
     first, _, rest = module.partition(".")
-    return rest.partition(".")[0] if first == PACKAGE else ""
+    room = rest.partition(".")[0] if first == PACKAGE else ""
+    return "" if room == "__main__" else room
 
 
 def arrows(sources: Mapping[str, Path]) -> set[tuple[str, str]]:

@@ -64,6 +64,19 @@ def here() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
 
 
+def computer() -> str:
+    """What this process computes on, and in which type where a recipe says `auto`; a line."""
+    import torch
+
+    device = here()
+    kind = chosen(AUTO, device)
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
+        return f"{torch.cuda.get_device_name(device)} with {memory:.0f} GiB, compute type {kind}"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"no GPU: {usable} CPU cores, compute type {kind}"
+
+
 def settled(recipe: R, device: torch.device | None = None) -> R:
     """`recipe` with the type of `device` wherever a stage says auto, as runs are recorded."""
     stages = [_settled(stage, device) for stage in cast(Any, recipe).stages]

@@ -163,7 +163,7 @@ class RunLog:
                     step=step,
                     of=self.max_steps,
                     figures=figures,
-                    warnings=list(tripped.values()),
+                    warnings=tripped,
                     samples=samples,
                 )
             )

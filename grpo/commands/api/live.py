@@ -96,7 +96,7 @@ class CellView:
         self._stage, self._done, self._of = "", 0, 0
         self._step: StepDone | None = None
         self._history: dict[str, list[float]] = {}
-        self._warned: dict[str, str] = {}  # warning -> where it came first
+        self._warned: dict[str, str] = {}  # metric -> its first warning, with the step
         self._messages: list[str] = []  # HTML
         self._began, self._drawn = time.monotonic(), 0.0
         self._times: list[float] = []  # of the last steps
@@ -144,8 +144,8 @@ class CellView:
         self._step, self._done, self._activity = step, step.step, ""
         for heading, value in step.figures.items():
             self._history.setdefault(heading, []).append(value)
-        for warning in step.warnings:
-            self._warned.setdefault(warning, f"{step.stage} step {step.step}")
+        for metric, warning in step.warnings.items():
+            self._warned.setdefault(metric, f"{step.stage} step {step.step}: {warning}")
         self._times = [*self._times[-_TIMED:], time.monotonic()]
         self._draw()
 
@@ -230,9 +230,9 @@ class CellView:
         return f", about {f'{minutes} min {rest} s' if minutes else f'{rest} s'} left"
 
     def _warnings(self) -> str:
+        bar = "border-left:4px solid #d9a400;padding-left:.6em"
         return "".join(
-            f'<div style="border-left:4px solid #d9a400;padding-left:.6em">{html.safe(said)}</div>'
-            for said in (f"{where}: {warning}" for warning, where in self._warned.items())
+            f'<div style="{bar}">{html.safe(said)}</div>' for said in self._warned.values()
         )
 
     def _add(self, message: str) -> None:

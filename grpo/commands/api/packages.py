@@ -8,7 +8,6 @@ rely on the versions they came with.
 from __future__ import annotations
 
 import importlib
-import os
 import re
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from grpo.commands.api import live
 from grpo.commands.api.calling import called
 from grpo.errors import RunError, unknown_name
 
@@ -49,17 +49,10 @@ def setup(extras: str = "") -> str:
 
 def machine() -> str:
     """What a run computes on here, and in which type where the recipe says `auto`."""
-    import torch
+    with live.loading("looking for a GPU"):
+        from grpo.model import compute_types
 
-    from grpo.model import compute_types
-
-    device = compute_types.here()
-    kind = compute_types.chosen(compute_types.AUTO, device)
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory / 2**30
-        return f"{torch.cuda.get_device_name(device)} with {memory:.0f} GiB, compute type {kind}"
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"no GPU: {usable} CPU cores, compute type {kind}"
+        return compute_types.computer()
 
 
 def requirements(extras: str = "") -> list[str]:

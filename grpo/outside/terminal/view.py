@@ -22,13 +22,16 @@ class SampledText:
 
 @dataclass(frozen=True, kw_only=True)
 class StepDone:
-    """A training step that is done. figures: heading -> value. warnings: those that hold now."""
+    """A training step that is done.
+
+    figures: heading -> value. warnings: metric -> a sentence, of those that hold now.
+    """
 
     stage: str
     step: int
     of: int
     figures: Mapping[str, float]
-    warnings: Sequence[str]
+    warnings: Mapping[str, str]
     samples: Sequence[SampledText]
 
 

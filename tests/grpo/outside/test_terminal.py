@@ -27,6 +27,7 @@ from grpo.errors import DataError, GrpoError
 from grpo.evaluation import report
 from grpo.outside.terminal import streams
 from grpo.outside.terminal.console import Console, Said
+from grpo.outside.terminal.view import SampledText
 from grpo.rewards.golds import Fault
 from grpo.rewards.sandbox.probe import Report
 from grpo.rundir.log import RunLog
@@ -36,6 +37,7 @@ from .test_printable import ATTACKS
 
 MARKUP = "[red]a[/red] [link=http://evil]b[/link] [/] :smile: [bold"
 FOREIGN = "<" + "".join(ATTACKS.values()).replace("\n", "") + ">" + MARKUP
+SAMPLE = SampledText(label=FOREIGN, prompt=FOREIGN, completion=FOREIGN)
 
 
 class Terminal(io.StringIO):
@@ -89,7 +91,7 @@ def test_the_live_view_of_training(tmp_path: Path) -> None:
         with log.task(FOREIGN) as progress:
             progress(1, 2)
         log.say(FOREIGN)
-        log.step(1, {"reward": 1.0, f"accuracy/{FOREIGN}": 0.5}, [FOREIGN, FOREIGN])
+        log.step(1, {"reward": 1.0, f"accuracy/{FOREIGN}": 0.5}, [SAMPLE, SAMPLE])
     shows_nothing_but_text(out.getvalue())
     assert "samples of this step" in out.getvalue()
 
@@ -99,7 +101,7 @@ def test_a_log_of_plain_lines(tmp_path: Path) -> None:
     with RunLog(
         tmp_path, title=FOREIGN, max_steps=2, console=Console(file=out, width=2_000)
     ) as log:
-        log.step(1, {"reward": 1.0, f"accuracy/{FOREIGN}": 0.5}, [FOREIGN])
+        log.step(1, {"reward": 1.0, f"accuracy/{FOREIGN}": 0.5}, [SAMPLE])
     shows_nothing_but_text(out.getvalue())
 
 

@@ -1,0 +1,137 @@
+"""A run in a cell of a real kernel: one output, an interrupt that is resumed, words of a reward."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import notebooks
+import pytest
+from nbclient import NotebookClient
+
+SETTINGS = "num_generations=4, rollout={'prompts_per_step': 4}, eval={'num_tasks': %d}"
+CELLS = [
+    # what was shown before torch was there
+    """
+import sys
+from IPython.display import DisplayHandle
+import IPython.display as page
+import grpo
+
+early, own = [], page.display
+def display(*objects, **options):
+    early.append(("torch" in sys.modules, objects[0].data))
+    return own(*objects, **options)
+page.display = display
+grpo.generate
+page.display = own
+early
+""",
+    f"""
+import warnings
+def short(completions, **_):
+    print("a reward speaks")
+    warnings.warn("a reward warns")
+    return [-float(len(text)) for text in completions]
+
+run = grpo.train("parity-r1-zero", rewards=short, max_steps=3, {SETTINGS % 4}, dir="runs/a")
+""",
+    f"""
+import os, signal
+def stops(completions, **_):
+    global asked
+    asked += 1
+    if asked == 12:  # of the third step
+        os.kill(os.getpid(), signal.SIGINT)
+    return [float(len(text) % 5) for text in completions]
+
+settings = dict(rewards=stops, max_steps=5, {SETTINGS % 0})
+asked = -1000
+whole = grpo.train("parity-r1-zero", **settings, dir="runs/whole", overwrite=True)
+asked = 0
+grpo.train("parity-r1-zero", **settings, dir="runs/stopped", overwrite=True)
+""",
+    """
+stopped = grpo.load_run("runs/stopped")
+print(stopped.state)
+asked = -1000
+stopped = stopped.resume(rewards=stops)
+from safetensors.torch import load_file
+a, b = (load_file(run.folder / "model" / "model.safetensors") for run in (whole, stopped))
+print(stopped.state, all((a[name] == b[name]).all() for name in a))
+import threading
+print([thread.name for thread in threading.enumerate() if "_tick" in thread.name])
+""",
+]
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The cells after they ran, one after the other, in one kernel."""
+    work = tmp_path_factory.mktemp("cell")
+    notebook = nbformat.v4.new_notebook()
+    notebook.cells = [nbformat.v4.new_code_cell(source.strip()) for source in CELLS]
+    client = NotebookClient(
+        notebook,
+        timeout=120,
+        kernel_name="python3",
+        allow_errors=True,
+        coalesce_streams=True,
+        extra_arguments=["--HistoryManager.enabled=False", "--IPKernelApp.log_level=40"],
+        resources={"metadata": {"path": str(work)}},
+    )
+    with client.setup_kernel(env=notebooks.environment(Path(work)), cwd=str(work)):
+        for number, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, number)
+    return notebook.cells
+
+
+def pages(cell: Any) -> list[str]:
+    """The HTML of each output of a cell."""
+    return [
+        output.data["text/html"] for output in cell.outputs if "text/html" in output.get("data", {})
+    ]
+
+
+def text(page: str) -> str:
+    """What a person reads."""
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page)).strip()
+
+
+def printed(cell: Any) -> str:
+    """What a cell printed."""
+    return "".join(output.text for output in cell.outputs if output.output_type == "stream")
+
+
+def test_the_first_word_comes_before_torch(cells: list[Any]) -> None:
+    result = next(o for o in cells[0].outputs if o.output_type == "execute_result")
+    found = eval(result.data["text/plain"])  # noqa: S307 - of the cell above
+    assert [(there, text(page)) for there, page in found] == [(False, "loading torch …")]
+
+
+def test_a_run_is_one_output_and_a_reward_may_print(cells: list[Any]) -> None:
+    (page,) = pages(cells[1])
+    said = text(page)
+    assert said.startswith("grpo.train → runs/a finished after")
+    assert "reward of 3 steps" in said
+    assert "a reward warns" in said
+    assert "pass@1" not in said or "before" in said
+    assert "a reward speaks" in printed(cells[1])
+    assert {output.get("name", "stdout") for output in cells[1].outputs} == {"stdout"}
+
+
+def test_an_interrupted_cell_says_how_to_go_on_and_it_goes_on_to_the_same_bits(
+    cells: list[Any],
+) -> None:
+    error = next(output for output in cells[2].outputs if output.output_type == "error")
+    assert "\n".join(error.traceback) == (
+        "KeyboardInterrupt: interrupted; saved at step 3. Go on with: run = "
+        "grpo.load_run('runs/stopped').resume(rewards=[stops])"
+    )
+    assert "interrupted; saved at step 3" in text(pages(cells[2])[-1])
+    state, done, threads = printed(cells[3]).splitlines()
+    assert state == "stopped (rl step 3 of 5)"
+    assert done == "finished True"
+    assert threads == "[]"

@@ -111,7 +111,6 @@ def _sample_and_screen(
     evaluation = load_evaluation(stage.filter.decontaminate, stage.filter.ngram, stage.data)
     sampler = build()
     with closing(sampler.engine), closing(build_rewards(stage, recipe)) as rewards:
-        console.doing(f"{stage.name}: drawing tasks")
         with console.status(f"{stage.name}: drawing tasks"):
             drawn = draw(sampler, stage.filter.num_tasks, seed, evaluation)
         made_of = _made_of(stage, model, drawn, seed, folder.parent, work / "shards")

@@ -23,7 +23,7 @@
 # how. It was only told, after each answer, whether the answer was right. This notebook does the
 # same with a model so small that a laptop trains it while you watch.
 #
-# You need to know some Python and nothing of reinforcement learning. It takes about three minutes
+# You need to know some Python and nothing of reinforcement learning. It takes about a minute
 # on two CPU cores. No GPU and no account is needed, and nothing is downloaded once the first cell
 # has run.
 

@@ -23,7 +23,7 @@
 # get more of that number, by whatever means it finds. Here you write rewards, try them before
 # anything is trained, train with them, and see how a careless one is exploited and repaired.
 #
-# It takes about three minutes on two CPU cores. If the words *group* and *advantage* are new to
+# It takes about a minute on two CPU cores. If the words *group* and *advantage* are new to
 # you, read [R1-Zero in five minutes](01-r1-zero.ipynb) first.
 
 # %%

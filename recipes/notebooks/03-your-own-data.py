@@ -23,7 +23,7 @@
 # of a task that the model has never seen, look at them before they are used, train on them, and
 # measure what was learned on rows that you kept back. You also see what happens to a bad row.
 #
-# It takes about two minutes on two CPU cores. If the words *group* and *reward* are new to you,
+# It takes about a minute on two CPU cores. If the words *group* and *reward* are new to you,
 # read [R1-Zero in five minutes](01-r1-zero.ipynb) first.
 
 # %%

@@ -23,7 +23,7 @@
 # with one import line changed. Then we lay the two side by side: how long they took, what they
 # learned, which figures they log. At the end the same training is one call of `grpo.train`.
 #
-# It takes about three minutes on two CPU cores. The model is tiny and comes with the package.
+# It takes about a minute on two CPU cores. The model is tiny and comes with the package.
 
 # %%
 # Installs the toolkit where it is missing. A package that is installed already is not replaced.
@@ -250,24 +250,23 @@ class Enough(TrainerCallback):
         control.should_training_stop = getattr(self, "good", False)
 
 
-with capture_output():
-    stopped = grpo.GRPOTrainer(
-        model=model,
-        reward_funcs=parity,
-        args=grpo.GRPOConfig(
-            output_dir=fresh("enough"),
-            max_steps=2 * steps,
-            per_device_train_batch_size=128,
-            max_completion_length=32,
-            learning_rate=3e-4,
-            bf16=False,
-            logging_steps=1,
-            save_strategy="no",
-        ),
-        train_dataset=rows,
-        callbacks=[Enough],
-    )
-    stopped.train()
+stopped = grpo.GRPOTrainer(
+    model=model,
+    reward_funcs=parity,
+    args=grpo.GRPOConfig(
+        output_dir=fresh("enough"),
+        max_steps=2 * steps,
+        per_device_train_batch_size=128,
+        max_completion_length=32,
+        learning_rate=3e-4,
+        bf16=False,
+        logging_steps=1,
+        save_strategy="no",
+    ),
+    train_dataset=rows,
+    callbacks=[Enough],
+)
+stopped.train()
 print(f"stopped after step {stopped.state.global_step} of {2 * steps}")
 
 # %% [markdown]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def printed(cell: Any) -> str:
 
 def test_the_first_word_comes_before_torch(cells: list[Any]) -> None:
     result = next(o for o in cells[0].outputs if o.output_type == "execute_result")
-    found = eval(result.data["text/plain"])  # noqa: S307 - of the cell above
+    found = ast.literal_eval(result.data["text/plain"])
     assert [(there, text(page)) for there, page in found] == [(False, "loading torch …")]
 
 

@@ -8,6 +8,7 @@ Every console of this package is one of these (a lint rule says so).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, cast
 
 from rich import console as theirs
@@ -43,6 +44,13 @@ class Console(theirs.Console):  # noqa: TID251 - the one that others use
                 view.table(*_texts(one))
             else:
                 view.say(shown(one) if isinstance(one, str) else self._plain(one))
+
+    def status(self, status: RenderableType, **options: Any) -> Any:
+        """As rich, of work whose length nobody knows; on a view it is what begins now."""
+        if self.view is None:
+            return super().status(status, **options)
+        self.doing(str(status))
+        return nullcontext()
 
     def doing(self, what: str) -> None:
         """What begins now; only a view shows it."""

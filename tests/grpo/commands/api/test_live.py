@@ -77,6 +77,8 @@ def test_a_call_is_one_output_from_its_first_word_to_its_last(page: Page, tmp_pa
         console = view.named(tmp_path / "runs" / "a")
         console.doing("rl: loading")
         assert "rl: loading" in text(page.last)
+        with console.status("rl: drawing tasks"):
+            assert "rl: drawing tasks" in text(page.last)
         with RunLog(tmp_path, title="rl", max_steps=3, console=console) as log:
             with log.task("held-out evaluation (before)") as progress:
                 progress(3, 8)

@@ -198,9 +198,23 @@ def _start(model: nn.Module, spec: LoraSpec) -> None:
 def peft() -> Any:
     """The package. Raises RecipeError where it is not installed."""
     try:
-        return importlib.import_module("peft")
+        found = importlib.import_module("peft")
     except ImportError as error:
         raise RecipeError("model.lora needs peft: pip install 'grpo-toolkit[lora]'") from error
+    _ignore_old_torchao()
+    return found
+
+
+def _ignore_old_torchao() -> None:
+    """Let peft work beside a torchao that is too old for it, as Colab has.
+
+    peft then refuses every layer, although no model is quantized by torchao here.
+    """
+    asks = importlib.import_module("peft.tuners.lora.torchao")
+    try:
+        asks.is_torchao_available()
+    except ImportError:
+        asks.is_torchao_available = lambda: False
 
 
 def _new(model: nn.Module, spec: LoraSpec) -> LoraConfig:

@@ -35,7 +35,7 @@ from grpo.stages.prompting import same_tokens
 from grpo.stages.reject import leave_rows
 from grpo.stages.served import ServedTemplate
 from grpo.stages.sft import encoded, fine_tune, frozen, load_tokenizer
-from grpo.stages.sft_trainer import StageTrainer
+from grpo.stages.sft_trainer import IGNORED, StageTrainer
 from grpo.stages.supervised_rows import TextRow, read_rows
 from grpo.stages.wiring import Sampler, build_sampler
 from grpo.types import EngineSpec
@@ -164,13 +164,18 @@ class LogitsTrainer(StageTrainer):
         with torch.no_grad():
             wanted = self.teacher(**read, use_cache=False).logits
         shared = min(wanted.shape[-1], outputs.logits.shape[-1])
-        loss = _divergence(
+        labels = inputs["labels"][:, 1:]
+        total = _divergence(
             outputs.logits[:, :-1, :shared].float(),
             wanted[:, :-1, :shared].float(),
-            inputs["labels"][:, 1:],
+            labels,
             beta=0.0,  # KL(teacher || student)
-            num_items_in_batch=num_items_in_batch,
+            reduction="sum",  # the only one whose divisor every version of TRL lets us choose
         )
+        count = (labels != IGNORED).sum().clamp(min=1)
+        if num_items_in_batch is not None:
+            count = torch.as_tensor(num_items_in_batch, device=total.device)
+        loss = total / count
         return (loss, outputs) if return_outputs else loss
 
 

@@ -134,7 +134,12 @@ class SLMTrainer(StageTrainer):
         found: list[Tensor] = []
         for batch, mask in zip(batches, masks, strict=True):
             outputs = model(**batch, use_cache=False, fused_lm_head=True)
-            found.append(-outputs.log_probs[mask])
+            if hasattr(outputs, "log_probs"):
+                found.append(-outputs.log_probs[mask])
+            else:  # TRL before 1.0 has no such head
+                targets = batch["input_ids"][:, 1:][mask]
+                logits = outputs.logits[:, :-1][mask].float()
+                found.append(torch.nn.functional.cross_entropy(logits, targets, reduction="none"))
         return torch.cat(found)
 
     def _set_signature_columns_if_needed(self) -> None:

@@ -157,16 +157,16 @@ grpo.plot(by_letter, "reward", "completions/mean_length", "completions/clipped_r
 #
 # - `reward`: the mean of what the answers of the step were paid. Healthy: it rises, with noise.
 # - `accuracy`: the share of right answers, by a verifier. Healthy: it rises *with* the reward.
-# - `reward_std`: how much the rewards of the step differ. Healthy: well above 0, as long as there is
+# - `reward_std`: how much the rewards of the step differ. Healthy: well above 0 while there is
 #   something to learn.
 # - `frac_reward_zero_std`: the share of *dead groups*. All answers to a prompt were paid alike, so
 #   they teach nothing. Healthy: low at first; near 1 only when the task is learned.
 # - `entropy`: how undecided the model is about the next token, in nats. Healthy: it falls slowly.
 # - `kl`: how far the model is from the first one, in nats a token. It is measured where `beta` is
 #   above 0. Healthy: it grows slowly.
-# - `clip_ratio/region_mean`: the share of tokens whose update was stopped because they had moved too
+# - `clip_ratio/region_mean`: the share of tokens whose update was stopped, since they had moved too
 #   far. Healthy: 0 if each batch is used once, as here; otherwise a few percent.
-# - `completions/mean_length`: tokens of an answer. Healthy: it changes for a reason that you can name.
+# - `completions/mean_length`: tokens of an answer. Healthy: it changes, and you can say why.
 # - `completions/clipped_ratio`: the share of answers that were cut off at `max_completion_length`.
 #   Healthy: near 0.
 # - `grad_norm`: the size of the update before it is limited. Healthy: no leap to many times its

@@ -117,6 +117,8 @@ def test_a_run_that_was_killed_shows_what_it_has(tmp_path: Path) -> None:
     assert run.completions(-2).loc[0, "completion"] == "first"
     with pytest.raises(RunError, match=r"no completions of step 4; there are steps 1 to 3, 5 to 6"):
         run.completions(4)
+    with pytest.raises(RunError, match="no completions of step 'first'; there are steps 1"):
+        run.completions("first")  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"no summary yet, it is stopped .*\.resume\(\)"):
         _ = run.summary
     with pytest.raises(RunError, match="it is stopped"):

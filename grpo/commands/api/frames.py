@@ -7,6 +7,7 @@ scores. This frame differs from a plain one in how it is shown and in nothing el
 from __future__ import annotations
 
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -27,6 +28,7 @@ _TEXT = (
     "max-height:12em;overflow:auto"
 )
 _NUMBER = "border-radius:3px;padding:0 .3em"
+_UNBROKEN = re.compile(r"(\S{40})(?=\S)")
 _LEAST = 16  # characters of a text column in a narrow terminal
 _LOOKED_AT = 60  # rows: pandas shows no more
 
@@ -106,7 +108,9 @@ def _label(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    return f'<div style="{_TEXT}"><bdi>{escape(clean(value))}</bdi></div>'
+    # Jupyter drops `overflow-wrap` where it does not trust, so long words say where they may break.
+    parts = "<wbr>".join(escape(part) for part in _UNBROKEN.split(clean(value)) if part)
+    return f'<div style="{_TEXT}"><bdi>{parts}</bdi></div>'
 
 
 def _number(value: Any, low: float, span: float) -> str:

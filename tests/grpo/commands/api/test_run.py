@@ -227,7 +227,7 @@ class Tags(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.append(tag)
-        if tag not in ("br", "img") and not self.get_starttag_text().endswith("/>"):  # type: ignore[union-attr]
+        if tag not in ("br", "img", "wbr") and not self.get_starttag_text().endswith("/>"):  # type: ignore[union-attr]
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -304,6 +304,9 @@ def test_any_form_of_a_frame_is_escaped_and_shown() -> None:
     twice = pandas.concat([frame["c"], frame["c"]], axis=1)
     for rows in (frame, frame.T, twice, frame.reset_index(), frame.iloc[:0], frame.iloc[:, :0]):
         assert not {"img", "i"} & set(Tags(Rows(rows)._repr_html_()).names)
+    page = Tags(Rows({"completion": ["a b " + "<" * 100]})._repr_html_())
+    assert page.names.count("wbr") == 2
+    assert "a b " + "<" * 100 in page.text
     scores = frame_of([{"reward": 1.0}, {"reward": None}, {"reward": float("inf")}], ["reward"])
     for rows in (scores, scores.convert_dtypes(), scores.head(1).astype(int), scores.astype(bool)):
         assert "rgba" in rows._repr_html_()

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from grpo.errors import RewardError
-from grpo.outside.code.foreign import guarded, place_of, said
+from grpo.errors.places import place_of
+from grpo.outside.code.foreign import guarded, said
 from grpo.rewards import deadline, memory
 from grpo.rewards.calling import UNUSABLE, as_scores, close_all, invoke, named
 from grpo.rewards.verdicts import judges, verdict

@@ -27,7 +27,8 @@ from types import FrameType
 from typing import Any, TypeVar, cast
 
 from grpo.errors import RewardError
-from grpo.outside.code.foreign import Passing, place_in
+from grpo.errors.places import place_in
+from grpo.outside.code.foreign import Passing
 
 SECONDS = 600.0  # a call of a reward, where nobody says otherwise
 UNWINDING = 2.0  # for a coroutine that was cancelled

@@ -22,6 +22,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from grpo.errors import folded
 from grpo.errors.printable import printable, redacted_text
 
 _LONGEST = 20_000  # characters of a message, which may quote what a server or a file says
@@ -33,8 +34,23 @@ class GrpoError(Exception):
     What it quotes can do nothing to a terminal, and shows no password (`grpo/errors/printable.py`).
     """
 
+    _led: folded.Led | None = None
+
     def __str__(self) -> str:
         return printable(redacted_text(super().__str__()), width=_LONGEST)
+
+    def stands_for(self, error: BaseException) -> None:
+        """Keep what `error`, which this one replaces, has to say in a notebook, and not its frames.
+
+        They would keep a model in memory as long as the error is the last one.
+        """
+        self._led = folded.Led.of(error)
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints in place of a traceback."""
+        if self._led is None:
+            self._led = folded.Led.of(self)
+        return folded.rendered(self, self._led)
 
 
 class RecipeError(GrpoError, ValueError):

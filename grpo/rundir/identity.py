@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from grpo.outside.code.foreign import is_users
+from grpo.errors.places import is_users
 from grpo.outside.code.fresh import imports
 
 DIGEST = 8  # bytes of a row's hash

@@ -250,22 +250,23 @@ class Enough(TrainerCallback):
         control.should_training_stop = getattr(self, "good", False)
 
 
-stopped = grpo.GRPOTrainer(
-    model=model,
-    reward_funcs=parity,
-    args=grpo.GRPOConfig(
-        output_dir=fresh("enough"),
-        max_steps=2 * steps,
-        per_device_train_batch_size=128,
-        max_completion_length=32,
-        learning_rate=3e-4,
-        bf16=False,
-        logging_steps=1,
-        save_strategy="no",
-    ),
-    train_dataset=rows,
-    callbacks=[Enough],
-)
+with capture_output():  # a note that comes further down
+    stopped = grpo.GRPOTrainer(
+        model=model,
+        reward_funcs=parity,
+        args=grpo.GRPOConfig(
+            output_dir=fresh("enough"),
+            max_steps=2 * steps,
+            per_device_train_batch_size=128,
+            max_completion_length=32,
+            learning_rate=3e-4,
+            bf16=False,
+            logging_steps=1,
+            save_strategy="no",
+        ),
+        train_dataset=rows,
+        callbacks=[Enough],
+    )
 stopped.train()
 print(f"stopped after step {stopped.state.global_step} of {2 * steps}")
 

@@ -65,6 +65,15 @@ print(stopped.state, all((a[name] == b[name]).all() for name in a))
 import threading
 print([thread.name for thread in threading.enumerate() if "_tick" in thread.name])
 """,
+    """
+def bad(completions, **_):
+    return [1 / 0 for _ in completions]
+
+grpo.score(rewards=bad, dataset=[{"prompt": "<i>", "completion": "b"}])
+""",
+    "run.completions(99)",
+    "%tb",
+    "grpo.train('parity-r1-zero', max_stepps=3)",
 ]
 
 
@@ -136,3 +145,42 @@ def test_an_interrupted_cell_says_how_to_go_on_and_it_goes_on_to_the_same_bits(
     assert state == "stopped (rl step 3 of 5)"
     assert done == "finished True"
     assert threads == "[]"
+
+
+def error_of(cell: Any) -> str:
+    """What a cell prints of its error, without colors."""
+    error = next(output for output in cell.outputs if output.output_type == "error")
+    return notebooks.ANSI.sub("", "\n".join(error.traceback))
+
+
+def test_an_error_is_a_sentence_the_users_lines_and_a_folded_trace(cells: list[Any]) -> None:
+    assert error_of(cells[4]).splitlines() == [
+        "RewardError: reward 'bad' raised ZeroDivisionError: division by zero at In[5], line 2",
+        "",
+        "In[5], line 4",
+        '    grpo.score(rewards=bad, dataset=[{"prompt": "<i>", "completion": "b"}])',
+        "",
+        "In[5], line 2, in bad",
+        "    return [1 / 0 for _ in completions]",
+    ]
+    (trace,) = pages(cells[4])
+    assert trace.startswith("<details")
+    assert "ZeroDivisionError" in trace
+    assert trace.count("call last") == 2
+    assert "<i>" not in trace
+
+
+def test_an_error_of_a_runs_method_looks_the_same_and_tb_shows_it_again(cells: list[Any]) -> None:
+    for cell in cells[5:7]:
+        said = error_of(cell).splitlines()
+        assert said[0].startswith("RunError: the run ")
+        assert said[1:] == ["", "In[6], line 1", "    run.completions(99)"]
+        assert len(pages(cell)) == 1
+
+
+def test_a_wrong_word_is_one_sentence_without_an_output_of_the_run(cells: list[Any]) -> None:
+    said = error_of(cells[7]).splitlines()
+    assert said[0].startswith("RecipeError: there is no setting 'max_stepps'. Did you mean")
+    assert said[0].endswith("(grpo.train at In[8], line 1)")
+    assert len(said) == 4
+    assert [page for page in pages(cells[7]) if not page.startswith("<details")] == [""]

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from grpo.errors import GrpoError, RecipeError
-from grpo.outside.code.foreign import is_users, place_in
+from grpo.errors.places import is_users, place_in
 
 P = ParamSpec("P")
 R = TypeVar("R")
 _METHODS = {"evaluate_run": "run.evaluate", "resume": "run.resume"}  # as a user calls them
-_PLACE = re.compile(r" at (.+?):\d+")
+_PLACE = re.compile(r" at (.+?)(?::|, line )\d+")
 
 
 def called(function: Callable[P, R]) -> Callable[P, R]:
@@ -37,6 +37,7 @@ def called(function: Callable[P, R]) -> Callable[P, R]:
             name = _METHODS.get(function.__name__, f"grpo.{function.__name__}")
             said = f" ({name}{where})" if where and not _has_place(text) else ""
             failed = type(error)(f"{text}{said}")
+            failed.stands_for(error)
         raise failed from None
 
     return call

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import pandas
@@ -15,10 +16,12 @@ import pandas
 from grpo.commands.api.html import clean
 
 TEXTS = ("prompt", "completion")
-_STYLE = (
-    "<style>.grpo-rows td {white-space: pre-wrap; text-align: left; vertical-align: top; "
-    "overflow-wrap: anywhere; min-width: 3em}</style>"
-)
+SCORES = "scores"  # entry of `attrs`: the names of columns that are colored
+SIGNED = "advantage"  # of these the one whose sign counts
+BLUE, ORANGE = "74,144,217", "217,130,43"  # told apart by most people who confuse colors
+# Inside each cell, as Jupyter drops style sheets from a notebook that it does not trust.
+_TEXT = "text-align:left;white-space:pre-wrap;overflow-wrap:anywhere;max-height:12em;overflow:auto"
+_NUMBER = "border-radius:3px;padding:0 .3em"
 _LEAST = 16  # characters of a text column in a narrow terminal
 _LOOKED_AT = 60  # rows: pandas shows no more
 
@@ -56,29 +59,71 @@ class Rows(pandas.DataFrame):
         return max([width, _LEAST])
 
     def _repr_html_(self) -> str:
-        shown: dict[Any, Callable[[Any], str]] = {
-            name: clean for name, kind in self.dtypes.items() if kind.kind not in "biuf"
+        options = ("display.max_colwidth", None, "display.html.use_mathjax", False)
+        how: dict[str, Any] = {
+            "classes": "grpo-rows",
+            "max_rows": pandas.get_option("display.max_rows"),
+            "show_dimensions": True,
         }
-        with pandas.option_context("display.max_colwidth", None, "display.html.use_mathjax", False):
-            table = self.to_html(
-                classes="grpo-rows",
-                formatters=shown if self.columns.is_unique else None,
-                max_rows=pandas.get_option("display.max_rows"),
-                show_dimensions=True,
-            )
-        return _STYLE + table
+        with pandas.option_context(*options):
+            if not self.columns.is_unique:
+                return str(self.to_html(**how))
+            # Cells are HTML of ours, so what pandas writes around them is escaped here.
+            page = self.rename(index=_label, columns=_label)
+            page.index.names = [name and _label(name) for name in self.index.names]
+            page.columns.names = [name and _label(name) for name in self.columns.names]
+            cells = {_label(name): self._cells(name) for name in self.columns}
+            cells = {name: cell for name, cell in cells.items() if cell is not None}
+            return pandas.DataFrame.to_html(page, formatters=cells, escape=False, **how)
+
+    def _cells(self, name: Any) -> Callable[[Any], str] | None:
+        """What makes HTML of a cell of a column; None for numbers that mean nothing by color."""
+        if self[name].dtype.kind not in "biuf":
+            return _text
+        if name not in self.attrs.get(SCORES, ()):
+            return None
+        values = [float(value) for value in self[name] if value == value]  # no NaN
+        most = max(map(abs, values), default=0.0)
+        low, high = (
+            (0.0, most) if name == SIGNED else (min(values, default=0.0), max(values, default=0.0))
+        )
+        span = high - low
+        return lambda value: _number(value, (value - low) / span if span > 0 else 0.0)
 
 
-def frame_of(rows: Sequence[Mapping[str, Any]]) -> Rows:
-    """A frame of rows, whose texts are Python's: pandas' own type refuses halves of characters."""
+def _label(value: Any) -> Any:
+    """A name of a row or column as HTML; numbers stay numbers."""
+    return escape(clean(value)) if isinstance(value, str) else value
+
+
+def _text(value: Any) -> str:
+    return f'<div style="{_TEXT}"><bdi>{escape(clean(value))}</bdi></div>'
+
+
+def _number(value: float, share: float) -> str:
+    """A score on a color as strong as its share of the largest one; below 0 the other color."""
+    if value != value:  # NaN
+        return "NaN"
+    color = BLUE if share >= 0 else ORANGE
+    background = f"background:rgba({color},{abs(share) * 0.5:.2f})"
+    return f'<div style="{_NUMBER};{background}">{value:.4g}</div>'
+
+
+def frame_of(rows: Sequence[Mapping[str, Any]], scores: Sequence[str] = ()) -> Rows:
+    """A frame of rows, whose texts are Python's: pandas' own type refuses halves of characters.
+
+    scores: the columns that a notebook colors by value.
+    """
     names = dict.fromkeys(name for row in rows for name in row)
     columns = {name: [row.get(name) for row in rows] for name in names}
-    return Rows(
+    frame = Rows(
         {
             name: pandas.Series(cells, dtype=object) if any(map(_is_text, cells)) else cells
             for name, cells in columns.items()
         }
     )
+    frame.attrs[SCORES] = tuple(scores)
+    return frame
 
 
 def _is_text(value: Any) -> bool:

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
 LINE = "1px solid rgba(128,128,128,.4)"
 IGNORED = "tex2jax_ignore mathjax_ignore"  # or dollar signs would become formulas
@@ -68,7 +69,7 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def curve(name: str, values: Sequence[float]) -> str:
-    """The values of every step as an SVG; "" for fewer than two finite ones."""
+    """The values of every step as a picture; "" for fewer than two finite ones."""
     values = [value for value in values if abs(value) < 1e300]
     if len(values) < 2:
         return ""
@@ -80,10 +81,15 @@ def curve(name: str, values: Sequence[float]) -> str:
         for i, value in enumerate(values)
     )
     said = f"{name} of {len(values)} steps: {values[0]:.4g} to {values[-1]:.4g}"
-    return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" height="{_HEIGHT}" role="img" '
-        f'aria-label="{safe(said)}" style="max-width:100%;border-bottom:{LINE}">'
+    drawing = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
         f'<polyline points="{points}" fill="none" stroke="#4a90d9" stroke-width="2"/></svg>'
+    )
+    # Jupyter leaves a drawing out of a notebook that it does not trust, and a picture in.
+    picture = f"data:image/svg+xml,{quote(drawing)}"
+    return (
+        f'<img src="{picture}" width="{_WIDTH}" height="{_HEIGHT}" alt="{safe(said)}" '
+        f'style="max-width:100%;border-bottom:{LINE}">'
         + small(f"{safe(said)} (lowest {low:.4g}, highest {high:.4g})")
     )
 

@@ -6,6 +6,7 @@ No state of pyplot is touched: a figure is the caller's alone and goes when the 
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -23,18 +24,38 @@ if TYPE_CHECKING:
 
 _ACROSS = 3  # panels in a row
 _DPI = 110
+_GRAY = "#808080"
 _LENGTH = "completions/mean_length"
 _BEFORE, _AFTER = "before", "after"  # evaluations of the first and the last model
 _DURING = "step_"
 
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself, without `%matplotlib`."""
+    """A figure that a notebook shows by itself, without `%matplotlib`.
+
+    The notebook's picture is clear, with lines in a gray that is read on light and dark pages;
+    `savefig` writes what matplotlib does, on white.
+    """
 
     def _repr_png_(self) -> bytes:
         data = io.BytesIO()
-        self.savefig(data, format="png", dpi=_DPI)
+        clear: Picture = pickle.loads(pickle.dumps(self))
+        for axes in clear.axes:
+            _gray(axes)
+        for text in clear.texts:
+            text.set_color(_GRAY)
+        clear.savefig(data, format="png", dpi=_DPI, transparent=True)
         return data.getvalue()
+
+
+def _gray(axes: Axes) -> None:
+    axes.tick_params(colors=_GRAY, which="both")
+    axes.spines[:].set_color(_GRAY)
+    legend = axes.get_legend()
+    for text in [axes.title, axes.xaxis.label, axes.yaxis.label, *(legend.texts if legend else [])]:
+        text.set_color(_GRAY)
+    if legend:
+        legend.get_frame().set(alpha=0.1, edgecolor=_GRAY)
 
 
 @dataclass(frozen=True, kw_only=True)

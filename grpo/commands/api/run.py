@@ -128,7 +128,8 @@ class Run:
             for line in lines
         ]
         scores = ["reward", *dict.fromkeys(name for line in lines for name in line["parts"])]
-        return frame_of(rows).astype(dict.fromkeys(scores, "float64"))
+        colored = [*scores, "advantage"]
+        return frame_of(rows, colored).astype(dict.fromkeys(scores, "float64"))
 
     def plot(self, *names: str, smooth: int = 1) -> Figure:
         """Curves of metrics over the steps, one panel each; by default reward, parts and lengths.

@@ -58,7 +58,8 @@ def score(*, rewards: Any, dataset: Any, workers: int = 1) -> Rows:
         [
             row | {"status": "; ".join(words) or "scored"}
             for row, words in zip(found, said, strict=True)
-        ]
+        ],
+        titles,
     )
 
 

@@ -12,75 +12,24 @@ import logging
 import os
 import signal
 import sys
-import sysconfig
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from types import FrameType
 from typing import Any
 
-import grpo
 from grpo.errors import GrpoError
+from grpo.errors.places import place_of
 
 logger = logging.getLogger(__name__)
 
-_OURS = os.path.dirname(os.path.abspath(str(grpo.__file__))) + os.sep
-_INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
-_NOWHERE = ("<frozen", "<string>")  # Python's own, and code that dataclasses and the like generate
 _STOPPING = (signal.SIGINT, signal.SIGTERM)
 _told: set[tuple[str, str]] = set()
 
 
 class Passing(BaseException):
     """Raised by us through a user's code: `guarded` lets it pass as it is."""
-
-
-@cache
-def is_users(file: str) -> bool:
-    """Whether a source file is the user's own: not ours, not Python's, not installed."""
-    return not (file.startswith(_OURS) or _is_pythons(file) or _is_installed(file))
-
-
-def _is_installed(file: str) -> bool:
-    return any(part in file for part in _INSTALLED)
-
-
-@cache
-def _is_pythons(file: str) -> bool:
-    library = [sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib")]
-    return file.startswith(_NOWHERE) or (
-        file.startswith(tuple(library)) and not _is_installed(file)
-    )
-
-
-def _place(frames: list[tuple[str, int]]) -> str:
-    """ " at FILE:LINE" of the innermost frame in a user's file, else of the outermost in a package.
-
-    "" if all of them are ours or Python's.
-    """
-    users = [frame for frame in frames if is_users(frame[0])]
-    others = [f for f in frames if _is_installed(f[0]) and not f[0].startswith(_OURS)]
-    found = users[-1:] or others[:1]
-    return f" at {found[0][0]}:{found[0][1]}" if found else ""
-
-
-def place_of(error: BaseException) -> str:
-    """ " at FILE:LINE" where the user's code raised `error`; "" if none of it is the user's.
-
-    For a plug-in from an installed package, its outermost line.
-    """
-    if isinstance(error, SyntaxError) and os.path.isabs(error.filename or ""):
-        return f" at {error.filename}:{error.lineno}"  # no frame is of a file that cannot be read
-    found = traceback.walk_tb(error.__traceback__)
-    return _place([(frame.f_code.co_filename, line) for frame, line in found])
-
-
-def place_in(frame: FrameType | None) -> str:
-    """The same for code that is still running in `frame`."""
-    found = [(f.f_code.co_filename, line) for f, line in traceback.walk_stack(frame)]
-    return _place(found[::-1])
 
 
 def said(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
-from grpo.outside.code.foreign import is_users
+from grpo.errors.places import is_users
 
 # name -> the module that has it, and the digest of its source when it was met
 _known: dict[str, tuple[ModuleType, bytes]] = {}

@@ -22,7 +22,7 @@ from types import CodeType, MethodType
 from typing import Any, cast
 
 from grpo.errors import PluginError, RunError
-from grpo.outside.code.foreign import is_users
+from grpo.errors.places import is_users
 
 PREFIX = "object:"
 _AGAIN = {"reward": "rewards=[…]", "source": "dataset=…", "data": "dataset=…"}

@@ -7,9 +7,11 @@ import html.parser
 import io
 import json
 import pickle
+import re
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas
@@ -17,7 +19,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 import grpo
-from grpo.commands.api.frames import Rows
+from grpo.commands.api.frames import BLUE, ORANGE, Rows, frame_of
 from grpo.errors import RewardError, RunError
 from grpo.outside.terminal.console import Console
 from grpo.rewards import score_file
@@ -199,12 +201,11 @@ class Tags(html.parser.HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.append(tag)
-        if tag != "br" and not self.get_starttag_text().endswith("/>"):  # type: ignore[union-attr]
+        if tag not in ("br", "img") and not self.get_starttag_text().endswith("/>"):  # type: ignore[union-attr]
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag != "polyline":
-            assert self.open.pop() == tag
+        assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -218,7 +219,7 @@ def test_a_card_escapes_what_a_model_wrote(tmp_path: Path) -> None:
     page = Tags(run._repr_html_())
     assert page.open == []
     assert "script" not in page.names
-    assert "svg" in page.names
+    assert page.names.count("img") == 1
     assert HOSTILE.replace("\x07", "\ufffd").replace("\ud800", "\ufffd") in page.text
     shown = page.text.partition("worst")[2]
     assert shown.index("alert(1)") < shown.index("=second") < shown.index("=low")
@@ -226,13 +227,49 @@ def test_a_card_escapes_what_a_model_wrote(tmp_path: Path) -> None:
     card = run._repr_html_()
     card.encode()
     assert "mathjax_ignore" in card
-    assert "http" not in card
-    points = card.partition('points="')[2].partition('"')[0].split()
+    assert "://" not in card
+    curve = unquote(card.partition("data:image/svg+xml,")[2].partition('"')[0])
+    assert curve.startswith("<svg")
+    points = curve.partition('points="')[2].partition('"')[0].split()
     assert [point.partition(",")[2] for point in points] == ["86.0", "4.0", "45.0"]
     whole = run.completions()._repr_html_()
     assert "&lt;script&gt;" in whole
     assert "<script" not in whole
     whole.encode()
+
+
+def test_scores_are_colored_by_value_and_names_are_escaped() -> None:
+    rows = frame_of(
+        [
+            {"completion": "a", "reward": 2.0, "<i>": 0.5, "advantage": -1.0, "tokens": 3},
+            {"completion": "<b>", "reward": 1.0, "<i>": 0.5, "advantage": 0.5, "tokens": 9},
+            {"completion": "c", "reward": None, "<i>": 0.5, "advantage": None, "tokens": 1},
+        ],
+        ["reward", "<i>", "advantage"],
+    )
+    page = rows._repr_html_()
+    assert "&lt;i&gt;" in page
+    assert "&lt;b&gt;" in page
+    assert not {"b", "i", "script"} & set(Tags(page).names)
+    colors = re.findall(r"rgba\(([\d,]+),([\d.]+)\)\">([^<]*)<", page)
+    assert colors == [
+        (BLUE, "0.50", "2"),
+        (BLUE, "0.00", "0.5"),  # equal scores say nothing
+        (ORANGE, "0.50", "-1"),
+        (BLUE, "0.00", "1"),
+        (BLUE, "0.00", "0.5"),
+        (BLUE, "0.25", "0.5"),
+        (BLUE, "0.00", "0.5"),
+    ]
+    assert page.count("NaN") == 2
+    part = rows.set_index("completion")[["reward"]].iloc[:2]
+    assert re.findall(r"rgba\(([\d,]+),([\d.]+)", part._repr_html_()) == [
+        (BLUE, "0.50"),
+        (BLUE, "0.00"),
+    ]
+    assert not {"b"} & set(Tags(part._repr_html_()).names)
+    assert "rgba" not in Rows({"completion": ["a"], "reward": [1.0]})._repr_html_()
+    assert "rgba" not in pandas.concat([rows, rows], axis=1)._repr_html_()
 
 
 def test_frames_show_scores_in_a_terminal_and_whole_texts_in_a_notebook(

@@ -127,6 +127,7 @@ def played(
     inside["PATH"] = f"{Path(python).parent}{os.pathsep}{inside['PATH']}"
     with tempfile.TemporaryDirectory(dir=work) as empty:
         client = NotebookClient(notebook, km=manager, timeout=LIMIT, coalesce_streams=True)
+        client.owns_km = True  # so that it ends the kernel too
         with client.setup_kernel(env=inside, cwd=empty):
             start = time.perf_counter()
             client.execute_cell(first, notebook.cells.index(first))

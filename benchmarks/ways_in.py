@@ -51,13 +51,13 @@ class Place:
         self.env = {**kept, "HOME": str(self.home), **caches, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
     def run(self, *command: str) -> str:
-        """What a command prints. What it says besides is shown where it fails."""
+        """What a command prints, on stdout and then on stderr."""
         done = subprocess.run(
             command, cwd=self.clone, env=self.env, capture_output=True, text=True, check=False
         )
         if done.returncode:
             sys.exit(f"ways_in: {shlex.join(command)}\n{done.stdout[-2000:]}{done.stderr[-3000:]}")
-        return done.stdout
+        return done.stdout + done.stderr
 
     def environment(self) -> str:
         """The interpreter of a new environment in the clone."""
@@ -95,9 +95,8 @@ def module(place: Place) -> dict[str, Any]:
     python, start = place.environment(), time.perf_counter()
     index = ["--extra-index-url", place.asked.torch_index]
     asks = "from grpo.commands.api.packages import requirements as r; print(*r(), sep='\\n')"
-    needs = place.run(python, "-c", asks).split("\n")
-    wanted = [line for line in needs if line]
-    place.run(python, "-m", "pip", "install", "--quiet", "-c", PINS, *index, *wanted)
+    needs = place.run(python, "-c", asks).splitlines()
+    place.run(python, "-m", "pip", "install", "--quiet", "-c", PINS, *index, *needs)
     return trained(place, start, python, "-m", "grpo")
 
 
@@ -116,12 +115,16 @@ def container(place: Place) -> dict[str, Any]:
         begin = ["docker", "run", "--rm", image]
         told = place.run("docker", "image", "inspect", "--format", size, image)
     else:  # its sandbox asks for less than podman's, so it works inside another container
-        name = place.run("buildah", "from", image).strip()
+        name = place.run("buildah", "from", image).split()[0]
         begin = ["buildah", "run", "--isolation", "chroot", "--user", "grpo", name, "--", "grpo"]
         told = place.run("podman", "image", "inspect", "--format", size, image)
     first, last = lines(place.run(*begin, *TWO_STEPS))
     found = {"seconds_to_install": round(built, 1), "first_line": first, "last_line": last}
-    return {**found, "seconds": round(time.perf_counter() - start, 1), "image_gb": gb(int(told))}
+    return {
+        **found,
+        "seconds": round(time.perf_counter() - start, 1),
+        "image_gb": gb(int(told.split()[0])),
+    }
 
 
 def trained(place: Place, start: float, *command: str) -> dict[str, Any]:

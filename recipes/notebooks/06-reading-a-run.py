@@ -90,7 +90,7 @@ grpo.score(rewards="accuracy", dataset=[question | {"completion": text} for text
 # | run | what is different |
 # |---|---|
 # | sound | nothing |
-# | hasty | the learning rate is ten times as high |
+# | hasty | the learning rate is 15 times as high |
 # | generous | besides the right answer, every digit that is written earns a tenth of a point |
 # | short | an answer may have 16 tokens at most, in place of 32 |
 #
@@ -112,7 +112,7 @@ settings = {
     "dataset": rows,
     "rewards": "accuracy",
     "max_steps": steps,
-    "learning_rate": 3e-4,
+    "learning_rate": 2e-4,
     "prompts_per_step": 16,
     "num_generations": 8,
     "max_completion_length": 32,

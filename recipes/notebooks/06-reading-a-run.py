@@ -127,7 +127,7 @@ different = {
     "generous": {"rewards": [generous, "accuracy"], "reward_weights": [1.0, 0.0]},
     "short": {"max_completion_length": 16},
 }
-letters = dict(zip(different, random.Random(6).sample("ABCD", 4), strict=True))
+letters = dict(zip(different, random.Random(8).sample("ABCD", 4), strict=True))
 
 runs, said = {}, {}
 for name, changed in different.items():
@@ -169,8 +169,8 @@ grpo.plot(by_letter, "reward", "completions/mean_length", "completions/clipped_r
 # - `completions/mean_length`: tokens of an answer. Healthy: it changes, and you can say why.
 # - `completions/clipped_ratio`: the share of answers that were cut off at `max_completion_length`.
 #   Healthy: near 0.
-# - `grad_norm`: the size of the update before it is limited. Healthy: no leap to many times its
-#   usual size.
+# - `grad_norm`: the size of the gradient before it is limited. Healthy: a leap now and then, after
+#   which the reward recovers.
 #
 # Here they are for the first step of all runs, and for the last. At the first step all models
 # are the same one.

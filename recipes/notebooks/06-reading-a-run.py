@@ -90,7 +90,7 @@ grpo.score(rewards="accuracy", dataset=[question | {"completion": text} for text
 # | run | what is different |
 # |---|---|
 # | sound | nothing |
-# | hasty | the learning rate is ten times as high |
+# | hasty | the learning rate is 15 times as high |
 # | generous | besides the right answer, every digit that is written earns a tenth of a point |
 # | short | an answer may have 16 tokens at most, in place of 32 |
 #
@@ -112,7 +112,7 @@ settings = {
     "dataset": rows,
     "rewards": "accuracy",
     "max_steps": steps,
-    "learning_rate": 3e-4,
+    "learning_rate": 2e-4,
     "prompts_per_step": 16,
     "num_generations": 8,
     "max_completion_length": 32,
@@ -127,7 +127,7 @@ different = {
     "generous": {"rewards": [generous, "accuracy"], "reward_weights": [1.0, 0.0]},
     "short": {"max_completion_length": 16},
 }
-letters = dict(zip(different, random.Random(6).sample("ABCD", 4), strict=True))
+letters = dict(zip(different, random.Random(8).sample("ABCD", 4), strict=True))
 
 runs, said = {}, {}
 for name, changed in different.items():
@@ -169,8 +169,8 @@ grpo.plot(by_letter, "reward", "completions/mean_length", "completions/clipped_r
 # - `completions/mean_length`: tokens of an answer. Healthy: it changes, and you can say why.
 # - `completions/clipped_ratio`: the share of answers that were cut off at `max_completion_length`.
 #   Healthy: near 0.
-# - `grad_norm`: the size of the update before it is limited. Healthy: no leap to many times its
-#   usual size.
+# - `grad_norm`: the size of the gradient before it is limited. Healthy: a leap now and then, after
+#   which the reward recovers.
 #
 # Here they are for the first step of all runs, and for the last. At the first step all models
 # are the same one.

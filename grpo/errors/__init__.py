@@ -39,12 +39,13 @@ class GrpoError(Exception):
     def __str__(self) -> str:
         return printable(redacted_text(super().__str__()), width=_LONGEST)
 
-    def stands_for(self, error: BaseException) -> None:
+    def stands_for(self, error: BaseException, before: BaseException | None) -> None:
         """Keep what `error`, which this one replaces, has to say in a notebook, and not its frames.
 
-        They would keep a model in memory as long as the error is the last one.
+        They would keep a model in memory as long as the error is the last one. before: what the
+        user was handling when the call began.
         """
-        self._led = folded.Led.of(error)
+        self._led = folded.Led.of(error, before)
 
     def _render_traceback_(self) -> list[str]:
         """What IPython prints in place of a traceback."""

@@ -13,8 +13,10 @@ from html import escape
 from typing import Any
 
 from grpo.errors.places import lines_of
+from grpo.errors.printable import printable, shown
 
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
+_SENTENCE, _SOURCE, _TRACE = 2000, 300, 40_000  # the most characters of each
 _STYLE = "white-space:pre-wrap;max-height:30em;overflow:auto"
 
 
@@ -30,17 +32,20 @@ class Led:
     shown: set[Any] = field(default_factory=set[Any])
 
     @classmethod
-    def of(cls, error: BaseException) -> Led:
-        """Of an error and of all it was raised from."""
-        return cls(lines=lines_of(error), trace="".join(traceback.format_exception(error)))
+    def of(cls, error: BaseException, before: BaseException | None = None) -> Led:
+        """Of an error and of all it was raised from. before: see `lines_of`."""
+        trace = shown("".join(traceback.format_exception(error)))
+        if len(trace) > _TRACE:  # say, of a message that quotes a whole page
+            trace = f"{trace[: _TRACE // 2]}\n[…]\n{trace[-_TRACE // 2 :]}"
+        return cls(lines=lines_of(error, before), trace=trace)
 
 
 def rendered(error: BaseException, led: Led) -> list[str]:
     """The lines that IPython prints for `error`. led: of it, or of the error that it stands for."""
-    own = lines_of(error)
-    said = [f"{_RED}{type(error).__name__}{_PLAIN}: {error}"]
+    own = lines_of(error, error.__cause__ or error.__context__)
+    said = [f"{_RED}{type(error).__name__}{_PLAIN}: {printable(str(error), width=_SENTENCE)}"]
     for place, source in dict([*own, *led.lines]).items():
-        said += ["", place, f"    {source}"]
+        said += ["", place, f"    {printable(source, width=_SOURCE)}"]
     return said if _folded(led) else [*said, "", led.trace]
 
 
@@ -50,11 +55,13 @@ def _folded(led: Led) -> bool:
     shell = ipython.get_ipython() if ipython is not None else None
     if getattr(shell, "kernel", None) is None:
         return False
-    from IPython.display import HTML, display
+    from IPython.display import display
 
     count = getattr(shell, "execution_count", 0)
     if count not in led.shown:
         led.shown.add(count)
         page = f'<summary>the whole trace</summary><pre style="{_STYLE}">{escape(led.trace)}</pre>'
-        display(HTML(f'<details style="opacity:.75">{page}</details>'))
+        page = f'<details style="opacity:.75">{page}</details>'
+        # As text for a console that a kernel serves; a page shows the other one.
+        display({"text/html": page, "text/plain": led.trace}, raw=True)
     return True

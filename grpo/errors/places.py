@@ -21,6 +21,7 @@ import grpo
 _OURS = os.path.dirname(os.path.abspath(str(grpo.__file__))) + os.sep
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 _NOWHERE = ("<frozen", "<string>")  # Python's own, and code that dataclasses and the like generate
+_TIMED = ("<timed exec>", "<timed eval>")  # what IPython's `%time` compiles, without its source
 
 
 @cache
@@ -46,44 +47,74 @@ def place_in(frame: FrameType | None) -> str:
     return _place(found[::-1])
 
 
-def lines_of(error: BaseException) -> list[tuple[str, str]]:
+def lines_of(error: BaseException, before: BaseException | None = None) -> list[tuple[str, str]]:
     """(place, source) of the user's lines that led to `error` and to what it was raised from.
 
-    The line that was called last stands last, and each line once.
+    The line that was called last stands last, and each line once. before: an error that the user
+    was handling already; what led to that one is left out.
     """
     found: dict[str, tuple[str, str]] = {}
-    for one in _chain(error):
+    magic: dict[str, tuple[str, str]] = {}  # the call of IPython's that `%%time` stands for
+    for one in _chain(error, before):
         for frame, line in _frames(one):
             code = frame.f_code
             if is_users(code.co_filename):
                 place = named(code.co_filename, line)
                 inside = "" if code.co_name.startswith("<") else f", in {code.co_name}"
-                source = linecache.getline(code.co_filename, line).strip()
-                found.setdefault(place, (place + inside, source))
-    return list(found.values())
+                source = _source(code.co_filename, line)
+                kept = magic if "get_ipython().run_" in source else found
+                kept.setdefault(place, (place + inside, source))
+    return list((found or magic).values())
 
 
 def named(file: str, line: int) -> str:
     """FILE:LINE, and for a cell of a notebook "In[5], line 3"."""
-    cell = _cell(file)
-    return f"In[{cell}], line {line}" if cell else f"{file}:{line}"
+    cell, at = _on_page(file, line)
+    return f"In[{cell}], line {at}" if cell else f"{file}:{line}"
 
 
-def _cell(file: str) -> int:
-    """The number of the newest cell that was compiled under the name `file`; 0 for a real file."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
+def _source(file: str, line: int) -> str:
+    cell, at = _on_page(file, line)
+    kept = linecache.getline(file, line) or "".join(_raw()[cell].splitlines()[at - 1 : at])
+    return kept.strip()
+
+
+def _on_page(file: str, line: int) -> tuple[int, int]:
+    """(number, line) of the newest cell that was compiled under the name `file`; 0 for a real file.
+
+    The body of a cell magic is compiled alone, so its lines count from the second one of the cell.
+    """
+    shell = _shell()
     if shell is None or os.path.exists(file):
-        return 0
+        return 0, line
     source = "".join(linecache.getlines(file)).strip()
     cells: list[Any] = list(shell.user_ns.get("In", []))
-    same = [number for number, cell in enumerate(cells) if source and str(cell).strip() == source]
-    return same[-1] if same else 0
+    for number in reversed(range(len(cells))):
+        if source and str(cells[number]).strip() == source:
+            return number, line
+    for number, raw in reversed(list(enumerate(_raw()))):
+        first, _, body = raw.partition("\n")
+        if first.startswith("%%") and (body.strip() == source if source else file in _TIMED):
+            return number, line + 1
+        at = [i for i, text in enumerate(raw.splitlines()) if "%time " in text]
+        if at and file in _TIMED:
+            return number, line + at[-1]
+    return 0, line
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
+def _shell() -> Any:
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython is not None else None
+
+
+def _raw() -> list[str]:
+    """The cells as they were typed, by number."""
+    return list(getattr(getattr(_shell(), "history_manager", None), "input_hist_raw", [""]))
+
+
+def _chain(error: BaseException, before: BaseException | None) -> Iterator[BaseException]:
     """The error and what it was raised from, however that was hidden."""
-    seen: set[int] = set()
+    seen: set[int] = {id(before)}
     one: BaseException | None = error
     while one is not None and id(one) not in seen:
         seen.add(id(one))

@@ -74,6 +74,16 @@ grpo.score(rewards=bad, dataset=[{"prompt": "<i>", "completion": "b"}])
     "run.completions(99)",
     "%tb",
     "grpo.train('parity-r1-zero', max_stepps=3)",
+    "%%time\nx = 1\ngrpo.load_run('nowhere')",
+    "%%capture\nx = 1\ngrpo.load_run('nowhere')",
+    "x = 1\n%time grpo.load_run('nowhere')",
+    "try:\n    {}['a']\nexcept KeyError:\n    grpo.load_run('nowhere')",
+    """
+def long(completions, **_):
+    raise ValueError("http://me:hunter2@host \\x1b[2J \\u202e <b> " + "long" * 50_000)
+
+grpo.score(rewards=long, dataset=[{"prompt": "a", "completion": "b"}])
+""",
 ]
 
 
@@ -184,3 +194,35 @@ def test_a_wrong_word_is_one_sentence_without_an_output_of_the_run(cells: list[A
     assert said[0].endswith("(grpo.train at In[8], line 1)")
     assert len(said) == 4
     assert [page for page in pages(cells[7]) if not page.startswith("<details")] == [""]
+
+
+def test_a_cell_with_a_magic_is_named_as_the_page_counts(cells: list[Any]) -> None:
+    call = "grpo.load_run('nowhere')"
+    for number, line, source in [(9, 3, call), (10, 3, call), (11, 2, f"%time {call}")]:
+        said = error_of(cells[number - 1]).splitlines()
+        assert said[0].endswith(f"(grpo.load_run at In[{number}], line {line})")
+        assert said[1:] == ["", f"In[{number}], line {line}", f"    {source}"]
+
+
+def test_an_error_that_was_being_handled_is_in_the_trace_only(cells: list[Any]) -> None:
+    assert error_of(cells[11]).splitlines()[1:] == [
+        "",
+        "In[12], line 4",
+        "    grpo.load_run('nowhere')",
+    ]
+    assert "KeyError" in pages(cells[11])[-1]
+
+
+def test_a_hostile_message_is_written_out_and_cut_wherever_it_is_shown(cells: list[Any]) -> None:
+    (trace,) = [page for page in pages(cells[12]) if page]
+    said = error_of(cells[12])
+    for text in (said, trace):
+        assert "hunter2@host" not in text
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+    assert "\\x1b[2J \\u202e <b> longlong" in said
+    assert len(said) < 3000
+    assert "<b>" not in trace
+    assert len(trace) < 60_000
+    assert "call last" in trace
+    assert "In[13], line 2, in long" in said

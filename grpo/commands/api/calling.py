@@ -28,7 +28,7 @@ def called(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def call(*args: P.args, **keywords: P.kwargs) -> R:
-        where = place_in(sys._getframe(1))
+        where, before = place_in(sys._getframe(1)), sys.exception()
         try:
             _check(function.__name__, signature, args, keywords)
             return function(*args, **keywords)
@@ -37,7 +37,7 @@ def called(function: Callable[P, R]) -> Callable[P, R]:
             name = _METHODS.get(function.__name__, f"grpo.{function.__name__}")
             said = f" ({name}{where})" if where and not _has_place(text) else ""
             failed = type(error)(f"{text}{said}")
-            failed.stands_for(error)
+            failed.stands_for(error, before)
         raise failed from None
 
     return call

@@ -6,6 +6,7 @@ scores. This frame differs from a plain one in how it is shown and in nothing el
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -66,29 +67,28 @@ class Rows(pandas.DataFrame):
             "show_dimensions": True,
         }
         with pandas.option_context(*options):
-            if not self.columns.is_unique:
-                return str(self.to_html(**how))
             # Cells are HTML of ours, so what pandas writes around them is escaped here.
             page = self.rename(index=_label, columns=_label)
             page.index.names = [name and _label(name) for name in self.index.names]
             page.columns.names = [name and _label(name) for name in self.columns.names]
-            cells = {_label(name): self._cells(name) for name in self.columns}
-            cells = {name: cell for name, cell in cells.items() if cell is not None}
+            # By place: names may come twice, and a name of several levels has another form.
+            cells: Any = [self._cells(name, i) for i, name in enumerate(self.columns)]
             return pandas.DataFrame.to_html(page, formatters=cells, escape=False, **how)
 
-    def _cells(self, name: Any) -> Callable[[Any], str] | None:
+    def _cells(self, name: Any, at: int) -> Callable[[Any], str] | None:
         """What makes HTML of a cell of a column; None for numbers that mean nothing by color."""
-        if self[name].dtype.kind not in "biuf":
+        column: Any = self.iloc[:, at]
+        if column.dtype.kind not in "biuf":
             return _text
         if name not in self.attrs.get(SCORES, ()):
             return None
-        values = [float(value) for value in self[name] if value == value]  # no NaN
+        values = [float(value) for value in column.dropna() if math.isfinite(value)]
         most = max(map(abs, values), default=0.0)
         low, high = (
             (0.0, most) if name == SIGNED else (min(values, default=0.0), max(values, default=0.0))
         )
         span = high - low
-        return lambda value: _number(value, (value - low) / span if span > 0 else 0.0)
+        return lambda value: _number(value, low, span)
 
 
 def _label(value: Any) -> Any:
@@ -100,10 +100,11 @@ def _text(value: Any) -> str:
     return f'<div style="{_TEXT}"><bdi>{escape(clean(value))}</bdi></div>'
 
 
-def _number(value: float, share: float) -> str:
-    """A score on a color as strong as its share of the largest one; below 0 the other color."""
-    if value != value:  # NaN
+def _number(value: Any, low: float, span: float) -> str:
+    """A score on a color as strong as its share of `span` above `low`; below it the other color."""
+    if pandas.isna(value):
         return "NaN"
+    share = (value - low) / span if span > 0 and math.isfinite(value) else 0.0
     color = BLUE if share >= 0 else ORANGE
     background = f"background:rgba({color},{abs(share) * 0.5:.2f})"
     return f'<div style="{_NUMBER};{background}">{value:.4g}</div>'

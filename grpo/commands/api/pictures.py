@@ -6,13 +6,19 @@ No state of pyplot is touched: a figure is the caller's alone and goes when the 
 from __future__ import annotations
 
 import io
-import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from base64 import b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import pandas
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+from matplotlib.lines import Line2D
+from matplotlib.spines import Spine
+from matplotlib.text import Text
 
 from grpo.errors import RunError, did_you_mean
 from grpo.evaluation import heldout, tally
@@ -25,6 +31,11 @@ if TYPE_CHECKING:
 _ACROSS = 3  # panels in a row
 _DPI = 110
 _GRAY = "#808080"
+_COLORS = {
+    Text: ("color",),
+    Spine: ("edgecolor",),
+    Line2D: ("color", "markeredgecolor", "markerfacecolor"),  # a tick is a marker
+}
 _LENGTH = "completions/mean_length"
 _BEFORE, _AFTER = "before", "after"  # evaluations of the first and the last model
 _DURING = "step_"
@@ -37,25 +48,35 @@ class Picture(Figure):
     `savefig` writes what matplotlib does, on white.
     """
 
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """The picture comes before the one that `%matplotlib inline` would make."""
+        return {"image/png": b64encode(self._repr_png_()).decode(), "text/plain": repr(self)}
+
     def _repr_png_(self) -> bytes:
         data = io.BytesIO()
-        clear: Picture = pickle.loads(pickle.dumps(self))
-        for axes in clear.axes:
-            _gray(axes)
-        for text in clear.texts:
-            text.set_color(_GRAY)
-        clear.savefig(data, format="png", dpi=_DPI, transparent=True)
+        with _clear(self):
+            self.savefig(data, format="png", dpi=_DPI, transparent=True)
         return data.getvalue()
 
 
-def _gray(axes: Axes) -> None:
-    axes.tick_params(colors=_GRAY, which="both")
-    axes.spines[:].set_color(_GRAY)
-    legend = axes.get_legend()
-    for text in [axes.title, axes.xaxis.label, axes.yaxis.label, *(legend.texts if legend else [])]:
-        text.set_color(_GRAY)
-    if legend:
-        legend.get_frame().set(alpha=0.1, edgecolor=_GRAY)
+@contextmanager
+def _clear(figure: Figure) -> Iterator[None]:
+    """Black, white and gray texts and lines of a figure are of one gray inside."""
+    figure.draw_without_rendering()  # makes the ticks
+    with ExitStack() as undo:
+        found: Any = figure.findobj(lambda one: isinstance(one, (Legend, *_COLORS)))
+        for one in found:
+            if isinstance(one, Legend):
+                box = one.get_frame()
+                undo.callback(box.set, alpha=box.get_alpha(), edgecolor=box.get_edgecolor())
+                box.set(alpha=0.1, edgecolor=_GRAY)
+                continue
+            for name in next(names for kind, names in _COLORS.items() if isinstance(one, kind)):
+                color = getattr(one, f"get_{name}")()
+                if color != _GRAY and to_rgba(color)[3] and len(set(to_rgba(color)[:3])) == 1:
+                    undo.callback(one.set, **{name: color})
+                    one.set(**{name: _GRAY})
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)

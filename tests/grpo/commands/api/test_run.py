@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import html.parser
 import io
@@ -183,9 +184,34 @@ def test_a_plot_shows_itself_and_leaves_pyplot_alone(tmp_path: Path) -> None:
     pyplot = sys.modules.get("matplotlib.pyplot")
     before = pyplot.get_fignums() if pyplot else []
     figure = grpo.load_run(folder).plot()
-    assert figure._repr_png_().startswith(b"\x89PNG")  # type: ignore[attr-defined]
+    figure.axes[0].yaxis.set_major_formatter(lambda value, _: f"{value:.1f} points")
+    figure.axes[0].axhline(1.5, color="black", label="half").axes.legend(title="of mine")
+    figure.axes[0].set_ylabel("mine", color="red")
+    white = saved(figure)
+    bundle = figure._repr_mimebundle_()  # type: ignore[attr-defined]
+    clear = pixels(base64.b64decode(bundle["image/png"]))
+    assert clear[0, 0, 3] == 0
+    strong = clear[clear[..., 3] == 255][:, :3].astype(int)
+    assert (strong.max(axis=1) - strong.min(axis=1) > 60).any()  # curves keep their colors
+    assert strong.max(axis=1).min() >= 100  # nothing black is left
+    assert saved(figure) == white
+    assert pixels(white)[0, 0].tolist() == [255, 255, 255, 255]
     assert (pyplot.get_fignums() if pyplot else []) == before
     assert ("matplotlib.pyplot" in sys.modules) == bool(pyplot)
+
+
+def saved(figure: Any) -> bytes:
+    """What `savefig` writes."""
+    data = io.BytesIO()
+    figure.savefig(data)
+    return data.getvalue()
+
+
+def pixels(png: bytes) -> Any:
+    """Height, width, RGBA from 0 to 255."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"))
 
 
 class Tags(html.parser.HTMLParser):
@@ -269,7 +295,20 @@ def test_scores_are_colored_by_value_and_names_are_escaped() -> None:
     ]
     assert not {"b"} & set(Tags(part._repr_html_()).names)
     assert "rgba" not in Rows({"completion": ["a"], "reward": [1.0]})._repr_html_()
-    assert "rgba" not in pandas.concat([rows, rows], axis=1)._repr_html_()
+    assert not {"b"} & set(Tags(pandas.concat([rows, rows], axis=1)._repr_html_()).names)
+
+
+def test_any_form_of_a_frame_is_escaped_and_shown() -> None:
+    evil = "<img src=x onerror=alert(1)>"
+    frame = Rows({("<i>A</i>", "x&y"): [evil], ("c", 1): ["<i>"]}, index=pandas.Index([evil]))
+    twice = pandas.concat([frame["c"], frame["c"]], axis=1)
+    for rows in (frame, frame.T, twice, frame.reset_index(), frame.iloc[:0], frame.iloc[:, :0]):
+        assert not {"img", "i"} & set(Tags(Rows(rows)._repr_html_()).names)
+    scores = frame_of([{"reward": 1.0}, {"reward": None}, {"reward": float("inf")}], ["reward"])
+    for rows in (scores, scores.convert_dtypes(), scores.head(1).astype(int), scores.astype(bool)):
+        assert "rgba" in rows._repr_html_()
+        assert "nan," not in rows._repr_html_()
+        assert ",nan" not in rows._repr_html_()
 
 
 def test_frames_show_scores_in_a_terminal_and_whole_texts_in_a_notebook(

@@ -251,7 +251,7 @@ runs["hasty"].plot("reward", "entropy", "kl", "completions/clipped_ratio")
 # `kl` with that of the sound run in the table above. Within these steps it forgets how to end an
 # answer, so all answers are cut off. After that the reward hardly moves. Answers are paid alike,
 # groups are dead, and there is nothing left that could lead the model back. This is called
-# *collapse*.
+# *collapse*. Note that `grad_norm` gives no alarm: where all groups are dead, it is nearly 0.
 
 # %%
 through(runs["hasty"], 1, early, last)
@@ -283,7 +283,7 @@ through(runs["generous"], 1, last // 2, last)
 
 # %% [markdown]
 # The bonus was meant for work that is shown. A digit for each bit and one for the answer are 17
-# digits, or 1.7 points, and the right answer is one more. But 31 digits that never come to an
+# digits, or 1.7 points, and the right answer is one more. But 32 digits that never come to an
 # answer are worth more than that, and no bits have to be read for it. As soon as
 # the model finds this out, accuracy and reward part. This is *reward hacking*. Accuracy
 # has weight 0 in this run and is there as a witness. Without it you would see a reward that rises.
@@ -376,7 +376,7 @@ grpo.score(
 # <tr>
 # <td>reward falls within a few steps and stays down</td>
 # <td>learning rate too high</td>
-# <td><code>kl</code>, <code>entropy</code>, <code>grad_norm</code> in the first ten steps</td>
+# <td><code>kl</code> and <code>completions/clipped_ratio</code> in the first five steps</td>
 # <td>start again with a lower <code>learning_rate</code>, then a larger <code>beta</code></td>
 # </tr>
 # <tr>

@@ -13,7 +13,7 @@ from html import escape
 from typing import Any
 
 from grpo.errors.places import lines_of
-from grpo.errors.printable import printable, shown
+from grpo.errors.printable import printable, redacted_text, shown
 
 _RED, _PLAIN = "\x1b[31m", "\x1b[0m"
 _SENTENCE, _SOURCE, _TRACE = 2000, 300, 40_000  # the most characters of each
@@ -45,7 +45,7 @@ def rendered(error: BaseException, led: Led) -> list[str]:
     own = lines_of(error, error.__cause__ or error.__context__)
     said = [f"{_RED}{type(error).__name__}{_PLAIN}: {printable(str(error), width=_SENTENCE)}"]
     for place, source in dict([*own, *led.lines]).items():
-        said += ["", place, f"    {printable(source, width=_SOURCE)}"]
+        said += ["", place, f"    {printable(redacted_text(source), width=_SOURCE)}"]
     return said if _folded(led) else [*said, "", led.trace]
 
 

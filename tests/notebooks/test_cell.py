@@ -84,6 +84,8 @@ def long(completions, **_):
 
 grpo.score(rewards=long, dataset=[{"prompt": "a", "completion": "b"}])
 """,
+    "figure = whole.plot()\nfigure",
+    "%matplotlib inline\nimport matplotlib.pyplot\nfigure",
 ]
 
 
@@ -226,3 +228,10 @@ def test_a_hostile_message_is_written_out_and_cut_wherever_it_is_shown(cells: li
     assert len(trace) < 60_000
     assert "call last" in trace
     assert "In[13], line 2, in long" in said
+
+
+def test_a_figure_is_shown_once_and_clear_whoever_else_draws_figures(cells: list[Any]) -> None:
+    shown = [[output.get("data", {}) for output in cell.outputs] for cell in cells[13:15]]
+    ((plain,), (inline,)) = shown
+    assert plain["image/png"] == inline["image/png"]
+    assert len(plain["image/png"]) < 120_000

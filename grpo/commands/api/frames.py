@@ -21,7 +21,11 @@ SCORES = "scores"  # entry of `attrs`: the names of columns that are colored
 SIGNED = "advantage"  # of these the one whose sign counts
 BLUE, ORANGE = "74,144,217", "217,130,43"  # told apart by most people who confuse colors
 # Inside each cell, as Jupyter drops style sheets from a notebook that it does not trust.
-_TEXT = "text-align:left;white-space:pre-wrap;overflow-wrap:anywhere;max-height:12em;overflow:auto"
+_LEFT = '<div style="text-align:left">{}</div>'
+_TEXT = (
+    "font-family:monospace;text-align:left;white-space:pre-wrap;overflow-wrap:anywhere;"
+    "max-height:12em;overflow:auto"
+)
 _NUMBER = "border-radius:3px;padding:0 .3em"
 _LEAST = 16  # characters of a text column in a narrow terminal
 _LOOKED_AT = 60  # rows: pandas shows no more
@@ -73,6 +77,11 @@ class Rows(pandas.DataFrame):
             page.columns.names = [name and _label(name) for name in self.columns.names]
             # By place: names may come twice, and a name of several levels has another form.
             cells: Any = [self._cells(name, i) for i, name in enumerate(self.columns)]
+            if page.columns.nlevels == 1:
+                page.columns = [
+                    _LEFT.format(name) if cell is _text else name
+                    for name, cell in zip(page.columns, cells, strict=True)
+                ]
             return pandas.DataFrame.to_html(page, formatters=cells, escape=False, **how)
 
     def _cells(self, name: Any, at: int) -> Callable[[Any], str] | None:

@@ -48,9 +48,12 @@ class Picture(Figure):
     `savefig` writes what matplotlib does, on white.
     """
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        """The picture comes before the one that `%matplotlib inline` would make."""
-        return {"image/png": b64encode(self._repr_png_()).decode(), "text/plain": repr(self)}
+    def _ipython_display_(self) -> None:
+        """IPython asks this first, before the formats that `%matplotlib inline` registers."""
+        from IPython.display import display
+
+        png = b64encode(self._repr_png_()).decode()
+        display({"image/png": png, "text/plain": repr(self)}, raw=True)
 
     def _repr_png_(self) -> bytes:
         data = io.BytesIO()

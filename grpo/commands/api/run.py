@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from grpo.commands.api import cards
 from grpo.commands.api.calling import called
@@ -107,12 +107,12 @@ class Run:
         found = self.stage_of("rl", stage)
         place = self.place(found) / "ledger"
         there = sorted(int(file.name[5:11]) for file in place.glob("step_*.jsonl.gz"))
-        if step < 0 and -step <= len(there):
+        if isinstance(cast(Any, step), int) and step < 0 and -step <= len(there):
             step = there[step]
         if step not in there:
             of = f" of stage {found.name!r}" if len(self.recipe.stages) > 1 else ""
             have = f"there are steps {_ranges(there)}" if there else "it has none of any step"
-            raise RunError(f"{self.title} has no completions of step {step}{of}; {have}")
+            raise RunError(f"{self.title} has no completions of step {step!r}{of}; {have}")
         lines = list(ledger.read(place, step))
         rows = [
             {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import html.parser
 import io
@@ -117,6 +116,8 @@ def test_a_run_that_was_killed_shows_what_it_has(tmp_path: Path) -> None:
     assert run.completions(-2).loc[0, "completion"] == "first"
     with pytest.raises(RunError, match=r"no completions of step 4; there are steps 1 to 3, 5 to 6"):
         run.completions(4)
+    with pytest.raises(RunError, match="no completions of step 'first'; there are steps 1"):
+        run.completions("first")  # type: ignore[arg-type]
     with pytest.raises(RunError, match=r"no summary yet, it is stopped .*\.resume\(\)"):
         _ = run.summary
     with pytest.raises(RunError, match="it is stopped"):
@@ -188,8 +189,7 @@ def test_a_plot_shows_itself_and_leaves_pyplot_alone(tmp_path: Path) -> None:
     figure.axes[0].axhline(1.5, color="black", label="half").axes.legend(title="of mine")
     figure.axes[0].set_ylabel("mine", color="red")
     white = saved(figure)
-    bundle = figure._repr_mimebundle_()  # type: ignore[attr-defined]
-    clear = pixels(base64.b64decode(bundle["image/png"]))
+    clear = pixels(figure._repr_png_())  # type: ignore[attr-defined]
     assert clear[0, 0, 3] == 0
     strong = clear[clear[..., 3] == 255][:, :3].astype(int)
     assert (strong.max(axis=1) - strong.min(axis=1) > 60).any()  # curves keep their colors

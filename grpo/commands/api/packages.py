@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-from grpo.commands.api import live
 from grpo.commands.api.calling import called
 from grpo.errors import RunError, unknown_name
 
@@ -49,6 +48,8 @@ def setup(extras: str = "") -> str:
 
 def machine() -> str:
     """What a run computes on here, and in which type where the recipe says `auto`."""
+    from grpo.commands.api import live  # its drawing needs rich
+
     with live.loading("looking for a GPU"):
         from grpo.model import compute_types
 

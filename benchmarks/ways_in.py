@@ -36,7 +36,7 @@ from record import ROOT, merge, origin
 OUT = ROOT / "benchmarks" / "results" / "ways_in.json"
 INDEX = "https://download.pytorch.org/whl/cpu"
 TWO_STEPS = ["train", "parity-r1-zero", "learner.max_steps=2", "eval.num_tasks=16"]
-PINS = "grpo/constraints.txt"
+QUIET = ["--quiet", "--no-compile", "-c", "grpo/constraints.txt"]
 
 
 class Place:
@@ -69,7 +69,7 @@ def pip(place: Place) -> dict[str, Any]:
     """The line of the README."""
     python, start = place.environment(), time.perf_counter()
     index = ["--extra-index-url", place.asked.torch_index]
-    place.run(python, "-m", "pip", "install", "--quiet", "-c", PINS, *index, ".")
+    place.run(python, "-m", "pip", "install", *QUIET, *index, ".")
     return trained(place, start, str(Path(python).parent / "grpo"))
 
 
@@ -96,7 +96,7 @@ def module(place: Place) -> dict[str, Any]:
     index = ["--extra-index-url", place.asked.torch_index]
     asks = "from grpo.commands.api.packages import requirements as r; print(*r(), sep='\\n')"
     needs = place.run(python, "-c", asks).splitlines()
-    place.run(python, "-m", "pip", "install", "--quiet", "-c", PINS, *index, *needs)
+    place.run(python, "-m", "pip", "install", *QUIET, *index, *needs)
     return trained(place, start, python, "-m", "grpo")
 
 

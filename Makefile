@@ -172,10 +172,10 @@ test-readme: $(INSTALLED_DEV)
 	$(BIN)/python tests/readme/run_readme.py README.md
 	$(BIN)/python tests/readme/run_readme.py docs/python.md
 
-notebooks: $(INSTALLED_DEV)
+notebooks: models/smollm2-135m-instruct/config.json
 	$(BIN)/python benchmarks/notebooks.py $(NOTEBOOKS) $(if $(REPOSITORY),--repository $(REPOSITORY))
 
-test-notebooks: $(INSTALLED_DEV)
+test-notebooks: models/smollm2-135m-instruct/config.json
 	$(BIN)/python benchmarks/notebooks.py --small --twice $(NOTEBOOKS)
 
 # vLLM lives in an environment of its own (make test-vllm makes it); without it, it is left out.

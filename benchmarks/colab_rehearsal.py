@@ -123,9 +123,11 @@ def played(
     assert manager.kernel_spec is not None
     manager.kernel_spec.argv = [python, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     inside = {k: v for k, v in environment(work).items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    inside["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the kernel warns about its own debugger
     inside["PATH"] = f"{Path(python).parent}{os.pathsep}{inside['PATH']}"
     with tempfile.TemporaryDirectory(dir=work) as empty:
         client = NotebookClient(notebook, km=manager, timeout=LIMIT, coalesce_streams=True)
+        client.owns_km = True  # so that it ends the kernel too
         with client.setup_kernel(env=inside, cwd=empty):
             start = time.perf_counter()
             client.execute_cell(first, notebook.cells.index(first))

@@ -139,6 +139,8 @@ def make(script: Path, *, small: bool = False, passes: int = 1, limit: float = 6
     with tempfile.TemporaryDirectory(prefix="notebook-") as top:
         work = Path(top).resolve() / "work"
         work.mkdir()
+        if (ROOT / "models").is_dir():  # a checkpoint that was made before is not made again
+            (work / "models").symlink_to(ROOT / "models")
         client = NotebookClient(
             notebook,
             kernel_name="python3",

@@ -142,7 +142,7 @@ def fresh() -> dict[str, Any]:
         python = str(top / "venv" / "bin" / "python")
         subprocess.run([python, *pip, "install", "--quiet", "jupyterlab"], check=True)
         env = {**environment(top), "PYTHONPATH": ""}
-        limits = f"-c {ROOT / 'constraints.txt'}"
+        limits = f"-c {ROOT / 'grpo' / 'constraints.txt'}"
         start = time.perf_counter()
         with kernel(python, env, top) as client:
             run(client, f"%pip install --quiet {limits} {next(top.glob('*.whl'))}")

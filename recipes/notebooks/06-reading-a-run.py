@@ -90,7 +90,7 @@ grpo.score(rewards="accuracy", dataset=[question | {"completion": text} for text
 # | run | what is different |
 # |---|---|
 # | sound | nothing |
-# | hasty | the learning rate is ten times as high |
+# | hasty | the learning rate is 15 times as high |
 # | generous | besides the right answer, every digit that is written earns a tenth of a point |
 # | short | an answer may have 16 tokens at most, in place of 32 |
 #
@@ -112,7 +112,7 @@ settings = {
     "dataset": rows,
     "rewards": "accuracy",
     "max_steps": steps,
-    "learning_rate": 3e-4,
+    "learning_rate": 2e-4,
     "prompts_per_step": 16,
     "num_generations": 8,
     "max_completion_length": 32,
@@ -127,7 +127,7 @@ different = {
     "generous": {"rewards": [generous, "accuracy"], "reward_weights": [1.0, 0.0]},
     "short": {"max_completion_length": 16},
 }
-letters = dict(zip(different, random.Random(6).sample("ABCD", 4), strict=True))
+letters = dict(zip(different, random.Random(8).sample("ABCD", 4), strict=True))
 
 runs, said = {}, {}
 for name, changed in different.items():
@@ -169,8 +169,8 @@ grpo.plot(by_letter, "reward", "completions/mean_length", "completions/clipped_r
 # - `completions/mean_length`: tokens of an answer. Healthy: it changes, and you can say why.
 # - `completions/clipped_ratio`: the share of answers that were cut off at `max_completion_length`.
 #   Healthy: near 0.
-# - `grad_norm`: the size of the update before it is limited. Healthy: no leap to many times its
-#   usual size.
+# - `grad_norm`: the size of the gradient before it is limited. Healthy: a leap now and then, after
+#   which the reward recovers.
 #
 # Here they are for the first step of all runs, and for the last. At the first step all models
 # are the same one.
@@ -251,7 +251,7 @@ runs["hasty"].plot("reward", "entropy", "kl", "completions/clipped_ratio")
 # `kl` with that of the sound run in the table above. Within these steps it forgets how to end an
 # answer, so all answers are cut off. After that the reward hardly moves. Answers are paid alike,
 # groups are dead, and there is nothing left that could lead the model back. This is called
-# *collapse*.
+# *collapse*. Note that `grad_norm` gives no alarm: where all groups are dead, it is nearly 0.
 
 # %%
 through(runs["hasty"], 1, early, last)
@@ -283,7 +283,7 @@ through(runs["generous"], 1, last // 2, last)
 
 # %% [markdown]
 # The bonus was meant for work that is shown. A digit for each bit and one for the answer are 17
-# digits, or 1.7 points, and the right answer is one more. But 31 digits that never come to an
+# digits, or 1.7 points, and the right answer is one more. But 32 digits that never come to an
 # answer are worth more than that, and no bits have to be read for it. As soon as
 # the model finds this out, accuracy and reward part. This is *reward hacking*. Accuracy
 # has weight 0 in this run and is there as a witness. Without it you would see a reward that rises.
@@ -376,7 +376,7 @@ grpo.score(
 # <tr>
 # <td>reward falls within a few steps and stays down</td>
 # <td>learning rate too high</td>
-# <td><code>kl</code>, <code>entropy</code>, <code>grad_norm</code> in the first ten steps</td>
+# <td><code>kl</code> and <code>completions/clipped_ratio</code> in the first five steps</td>
 # <td>start again with a lower <code>learning_rate</code>, then a larger <code>beta</code></td>
 # </tr>
 # <tr>

@@ -34,6 +34,18 @@ def make(model=None, dtype="float32", algorithm=None, rank=RANK, **config):
     )
 
 
+def test_an_old_torchao_does_not_keep_peft_from_its_layers(monkeypatch):
+    from peft.tuners.lora import torchao
+
+    def refuses():
+        raise ImportError("Found an incompatible version of torchao. Found version 0.10.0")
+
+    monkeypatch.setattr(torchao, "is_torchao_available", refuses)
+    model = tiny_model()
+    add_adapter(model, LoraSpec(rank=RANK))
+    assert len(adapter_parameters(model)) == 2 * LINEARS
+
+
 class Letters:
     """A tokenizer of single letters."""
 

@@ -53,6 +53,21 @@ def test_a_checkout_that_is_not_installed_knows_what_it_needs(
     assert sorted(map(packages._name, checkout)) == sorted(map(packages._name, installed))
 
 
+def test_what_is_missing_is_found_before_anything_is_installed() -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(grpo.__file__).parent.parent)!r})
+import grpo
+from grpo.commands.api import packages
+assert grpo.setup is packages.setup
+print(len(packages.missing(packages.requirements(), packages.installed())))
+"""
+    command = [sys.executable, "-S", "-c", code]  # -S: the standard library and nothing else
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 15
+
+
 def test_pip_adds_the_tested_version_and_replaces_nothing(tmp_path: Path) -> None:
     """`wants` is there in 1.0 (tested), 2.0 and 3.0; `held` is installed in 1.0, and 2.0 exists."""
     for name, version, needs in [

@@ -64,7 +64,7 @@ def _loading() -> AbstractContextManager[None]:
     """In a notebook, a sign of life while torch is imported."""
     if "IPython" not in sys.modules or "torch" in sys.modules:
         return nullcontext()
-    return importlib.import_module("grpo.commands.api.live").loading("loading torch")
+    return importlib.import_module("grpo.commands.api.output").loading("loading torch")
 
 
 def __dir__() -> list[str]:

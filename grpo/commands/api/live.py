@@ -15,7 +15,7 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from grpo.commands.api import html
+from grpo.commands.api import html, output
 from grpo.outside.terminal.console import Console
 from grpo.outside.terminal.view import StepDone
 
@@ -25,7 +25,6 @@ HOW = "continue with: "  # begins the message that says how to go on
 _TIMED = 8  # steps that the time left is estimated from
 _BAR = '<progress style="width:100%;height:.7em;accent-color:#4a90d9" {}></progress>'
 _CURVES = ("reward", "loss", "accuracy")
-_spare: tuple[int, Any] | None = None  # (execution count, handle) of an output that says nothing
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,29 +34,6 @@ class Interrupted(KeyboardInterrupt):
         return [f"KeyboardInterrupt: {self}"]
 
 
-def shell() -> Any:
-    """The IPython of a notebook's kernel; None in a terminal and in a script."""
-    found = sys.modules.get("IPython")
-    here = found.get_ipython() if found is not None else None
-    return here if getattr(here, "kernel", None) is not None else None
-
-
-@contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Say what is being loaded, in a notebook; a run of the same cell takes the output over."""
-    global _spare
-    here = shell()
-    if here is None:
-        yield
-        return
-    handle = _handle(here, html.small(f"{html.safe(what)} …"))
-    try:
-        yield
-    finally:
-        _spare = here.execution_count, handle
-        _update(handle, "")
-
-
 @contextmanager
 def watched(title: str) -> Iterator[CellView | None]:
     """The view of a call in a notebook; None elsewhere.
@@ -65,7 +41,7 @@ def watched(title: str) -> Iterator[CellView | None]:
     What libraries write to standard error meanwhile is shown as messages. An interrupt leaves as
     one sentence with what there is to do.
     """
-    here = shell()
+    here = output.shell()
     if here is None:
         yield None
         return
@@ -102,7 +78,7 @@ class CellView:
         self._times: list[float] = []  # of the last steps
         self._folder, self._how = "", ""
         self.console = Console(view=self, width=200)
-        self._handle = _handle(here, self.drawn())
+        self._handle = output.begun(here, self.drawn())
         self._lock, self._over = threading.Lock(), threading.Event()
         self._clock = threading.Thread(target=self._tick, daemon=True)
         self._clock.start()
@@ -174,7 +150,7 @@ class CellView:
         self._clock.join()
         self._ended, self._failed = True, failed
         if failed and self._step is None and not self._messages:
-            _update(self._handle, "")
+            output.update(self._handle, "")
         else:
             self._draw(now=True)
 
@@ -244,7 +220,7 @@ class CellView:
             clock = time.monotonic()
             if now or clock - self._drawn >= PAUSE:
                 self._drawn = clock
-                _update(self._handle, self.drawn())
+                output.update(self._handle, self.drawn())
 
     def _tick(self) -> None:
         """Draw once a second, also what came too soon after the last drawing."""
@@ -279,23 +255,3 @@ def _figures(figures: Mapping[str, float]) -> str:
 def _near(text: str) -> str:
     """A text with paths as they are seen from the working directory."""
     return text.replace(f"{Path.cwd()}/", "")
-
-
-def _handle(here: Any, content: str) -> Any:
-    """An output of the running cell that can be updated: the one that says nothing, or a new."""
-    global _spare
-    from IPython.display import HTML, display
-
-    if _spare is not None and _spare[0] == here.execution_count:
-        handle = _spare[1]
-        _update(handle, content)
-    else:
-        handle = display(HTML(content), display_id=True)
-    _spare = None
-    return handle
-
-
-def _update(handle: Any, content: str) -> None:
-    from IPython.display import HTML
-
-    handle.update(HTML(content))

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
+from grpo.commands.api import output
 from grpo.commands.api.calling import called
 from grpo.errors import RunError, unknown_name
 
@@ -48,9 +49,7 @@ def setup(extras: str = "") -> str:
 
 def machine() -> str:
     """What a run computes on here, and in which type where the recipe says `auto`."""
-    from grpo.commands.api import live  # its drawing needs rich
-
-    with live.loading("looking for a GPU"):
+    with output.loading("looking for a GPU"):
         from grpo.model import compute_types
 
         return compute_types.computer()

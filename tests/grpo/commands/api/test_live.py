@@ -14,7 +14,7 @@ import pytest
 from rich.table import Table
 
 import grpo
-from grpo.commands.api import live
+from grpo.commands.api import live, output
 from grpo.outside.terminal.console import Console
 from grpo.outside.terminal.view import SampledText
 from grpo.rundir.log import RunLog
@@ -44,9 +44,9 @@ class Page:
 def page(monkeypatch: pytest.MonkeyPatch) -> Page:
     """A notebook without a kernel."""
     shown = Page()
-    monkeypatch.setattr(live, "shell", lambda: types.SimpleNamespace(execution_count=7))
-    monkeypatch.setattr(live, "_handle", shown.handle)
-    monkeypatch.setattr(live, "_update", shown.update)
+    monkeypatch.setattr(output, "shell", lambda: types.SimpleNamespace(execution_count=7))
+    monkeypatch.setattr(output, "begun", shown.handle)
+    monkeypatch.setattr(output, "update", shown.update)
     return shown
 
 
@@ -65,9 +65,9 @@ def text(page: str) -> str:
 def test_outside_a_notebook_there_is_no_view() -> None:
     with live.watched("grpo.train") as view:
         assert view is None
-    with live.loading("loading torch"):
+    with output.loading("loading torch"):
         pass
-    assert "IPython.core.display" not in sys.modules or live.shell() is None
+    assert "IPython.core.display" not in sys.modules or output.shell() is None
 
 
 def test_a_call_is_one_output_from_its_first_word_to_its_last(page: Page, tmp_path: Path) -> None:

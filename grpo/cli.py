@@ -337,9 +337,9 @@ class _Version(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, help="print the version and exit")
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        from importlib.metadata import version
+        from grpo.outside.version import toolkit_version
 
-        print(f"grpo-toolkit {version('grpo-toolkit')}")
+        print(f"grpo-toolkit {toolkit_version()}")
         parser.exit()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from typing import Any
 
 from rich.table import Table
@@ -13,6 +12,7 @@ from rich.table import Table
 from grpo.evaluation.builtin_tasks import EvalTask
 from grpo.evaluation.figures import interval
 from grpo.outside.terminal.console import Console
+from grpo.outside.version import toolkit_version
 
 Figures = Mapping[str, Any]
 TASK_VERSION = 1  # of the built-in tasks: raised when a prompt or a verdict changes
@@ -147,7 +147,7 @@ def lm_eval_results(
             "random_seed": settings["seed"],
         },
         "date": time.time(),
-        "grpo_toolkit_version": version("grpo-toolkit"),
+        "grpo_toolkit_version": toolkit_version(),
         "model_name": results["paths"][model],
     }
 

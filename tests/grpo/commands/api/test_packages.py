@@ -60,6 +60,8 @@ sys.path.insert(0, {str(Path(grpo.__file__).parent.parent)!r})
 import grpo
 from grpo.commands.api import packages
 assert grpo.setup is packages.setup
+from grpo.outside.version import toolkit_version
+assert toolkit_version().startswith("0.")
 print(len(packages.missing(packages.requirements(), packages.installed())))
 """
     command = [sys.executable, "-S", "-c", code]  # -S: the standard library and nothing else

@@ -56,8 +56,14 @@ def make(folder: str | Path) -> Path:
         return out
     if importlib.util.find_spec("gguf") is None:  # before 98 MB are fetched
         raise RunError("this needs the package gguf: pip install 'grpo-toolkit[smollm2]'")
-    with tempfile.TemporaryDirectory() as fetched:
-        convert(fetch(Path(fetched)), out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as fetched,
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=".making-") as beside,
+    ):
+        whole = Path(beside) / out.name
+        convert(fetch(Path(fetched)), whole)
+        whole.rename(out)  # whole or not at all
     return out
 
 

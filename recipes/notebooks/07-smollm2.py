@@ -26,7 +26,7 @@
 # answer only whether it was right.
 #
 # It takes about four minutes on two CPU cores, once the model is there. The first time, the model
-# is fetched: 98 MB. On a GPU each step takes a fraction of a second, and you can raise `steps`.
+# is fetched: 98 MB.
 
 # %%
 # Installs the toolkit where it is missing. A package that is installed already is not replaced.
@@ -52,7 +52,7 @@ import grpo
 print(grpo.setup(EXTRAS))
 
 # %% tags=["parameters"]
-steps = 20  # training steps; 80 make it nearly perfect
+steps = 20  # training steps; the recipe has 80
 tasks = 22  # products that are kept for the exam before and after training
 samples = 8  # answers to each of them in the exam
 
@@ -65,6 +65,8 @@ samples = 8  # answers to each of them in the exam
 # `model = "HuggingFaceTB/SmolLM2-135M-Instruct"` instead.
 
 # %%
+import pandas as pd
+
 from grpo.recipes import make_smollm2
 
 model = str(make_smollm2.make("models/smollm2-135m-instruct"))
@@ -78,13 +80,14 @@ before = grpo.generate(model=model, prompts=messages, max_completion_length=48, 
 before[["completion", "tokens"]]
 
 # %% [markdown]
-# It writes a sentence, often the right kind of sentence, and the number in it is often wrong.
+# It writes a sentence, often the right kind of sentence, and the number in it is often wrong. (Some
+# of these four products will be trained, others not. The exam below has only ones that are not.)
 #
 # ## The task and the rewards
 #
 # A row is a product of two numbers from 2 to 12. Two rewards look at the answer. `lenient` takes
 # the last number in the text, and pays 1 point if it is the product. `strict` takes only what
-# stands in `\\boxed{}`, and pays half a point. Here are both on three texts that we write by hand.
+# stands in `\boxed{}`, and pays half a point. Here are both on three texts that we write by hand.
 
 # %%
 rewards = [
@@ -106,31 +109,44 @@ grpo.score(rewards=rewards, dataset=[row | {"completion": text} for text in by_h
 # twice that of the recipe, which has four times as many steps.
 
 # %%
+import torch
+
+old_gpu = torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0)
+dtype = "float16" if old_gpu else "bfloat16"  # the recipe's type, which a T4 does not have
+
 run = grpo.train(
     "smollm2-multiplication",
     model=model,
     max_steps=steps,
     learning_rate=4e-5,
+    warmup_steps=min(3, steps),
     eval={"num_tasks": tasks, "num_samples": samples},
     dir="runs/smollm2",
     overwrite=True,  # run the cell again and it starts anew
+    **{"model.dtype": dtype},
 )
 
 # %%
 run.plot("rewards/lenient/mean", "completions/mean_length", "entropy")
 
 # %% [markdown]
-# Two things happen at once. The answers get shorter, and more of them are right. They are linked:
-# a long answer has more places to go wrong, and the words around the number earn nothing.
-#
+# Two things happen at once. The answers get shorter, and more of them are right. The two may be
+# linked. This is the first step, before anything was learned: are its short answers right more often?
+
+# %%
+first = run.completions(step=1)
+length = pd.cut(first["tokens"], [0, 12, 24, 47, 48], labels=["to 12", "to 24", "to 47", "cut off"])
+first.groupby(length, observed=True).agg(
+    answers=("lenient", "size"), right=("lenient", "mean")
+).round(2)
+
+# %% [markdown]
 # ## The exam
 #
 # The same products before and after, each with an interval: 95% of such intervals contain the true
 # difference. A star marks a difference whose interval excludes 0.
 
 # %%
-import pandas as pd
-
 exam = pd.DataFrame(run.summary["paired"]).set_index("figure")
 low, high = exam["ci"].str[0], exam["ci"].str[1]
 exam["95% interval"] = [f"[{a:+.3f}, {b:+.3f}]" for a, b in zip(low, high, strict=True)]
@@ -153,7 +169,6 @@ pd.DataFrame(both).rename(index=dict(enumerate(["7 * 8", "3 * 4", "12 * 11", "6 
 
 # %%
 last = run.completions(step=-1)
-first = run.completions(step=1)
 pd.DataFrame(
     {
         when: {
@@ -167,16 +182,17 @@ pd.DataFrame(
 ).round(3)
 
 # %% [markdown]
-# Reinforcement learning makes more likely what the model does now and then. What it never does in
-# a group of eight, it is never paid for. To teach the box, show it: some demonstrations and
-# [fine-tuning](../../docs/sft.md) come first, as in [the R1 pipeline](05-r1-pipeline.ipynb).
+# Reinforcement learning makes more likely what the model does now and then. A right answer in a box
+# is so rare at first that a group of eight seldom has one, and so it is seldom paid. To teach the
+# box, show it: some demonstrations and [fine-tuning](../../docs/sft.md) come first, as in
+# [the R1 pipeline](05-r1-pipeline.ipynb).
 #
 # ## On a GPU
 #
-# The same cell runs there, and the first cell has said in which type it will compute: `bfloat16`
-# on a GPU from Ampere on, `float16` on an older one such as a T4. Give it more to do:
-# `prompts_per_step=32`, `max_steps=80`, and for the speed of sampling `rollout.engine=vllm`
-# ([scaling](../../docs/scaling.md)). None of this was run on a GPU by us yet.
+# The same cell is meant to run there, with `bfloat16` on a GPU from Ampere on and `float16` on an
+# older one such as a T4. Give it more to do: `prompts_per_step=32`, `max_steps=80`, and for
+# sampling with vLLM `**{"rollout.engine": "vllm"}` ([scaling](../../docs/scaling.md)). This has not
+# been run on a GPU yet.
 #
 # ## One thing to try
 #

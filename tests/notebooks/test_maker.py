@@ -101,3 +101,16 @@ def test_a_badge_is_pointed_to_a_repository_and_to_another(script: Path) -> None
         assert badge in script.read_text()
     with pytest.raises(notebooks.NotebookError, match="it is written owner/name"):
         notebooks.point_badge(script, "https://example.org/a")
+
+
+def test_text_that_was_changed_keeps_the_outputs(script: Path) -> None:
+    made = notebooks.make(script, limit=60).notebook
+    notebooks.write(made, script)
+    script.write_text(SCRIPT.replace("# # Title", "# # Other title"))
+    notebooks.take_over_text(script)
+    kept = nbformat.read(script.with_suffix(".ipynb"), as_version=4)
+    assert kept.cells[0].source.startswith("# Other title")
+    assert kept.cells[1:] == made.cells[1:]
+    script.write_text(SCRIPT.replace("steps = 40", "steps = 41"))
+    with pytest.raises(notebooks.NotebookError, match="code has changed"):
+        notebooks.take_over_text(script)

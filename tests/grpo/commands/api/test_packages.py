@@ -125,7 +125,7 @@ def test_python_m_grpo_is_the_command() -> None:
     )
     assert done.stdout.startswith("grpo-toolkit 0.")
     wrong = subprocess.run(
-        [sys.executable, "-m", "grpo", "shwo"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "grpo", "nosuch"], capture_output=True, text=True, check=False
     )
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("grpo: error:")
